@@ -1,0 +1,25 @@
+"""What can go wrong, one class per way to fail; every message says what was found and what to do."""
+
+
+class PackerError(Exception):
+    """A refusal with a reason: shown to the user as one paragraph, exit code 1."""
+
+
+class CheckpointError(PackerError):
+    """A checkpoint that cannot be read, or must not be packed as it is."""
+
+
+class SelectorError(PackerError):
+    """A pin, drop or tensor name that matches nothing."""
+
+
+class PlanError(PackerError):
+    """A plan or candidates file that is damaged, stale, or names what does not exist."""
+
+
+class CapError(PackerError):
+    """A cap that no combination of candidates can meet."""
+
+
+class OutputError(PackerError):
+    """An output that could not be written; what stood there before is untouched."""
