@@ -1,7 +1,28 @@
-"""Fit a trained language model under a hard byte cap."""
+"""Fit a trained language model under a hard byte cap.
+
+from packer import pack, plan
+weights = model.state_dict()
+packed = pack(weights, plan(weights, 16_000_000, code=["train_gpt.py"]), out="model.pack")
+print(packed.account)
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from packer.api import inspect, measure, pack, plan, unpack, verify
+
+__all__ = ["inspect", "measure", "pack", "plan", "unpack", "verify"]
 
 # In a source checkout the leaf packages stand beside this folder; installed, they are inside it.
 if not (Path(__file__).parent / "quantizers").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
+
+
+def __getattr__(name: str) -> Any:
+    """The public functions, loaded on first use: importing torch takes a second."""
+    if name in __all__:
+        from packer import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'packer' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What can go wrong, one class per way to fail; every message says what was found and what to do."""
+"""What can go wrong, one class per way to fail; a message says what was found and what to do."""
 
 
 class PackerError(Exception):

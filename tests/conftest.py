@@ -1,4 +1,4 @@
-"""Shared by every test: one torch thread per worker, and the real inputs where a checkout has them."""
+"""Shared by every test: one torch thread per worker, and real inputs where a checkout has them."""
 
 from pathlib import Path
 

@@ -1,0 +1,1 @@
+"""Measurements of speed, memory and size; run from a checkout, never installed."""

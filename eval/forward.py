@@ -1,0 +1,124 @@
+"""Run a model on a batch of windows: log-probabilities where they are scored, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import ScoreError
+from .windows import PADDING
+
+# Vocabularies are often rounded up for speed, to at most this multiple.
+VOCAB_MULTIPLE = 128
+
+
+class LanguageModel(Protocol):
+    """Tokens int64 [batch, time] to logits [batch, time, vocab]."""
+
+    def __call__(self, tokens: Tensor, /) -> Tensor: ...
+
+
+@runtime_checkable
+class TailLogits(Protocol):
+    """A model that can leave out what the last positions do not need."""
+
+    def tail_logits(self, tokens: Tensor, count: int, /) -> Tensor:
+        """Logits [batch, count, vocab] of the last `count` positions of tokens [batch, time]."""
+
+
+@runtime_checkable
+class TokenNats(Protocol):
+    """A model that only tells losses: nats [batch, count] of the last `count` targets."""
+
+    def token_nats(self, tokens: Tensor, targets: Tensor, count: int, /) -> Tensor:
+        """Both [batch, time]; targets of `PADDING` at the end do not exist and cost nothing."""
+
+
+AnyModel = LanguageModel | TokenNats
+
+
+def device_of(model: object) -> torch.device:
+    """Where the model's parameters are; the CPU for a plain callable."""
+    if isinstance(model, nn.Module):
+        parameter = next(model.parameters(), None)
+        if parameter is not None:
+            return parameter.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def scoring(models: Sequence[object], autocast: bool) -> Iterator[None]:
+    """Inference without dropout; `autocast` computes in bfloat16 where torch finds that safe."""
+    training = [m for m in models if isinstance(m, nn.Module) and m.training]
+    for module in training:
+        module.eval()
+    device = device_of(models[0]).type
+    try:
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=autocast):
+            yield
+    finally:
+        for module in training:
+            module.train()
+
+
+def tail_logits(model: AnyModel, tokens: Tensor, count: int, vocab_size: int | None) -> Tensor:
+    """Logits [batch, count, vocab] in float32 of the last `count` positions of [batch, time].
+
+    Raises:
+        ScoreError: a model that gives no such logits, or has another vocabulary.
+    """
+    if isinstance(model, TailLogits):
+        logits = model.tail_logits(tokens, count)
+    elif isinstance(model, TokenNats):
+        raise ScoreError("this model only returns losses: divergence and agreement need its logits")
+    else:
+        logits = model(tokens)[:, -count:]
+    if logits.shape[:-1] != (len(tokens), count):
+        raise ScoreError(
+            f"the model turned tokens {tuple(tokens.shape)} into {tuple(logits.shape)}, "
+            f"not into logits ({len(tokens)}, {tokens.size(1)}, vocabulary)"
+        )
+    _check_vocabulary(logits.size(-1), vocab_size)
+    return logits.float()
+
+
+def _check_vocabulary(model: int, tokenizer: int | None) -> None:
+    if tokenizer is None or model == tokenizer:
+        return
+    if model != -(-tokenizer // VOCAB_MULTIPLE) * VOCAB_MULTIPLE:
+        raise ScoreError(
+            f"the model has a vocabulary of {model:,} and the tokenizer one of {tokenizer:,}: "
+            "score with the tokenizer the model was trained with"
+        )
+
+
+def nats_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """Nats [batch, count] of targets [batch, count] under logits [batch, count, vocab].
+
+    Raises:
+        ScoreError: a target outside the vocabulary.
+    """
+    highest = int(targets.max())
+    if highest >= logits.size(-1):
+        raise ScoreError(
+            f"token {highest} is outside the model's vocabulary of {logits.size(-1):,}: "
+            "the data was made with another tokenizer"
+        )
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=PADDING, reduction="none"
+    )
+    return losses.view_as(targets)
+
+
+def token_nats(
+    model: AnyModel, tokens: Tensor, targets: Tensor, count: int, vocab_size: int | None
+) -> Tensor:
+    """Nats [batch, count] of the last `count` targets, however the model gives them."""
+    if isinstance(model, TokenNats):
+        return model.token_nats(tokens, targets, count)
+    return nats_of(tail_logits(model, tokens, count, vocab_size), targets[:, -count:])

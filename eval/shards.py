@@ -1,0 +1,141 @@
+"""Token shards on disk: a header of 256 little-endian int32 (magic, version, count), then uint16.
+
+The same layout carries a bytes sidecar: the bytes of original text behind each token.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError
+
+MAGIC = 20240520
+VERSION = 1
+HEADER_BYTES = 256 * 4
+SCAN = 1 << 24  # values read at a time when looking for tokens out of range: 32 MB
+
+
+class TokenStream(Protocol):
+    """Tokens in a row: a numpy array of integers, or anything that slices into one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice, /) -> NDArray[np.integer[Any]]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """Several memory-mapped shards, read as one stream of uint16."""
+
+    paths: tuple[Path, ...]
+    parts: tuple[NDArray[np.uint16], ...]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __getitem__(self, index: slice, /) -> NDArray[np.uint16]:
+        start, stop, step = index.indices(len(self))
+        pieces, offset = [], 0
+        for part in self.parts:
+            pieces.append(part[max(start - offset, 0) : max(stop - offset, 0)])
+            offset += len(part)
+        return np.concatenate(pieces)[::step] if pieces else np.zeros(0, dtype=np.uint16)
+
+
+@dataclass(frozen=True, eq=False)
+class SidecarBytes:
+    """Bytes of text behind every token of a stream, counted when the stream was made."""
+
+    counts: TokenStream
+
+    def target_bytes(self, tokens: NDArray[np.integer[Any]], position: int) -> NDArray[np.int64]:
+        """Bytes [n] of tokens[1:] given tokens [n + 1]; tokens[1] is at `position` of the stream."""
+        return self.counts[position : position + len(tokens) - 1].astype(np.int64)
+
+    def unknown_count(self, tokens: NDArray[np.integer[Any]]) -> int:
+        del tokens  # a sidecar counts what was written, whatever the tokenizer made of it
+        return 0
+
+
+def read_shards(patterns: Iterable[str | Path], vocab_size: int | None = None) -> Shards:
+    """Open shards by path or glob, in the order given and by name within a glob.
+
+    Args:
+        patterns: files or globs; a glob that matches nothing is an error.
+        vocab_size: when given, every token must lie below it.
+
+    Raises:
+        DataError: missing, cut short, of another kind or version, of the wrong length, or with a
+            token outside the vocabulary; each in its own words.
+    """
+    paths = tuple(path for pattern in patterns for path in _matches(pattern))
+    parts = tuple(_open(path) for path in paths)
+    if vocab_size is not None:
+        for path, part in zip(paths, parts, strict=True):
+            _check_range(path, part, vocab_size)
+    return Shards(paths, parts)
+
+
+def read_sidecar(patterns: Iterable[str | Path], tokens: int) -> SidecarBytes:
+    """Open a bytes sidecar for a stream of `tokens` tokens.
+
+    Raises:
+        DataError: as `read_shards`, or a sidecar of another length than the stream.
+    """
+    counts = read_shards(patterns)
+    if len(counts) != tokens:
+        names = ", ".join(str(path) for path in counts.paths)
+        raise DataError(
+            f"the bytes sidecar {names} counts {len(counts):,} tokens but the data has {tokens:,}: "
+            "it belongs to other shards"
+        )
+    return SidecarBytes(counts)
+
+
+def _matches(pattern: str | Path) -> Sequence[Path]:
+    if Path(pattern).is_file():
+        return [Path(pattern)]
+    found = sorted(glob.glob(str(pattern)))
+    if not found:
+        raise DataError(f"{pattern}: no such shard, and as a glob it matches no file")
+    return [Path(path) for path in found]
+
+
+def _open(path: Path) -> NDArray[np.uint16]:
+    size = path.stat().st_size
+    if size < HEADER_BYTES:
+        raise DataError(
+            f"{path} has {size:,} bytes, fewer than a shard's {HEADER_BYTES:,} of header"
+        )
+    with path.open("rb") as file:
+        magic, version, count = np.frombuffer(file.read(12), dtype="<i4").tolist()
+    if magic != MAGIC:
+        raise DataError(f"{path} is not a token shard: its magic is {magic}, not {MAGIC}")
+    if version != VERSION:
+        raise DataError(f"{path} is a shard of version {version}; only {VERSION} can be read")
+    if count < 0 or size != HEADER_BYTES + 2 * count:
+        raise DataError(
+            f"{path} promises {count:,} tokens, {HEADER_BYTES + 2 * count:,} bytes in all, "
+            f"but has {size:,} bytes: it is cut short or something was appended"
+        )
+    if count == 0:
+        return np.zeros(0, dtype=np.uint16)  # an empty range cannot be mapped
+    return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+
+
+def _check_range(path: Path, part: NDArray[np.uint16], vocab_size: int) -> None:
+    for start in range(0, len(part), SCAN):
+        piece = part[start : start + SCAN]
+        if piece.max() >= vocab_size:
+            at = int((piece >= vocab_size).argmax())
+            raise DataError(
+                f"{path}: token {int(piece[at])} at position {start + at:,} is outside the "
+                f"vocabulary of {vocab_size:,}: the shard was made with another tokenizer"
+            )

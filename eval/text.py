@@ -1,0 +1,79 @@
+"""Plain text to tokens: documents, each with the tokenizer's BOS in front."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedText:
+    """Tokens of some documents in a row.
+
+    Attributes:
+        tokens: int32 [tokens], BOS in front of every document.
+        documents: how many there are.
+        text_bytes: UTF-8 bytes of the documents themselves, separators left out. A tokenizer that
+            collapses white space or meets unknown characters counts fewer.
+    """
+
+    tokens: NDArray[np.int32]
+    documents: int
+    text_bytes: int
+
+
+def encode_files(
+    paths: Iterable[str | Path], tokenizer: Any, document_separator: str | None = None
+) -> EncodedText:
+    """Encode UTF-8 text files.
+
+    Args:
+        paths: read in the order given; a file never shares a document with another.
+        tokenizer: a sentencepiece processor.
+        document_separator: where one file holds several documents; None takes it as one. Empty
+            documents are left out.
+
+    Raises:
+        DataError: a file that is missing or not UTF-8, no text at all, a tokenizer without BOS.
+    """
+    documents: list[str] = []
+    for path in paths:
+        text = _read(Path(path))
+        documents += [text] if document_separator is None else text.split(document_separator)
+    return encode_documents([document for document in documents if document], tokenizer)
+
+
+def encode_documents(documents: list[str], tokenizer: Any) -> EncodedText:
+    """Encode documents, BOS in front of each; arguments and errors as in `encode_files`."""
+    if not documents:
+        raise DataError("there is no text to encode: every document is empty")
+    bos = tokenizer.bos_id()
+    if bos < 0:
+        raise DataError("the tokenizer has no BOS piece, which starts every document")
+    pieces: list[int] = []
+    for document in documents:
+        pieces.append(bos)
+        pieces += tokenizer.encode(document)
+    text_bytes = sum(len(document.encode()) for document in documents)
+    return EncodedText(np.array(pieces, dtype=np.int32), len(documents), text_bytes)
+
+
+def _read(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from error
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 text: byte {error.start:,} is 0x{data[error.start]:02x}; "
+            "token shards have a .bin name"
+        ) from error

@@ -1,0 +1,172 @@
+"""How many bytes of text each token stands for.
+
+The table of a sentencepiece model, or of any other tokenizer from a small JSON file:
+
+    {"bytes": [0, 0, 1, 3, ...],        one number per token, its leading space not counted
+     "leading_space": [17, 18, ...],    tokens that begin with a space (optional)
+     "boundary": [0, 1],                tokens after which that space is not counted (optional)
+     "unknown": [0]}                    tokens that stand for text nobody can count (optional)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+from numpy.typing import NDArray
+
+from .errors import TokenBytesError
+
+WORD_MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes a space inside a piece
+
+# Bytes per token of contest tokenizers on web text, by vocabulary; 1 for raw bytes. In between
+# and above, bytes per token grow about linearly with the logarithm of the vocabulary.
+REFERENCE_BYTES_PER_TOKEN = ((256, 1.0), (1024, 2.442), (8192, 3.727))
+# Around the reference line. 8,192 pieces with case operators sit at 0.847 of it and plain English
+# prose with 1,024 pieces at 1.11; counting leading spaces twice gives 1.17 and counting a word
+# mark as its three UTF-8 bytes 1.2, so the band must end between.
+PLAUSIBLE_BELOW, PLAUSIBLE_ABOVE = 0.80, 1.15
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBytes:
+    """Bytes of every token of a vocabulary.
+
+    Attributes:
+        base: int64 [vocab], bytes of the token without its leading space.
+        has_leading_space: bool [vocab]; the space counts one byte, unless the token before is a
+            boundary.
+        is_boundary: bool [vocab], control, unknown and unused tokens.
+        is_unknown: bool [vocab].
+    """
+
+    base: NDArray[np.int64]
+    has_leading_space: NDArray[np.bool_]
+    is_boundary: NDArray[np.bool_]
+    is_unknown: NDArray[np.bool_]
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.base)
+
+    def count(
+        self, tokens: NDArray[np.integer[Any]], previous: NDArray[np.integer[Any]]
+    ) -> NDArray[np.int64]:
+        """Bytes [n] of each of `tokens` [n], each after the token at its place in `previous` [n]."""
+        space = self.has_leading_space[tokens] & ~self.is_boundary[previous]
+        return np.asarray(self.base[tokens] + space, dtype=np.int64)
+
+    def target_bytes(self, tokens: NDArray[np.integer[Any]], position: int) -> NDArray[np.int64]:
+        """Bytes [n] of tokens[1:], given tokens [n + 1]; `position` in the stream is not used."""
+        del position
+        return self.count(tokens[1:], tokens[:-1])
+
+    def unknown_count(self, tokens: NDArray[np.integer[Any]]) -> int:
+        return int(self.is_unknown[tokens].sum())
+
+
+def from_sentencepiece(path: str | Path) -> TokenBytes:
+    """The table of a sentencepiece model file.
+
+    Control, unknown and unused pieces stand for no bytes and are boundaries; byte pieces stand for
+    one; every other piece for its UTF-8 length, a leading word mark left to `count`. A word mark
+    further inside is the one space it decodes to.
+
+    Raises:
+        TokenBytesError: no such file, or not a sentencepiece model.
+    """
+    return from_processor(load_sentencepiece(path))
+
+
+def load_sentencepiece(path: str | Path) -> Any:
+    """The sentencepiece processor of a model file.
+
+    Raises:
+        TokenBytesError: no such file, or not a sentencepiece model.
+    """
+    if not Path(path).is_file():
+        raise TokenBytesError(f"{path}: no such tokenizer file")
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise TokenBytesError(f"{path} is not a sentencepiece model ({error})") from error
+
+
+def from_processor(processor: Any) -> TokenBytes:
+    """The table of a loaded sentencepiece processor; see `from_sentencepiece`."""
+    vocab = processor.vocab_size()
+    base = np.zeros(vocab, dtype=np.int64)
+    leading, boundary, unknown = (np.zeros(vocab, dtype=np.bool_) for _ in range(3))
+    for token in range(vocab):
+        unknown[token] = processor.is_unknown(token)
+        if unknown[token] or processor.is_control(token) or processor.is_unused(token):
+            boundary[token] = True
+        elif processor.is_byte(token):
+            base[token] = 1
+        else:
+            piece = processor.id_to_piece(token)
+            leading[token] = piece.startswith(WORD_MARK)
+            rest = piece[1:] if leading[token] else piece
+            base[token] = len(rest.replace(WORD_MARK, " ").encode())
+    return TokenBytes(base, leading, boundary, unknown)
+
+
+def from_json(path: str | Path) -> TokenBytes:
+    """The table of a bytes-per-token file; its layout is in the module's docstring.
+
+    Raises:
+        TokenBytesError: what in the file is missing or cannot be, by name.
+    """
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TokenBytesError(f"{path} cannot be read as JSON ({error})") from error
+    allowed = ("bytes", "leading_space", "boundary", "unknown")
+    if not isinstance(table, dict) or "bytes" not in table or not set(table) <= set(allowed):
+        raise TokenBytesError(
+            f'{path} must be an object with "bytes" and optionally {", ".join(allowed[1:])}'
+        )
+    base = _whole_numbers(table["bytes"], 2**31, f'{path}: "bytes"')
+    flags = []
+    for name in allowed[1:]:
+        flag = np.zeros(len(base), dtype=np.bool_)
+        flag[_whole_numbers(table.get(name, []), len(base), f'{path}: "{name}"')] = True
+        flags.append(flag)
+    return TokenBytes(base, *flags)
+
+
+def _whole_numbers(values: object, below: int, where: str) -> NDArray[np.int64]:
+    valid = isinstance(values, list) and all(type(v) is int and 0 <= v < below for v in values)
+    if not valid:
+        raise TokenBytesError(f"{where} must be a list of whole numbers from 0 to {below - 1:,}")
+    return np.array(values, dtype=np.int64)
+
+
+def plausible_bytes_per_token(vocab_size: int) -> tuple[float, float]:
+    """The band in which bytes per token of web text or prose in English usually lie."""
+    sizes, ratios = zip(*REFERENCE_BYTES_PER_TOKEN, strict=True)
+    logs = [math.log2(size) for size in sizes]
+    here = math.log2(max(vocab_size, sizes[0]))
+    if here <= logs[-1]:
+        middle = float(np.interp(here, logs, ratios))
+    else:
+        slope = (ratios[-1] - ratios[-2]) / (logs[-1] - logs[-2])
+        middle = ratios[-1] + slope * (here - logs[-1])
+    return PLAUSIBLE_BELOW * middle, PLAUSIBLE_ABOVE * middle
+
+
+def plausibility_warning(bytes_per_token: float, vocab_size: int) -> str | None:
+    """A warning in words when the ratio lies outside the plausible band, else None."""
+    low, high = plausible_bytes_per_token(vocab_size)
+    if low <= bytes_per_token <= high:
+        return None
+    return (
+        f"{bytes_per_token:.3f} bytes per token is outside {low:.2f} to {high:.2f}, usual for "
+        f"English with {vocab_size:,} tokens: either the text is of another kind, or bytes are "
+        "miscounted (leading spaces twice, word marks as three bytes, another tokenizer's table)"
+    )

@@ -1,0 +1,99 @@
+"""The account: where every byte under the cap goes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from packer.errors import PackerError
+
+
+@dataclass(frozen=True)
+class CodeFile:
+    """A file counted as code."""
+
+    path: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a plan must respect: the cap, and what else counts against it.
+
+    loader_bytes: the loader's, 0 when none was asked for. margin_bytes: left free on purpose.
+    """
+
+    cap_bytes: int
+    code: tuple[CodeFile, ...] = ()
+    loader_bytes: int = 0
+    margin_bytes: int = 0
+
+    @property
+    def code_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.code) + self.loader_bytes
+
+    def spell_code(self) -> str:
+        """What was counted as code, in words."""
+        parts = [f"{file.path} {file.size_bytes:,}" for file in self.code]
+        if self.loader_bytes:
+            parts.append(f"the loader {self.loader_bytes:,}")
+        if not parts:
+            return "no code is counted (name files with --code) and no loader"
+        return "code: " + ", ".join(parts) + ("" if self.loader_bytes else "; no loader is counted")
+
+
+def count_code(paths: Iterable[str | os.PathLike[str]]) -> tuple[CodeFile, ...]:
+    """The bytes of every file named as code; a file named twice counts once.
+
+    Raises PackerError: a path that is not a readable file.
+    """
+    sizes: dict[str, int] = {}
+    for path in paths:
+        try:
+            sizes[str(Path(path).resolve())] = len(Path(path).read_bytes())
+        except OSError as error:
+            raise PackerError(f"code file {path} cannot be read: {error.strerror}") from None
+    return tuple(CodeFile(path, size) for path, size in sizes.items())
+
+
+@dataclass(frozen=True)
+class Account:
+    """code: files named as code, the loader included when one is asked for. header: magic, names,
+    shapes, framing and checksum. side: scales. payload: codes. All in bytes; cap 0: none given.
+    """
+
+    cap_bytes: int
+    code_bytes: int
+    header_bytes: int
+    side_bytes: int
+    payload_bytes: int
+
+    @property
+    def artifact_bytes(self) -> int:
+        return self.header_bytes + self.side_bytes + self.payload_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        return self.code_bytes + self.artifact_bytes
+
+    @property
+    def unused_bytes(self) -> int:
+        return self.cap_bytes - self.total_bytes
+
+    def __str__(self) -> str:
+        parts = (
+            f"code {self.code_bytes:,} + header {self.header_bytes:,} + "
+            f"side values {self.side_bytes:,} + payload {self.payload_bytes:,} = "
+            f"{self.total_bytes:,}"
+        )
+        return parts + spell_rest(self.cap_bytes, self.unused_bytes)
+
+
+def spell_rest(cap_bytes: int, unused_bytes: int) -> str:
+    """How a sum stands against the cap: the end of every account."""
+    if not cap_bytes:
+        return " (no cap given)"
+    rest = f"{unused_bytes:,} left" if unused_bytes >= 0 else f"OVER by {-unused_bytes:,}"
+    return f" of {cap_bytes:,}, {rest}"

@@ -1,0 +1,209 @@
+"""What the commands do, callable with values: inspect, measure, plan, pack, unpack, verify.
+
+    from packer import pack, plan
+    weights = model.state_dict()
+    packed = pack(weights, plan(weights, 16_000_000, code=["train_gpt.py"]), out="model.pack")
+    print(packed.account)
+
+A checkpoint is a path, a state dict, or a Checkpoint; a plan is a path or a PackPlan.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from packer import inspection, measuring, unpacking
+from packer.account import Limits, count_code
+from packer.candidates import Measurement
+from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
+from packer.decoder import MAX_DECODED_BYTES, ArtifactError, parse, read_weights
+from packer.errors import CapError, PlanError
+from packer.files import is_json, write_bytes, write_json
+from packer.fit import Packed, pack_to_cap
+from packer.measuring import Progress, ignore_progress
+from packer.planning import PackPlan, follow_policy, make_plan, read_measurement, read_plan
+from packer.ship import loader_source
+
+PathLike = str | os.PathLike[str]
+CheckpointLike = PathLike | Mapping[str, torch.Tensor] | Checkpoint
+
+
+def load(checkpoint: CheckpointLike) -> Checkpoint:
+    """A Checkpoint of whatever describes one. Raises CheckpointError."""
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    if isinstance(checkpoint, Mapping):
+        return from_state_dict(checkpoint)
+    return read_checkpoint(checkpoint)
+
+
+def inspect(checkpoint: CheckpointLike) -> tuple[inspection.TensorStatistics, ...]:
+    """Role, shape, dtype, bytes, share, rms and kurtosis of every tensor."""
+    return inspection.inspect(load(checkpoint))
+
+
+def measure(
+    checkpoint: CheckpointLike,
+    *,
+    pins: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    out: PathLike | None = None,
+    progress: Progress = ignore_progress,
+) -> Measurement:
+    """Every tensor under every choice; written to `out` (candidates.json) when given.
+
+    pins: selector -> choice, measured as well. metadata: text that goes into the artifact.
+    """
+    measured = measuring.measure(load(checkpoint), pins=pins, metadata=metadata, progress=progress)
+    if out is not None:
+        write_json(out, measured.to_json())
+    return measured
+
+
+def plan(
+    source: CheckpointLike | Measurement | PackPlan,
+    cap_bytes: int,
+    *,
+    code: Sequence[PathLike] = (),
+    loader: bool = False,
+    margin_bytes: int = 0,
+    pins: Mapping[str, str] | None = None,
+    policy: PathLike | PackPlan | None = None,
+    metadata: Mapping[str, str] | None = None,
+    out: PathLike | None = None,
+    progress: Progress = ignore_progress,
+) -> PackPlan:
+    """The plan of least damage under the cap; written to `out` (plan.json) when given.
+
+    source: a checkpoint, which is measured first, or measurements (candidates.json, plan.json).
+    code: files counted as code. loader: count the loader too. margin_bytes: left free on purpose.
+    pins: selector -> choice. policy: another run's plan, whose choices and pins are kept; tensors
+    step down only where they do not fit.
+    Raises CapError: nothing fits; says the smallest size reachable. PlanError, SelectorError.
+    """
+    loader_bytes = len(loader_source().encode()) if loader else 0
+    limits = Limits(cap_bytes, count_code(code), loader_bytes, margin_bytes)
+    if policy is not None:
+        made = _under_policy(load_plan(policy), source, limits, metadata, progress)
+    else:
+        measurement = _measurement_of(source, pins, metadata, progress)
+        made = make_plan(measurement, limits, pins)
+    if out is not None:
+        write_json(out, made.to_json())
+    return made
+
+
+def load_plan(plan: PathLike | PackPlan) -> PackPlan:
+    """A PackPlan of whatever describes one. Raises PlanError."""
+    return plan if isinstance(plan, PackPlan) else read_plan(plan)
+
+
+def _measurement_of(
+    source: CheckpointLike | Measurement | PackPlan,
+    pins: Mapping[str, str] | None,
+    metadata: Mapping[str, str] | None,
+    progress: Progress,
+) -> Measurement:
+    if isinstance(source, Measurement):
+        return source
+    if isinstance(source, PackPlan):
+        return source.measurement
+    if isinstance(source, str | os.PathLike) and is_json(source):
+        return read_measurement(source)
+    return measuring.measure(load(source), pins=pins, metadata=metadata, progress=progress)
+
+
+def _under_policy(
+    policy: PackPlan,
+    source: CheckpointLike | Measurement | PackPlan,
+    limits: Limits,
+    metadata: Mapping[str, str] | None,
+    progress: Progress,
+) -> PackPlan:
+    """Measures the policy's own choices first, and all others only when those do not fit."""
+    if not isinstance(source, str | os.PathLike | Mapping | Checkpoint):
+        return follow_policy(policy, _measurement_of(source, None, None, progress), limits)
+    checkpoint = load(source)
+    quick = measuring.measure_choices(checkpoint, policy.choices, metadata, progress)
+    try:
+        return follow_policy(policy, quick, limits)
+    except CapError:
+        whole = measuring.measure(
+            checkpoint, pins=policy.choices, metadata=metadata, progress=progress
+        )
+        return follow_policy(policy, whole, limits)
+
+
+def pack(
+    checkpoint: CheckpointLike,
+    plan: PathLike | PackPlan,
+    *,
+    out: PathLike | None = None,
+    loader: PathLike | None = None,
+    progress: Progress = ignore_progress,
+) -> Packed:
+    """The artifact of a plan, weighed: never over the plan's cap; written to `out` when given.
+
+    loader: also write the loader there; the plan must have counted it.
+    Raises PlanError: the plan is for other contents, or counts no loader. CapError: nothing fits.
+    """
+    made = load_plan(plan)
+    source = loader_source()
+    if loader is not None and made.limits.loader_bytes != len(source.encode()):
+        raise PlanError(
+            f"the plan counts {made.limits.loader_bytes:,} bytes of loader, and the loader has "
+            f"{len(source.encode()):,}. Plan again with --loader."
+        )
+    packed = pack_to_cap(load(checkpoint), made, progress)
+    if out is not None:
+        write_bytes(out, packed.data)
+    if loader is not None:
+        write_bytes(loader, source.encode())
+    return packed
+
+
+def unpack(
+    artifact: PathLike | bytes,
+    out: PathLike | None = None,
+    *,
+    max_bytes: int = MAX_DECODED_BYTES,
+) -> dict[str, torch.Tensor]:
+    """Weights by name, tied names included; written to `out` (.safetensors or .pt) when given.
+
+    Raises ArtifactError: not an artifact, damaged, or larger decoded than `max_bytes`.
+    """
+    data = read_artifact(artifact)
+    weights = read_weights(data, max_bytes)
+    if out is not None:
+        stored = parse(data, max_bytes)
+        unpacking.write_weights(out, weights, stored.ties, stored.metadata)
+    return weights
+
+
+def read_artifact(artifact: PathLike | bytes) -> bytes:
+    """The bytes of an artifact file. Raises ArtifactError: it cannot be read."""
+    if isinstance(artifact, bytes):
+        return artifact
+    try:
+        return Path(artifact).read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{artifact} cannot be read: {error.strerror}") from None
+
+
+def verify(
+    artifact: PathLike | bytes,
+    against: CheckpointLike | None = None,
+    plan: PathLike | PackPlan | None = None,
+    progress: Progress = ignore_progress,
+) -> unpacking.Verification:
+    """Checksum and decoding; with a checkpoint the error of every tensor; with a plan its codes.
+
+    Raises ArtifactError: not an artifact, or damaged. Other differences are returned as problems.
+    """
+    checkpoint = None if against is None else load(against)
+    choices = None if plan is None else load_plan(plan).choices
+    return unpacking.verify(read_artifact(artifact), checkpoint, choices, progress)

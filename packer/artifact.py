@@ -1,0 +1,175 @@
+"""The artifact: quantized tensors by name, as one self-describing file. Layout: docs/format.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from packer import decoder
+from packer.decoder import ArtifactError
+from packer.entropy import CODER_IDS, CODER_NAMES, compress, encode_elements, encode_stream, varint
+from packer.quantizers.formats import (
+    FormatError,
+    Passthrough,
+    QuantizedTensor,
+    TensorFormat,
+    Ternary,
+    Uniform,
+)
+
+_PASSTHROUGH = ("raw", "fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class EncodedTensor:
+    """One tensor as it will lie in the file, and what its parts weigh.
+
+    block: the record with all streams. side_bytes: the scales' stream. payload_bytes: the codes'
+    stream. The rest of the block is framing.
+    """
+
+    block: bytes
+    coder: str
+    side_bytes: int
+    payload_bytes: int
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.block)
+
+    @property
+    def framing_bytes(self) -> int:
+        return len(self.block) - self.side_bytes - self.payload_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """tensors: quantized tensors by name. coders: coder per tensor, None lets the packer choose.
+
+    ties: tied name -> stored name. metadata: text to text, for instance the model's configuration.
+    Equal contents give equal bytes, whatever the insertion order.
+    """
+
+    tensors: Mapping[str, QuantizedTensor]
+    ties: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    coders: Mapping[str, str | None] = field(default_factory=dict)
+    cap_bytes: int = 0
+    code_bytes: int = 0
+
+    def to_bytes(self) -> bytes:
+        shapes = {name: (_dtype_name(q.dtype), q.shape) for name, q in self.tensors.items()}
+        header = encode_header(shapes, self.ties, self.metadata)
+        blocks = [
+            encode_tensor(self.tensors[name], self.coders.get(name)).block
+            for name in sorted(self.tensors)
+        ]
+        return assemble(header, blocks, self.cap_bytes, self.code_bytes)
+
+    @staticmethod
+    def from_bytes(data: bytes, max_bytes: int = decoder.MAX_DECODED_BYTES) -> Artifact:
+        """Raises ArtifactError: not an artifact, damaged, or too large decoded."""
+        stored = decoder.parse(data, max_bytes)
+        return Artifact(
+            {tensor.name: quantized_tensor(tensor) for tensor in stored.tensors},
+            stored.ties,
+            stored.metadata,
+            {tensor.name: coder_name(tensor) for tensor in stored.tensors},
+            stored.cap_bytes,
+            stored.code_bytes,
+        )
+
+
+def encode_header(
+    tensors: Mapping[str, tuple[str, Sequence[int]]],
+    ties: Mapping[str, str],
+    metadata: Mapping[str, str],
+) -> bytes:
+    """The header stream; tensors: name -> (dtype name, shape). No choice changes it."""
+    fields = {
+        "metadata": dict(metadata),
+        "tensors": [[name, tensors[name][0], list(tensors[name][1])] for name in sorted(tensors)],
+        "ties": dict(ties),
+    }
+    raw = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    packed = {name: compress(raw, name) for name in ("raw", "zlib", "brotli", "lzma")}
+    coder = min(packed, key=lambda name: len(packed[name]))
+    return varint(len(raw)) + _stream(CODER_IDS[coder], packed[coder])
+
+
+def header_bytes(header: bytes) -> int:
+    """The part of the file that no choice changes: magic to header, and the checksum."""
+    return len(decoder.MAGIC) + 1 + 16 + len(header) + decoder.CHECKSUM_BYTES
+
+
+def assemble(header: bytes, blocks: Sequence[bytes], cap_bytes: int, code_bytes: int) -> bytes:
+    """The file: magic, version, cap, code, header, blocks in order of name, checksum."""
+    start = decoder.MAGIC + bytes([decoder.VERSION]) + struct.pack("<QQ", cap_bytes, code_bytes)
+    body = b"".join([start, header, *blocks])
+    return body + hashlib.blake2b(body, digest_size=decoder.CHECKSUM_BYTES).digest()
+
+
+def encode_tensor(quantized: QuantizedTensor, coder: str | None = None) -> EncodedTensor:
+    """The block of one tensor: the same bytes wherever it stands in the file."""
+    if isinstance(quantized.format, Passthrough):
+        payload = encode_elements(quantized.codes.numpy(), coder)
+        side: bytes = b""
+        side_bytes = 0
+    else:
+        scale = quantized.side["scale"]
+        planes = scale.view(torch.uint8).reshape(-1, scale.dtype.itemsize).numpy()
+        scale_stream = encode_elements(planes, None)
+        side, side_bytes = _stream(*scale_stream), len(scale_stream[1])
+        payload = encode_stream(quantized.codes.numpy(), coder, scale.float().numpy())
+    block = bytes([format_byte(quantized.format)]) + side + _stream(*payload)
+    return EncodedTensor(block, CODER_NAMES[payload[0]], side_bytes, len(payload[1]))
+
+
+def _stream(coder: int, data: bytes) -> bytes:
+    return bytes([coder]) + varint(len(data)) + data
+
+
+def format_byte(format: TensorFormat) -> int:
+    if isinstance(format, Passthrough):
+        return _PASSTHROUGH.index(format.dtype)
+    if isinstance(format, Ternary):
+        return decoder.TERNARY
+    row = format.axis == "row"
+    return 0x80 | (format.bits - 1) << 3 | row << 2 | format.wide << 1 | int(format.scale32)
+
+
+def format_of(byte: int) -> TensorFormat:
+    """The format of a byte that decoder.parse has accepted."""
+    if byte < len(_PASSTHROUGH):
+        return Passthrough(_PASSTHROUGH[byte])
+    if byte == decoder.TERNARY:
+        return Ternary()
+    axis = "row" if byte & 4 else "tensor"
+    return Uniform((byte >> 3 & 7) + 1, axis, bool(byte & 2), bool(byte & 1))
+
+
+def quantized_tensor(stored: decoder.StoredTensor) -> QuantizedTensor:
+    """Raises ArtifactError: streams are damaged, or codes leave the format's range."""
+    codes, scale = decoder.decode_codes(stored)
+    dtype = getattr(torch, stored.dtype)
+    side = {} if scale is None else {"scale": scale}
+    try:
+        return QuantizedTensor(format_of(stored.format), stored.shape, dtype, codes, side)
+    except FormatError as error:
+        raise ArtifactError(f"tensor {stored.name}: {error}") from None
+
+
+def coder_name(stored: decoder.StoredTensor) -> str:
+    """The coder of a tensor's codes. Raises ArtifactError: unknown."""
+    if stored.codes[0] not in CODER_NAMES:
+        raise ArtifactError(f"tensor {stored.name}: coder {stored.codes[0]} is unknown")
+    return CODER_NAMES[stored.codes[0]]
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,137 @@
+"""Measurements: every tensor under every choice, in bytes and damage; the file candidates.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from packer.budget.plan import Candidate
+from packer.errors import PlanError
+from packer.roles import Role, TensorRole
+
+KIND = "bytecap candidates"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a tensor without its weights. dtype is torch's name, without `torch.`."""
+
+    name: str
+    role: str
+    layer: int | None
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Candidates of every tensor of one checkpoint.
+
+    structure, contents: the checkpoint's fingerprints. header_bytes: the artifact's part that no
+    choice changes. metadata: text that goes into the artifact. damage_source: what the candidates'
+    damage was computed from, in words.
+    """
+
+    source: str
+    structure: str
+    contents: str
+    header_bytes: int
+    tensors: tuple[TensorInfo, ...]
+    candidates: tuple[Candidate, ...]
+    ties: Mapping[str, str]
+    metadata: Mapping[str, str]
+    damage_source: str
+
+    @property
+    def by_tensor(self) -> dict[str, tuple[Candidate, ...]]:
+        """Candidates of each tensor, in the order measured."""
+        found: dict[str, list[Candidate]] = {tensor.name: [] for tensor in self.tensors}
+        for candidate in self.candidates:
+            found[candidate.tensor].append(candidate)
+        return {name: tuple(candidates) for name, candidates in found.items()}
+
+    @property
+    def roles(self) -> dict[str, TensorRole]:
+        return {tensor.name: TensorRole(Role(tensor.role), tensor.layer) for tensor in self.tensors}
+
+    def corrected(self, sizes: Mapping[tuple[str, str], int]) -> Measurement:
+        """The same with real sizes put in place of measured ones, by (tensor, choice)."""
+        candidates = tuple(
+            replace(c, size_bytes=sizes.get((c.tensor, c.choice), c.size_bytes))
+            for c in self.candidates
+        )
+        return replace(self, candidates=candidates)
+
+    def to_json(self) -> dict[str, Any]:
+        by_tensor = self.by_tensor
+        return {
+            "kind": KIND,
+            "version": VERSION,
+            "source": self.source,
+            "structure": self.structure,
+            "contents": self.contents,
+            "header_bytes": self.header_bytes,
+            "damage_source": self.damage_source,
+            "ties": dict(self.ties),
+            "metadata": dict(self.metadata),
+            "candidate_fields": ["choice", "size_bytes", "weight_error", "damage_bpb"],
+            "tensors": [
+                {
+                    "name": tensor.name,
+                    "role": tensor.role,
+                    "layer": tensor.layer,
+                    "shape": list(tensor.shape),
+                    "dtype": tensor.dtype,
+                    "candidates": [
+                        [c.choice, c.size_bytes, c.weight_error, c.damage_bpb]
+                        for c in by_tensor[tensor.name]
+                    ],
+                }
+                for tensor in self.tensors
+            ],
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any], source: str) -> Measurement:
+        """Raises PlanError: not a candidates file of this version, or fields of wrong type."""
+        if value.get("kind") != KIND or value.get("version") != VERSION:
+            raise PlanError(
+                f"{source} is {value.get('kind')!r} version {value.get('version')!r}; "
+                f"{KIND!r} version {VERSION} is wanted. Measure again with `packer measure`."
+            )
+        try:
+            return _measurement(value)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"{source} is damaged: {error!r}. Measure again.") from None
+
+
+def _measurement(value: Mapping[str, Any]) -> Measurement:
+    tensors, candidates = [], []
+    for entry in value["tensors"]:
+        layer = None if entry["layer"] is None else int(entry["layer"])
+        shape = tuple(int(size) for size in entry["shape"])
+        name, role = str(entry["name"]), Role(entry["role"]).value
+        tensors.append(TensorInfo(name, role, layer, shape, str(entry["dtype"])))
+        for choice, size_bytes, weight_error, damage_bpb in entry["candidates"]:
+            damage = None if damage_bpb is None else float(damage_bpb)
+            candidates.append(
+                Candidate(name, str(choice), int(size_bytes), float(weight_error), damage)
+            )
+    return Measurement(
+        source=str(value["source"]),
+        structure=str(value["structure"]),
+        contents=str(value["contents"]),
+        header_bytes=int(value["header_bytes"]),
+        tensors=tuple(tensors),
+        candidates=tuple(candidates),
+        ties={str(tied): str(kept) for tied, kept in value["ties"].items()},
+        metadata={str(key): str(text) for key, text in value["metadata"].items()},
+        damage_source=str(value["damage_source"]),
+    )

@@ -1,0 +1,305 @@
+"""Checkpoints as named weights: wrapper prefixes removed, tied tensors once, finite values only."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from packer.checkpoint_files import RESAVE, load, reason
+from packer.errors import CheckpointError, SelectorError
+from packer.fingerprint import bytes_of, contents_fingerprint, structure_fingerprint
+from packer.nesting import find_state_dict, left_out, listed
+from packer.roles import nearest
+
+__all__ = [
+    "Checkpoint",
+    "contents_fingerprint",
+    "from_state_dict",
+    "read_checkpoint",
+    "structure_fingerprint",
+]
+
+TIES_KEY = "bytecap.ties"
+DTYPES = re.compile(r"float(8_\w+|16|32|64)|bfloat16|complex(32|64|128)|u?int(8|16|32|64)|bool")
+BLOCK_ELEMENTS = 1 << 20
+MAX_EXPANDED_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Named weights, every distinct storage once.
+
+    source: the path as given, or "state dict". tensors: detached, contiguous, finite CPU tensors in
+    file order, names without wrapper prefixes; they may be views of the file (memory-mapped) or of
+    the state dict given. ties: tied name -> the name in `tensors` that holds its values.
+    metadata: text the file carried (safetensors only). notes: what was taken, renamed and left
+    out, in words for people.
+    """
+
+    source: str
+    tensors: dict[str, torch.Tensor]
+    ties: dict[str, str]
+    metadata: dict[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all stored tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], *, weights: str | None = None, drop: Sequence[str] = ()
+) -> Checkpoint:
+    """The weights in a torch file (zip or legacy), a safetensors file or a folder of shards.
+
+    weights: the (dotted) key the state dict lies under, where the usual ones will not do; by
+    default the first of ema, model, state_dict, model_state_dict that holds tensors, else the file
+    itself. drop: globs (case matters) of names to leave out.
+    Zip records are checked against their CRC; the other formats carry no checksum.
+    Raises CheckpointError: unreadable, damaged, needs unpickling, or not fit to pack.
+    SelectorError: `weights` or a glob of `drop` names nothing.
+    """
+    source = os.fspath(path)
+    try:
+        loaded, metadata = load(Path(source))
+    except OSError as error:
+        raise CheckpointError(f"{source}: cannot be read: {error.strerror or error}") from error
+    state_dict, notes = find_state_dict(loaded, weights, source)
+    return _normalize(state_dict, metadata, drop, notes, source)
+
+
+def from_state_dict(
+    state_dict: Mapping[str, torch.Tensor],
+    *,
+    source: str = "state dict",
+    drop: Sequence[str] = (),
+) -> Checkpoint:
+    """The same checks and clean-up for weights in memory; CPU tensors are shared, not copied.
+
+    Raises CheckpointError and SelectorError as `read_checkpoint` does.
+    """
+    return _normalize(state_dict, {}, drop, [], source)
+
+
+def _normalize(
+    state_dict: Mapping[Any, object],
+    metadata: Mapping[str, str],
+    drop: Sequence[str],
+    notes: Sequence[str],
+    source: str,
+) -> Checkpoint:
+    named = {
+        name: value
+        for name, value in state_dict.items()
+        if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }
+    said = [*notes, *left_out(state_dict, besides=named)]
+    texts = dict(metadata)
+    named = _apply_declared_ties(named, texts, said, source)
+    named = _without_wrappers(named, said, source)
+    _refuse_empty(named, source)
+    named = _without_dropped(named, drop, said, source)
+    _refuse_empty(named, source)
+    _refuse_unsupported(named, source)
+    kept, ties = _without_ties(named)
+    if ties:
+        said.append(f"tied, stored once: {listed([f'{a} = {b}' for a, b in ties.items()])}")
+    tensors = {name: _plain(tensor) for name, tensor in kept.items()}
+    _refuse_non_finite(tensors, source)
+    return Checkpoint(source, tensors, ties, texts, tuple(said))
+
+
+def _apply_declared_ties(
+    named: Mapping[str, torch.Tensor], texts: dict[str, str], notes: list[str], source: str
+) -> dict[str, torch.Tensor]:
+    """Let tied names share a tensor again, as the metadata says; such entries leave `texts`.
+
+    safetensors.torch.save_model leaves the tied name out and writes {dropped: kept}; unpacked
+    artifacts hold both and list them under `bytecap.ties`.
+    """
+    tied = dict(named)
+    for dropped, kept in list(texts.items()):
+        if kept in named and dropped not in named:
+            tied[dropped] = named[kept]
+            del texts[dropped]
+    for name, kept in _declared_ties(texts.pop(TIES_KEY, "{}"), source).items():
+        if name == kept or name not in named or kept not in named:
+            continue
+        if _equal(named[name], named[kept]):
+            # Behind the kept name, so that the first of the two is the one kept before.
+            del tied[name]
+            tied[name] = named[kept]
+        else:
+            notes.append(f"{name} was tied to {kept}, but they differ now: both are stored")
+    return tied
+
+
+def _declared_ties(text: str, source: str) -> dict[str, str]:
+    try:
+        return {str(name): str(kept) for name, kept in json.loads(text).items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{source}: its metadata {TIES_KEY} is not a JSON object of names ({reason(error)}); "
+            "save it again, or remove that entry"
+        ) from error
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    same_kind = one.dtype == other.dtype and one.shape == other.shape
+    return same_kind and torch.equal(bytes_of(one), bytes_of(other))
+
+
+def _without_wrappers(
+    named: Mapping[str, torch.Tensor], notes: list[str], source: str
+) -> dict[str, torch.Tensor]:
+    """Names without what DistributedDataParallel and torch.compile put around a model."""
+    found: dict[str, torch.Tensor] = {}
+    before: dict[str, str] = {}
+    for name, tensor in named.items():
+        plain = _without_wrapper(name)
+        if plain in found:
+            raise CheckpointError(
+                f"{source}: without wrapper prefixes {before[plain]!r} and {name!r} are both "
+                f"{plain!r}; save one of the two models, or leave one out with --weights"
+            )
+        found[plain], before[plain] = tensor, name
+    renamed = sum(plain != name for plain, name in before.items())
+    if renamed:
+        notes.append(f"wrapper prefixes (module., _orig_mod.) removed from {renamed} names")
+    return found
+
+
+def _without_wrapper(name: str) -> str:
+    *path, last = name.split(".")
+    path = [part for part in path if part != "_orig_mod"]
+    while path and path[0] == "module":
+        del path[0]
+    return ".".join([*path, last])
+
+
+def _without_dropped(
+    named: Mapping[str, torch.Tensor], drop: Sequence[str], notes: list[str], source: str
+) -> dict[str, torch.Tensor]:
+    dropped: set[str] = set()
+    for glob in drop:
+        matched = {name for name in named if fnmatchcase(name, glob)}
+        if not matched:
+            raise SelectorError(
+                f"{source}: --drop {glob} matches no tensor; the nearest name is "
+                f"{nearest(glob, named)!r}"
+            )
+        notes.append(f"dropped by {glob}: {listed(sorted(matched))}")
+        dropped |= matched
+    return {name: tensor for name, tensor in named.items() if name not in dropped}
+
+
+def _refuse_empty(named: Mapping[str, torch.Tensor], source: str) -> None:
+    if not named:
+        raise CheckpointError(f"{source}: no named tensors are left to pack; {RESAVE}")
+
+
+def _refuse_unsupported(named: Mapping[str, torch.Tensor], source: str) -> None:
+    bad = [f"{name} ({why})" for name, tensor in named.items() if (why := _unsupported(tensor))]
+    if bad:
+        raise CheckpointError(
+            f"{source}: only dense tensors with values can be packed, not {listed(bad)}; convert "
+            "them before saving (to_dense, dequantize), or leave them out with --drop"
+        )
+    # A stride of 0 lets a few bytes of file claim any number of elements.
+    expanded = {name: t.nbytes for name, t in named.items() if t.nbytes > _storage_bytes(t)}
+    if sum(expanded.values()) > MAX_EXPANDED_BYTES:
+        raise CheckpointError(
+            f"{source}: the expanded tensors {listed(list(expanded))} would take "
+            f"{sum(expanded.values()):,} bytes where {MAX_EXPANDED_BYTES:,} are allowed; save them "
+            "unexpanded, or leave them out with --drop"
+        )
+
+
+def _unsupported(tensor: torch.Tensor) -> str | None:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if is_lazy(tensor):
+        return "not initialized yet"
+    if tensor.is_quantized:
+        return f"quantized, {dtype}"
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != torch.strided:
+        return str(tensor.layout).removeprefix("torch.")
+    if tensor.is_meta:
+        return "on the meta device, without values"
+    return None if DTYPES.fullmatch(dtype) else f"dtype {dtype}"
+
+
+def _storage_bytes(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
+
+
+def _without_ties(
+    named: Mapping[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(the first name of every storage, the other names -> that name)."""
+    kept: dict[str, torch.Tensor] = {}
+    ties: dict[str, str] = {}
+    first: dict[tuple[object, ...], str] = {}
+    for name, tensor in named.items():
+        # Empty tensors have no storage to share: their address says nothing.
+        owner = first.setdefault(_identity(tensor), name) if tensor.numel() else name
+        if owner == name:
+            kept[name] = tensor
+        else:
+            ties[name] = owner
+    return kept, ties
+
+
+def _identity(tensor: torch.Tensor) -> tuple[object, ...]:
+    return (
+        tensor.device,
+        tensor.untyped_storage().data_ptr(),
+        tensor.storage_offset(),
+        tuple(tensor.shape),
+        tensor.stride(),
+        tensor.dtype,
+        tensor.is_conj(),
+        tensor.is_neg(),
+    )
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+
+
+def _refuse_non_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    bad = [
+        f"{name} ({count:,} of {tensor.numel():,} values)"
+        for name, tensor in tensors.items()
+        if (count := _count_non_finite(tensor))
+    ]
+    if bad:
+        raise CheckpointError(
+            f"{source}: NaN or infinity in {listed(bad, 'tensors')}, where none is allowed; take "
+            "an earlier checkpoint, or leave the tensor out with --drop if the model can do without"
+        )
+
+
+def _count_non_finite(tensor: torch.Tensor) -> int:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return 0
+    count = 0
+    for block in torch.split(tensor.reshape(-1), BLOCK_ELEMENTS):
+        if block.is_complex():
+            finite = torch.view_as_real(block).isfinite().all(-1)
+        else:
+            # isfinite knows no float8; float32 holds all of its values.
+            finite = (block.float() if block.element_size() == 1 else block).isfinite()
+        count += block.numel() - int(finite.sum())
+    return count

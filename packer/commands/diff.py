@@ -1,0 +1,46 @@
+"""`packer diff`: what changed between two plans or artifacts."""
+
+from __future__ import annotations
+
+import click
+
+from packer.commands.options import EXISTING, JSON, print_json
+
+
+@click.command()
+@click.argument("before", type=EXISTING)
+@click.argument("after", type=EXISTING)
+@JSON
+def diff(before: str, after: str, as_json: bool) -> None:
+    """Tensors whose format or size differs between BEFORE and AFTER, plans or artifacts."""
+    from packer import tables
+    from packer.report import compare, row_json
+    from packer.report_sources import load_report
+
+    first, _ = load_report(before)
+    second, _ = load_report(after)
+    differences = compare(first, second)
+    if as_json:
+        print_json(
+            {
+                "before": {"source": before, "total_bytes": first.total_bytes},
+                "after": {"source": after, "total_bytes": second.total_bytes},
+                "tensors": [
+                    {
+                        "name": one.name,
+                        "before": row_json(one.before) if one.before else None,
+                        "after": row_json(one.after) if one.after else None,
+                        "size_change": one.size_change,
+                    }
+                    for one in differences
+                ],
+            }
+        )
+        return
+    if differences:
+        tables.console().print(tables.difference_table(differences))
+    change = second.total_bytes - first.total_bytes
+    click.echo(
+        f"{len(differences)} tensors differ; total {first.total_bytes:,} -> "
+        f"{second.total_bytes:,} bytes ({change:+,})"
+    )

@@ -1,0 +1,71 @@
+"""`packer inspect`: what is in a checkpoint."""
+
+from __future__ import annotations
+
+import click
+
+from packer.commands.options import (
+    DROP,
+    EXISTING,
+    JSON,
+    WEIGHTS,
+    print_json,
+    say_notes,
+    with_options,
+)
+
+
+@click.command()
+@click.argument("checkpoint", type=EXISTING)
+@with_options(WEIGHTS, DROP, JSON)
+def inspect(checkpoint: str, weights: str | None, drop: tuple[str, ...], as_json: bool) -> None:
+    """Tensors of CHECKPOINT: role, shape, dtype, bytes, share, rms, kurtosis (Gaussian: 3)."""
+    from packer import api, tables
+    from packer.checkpoint import read_checkpoint
+
+    loaded = read_checkpoint(checkpoint, weights=weights, drop=drop)
+    statistics = api.inspect(loaded)
+    if as_json:
+        tensors = [
+            {
+                "name": one.name,
+                "role": one.role.value,
+                "layer": one.layer,
+                "shape": list(one.shape),
+                "dtype": one.dtype,
+                "size_bytes": one.size_bytes,
+                "share": one.share,
+                "rms": one.rms,
+                "kurtosis": one.kurtosis,
+                "tied": list(one.tied),
+            }
+            for one in statistics
+        ]
+        print_json(
+            {
+                "source": loaded.source,
+                "size_bytes": loaded.size_bytes,
+                "notes": list(loaded.notes),
+                "ties": loaded.ties,
+                "tensors": tensors,
+            }
+        )
+        return
+    say_notes(loaded.notes)
+    rows = [
+        (
+            one.name + "".join(f" = {tied}" for tied in one.tied),
+            one.role.value,
+            "-" if one.layer is None else str(one.layer),
+            tables.shape_text(one.shape),
+            one.dtype,
+            f"{one.size_bytes:,}",
+            f"{100 * one.share:.2f}",
+            tables.number(one.rms, ".4g"),
+            tables.number(one.kurtosis, ".2f"),
+        )
+        for one in statistics
+    ]
+    columns = ("tensor", "role", ">layer", "shape", "dtype", ">bytes", ">share %", ">rms")
+    tables.console().print(tables.table((*columns, ">kurtosis"), rows))
+    click.echo(f"{len(rows)} tensors, {loaded.size_bytes:,} bytes as stored")

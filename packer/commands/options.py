@@ -1,0 +1,150 @@
+"""Options that several commands share, and the types that read them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+class Size(click.ParamType):
+    """A number of bytes: 16000000, 16_000_000, 16MB (decimal), 15.5MB, 16MiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([\d_,]+(?:\.\d+)?)\s*([a-zA-Z]*)", value.strip())
+        unit = _UNITS.get(match[2].lower()) if match else None
+        if match is None or unit is None:
+            self.fail(f"{value!r} is not a size; write 16000000, 16MB, 15.5MB or 16MiB", param, ctx)
+        size = Decimal(match[1].replace(",", "").replace("_", "")) * unit
+        if size != int(size):
+            self.fail(f"{value!r} is not a whole number of bytes", param, ctx)
+        return int(size)
+
+
+class Pin(click.ParamType):
+    """SELECTOR=CHOICE."""
+
+    name = "selector=choice"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        selector, equals, choice = str(value).rpartition("=")
+        if not equals or not selector or not choice:
+            self.fail(f"{value!r} is not SELECTOR=CHOICE, such as embeddings=fp16", param, ctx)
+        return selector, choice
+
+
+EXISTING = click.Path(exists=True)
+WRITABLE = click.Path(dir_okay=False)
+
+
+def with_options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """The options as one decorator, listed in --help in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def positive(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    if value is not None and value <= 0:
+        raise click.BadParameter(f"{value} bytes; a cap is at least 1 byte", ctx, param)
+    return value
+
+
+def cap_option(*, required: bool, help: str = "Byte limit, code included.") -> Callable[[Any], Any]:
+    return click.option("--cap", type=Size(), required=required, callback=positive, help=help)
+
+
+CODE = click.option(
+    "--code",
+    "code",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False),
+    help="File counted as code; repeat for more.",
+)
+MARGIN = click.option(
+    "--margin", type=Size(), default=0, help="Bytes to leave free on purpose.", metavar="SIZE"
+)
+PINS = click.option(
+    "--pin",
+    "pins",
+    multiple=True,
+    type=Pin(),
+    help="Fix tensors to a choice. A selector is a name or glob, a role (mlp-in), embeddings, "
+    "late-k or late-k:2: --pin embeddings=fp16 --pin 'blocks.*.attn.c_k.weight=int6.row'. "
+    "The last pin on a tensor wins.",
+)
+CONFIG = click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Model configuration (JSON or TOML) to carry inside the artifact.",
+)
+WEIGHTS = click.option(
+    "--weights", metavar="KEY", help="Which entry of the checkpoint holds the weights, such as ema."
+)
+DROP = click.option(
+    "--drop", multiple=True, metavar="GLOB", help="Leave tensors out, such as 'mtp_heads.*'."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+
+
+def read_config(path: str | None) -> dict[str, str]:
+    """Metadata that carries a model configuration; empty without one."""
+    if path is None:
+        return {}
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = _read_toml(path, text)
+    return {"config": json.dumps(value, sort_keys=True, separators=(",", ":"))}
+
+
+def _read_toml(path: str, text: str) -> Any:
+    try:
+        import tomllib
+    except ModuleNotFoundError:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise click.BadParameter(f"{path} is neither JSON nor TOML: {error}") from None
+
+
+def refuse_overwriting(inputs: Sequence[str | None], output: str | None) -> None:
+    """Raises UsageError: the output is one of the inputs."""
+    if output is None:
+        return
+    target = Path(output).resolve()
+    for path in inputs:
+        if path is not None and Path(path).resolve() == target:
+            raise click.UsageError(f"{output} is an input; name another output with -o")
+
+
+def print_json(value: dict[str, Any]) -> None:
+    click.echo(json.dumps(value))
+
+
+def say_notes(notes: Sequence[str]) -> None:
+    """What was taken, stripped or left out of a checkpoint, on stderr."""
+    for note in notes:
+        click.echo(f"note: {note}", err=True)

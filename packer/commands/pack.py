@@ -1,0 +1,133 @@
+"""`packer pack`: the artifact, under the cap."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from packer.commands.options import (
+    CODE,
+    CONFIG,
+    DROP,
+    EXISTING,
+    JSON,
+    MARGIN,
+    PINS,
+    WEIGHTS,
+    WRITABLE,
+    cap_option,
+    print_json,
+    read_config,
+    refuse_overwriting,
+    say_notes,
+    with_options,
+)
+from packer.commands.plan import spell_quality
+
+if TYPE_CHECKING:
+    from packer.fit import Packed
+    from packer.planning import PackPlan
+
+
+@click.command()
+@click.argument("checkpoint", type=EXISTING)
+@click.option("-o", "--output", type=WRITABLE, required=True, help="The artifact to write.")
+@click.option("--plan", "plan_file", type=EXISTING, help="Pack exactly this plan.")
+@click.option("--policy", type=EXISTING, help="Keep another run's choices, under --cap.")
+@with_options(cap_option(required=False), CODE, MARGIN, PINS)
+@click.option("--loader", type=WRITABLE, help="Write (and count) the loader, a Python file, too.")
+@with_options(CONFIG, WEIGHTS, DROP, JSON)
+def pack(
+    checkpoint: str,
+    output: str,
+    plan_file: str | None,
+    policy: str | None,
+    cap: int | None,
+    code: tuple[str, ...],
+    margin: int,
+    pins: tuple[tuple[str, str], ...],
+    loader: str | None,
+    config: str | None,
+    weights: str | None,
+    drop: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Pack CHECKPOINT into an artifact that is never over the cap.
+
+    With --plan, exactly that plan (its cap, code and pins); the checkpoint must be the planned one.
+    With --policy and --cap, the choices of another run of the same structure, stepping down only
+    where they do not fit. With --cap alone, plan first.
+    """
+    from packer import api
+    from packer.checkpoint import read_checkpoint
+    from packer.progress import shown
+
+    _check_usage(plan_file, policy, cap, bool(code or margin or pins or config))
+    for written in (output, loader):
+        refuse_overwriting([checkpoint, plan_file, policy, *code], written)
+    loaded = read_checkpoint(checkpoint, weights=weights, drop=drop)
+    say_notes(loaded.notes)
+    with shown("packing") as progress:
+        if plan_file is not None:
+            made = api.load_plan(plan_file)
+        else:
+            assert cap is not None
+            made = api.plan(
+                loaded,
+                cap,
+                code=code,
+                loader=loader is not None,
+                margin_bytes=margin,
+                pins=dict(pins),
+                policy=policy,
+                metadata=read_config(config),
+                progress=progress,
+            )
+        packed = api.pack(loaded, made, out=output, loader=loader, progress=progress)
+    _show(packed, made, output, loader, as_json, policy is not None)
+
+
+def _check_usage(plan_file: str | None, policy: str | None, cap: int | None, decides: bool) -> None:
+    if plan_file is not None and (policy is not None or cap is not None or decides):
+        raise click.UsageError(
+            "--plan carries its own cap, code, margin, pins and config; leave those options out, "
+            "or use --policy with a new --cap"
+        )
+    if plan_file is None and cap is None:
+        raise click.UsageError("give --plan, or --cap to plan for (and --policy to follow one)")
+
+
+def _show(
+    packed: Packed, made: PackPlan, output: str, loader: str | None, as_json: bool, policy: bool
+) -> None:
+    from packer import tables
+    from packer.report import report_packed
+
+    report = report_packed(packed, output)
+    if as_json:
+        print_json({**report.to_json(), "output": output, "loader": loader})
+        return
+    tables.print_report(report, every_tensor=False)
+    click.echo()
+    click.echo(f"{output}: {packed.account}")
+    click.echo(packed.plan.limits.spell_code())
+    click.echo(spell_quality(packed.plan))
+    if packed.rounds > 1:
+        click.echo(f"real sizes differed from the plan; planned again, {packed.rounds} rounds")
+    if policy:
+        _say_steps_down(made)
+
+
+def _say_steps_down(made: PackPlan) -> None:
+    """Under a policy: which tensors did not keep its choice."""
+    by_tensor = made.measurement.by_tensor
+    changed = [
+        f"{chosen.tensor} {by_tensor[chosen.tensor][0].choice} -> {chosen.choice}"
+        for chosen in made.plan.chosen
+        if chosen.choice != max(by_tensor[chosen.tensor], key=lambda c: c.size_bytes).choice
+    ]
+    if changed:
+        click.echo("stepped down from the policy: " + "; ".join(changed))
+    else:
+        click.echo("every choice of the policy was kept")

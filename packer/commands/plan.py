@@ -1,0 +1,168 @@
+"""`packer plan`: the choice for every tensor under a cap."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from packer.commands.options import (
+    CODE,
+    CONFIG,
+    DROP,
+    EXISTING,
+    JSON,
+    MARGIN,
+    PINS,
+    WEIGHTS,
+    WRITABLE,
+    cap_option,
+    print_json,
+    read_config,
+    refuse_overwriting,
+    say_notes,
+    with_options,
+)
+
+if TYPE_CHECKING:
+    from packer.budget.frontier import WhatIf
+    from packer.planning import PackPlan
+
+LOADER = click.option("--loader", is_flag=True, help="Count the loader's bytes too.")
+WHAT_IF = click.option(
+    "--what-if", is_flag=True, help="Also the damage at the cap ±50 KB and ±200 KB."
+)
+
+
+@click.command()
+@click.argument("source", type=EXISTING)
+@with_options(cap_option(required=True), CODE, LOADER, MARGIN, PINS)
+@click.option("-o", "--output", type=WRITABLE, help="Write the plan here, for `packer pack`.")
+@with_options(WHAT_IF, CONFIG, WEIGHTS, DROP, JSON)
+def plan(
+    source: str,
+    cap: int,
+    code: tuple[str, ...],
+    loader: bool,
+    margin: int,
+    pins: tuple[tuple[str, str], ...],
+    output: str | None,
+    what_if: bool,
+    config: str | None,
+    weights: str | None,
+    drop: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Choose a format for every tensor, so that file and code fit the cap at the least damage.
+
+    SOURCE is a checkpoint, which is measured first, or a file of measurements (candidates.json, or
+    an earlier plan.json), which is planned anew in a second.
+    """
+    from packer.account import Limits, count_code
+    from packer.files import write_json
+
+    refuse_overwriting([source, *code], output)
+    loader_bytes = _loader_bytes() if loader else 0
+    limits = Limits(cap, count_code(code), loader_bytes, margin)
+    made = _plan(source, limits, dict(pins), read_config(config), weights, drop)
+    if output:
+        write_json(output, made.to_json())
+    changes = _what_if(made) if what_if else ()
+    show(made, source, output, changes, as_json)
+
+
+def _loader_bytes() -> int:
+    from packer.ship import loader_source
+
+    return len(loader_source().encode())
+
+
+def _plan(
+    source: str,
+    limits: Any,
+    pins: dict[str, str],
+    metadata: dict[str, str],
+    weights: str | None,
+    drop: tuple[str, ...],
+) -> PackPlan:
+    from packer.files import is_json
+    from packer.planning import make_plan, read_measurement
+
+    if is_json(source):  # nothing of this path needs torch: a new cap takes under a second
+        if weights or drop or metadata:
+            raise click.UsageError("--weights, --drop and --config need the checkpoint as SOURCE")
+        return make_plan(read_measurement(source), limits, pins)
+    from packer import measuring
+    from packer.checkpoint import read_checkpoint
+    from packer.progress import shown
+
+    loaded = read_checkpoint(source, weights=weights, drop=drop)
+    say_notes(loaded.notes)
+    with shown("measuring") as progress:
+        measured = measuring.measure(loaded, pins=pins, metadata=metadata, progress=progress)
+    return make_plan(measured, limits, pins)
+
+
+def _what_if(made: PackPlan) -> tuple[WhatIf, ...]:
+    from packer.budget.frontier import what_if
+    from packer.planning import restrict
+
+    return what_if(restrict(made.measurement, made.pins), made.plan)
+
+
+def show(
+    made: PackPlan,
+    source: str,
+    output: str | None,
+    changes: tuple[WhatIf, ...],
+    as_json: bool,
+) -> None:
+    """The plan as tables or JSON."""
+    from packer import tables
+    from packer.report import report_plan
+
+    report = report_plan(made, source)
+    if as_json:
+        value = report.to_json()
+        value["what_if"] = [
+            {
+                "offset_bytes": one.offset_bytes,
+                "total_bytes": one.total_bytes,
+                "damage": one.damage,
+                "damage_change": one.damage_change,
+            }
+            for one in changes
+        ]
+        print_json({**value, "output": output})
+        return
+    tables.print_report(report, every_tensor=True)
+    click.echo()
+    click.echo(made.spell_account())
+    click.echo(made.limits.spell_code())
+    click.echo(spell_quality(made))
+    for one in changes:
+        click.echo(spell_what_if(one, made.plan.damage_kind))
+    if output:
+        click.echo(f"next: packer pack {source} --plan {output} -o model.pack")
+
+
+def spell_quality(made: PackPlan) -> str:
+    """Damage, the price of a byte, and how far from the best plan this can be at most."""
+    plan = made.plan
+    price = f"; 1,000 more bytes would save {1000 * plan.price:.3g}" if plan.price else ""
+    proof = (
+        "proven optimal"
+        if plan.gap == 0
+        else f"the best plan is at most {100 * plan.gap:.2g} % lower"
+    )
+    text = f"predicted damage ({plan.damage_kind}) {plan.damage:.4g}{price}; {proof}"
+    if plan.damage_kind == "weight_error":
+        text += f"\ndamage is the {made.measurement.damage_source}"
+    return text
+
+
+def spell_what_if(one: WhatIf, damage_kind: str) -> str:
+    where = f"at a cap of {one.cap_bytes:,} ({one.offset_bytes:+,})"
+    if one.damage is None or one.damage_change is None:
+        return f"{where}: nothing fits"
+    return f"{where}: {damage_kind} {one.damage:.4g} ({one.damage_change:+.3g})"

@@ -1,0 +1,96 @@
+"""`packer verify`: whether an artifact is whole, and what it lost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from packer.commands.options import (
+    DROP,
+    EXISTING,
+    JSON,
+    WEIGHTS,
+    print_json,
+    say_notes,
+    with_options,
+)
+from packer.errors import PackerError
+
+if TYPE_CHECKING:
+    from packer.unpacking import Verification
+
+
+@click.command()
+@click.argument("artifact", type=EXISTING)
+@click.option("--against", type=EXISTING, help="The checkpoint it was packed from.")
+@click.option("--plan", "plan_file", type=EXISTING, help="The plan it was packed by.")
+@with_options(WEIGHTS, DROP, JSON)
+def verify(
+    artifact: str,
+    against: str | None,
+    plan_file: str | None,
+    weights: str | None,
+    drop: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Check ARTIFACT: checksum, decoding of every tensor, and finite weights.
+
+    With --against, the error of each tensor, and passthrough tensors bit for bit. With --plan too,
+    quantizing again must give the very codes in the file.
+    """
+    from packer import api
+    from packer.checkpoint import read_checkpoint
+    from packer.progress import shown
+
+    if plan_file is not None and against is None:
+        raise click.UsageError("--plan needs the checkpoint as well: --against CKPT")
+    checkpoint = None
+    if against is not None:
+        checkpoint = read_checkpoint(against, weights=weights, drop=drop)
+        say_notes(checkpoint.notes)
+    with shown("verifying") as progress:
+        found = api.verify(artifact, checkpoint, plan_file, progress)
+    _show(found, artifact, against, as_json)
+    if found.problems:
+        raise PackerError(f"{artifact} does not pass: " + "; ".join(found.problems[:5]))
+
+
+def _show(found: Verification, artifact: str, against: str | None, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "artifact": artifact,
+                "artifact_bytes": found.artifact_bytes,
+                "passed": not found.problems,
+                "problems": list(found.problems),
+                "tensors": [vars(check) for check in found.tensors],
+            }
+        )
+        return
+    if against is not None:
+        _print_checks(found)
+    if not found.problems:
+        exact = sum(1 for check in found.tensors if check.exact)
+        compared = f", {exact} of them bit for bit as in {against}" if against else ""
+        click.echo(
+            f"{artifact}: {found.artifact_bytes:,} bytes, checksum right, "
+            f"{len(found.tensors)} tensors decode{compared}"
+        )
+
+
+def _print_checks(found: Verification) -> None:
+    from packer import tables
+
+    rows = [
+        (
+            check.name,
+            check.format,
+            "exact" if check.exact else tables.number(check.max_error, ".3g"),
+            tables.number(check.relative_error, ".4f"),
+            check.problem or "",
+        )
+        for check in found.tensors
+    ]
+    columns = ("tensor", "format", ">largest error", ">relative rms", "problem")
+    tables.console().print(tables.table(columns, rows))

@@ -1,0 +1,254 @@
+"""Codes to bytes: the encoding half of what decoder.py reads.
+
+Codes are coded by their statistics. Rows and columns are sorted into classes by their energy, each
+pair of classes gets a table of integer counts, and one static ANS coder (Duda, arXiv:1311.2540;
+constriction) writes tables and codes. How many classes pay for their tables is decided per stream.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from packer import decoder
+
+CODER_IDS = {
+    "raw": decoder.RAW,
+    "ans": decoder.ANS,
+    "zstd": decoder.ZSTD,
+    "brotli": decoder.BROTLI,
+    "lzma": decoder.LZMA,
+    "zlib": decoder.ZLIB,
+}
+CODER_NAMES = {number: name for name, number in CODER_IDS.items()}
+SMALL_STREAM_BYTES = 4096  # below this every coder is tried: the slow ones take about a millisecond
+_FINEST = 8  # row classes and column classes at most
+_CLASS_COUNTS = (1, 2, 4, 8)
+_SMALLEST_CLASSED = 256  # fewer codes cannot pay for a second table
+_BLOCK_ELEMENTS = 1 << 20
+
+Codes = npt.NDArray[np.int8]
+Numbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """How the rows and columns of a stream are classed; fields as in decoder.decode_ans."""
+
+    kind: int
+    rows: int
+    columns: int
+
+
+def varint(value: int) -> bytes:
+    """Little-endian base 128."""
+    out = bytearray()
+    while value >= 128:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def encode_stream(
+    codes: Codes, coder: str | None, scale: npt.NDArray[Any] | None = None
+) -> tuple[int, bytes]:
+    """(coder number, bytes) of int8 codes [rows, columns].
+
+    `coder` None takes ANS, or the smallest of all for short streams; raw if nothing is smaller.
+    """
+    raw = codes.tobytes()
+    if coder is not None:
+        return CODER_IDS[coder], _encode(codes, raw, coder, scale)
+    names = ["raw", "ans"]
+    if 0 < len(raw) <= SMALL_STREAM_BYTES:
+        names += ["brotli", "zlib", "lzma", "zstd"]
+    streams = [(CODER_IDS[name], _encode(codes, raw, name, scale)) for name in names]
+    return min(streams, key=lambda stream: len(stream[1]))
+
+
+def encode_elements(elements: npt.NDArray[np.uint8], coder: str | None) -> tuple[int, bytes]:
+    """Like `encode_stream`, for uint8 [count, itemsize]: written as byte planes."""
+    planes = np.ascontiguousarray(elements.T).view(np.int8)
+    return encode_stream(planes, coder)
+
+
+def _encode(codes: Codes, raw: bytes, coder: str, scale: npt.NDArray[Any] | None) -> bytes:
+    return encode_ans(codes, scale) if coder == "ans" else compress(raw, coder)
+
+
+def compress(raw: bytes, coder: str) -> bytes:
+    """`raw` at the highest setting of a general compressor."""
+    if coder == "raw":
+        return raw
+    if coder == "zlib":
+        return zlib.compress(raw, 9)
+    if coder == "brotli":
+        import brotli
+
+        return bytes(brotli.compress(raw, quality=11, lgwin=24))
+    if coder == "zstd":
+        import zstandard
+
+        return zstandard.ZstdCompressor(level=22, write_checksum=False).compress(raw)
+    import lzma
+
+    # A window no larger than the data: the encoder's memory and start-up grow with it.
+    window = min(1 << 24, max(4096, 1 << (len(raw) - 1).bit_length())) if raw else 4096
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": window}]
+    return lzma.compress(raw, lzma.FORMAT_RAW, filters=filters)
+
+
+def encode_ans(codes: Codes, scale: npt.NDArray[Any] | None) -> bytes:
+    """The ANS stream of int8 codes [rows, columns]; `scale` [rows] may class the rows for free."""
+    import constriction
+
+    reach = int(np.abs(codes.astype(np.int16)).max()) if codes.size else 0
+    if reach == 0:
+        return bytes(2)
+    classes, row_class, column_class = choose_classes(codes, reach, scale)
+    coder = constriction.stream.stack.AnsCoder()
+    for cell, _, _ in reversed(decoder.class_cells(row_class, column_class)):
+        symbols = codes[cell].astype(np.int32).ravel()
+        symbols += reach
+        levels = count_levels(np.bincount(symbols, minlength=2 * reach + 1))
+        coder.encode_reverse(symbols, decoder.categorical(level_counts()[levels]))
+        _push_table(coder, levels, reach)
+    _push_classes(coder, column_class, classes.columns)
+    if classes.kind == 2:
+        _push_classes(coder, row_class, classes.rows)
+    log2 = {1: 0, 2: 1, 4: 2, 8: 3}
+    first = classes.kind | log2[classes.rows] << 2 | log2[classes.columns] << 4
+    return bytes([first, reach]) + coder.get_compressed().astype("<u4").tobytes()
+
+
+def energy_classes(codes: Codes) -> tuple[Numbers, Numbers]:
+    """The finest classes of rows and of columns, by their sum of magnitudes."""
+    row_energy = np.zeros(codes.shape[0], dtype=np.int64)
+    column_energy = np.zeros(codes.shape[1], dtype=np.int64)
+    for start, block in row_blocks(codes):
+        magnitudes = np.abs(block.astype(np.int16))
+        row_energy[start : start + len(block)] = magnitudes.sum(axis=1, dtype=np.int64)
+        column_energy += magnitudes.sum(axis=0, dtype=np.int64)
+    return decoder.rank_classes(row_energy, _FINEST), decoder.rank_classes(column_energy, _FINEST)
+
+
+def row_blocks(codes: Codes) -> list[tuple[int, Codes]]:
+    """(first row, rows) of blocks small enough that wide copies of them stay cheap."""
+    step = max(1, _BLOCK_ELEMENTS // max(codes.shape[1], 1))
+    return [(start, codes[start : start + step]) for start in range(0, len(codes), step)]
+
+
+def choose_classes(
+    codes: Codes, reach: int, scale: npt.NDArray[Any] | None
+) -> tuple[Classes, Numbers, Numbers]:
+    """The classes estimated to give the smallest stream, and the class of each row and column."""
+    rows, columns = codes.shape
+    if 1 < rows <= _FINEST:  # byte planes, or so few rows that each can have its own tables
+        return Classes(3, 1, 1), np.arange(rows), np.zeros(columns, dtype=np.int64)
+    if rows == 1 or codes.size < _SMALLEST_CLASSED:
+        return Classes(0, 1, 1), np.zeros(rows, np.int64), np.zeros(columns, np.int64)
+    row_energy, column_energy = energy_classes(codes)
+    bits, classes = _best_classes(codes, reach, row_energy, column_energy, kind=2)
+    if scale is not None and len(scale) == rows:
+        by_scale = decoder.rank_classes(scale, _FINEST)
+        bits_by_scale, ranked = _best_classes(codes, reach, by_scale, column_energy, kind=1)
+        if bits_by_scale < bits:
+            classes, row_energy = ranked, by_scale
+    return (
+        classes,
+        row_energy * classes.rows // _FINEST,
+        column_energy * classes.columns // _FINEST,
+    )
+
+
+def _best_classes(
+    codes: Codes, reach: int, row_class: Numbers, column_class: Numbers, kind: int
+) -> tuple[float, Classes]:
+    """(estimated bits, classes) of the best merging of the finest classes."""
+    histograms = _histograms(codes, reach, row_class, column_class)
+    found = []
+    for row_classes in _CLASS_COUNTS:
+        for column_classes in _CLASS_COUNTS:
+            bits = _estimated_bits(histograms, row_classes, column_classes)
+            bits += codes.shape[1] * np.log2(column_classes)
+            bits += codes.shape[0] * np.log2(row_classes) * (kind == 2)
+            found.append((bits, row_classes, column_classes))
+    bits, row_classes, column_classes = min(found)
+    return bits, Classes(kind if row_classes > 1 else 0, row_classes, column_classes)
+
+
+def _histograms(
+    codes: Codes,
+    reach: int,
+    row_class: Numbers,
+    column_class: Numbers,
+) -> Numbers:
+    """Counts [row classes, column classes, symbols] under the finest classes."""
+    symbols = 2 * reach + 1
+    cells = _FINEST * _FINEST * symbols
+    total = np.zeros(cells, dtype=np.int64)
+    column_offset = (column_class * symbols + reach).astype(np.int32)
+    row_offset = (row_class * _FINEST * symbols).astype(np.int32)
+    for start, block in row_blocks(codes):
+        index = block + column_offset
+        index += row_offset[start : start + len(block), None]
+        total += np.bincount(index.ravel(), minlength=cells)
+    return total.reshape(_FINEST, _FINEST, symbols)
+
+
+def _estimated_bits(histograms: Numbers, row_classes: int, column_classes: int) -> float:
+    """Entropy of the codes plus about what their tables cost, after merging classes."""
+    finest, _, symbols = histograms.shape
+    merged = histograms.reshape(row_classes, finest // row_classes, finest, symbols).sum(axis=1)
+    merged = merged.reshape(row_classes, column_classes, finest // column_classes, symbols).sum(
+        axis=2
+    )
+    counts = merged.reshape(-1, symbols).astype(np.float64)
+    used = counts > 0
+    entropy = -(counts * np.log2(np.where(used, counts, 1))).sum()
+    totals = counts.sum(axis=1)
+    entropy += (totals * np.log2(np.maximum(totals, 1))).sum()
+    return float(entropy + 2.2 * used.sum() + 0.5 * (~used).sum())
+
+
+@functools.cache
+def level_counts() -> Numbers:
+    """The count that each level stands for, [LEVELS]."""
+    return np.array([decoder.level_count(level) for level in range(decoder.LEVELS)])
+
+
+def count_levels(counts: Numbers) -> list[int]:
+    """The nearest level of each count; a symbol that occurs never gets level 0."""
+    values = level_counts()
+    levels = np.searchsorted((values[1:] + values[:-1]) / 2, counts, side="left")
+    found: list[int] = np.where(counts > 0, np.maximum(levels, 1), 0).tolist()
+    return found
+
+
+@functools.cache
+def level_weight_table() -> npt.NDArray[np.float64]:
+    """Weights of the levels for every prediction [1 + LEVELS, LEVELS], -1 (none) first."""
+    table = [decoder.level_weights(guess) for guess in range(-1, decoder.LEVELS)]
+    return np.stack(table).astype(np.float64)
+
+
+def _push_table(coder: Any, levels: list[int], reach: int) -> None:
+    import constriction
+
+    order = decoder.table_order(reach)
+    guesses = [decoder.predict_level(levels, reach, distance, at) for distance, at in order]
+    weights = level_weight_table()[np.array(guesses) + 1]
+    symbols = np.array([levels[at] for _, at in order], dtype=np.int32)
+    family = constriction.stream.model.Categorical(perfect=False)
+    coder.encode_reverse(symbols, family, weights)
+
+
+def _push_classes(coder: Any, classes: Numbers, count: int) -> None:
+    if count > 1:
+        coder.encode_reverse(classes.astype(np.int32), decoder.categorical(np.ones(count)))

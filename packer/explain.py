@@ -1,0 +1,61 @@
+"""Why a tensor got its choice: every candidate against the price of a byte."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from packer.errors import SelectorError
+from packer.planning import PackPlan
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One candidate. cost: damage plus price times bytes; the plan takes the least, or the next
+    best where the last bytes under the cap decide. verdict: why it was or was not taken.
+    """
+
+    choice: str
+    size_bytes: int
+    damage: float
+    cost: float
+    chosen: bool
+    verdict: str
+
+
+def explain(pack_plan: PackPlan, tensor: str) -> tuple[Explained, ...]:
+    """Candidates of one tensor by size. Raises SelectorError: no such tensor."""
+    by_tensor = pack_plan.measurement.by_tensor
+    if tensor not in by_tensor:
+        near = difflib.get_close_matches(tensor, by_tensor, 1, 0)
+        raise SelectorError(f"the plan has no tensor {tensor!r}; the nearest is {near[0]!r}")
+    chosen = next(c for c in pack_plan.plan.chosen if c.tensor == tensor)
+    price = pack_plan.plan.price or 0.0
+    least = min(c.damage + price * c.size_bytes for c in by_tensor[tensor])
+    lines = []
+    for candidate in sorted(by_tensor[tensor], key=lambda c: (c.size_bytes, c.damage)):
+        cost = candidate.damage + price * candidate.size_bytes
+        smaller = [
+            other
+            for other in by_tensor[tensor]
+            if other.size_bytes <= candidate.size_bytes and other.damage < candidate.damage
+        ]
+        if candidate == chosen:
+            verdict = "chosen" if cost == least else "chosen to fill the last bytes"
+            if tensor in pack_plan.pins:
+                verdict = "pinned"
+        elif smaller:
+            verdict = f"{smaller[0].choice} is no larger and better"
+        else:
+            verdict = f"costs {cost - (chosen.damage + price * chosen.size_bytes):+.3g}"
+        lines.append(
+            Explained(
+                candidate.choice,
+                candidate.size_bytes,
+                candidate.damage,
+                cost,
+                candidate == chosen,
+                verdict,
+            )
+        )
+    return tuple(lines)

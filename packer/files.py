@@ -1,0 +1,107 @@
+"""Writing files so that nothing is lost, and reading our JSON files with their kind checked."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from packer.errors import OutputError, PlanError
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary sibling to write; on success it is synced and takes the place of `path`.
+
+    On any failure, Ctrl-C included, the temporary file is removed and `path` is as it was.
+    Raises OutputError: the folder is missing, not writable, or full.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise OutputError(f"{target} is a folder; name a file to write")
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    except OSError as error:
+        raise OutputError(_refusal(target, error)) from None
+    temporary = Path(name)
+    try:
+        os.close(handle)
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(_mode(target))
+        temporary.replace(target)
+    except OSError as error:
+        raise OutputError(_refusal(target, error)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _mode(target: Path) -> int:
+    """The permissions a plain open() would give, or those of the file that is replaced."""
+    if target.exists():
+        return target.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _refusal(target: Path, error: OSError) -> str:
+    untouched = "what stood there is untouched" if target.exists() else "nothing was written"
+    if error.errno == errno.ENOSPC:
+        return f"{target}: the disk is full; {untouched}. Free some space or name another folder."
+    if error.errno == errno.ENOENT:
+        return f"{target}: the folder {target.parent} does not exist; {untouched}. Create it first."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{target}: writing there is not allowed; {untouched}. Name another folder with -o."
+    return f"{target}: {error.strerror or error}; {untouched}."
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """`data` as the whole content of `path`, all or nothing. Raises OutputError."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
+    """One value a line at the first two levels, so that a plan can be read and compared by eye."""
+    write_bytes(path, spell_json(value).encode())
+
+
+def spell_json(value: dict[str, Any]) -> str:
+    fields = []
+    for key, entry in value.items():
+        if isinstance(entry, list) and entry:
+            rows = ",\n".join("    " + json.dumps(row) for row in entry)
+            fields.append(f"  {json.dumps(key)}: [\n{rows}\n  ]")
+        else:
+            fields.append(f"  {json.dumps(key)}: {json.dumps(entry)}")
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The object in a JSON file. Raises PlanError: missing, unreadable, or not an object."""
+    source = Path(path)
+    try:
+        value = json.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"{source} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"{source} is not a JSON file: {error}") from None
+    if not isinstance(value, dict):
+        raise PlanError(f"{source} holds a {type(value).__name__} where an object belongs")
+    return value
+
+
+def is_json(path: str | os.PathLike[str]) -> bool:
+    """Whether a file starts like a JSON object: our candidates and plans do."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(64).lstrip()[:1] == b"{"
+    except OSError:
+        return False

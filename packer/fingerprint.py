@@ -1,0 +1,65 @@
+"""Two fingerprints of a checkpoint: what it is made of, and what it holds.
+
+A plan fits a checkpoint of equal structure; sizes and damages fit only equal contents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from packer.checkpoint import Checkpoint
+
+
+def structure_fingerprint(checkpoint: Checkpoint) -> str:
+    """sha256 (hex) over names, dtypes, shapes and ties; the order of insertion plays no part.
+
+    Ties count with their direction, because a plan speaks of the kept names.
+    """
+    return _fingerprint(checkpoint, contents=False)
+
+
+def contents_fingerprint(checkpoint: Checkpoint) -> str:
+    """sha256 (hex) over the structure and the little-endian bytes of every tensor."""
+    return _fingerprint(checkpoint, contents=True)
+
+
+def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements of any dense CPU tensor as uint8 [bytes], without a copy where contiguous."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _fingerprint(checkpoint: Checkpoint, *, contents: bool) -> str:
+    digest = hashlib.sha256()
+
+    def text(value: str) -> None:
+        # The length before the field keeps neighbours from running into each other.
+        field = value.encode("utf-8", "surrogatepass")
+        digest.update(len(field).to_bytes(8, "little") + field)
+
+    text("bytecap contents 1" if contents else "bytecap structure 1")
+    text(str(len(checkpoint.tensors)))
+    for name, tensor in sorted(checkpoint.tensors.items()):
+        text(name)
+        text(str(tensor.dtype).removeprefix("torch."))
+        text(",".join(map(str, tensor.shape)))
+        if contents:
+            # Shape and dtype already fix the number of bytes.
+            digest.update(_little_endian(tensor).numpy().data)
+    text(str(len(checkpoint.ties)))
+    for tied, kept in sorted(checkpoint.ties.items()):
+        text(tied)
+        text(kept)
+    return digest.hexdigest()
+
+
+def _little_endian(tensor: torch.Tensor) -> torch.Tensor:
+    stored = bytes_of(tensor)
+    if sys.byteorder == "little":
+        return stored
+    width = tensor.element_size() // (2 if tensor.is_complex() else 1)
+    return stored.reshape(-1, width).flip(1).reshape(-1).contiguous()

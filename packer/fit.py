@@ -1,0 +1,100 @@
+"""From a plan to a file under the cap: pack, weigh the real bytes, plan again if they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from packer.account import Account
+from packer.artifact import EncodedTensor, assemble, encode_tensor
+from packer.checkpoint import Checkpoint, contents_fingerprint
+from packer.errors import CapError, PlanError
+from packer.measuring import Progress, header_of, ignore_progress
+from packer.planning import PackPlan, replan
+from packer.quantizers.choice import parse_choice
+from packer.quantizers.formats import FormatError
+from packer.quantizers.quantize import quantize
+
+MAX_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An artifact that fits. data: the file. plan: the plan it follows, sizes as weighed.
+
+    encoded: what each tensor weighs. rounds: how often planning was needed, 1 when the plan held.
+    """
+
+    data: bytes
+    plan: PackPlan
+    encoded: Mapping[str, EncodedTensor]
+    account: Account
+    rounds: int
+
+
+def pack_to_cap(
+    checkpoint: Checkpoint, pack_plan: PackPlan, progress: Progress = ignore_progress
+) -> Packed:
+    """The artifact of a plan; its real bytes, code and margin included, are at most the cap.
+
+    Our coder's sizes repeat exactly, so the first round lands. Sizes that differ (another version
+    of a compressor) are put into the plan, which is solved again.
+    Raises PlanError: the plan is for other contents. CapError: nothing fits.
+    """
+    found = contents_fingerprint(checkpoint)
+    if pack_plan.measurement.contents != found:
+        raise PlanError(stale_plan(pack_plan, checkpoint, found))
+    encoded: dict[str, tuple[str, EncodedTensor]] = {}
+    for rounds in range(1, MAX_ROUNDS + 1):
+        _encode_chosen(checkpoint, pack_plan, encoded, progress)
+        sizes = {(name, choice): e.size_bytes for name, (choice, e) in encoded.items()}
+        planned = {(c.tensor, c.choice): c.size_bytes for c in pack_plan.plan.chosen}
+        if sizes == planned:
+            return _packed(pack_plan, {name: e for name, (_, e) in encoded.items()}, rounds)
+        pack_plan = replan(pack_plan, pack_plan.measurement.corrected(sizes))
+    raise CapError(
+        f"after {MAX_ROUNDS} rounds the real sizes still differ from the plan's; a compressor "
+        "gives another size each time it runs"
+    )
+
+
+def stale_plan(pack_plan: PackPlan, checkpoint: Checkpoint, found: str) -> str:
+    return (
+        f"the plan was made for {pack_plan.measurement.source} with contents "
+        f"{pack_plan.measurement.contents[:12]}, and {checkpoint.source} has contents "
+        f"{found[:12]}. Plan this checkpoint, or follow the plan's choices with --policy and --cap."
+    )
+
+
+def _encode_chosen(
+    checkpoint: Checkpoint,
+    pack_plan: PackPlan,
+    encoded: dict[str, tuple[str, EncodedTensor]],
+    progress: Progress,
+) -> None:
+    """Bring `encoded` in line with the plan's choices; tensors already encoded so are kept."""
+    chosen = pack_plan.plan.chosen
+    for done, candidate in enumerate(chosen):
+        progress(candidate.tensor, done, len(chosen))
+        if encoded.get(candidate.tensor, ("",))[0] == candidate.choice:
+            continue
+        try:
+            choice = parse_choice(candidate.choice)
+            quantized = quantize(checkpoint.tensors[candidate.tensor], choice)
+        except FormatError as error:
+            raise PlanError(f"{candidate.tensor}: {error}") from None
+        encoded[candidate.tensor] = (candidate.choice, encode_tensor(quantized, choice.coder))
+    progress("packed", len(chosen), len(chosen))
+
+
+def _packed(pack_plan: PackPlan, encoded: Mapping[str, EncodedTensor], rounds: int) -> Packed:
+    plan, measurement = pack_plan.plan, pack_plan.measurement
+    header = header_of(measurement.tensors, measurement.ties, measurement.metadata)
+    blocks = [encoded[name].block for name in sorted(encoded)]
+    data = assemble(header, blocks, plan.cap_bytes, plan.code_bytes)
+    side = sum(tensor.side_bytes for tensor in encoded.values())
+    payload = sum(tensor.payload_bytes for tensor in encoded.values())
+    account = Account(plan.cap_bytes, plan.code_bytes, len(data) - side - payload, side, payload)
+    if account.total_bytes + plan.margin_bytes > plan.cap_bytes:
+        raise CapError(f"the file weighs more than was planned: {account}")
+    return Packed(data, pack_plan, encoded, account, rounds)

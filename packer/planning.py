@@ -1,0 +1,240 @@
+"""From measurements to a plan under a cap; the file plan.json. Needs no torch, so it is quick."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from packer.account import CodeFile, Limits, spell_rest
+from packer.budget.plan import Candidate, InfeasibleCap, Plan, PlanningError, plan_to_cap
+from packer.candidates import KIND as CANDIDATES_KIND
+from packer.candidates import Measurement
+from packer.errors import CapError, PlanError
+from packer.files import read_json
+from packer.roles import select
+
+KIND = "bytecap plan"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """A plan with what it was made from: enough to pack, to re-plan, and to explain every choice.
+
+    pins: tensor -> choice, decided by the user.
+    """
+
+    measurement: Measurement
+    plan: Plan
+    limits: Limits
+    pins: Mapping[str, str]
+
+    @property
+    def choices(self) -> dict[str, str]:
+        return {candidate.tensor: candidate.choice for candidate in self.plan.chosen}
+
+    def spell_account(self) -> str:
+        """The account as planned, to the byte; the artifact's split is known once it is packed."""
+        plan = self.plan
+        tensors = plan.artifact_bytes - plan.header_bytes
+        return (
+            f"code {plan.code_bytes:,} + header {plan.header_bytes:,} + tensors {tensors:,} = "
+            f"{plan.total_bytes:,}{spell_rest(plan.cap_bytes, plan.unused_bytes)}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        plan = self.plan
+        decided = {
+            "kind": KIND,
+            "version": VERSION,
+            "cap_bytes": plan.cap_bytes,
+            "code_bytes": plan.code_bytes,
+            "margin_bytes": plan.margin_bytes,
+            "artifact_bytes": plan.artifact_bytes,
+            "total_bytes": plan.total_bytes,
+            "unused_bytes": plan.unused_bytes,
+            "damage_kind": plan.damage_kind,
+            "damage": plan.damage,
+            "price": plan.price,
+            "gap": plan.gap,
+            "code": [[file.path, file.size_bytes] for file in self.limits.code],
+            "loader_bytes": self.limits.loader_bytes,
+            "pins": dict(self.pins),
+            "choices": [[candidate.tensor, candidate.choice] for candidate in plan.chosen],
+        }
+        return {**decided, "measurement": self.measurement.to_json()}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any], source: str) -> PackPlan:
+        """Raises PlanError: not a plan of this version, damaged, or naming unknown choices."""
+        if value.get("kind") != KIND or value.get("version") != VERSION:
+            raise PlanError(
+                f"{source} is {value.get('kind')!r} version {value.get('version')!r}; "
+                f"{KIND!r} version {VERSION} is wanted. Plan again with `packer plan`."
+            )
+        try:
+            measurement = Measurement.from_json(value["measurement"], source)
+            return _pack_plan(value, measurement, source)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"{source} is damaged: {error!r}. Plan again.") from None
+
+
+def read_plan(path: str | os.PathLike[str]) -> PackPlan:
+    """The plan in a file. Raises PlanError."""
+    return PackPlan.from_json(read_json(path), str(path))
+
+
+def read_measurement(path: str | os.PathLike[str]) -> Measurement:
+    """The measurements in a candidates file, or those a plan was made from. Raises PlanError."""
+    value = read_json(path)
+    if value.get("kind") == CANDIDATES_KIND:
+        return Measurement.from_json(value, str(path))
+    return PackPlan.from_json(value, str(path)).measurement
+
+
+def _pack_plan(value: Mapping[str, Any], measurement: Measurement, source: str) -> PackPlan:
+    choices = {str(tensor): str(choice) for tensor, choice in value["choices"]}
+    limits = Limits(
+        int(value["cap_bytes"]),
+        tuple(CodeFile(str(path), int(size)) for path, size in value["code"]),
+        int(value["loader_bytes"]),
+        int(value["margin_bytes"]),
+    )
+    plan = Plan(
+        chosen=chosen_candidates(measurement, choices, source),
+        cap_bytes=limits.cap_bytes,
+        code_bytes=limits.code_bytes,
+        header_bytes=measurement.header_bytes,
+        margin_bytes=limits.margin_bytes,
+        damage_kind=str(value["damage_kind"]),
+        price=None if value["price"] is None else float(value["price"]),
+        gap=float(value["gap"]),
+    )
+    pins = {str(tensor): str(choice) for tensor, choice in value["pins"].items()}
+    return PackPlan(measurement, plan, limits, pins)
+
+
+def chosen_candidates(
+    measurement: Measurement, choices: Mapping[str, str], source: str
+) -> tuple[Candidate, ...]:
+    """The candidate of each tensor's choice, sorted by tensor.
+
+    Raises PlanError: a tensor has no choice, or a choice was not measured.
+    """
+    by_tensor = measurement.by_tensor
+    if set(choices) != set(by_tensor):
+        missing = sorted(set(by_tensor) - set(choices))
+        unknown = sorted(set(choices) - set(by_tensor))
+        raise PlanError(
+            f"{source} does not cover the checkpoint: without a choice {missing or 'none'}, "
+            f"not in the checkpoint {unknown or 'none'}. Plan again with `packer plan`."
+        )
+    found = []
+    for tensor in sorted(choices):
+        matching = [c for c in by_tensor[tensor] if c.choice == choices[tensor]]
+        if not matching:
+            raise PlanError(
+                f"{source}: {tensor} is to be {choices[tensor]!r}, which was not measured; "
+                f"measured are {', '.join(c.choice for c in by_tensor[tensor])}"
+            )
+        found.append(matching[0])
+    return tuple(found)
+
+
+def make_plan(
+    measurement: Measurement, limits: Limits, pins: Mapping[str, str] | None = None
+) -> PackPlan:
+    """The plan of least damage whose file, code and margin included, fits the cap.
+
+    pins: selector -> choice text. Raises SelectorError: a selector matches nothing. PlanError: a
+    pinned choice was not measured. CapError: no combination fits; names the smallest size.
+    """
+    pinned = pinned_texts(measurement, pins or {})
+    plan = solve(restrict(measurement, pinned), measurement.header_bytes, limits)
+    return PackPlan(measurement, plan, limits, pinned)
+
+
+def solve(candidates: Sequence[Candidate], header_bytes: int, limits: Limits) -> Plan:
+    """plan_to_cap with its refusals put in the user's terms. Raises CapError, PlanError."""
+    try:
+        return plan_to_cap(
+            candidates,
+            cap_bytes=limits.cap_bytes,
+            code_bytes=limits.code_bytes,
+            header_bytes=header_bytes,
+            margin_bytes=limits.margin_bytes,
+        )
+    except InfeasibleCap as error:
+        raise CapError(str(error)) from None
+    except PlanningError as error:
+        raise PlanError(str(error)) from None
+
+
+def pinned_texts(measurement: Measurement, pins: Mapping[str, str]) -> dict[str, str]:
+    """Tensor -> pinned choice; the choice must be among the tensor's candidates."""
+    found: dict[str, str] = {}
+    for selector, choice in pins.items():
+        found.update(dict.fromkeys(select(selector, measurement.roles), choice))
+    measured = {(c.tensor, c.choice) for c in measurement.candidates}
+    for tensor, choice in found.items():
+        if (tensor, choice) not in measured:
+            raise PlanError(
+                f"{tensor} is pinned to {choice!r}, which was not measured. Give the checkpoint "
+                f"instead of its measurements, or measure with --pin '{tensor}={choice}'."
+            )
+    return found
+
+
+def restrict(measurement: Measurement, choices: Mapping[str, str]) -> list[Candidate]:
+    """Candidates, with only the given choice left for the tensors named."""
+    return [
+        candidate
+        for candidate in measurement.candidates
+        if choices.get(candidate.tensor, candidate.choice) == candidate.choice
+    ]
+
+
+def replan(pack_plan: PackPlan, measurement: Measurement) -> PackPlan:
+    """The same limits and pins over corrected measurements. Raises CapError."""
+    candidates = restrict(measurement, pack_plan.pins)
+    solved = solve(candidates, measurement.header_bytes, pack_plan.limits)
+    return replace(pack_plan, measurement=measurement, plan=solved)
+
+
+def follow_policy(policy: PackPlan, measurement: Measurement, limits: Limits) -> PackPlan:
+    """The policy's choices on other weights of the same structure.
+
+    Every choice is kept when the sum fits. Otherwise tensors that are not pinned may step down to
+    smaller candidates, at the least damage that fits.
+    Raises PlanError: another structure. CapError: even the smallest does not fit.
+    """
+    if policy.measurement.structure != measurement.structure:
+        raise PlanError(
+            f"the policy was made for tensors of another structure "
+            f"({policy.measurement.structure[:12]} against {measurement.structure[:12]}); a policy "
+            "needs the same names, shapes and dtypes. Plan this checkpoint by itself."
+        )
+    kept = chosen_candidates(measurement, policy.choices, "the policy")
+    allowed = replace(measurement, candidates=tuple(_at_most(kept, policy.pins, measurement)))
+    fixed = limits.code_bytes + measurement.header_bytes + limits.margin_bytes
+    fits = fixed + sum(candidate.size_bytes for candidate in kept) <= limits.cap_bytes
+    plan = solve(kept if fits else allowed.candidates, measurement.header_bytes, limits)
+    return PackPlan(allowed, plan, limits, dict(policy.pins))
+
+
+def _at_most(
+    kept: Sequence[Candidate], pins: Mapping[str, str], measurement: Measurement
+) -> list[Candidate]:
+    """The kept candidates, and for tensors that are not pinned every smaller one."""
+    limit = {candidate.tensor: candidate for candidate in kept}
+    return [
+        candidate
+        for candidate in measurement.candidates
+        if candidate == limit[candidate.tensor]
+        or (
+            candidate.tensor not in pins
+            and candidate.size_bytes < limit[candidate.tensor].size_bytes
+        )
+    ]

@@ -1,0 +1,55 @@
+"""Progress on stderr for anything over two seconds; stdout stays clean for pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+QUIET_SECONDS = 1.0
+LINE_SECONDS = 10.0
+
+
+@contextlib.contextmanager
+def shown(label: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A function to be told (what, done, total): a bar on a terminal, lines now and then elsewhere.
+
+    Nothing is shown for work that ends within a second.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(label, console)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[what]}"),
+    )
+    bar = Progress(*columns, console=console, transient=True)
+    task = bar.add_task(label, total=None, what="", visible=False)
+    started = time.monotonic()
+
+    def tell(what: str, done: int, total: int) -> None:
+        late = time.monotonic() - started > QUIET_SECONDS
+        bar.update(task, completed=done, total=total, what=what, visible=late)
+
+    with bar:
+        yield tell
+
+
+class _Lines:
+    """One line every few seconds, for logs."""
+
+    def __init__(self, label: str, console: Console) -> None:
+        self.label, self.console = label, console
+        self.last = time.monotonic() - LINE_SECONDS + 2 * QUIET_SECONDS
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if time.monotonic() - self.last > LINE_SECONDS:
+            self.last = time.monotonic()
+            self.console.print(f"{self.label}: {done} of {total}, {what}", highlight=False)

@@ -1,0 +1,329 @@
+"""The byte report of a checkpoint, a plan or an artifact, as plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from packer.account import Account, Limits
+from packer.candidates import TensorInfo
+from packer.planning import PackPlan
+
+if TYPE_CHECKING:
+    from packer.checkpoint import Checkpoint
+    from packer.fit import Packed
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One tensor of a report. choice: format, coder and steps as far as they are known.
+
+    size_bytes: everything of the file that this tensor takes. damage_bpb, weight_error: predicted,
+    None where nothing was measured.
+    """
+
+    name: str
+    role: str
+    layer: int | None
+    shape: tuple[int, ...]
+    dtype: str
+    choice: str
+    size_bytes: int
+    damage_bpb: float | None = None
+    weight_error: float | None = None
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        return 8 * self.size_bytes / self.elements if self.elements else None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report of any source. artifact_bytes: of the file; header_bytes: its part of no tensor.
+
+    account: the split of the file where it is known, else None. damage_kind, damage, price, gap:
+    the plan's, else None. notes: what was taken or left out, for people.
+    """
+
+    source: str
+    kind: str  # checkpoint, plan, artifact
+    rows: tuple[TensorRow, ...]
+    cap_bytes: int
+    code_bytes: int
+    artifact_bytes: int
+    header_bytes: int
+    account: Account | None = None
+    damage_kind: str | None = None
+    damage: float | None = None
+    price: float | None = None
+    gap: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        return self.code_bytes + self.artifact_bytes
+
+    @property
+    def unused_bytes(self) -> int:
+        return self.cap_bytes - self.total_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints; sizes in bytes."""
+        account = self.account
+        return {
+            "source": self.source,
+            "kind": self.kind,
+            "cap_bytes": self.cap_bytes,
+            "code_bytes": self.code_bytes,
+            "artifact_bytes": self.artifact_bytes,
+            "total_bytes": self.total_bytes,
+            "unused_bytes": self.unused_bytes,
+            "header_bytes": account.header_bytes if account else self.header_bytes,
+            "side_bytes": account.side_bytes if account else None,
+            "payload_bytes": account.payload_bytes if account else None,
+            "damage_kind": self.damage_kind,
+            "damage": self.damage,
+            "price": self.price,
+            "gap": self.gap,
+            "tensors": [row_json(row) for row in self.rows],
+        }
+
+
+def row_json(row: TensorRow) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "role": row.role,
+        "layer": row.layer,
+        "shape": list(row.shape),
+        "dtype": row.dtype,
+        "choice": row.choice,
+        "size_bytes": row.size_bytes,
+        "bits_per_weight": row.bits_per_weight,
+        "damage_bpb": row.damage_bpb,
+        "weight_error": row.weight_error,
+    }
+
+
+def report_plan(pack_plan: PackPlan, source: str) -> Report:
+    """A plan, with the sizes it was made from."""
+    plan = pack_plan.plan
+    infos = {info.name: info for info in pack_plan.measurement.tensors}
+    rows = tuple(
+        _row(infos[c.tensor], c.choice, c.size_bytes, c.damage_bpb, c.weight_error)
+        for c in plan.chosen
+    )
+    return Report(
+        source=source,
+        kind="plan",
+        rows=rows,
+        cap_bytes=plan.cap_bytes,
+        code_bytes=plan.code_bytes,
+        artifact_bytes=plan.artifact_bytes,
+        header_bytes=plan.header_bytes,
+        damage_kind=plan.damage_kind,
+        damage=plan.damage,
+        price=plan.price,
+        gap=plan.gap,
+    )
+
+
+def report_packed(packed: Packed, source: str) -> Report:
+    """A file just packed: the plan's damages beside the weighed bytes."""
+    planned = report_plan(packed.plan, source)
+    rows = tuple(
+        TensorRow(
+            row.name,
+            row.role,
+            row.layer,
+            row.shape,
+            row.dtype,
+            _with_coder(row.choice, packed.encoded[row.name].coder),
+            packed.encoded[row.name].size_bytes,
+            row.damage_bpb,
+            row.weight_error,
+        )
+        for row in planned.rows
+    )
+    plan = packed.plan.plan
+    return Report(
+        source=source,
+        kind="artifact",
+        rows=rows,
+        cap_bytes=packed.account.cap_bytes,
+        code_bytes=packed.account.code_bytes,
+        artifact_bytes=packed.account.artifact_bytes,
+        header_bytes=plan.header_bytes,
+        account=packed.account,
+        damage_kind=plan.damage_kind,
+        damage=plan.damage,
+        price=plan.price,
+        gap=plan.gap,
+    )
+
+
+def _with_coder(choice: str, coder: str) -> str:
+    """The choice with the coder that was taken, where the choice left it open."""
+    head, plus, steps = choice.partition("+")
+    return choice if "~" in head else f"{head}~{coder}{plus}{steps}"
+
+
+def report_artifact(data: bytes, source: str) -> Report:
+    """An artifact's file. Raises decoder.ArtifactError: not an artifact, or damaged."""
+    from packer import decoder
+    from packer.artifact import coder_name, format_of
+    from packer.roles import roles_of
+
+    stored = decoder.parse(data)
+    roles = roles_of({tensor.name: tensor.shape for tensor in stored.tensors})
+    rows, side, payload = [], 0, 0
+    for tensor in stored.tensors:
+        role = roles[tensor.name]
+        info = TensorInfo(tensor.name, role.role.value, role.layer, tensor.shape, tensor.dtype)
+        choice = f"{format_of(tensor.format)}~{coder_name(tensor)}"
+        rows.append(_row(info, choice, tensor.size_bytes, None, None))
+        side += len(tensor.scale[1]) if tensor.scale else 0
+        payload += len(tensor.codes[1])
+    account = Account(
+        stored.cap_bytes, stored.code_bytes, len(data) - side - payload, side, payload
+    )
+    return Report(
+        source=source,
+        kind="artifact",
+        rows=tuple(rows),
+        cap_bytes=stored.cap_bytes,
+        code_bytes=stored.code_bytes,
+        artifact_bytes=len(data),
+        header_bytes=stored.header_bytes,
+        account=account,
+    )
+
+
+def report_checkpoint(checkpoint: Checkpoint, limits: Limits) -> Report:
+    """A checkpoint as it is: uncompressed bytes of every tensor."""
+    from packer.measuring import exact_choice, tensor_infos
+
+    rows = tuple(
+        _row(info, str(exact_choice(checkpoint.tensors[info.name].dtype)), size, None, None)
+        for info in tensor_infos(checkpoint)
+        for size in [checkpoint.tensors[info.name].nbytes]
+    )
+    return Report(
+        source=checkpoint.source,
+        kind="checkpoint",
+        rows=rows,
+        cap_bytes=limits.cap_bytes,
+        code_bytes=limits.code_bytes,
+        artifact_bytes=sum(row.size_bytes for row in rows),
+        header_bytes=0,
+        notes=checkpoint.notes,
+    )
+
+
+def _row(
+    info: TensorInfo,
+    choice: str,
+    size_bytes: int,
+    damage_bpb: float | None,
+    weight_error: float | None,
+) -> TensorRow:
+    return TensorRow(
+        info.name,
+        info.role,
+        info.layer,
+        info.shape,
+        info.dtype,
+        choice,
+        size_bytes,
+        damage_bpb,
+        weight_error,
+    )
+
+
+@dataclass(frozen=True)
+class Share:
+    """Tensors of one role or one layer taken together."""
+
+    name: str
+    tensors: int
+    elements: int
+    size_bytes: int
+    damage_bpb: float | None
+    weight_error: float | None
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        return 8 * self.size_bytes / self.elements if self.elements else None
+
+
+def by_role(report: Report) -> tuple[Share, ...]:
+    """Largest role first."""
+    return _shares(report.rows, lambda row: row.role)
+
+
+def by_layer(report: Report) -> tuple[Share, ...]:
+    """In order of layers; tensors of no layer first, under 'no layer'."""
+    shares = _shares(report.rows, lambda row: "no layer" if row.layer is None else f"{row.layer}")
+    return tuple(
+        sorted(shares, key=lambda share: -1 if share.name == "no layer" else int(share.name))
+    )
+
+
+def _shares(rows: Iterable[TensorRow], key: Callable[[TensorRow], str]) -> tuple[Share, ...]:
+    grouped: dict[str, list[TensorRow]] = {}
+    for row in rows:
+        grouped.setdefault(key(row), []).append(row)
+    shares = [
+        Share(
+            name,
+            len(members),
+            sum(row.elements for row in members),
+            sum(row.size_bytes for row in members),
+            _total([row.damage_bpb for row in members]),
+            _total([row.weight_error for row in members]),
+        )
+        for name, members in grouped.items()
+    ]
+    return tuple(sorted(shares, key=lambda share: (-share.size_bytes, share.name)))
+
+
+def _total(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One tensor in two reports; None where it is missing."""
+
+    name: str
+    before: TensorRow | None
+    after: TensorRow | None
+
+    @property
+    def size_change(self) -> int:
+        after = self.after.size_bytes if self.after else 0
+        return after - (self.before.size_bytes if self.before else 0)
+
+
+def compare(before: Report, after: Report) -> tuple[Difference, ...]:
+    """Tensors whose choice or size differs, largest change first."""
+    rows_before: Mapping[str, TensorRow] = {row.name: row for row in before.rows}
+    rows_after: Mapping[str, TensorRow] = {row.name: row for row in after.rows}
+    found = [
+        Difference(name, rows_before.get(name), rows_after.get(name))
+        for name in sorted({*rows_before, *rows_after})
+    ]
+    changed = [
+        one
+        for one in found
+        if one.before is None
+        or one.after is None
+        or (one.before.choice, one.before.size_bytes) != (one.after.choice, one.after.size_bytes)
+    ]
+    return tuple(sorted(changed, key=lambda one: (-abs(one.size_change), one.name)))

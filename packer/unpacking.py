@@ -1,0 +1,178 @@
+"""Out of the artifact: weights to a file, and the proof that they are what went in."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from packer import decoder
+from packer.artifact import quantized_tensor
+from packer.checkpoint import Checkpoint
+from packer.errors import OutputError
+from packer.files import replacing
+from packer.measuring import Progress, ignore_progress
+from packer.quantizers.choice import Choice, parse_choice
+from packer.quantizers.formats import Passthrough, QuantizedTensor
+from packer.quantizers.quantize import dequantize, quantize
+
+
+@dataclass(frozen=True)
+class TensorCheck:
+    """How one tensor came back. max_error: largest |difference|. relative_error: rms difference
+    over rms weight, None for a tensor of zeros. exact: bit for bit equal. All three are None when
+    there was no checkpoint to compare with.
+    """
+
+    name: str
+    format: str
+    max_error: float | None
+    relative_error: float | None
+    exact: bool | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What verify found. problems: everything that is wrong, in words; empty means it passed."""
+
+    artifact_bytes: int
+    tensors: tuple[TensorCheck, ...]
+    problems: tuple[str, ...]
+
+
+def write_weights(
+    path: str | os.PathLike[str],
+    weights: Mapping[str, torch.Tensor],
+    ties: Mapping[str, str],
+    metadata: Mapping[str, str],
+) -> None:
+    """Weights as `.safetensors` or `.pt`, by the name's ending; all or nothing.
+
+    In a .pt file tied names share their storage. A .safetensors file cannot share: tied names are
+    written out, and the metadata remembers which belong together.
+    Raises OutputError: another ending, or the file could not be written.
+    """
+    suffix = Path(path).suffix
+    if suffix not in (".pt", ".pth", ".safetensors"):
+        raise OutputError(f"{path}: weights are written as .safetensors or .pt; name such a file")
+    with replacing(path) as temporary:
+        if suffix != ".safetensors":
+            torch.save(dict(weights), temporary)
+            return
+        import safetensors.torch
+
+        whole = {name: weight.clone() for name, weight in weights.items()}
+        texts = {**metadata, **({"bytecap.ties": json.dumps(dict(ties))} if ties else {})}
+        safetensors.torch.save_file(whole, temporary, metadata={"format": "pt", **texts})
+
+
+def verify(
+    data: bytes,
+    against: Checkpoint | None = None,
+    choices: Mapping[str, str] | None = None,
+    progress: Progress = ignore_progress,
+) -> Verification:
+    """Decode everything, and compare with a checkpoint and a plan's choices where given.
+
+    With a checkpoint, passthrough tensors must come back as the very bits that their format keeps;
+    with choices too, quantizing again must give the very codes in the file.
+    Raises decoder.ArtifactError: not an artifact, or damaged. Differences are returned as problems.
+    """
+    stored = decoder.parse(data)
+    problems = _structure_problems(stored, against) if against else []
+    checks = []
+    for done, tensor in enumerate(stored.tensors):
+        progress(tensor.name, done, len(stored.tensors))
+        weight = against.tensors.get(tensor.name) if against else None
+        if weight is not None and (tuple(weight.shape), _dtype(weight)) != (
+            tensor.shape,
+            tensor.dtype,
+        ):
+            weight = None  # told among the structure's problems
+        choice = choices.get(tensor.name) if choices else None
+        checks.append(check_tensor(quantized_tensor(tensor), tensor.name, weight, choice))
+    progress("verified", len(stored.tensors), len(stored.tensors))
+    problems += [f"{check.name}: {check.problem}" for check in checks if check.problem]
+    return Verification(len(data), tuple(checks), tuple(problems))
+
+
+def check_tensor(
+    quantized: QuantizedTensor, name: str, weight: torch.Tensor | None, choice: str | None
+) -> TensorCheck:
+    """One tensor against its original weight and choice, as far as they are given."""
+    decoded = dequantize(quantized)
+    problem = None
+    if decoded.is_floating_point() and not bool(torch.isfinite(decoded.float()).all()):
+        problem = "some decoded weights are not finite"
+    if weight is None:
+        return TensorCheck(name, str(quantized.format), None, None, None, problem)
+    if isinstance(quantized.format, Passthrough):
+        kept = dequantize(quantize(weight, Choice(quantized.format)))
+        if not _same_bits(kept, decoded):
+            problem = f"{quantized.format} did not come back bit for bit"
+    elif choice is not None:
+        problem = problem or _requantize_problem(quantized, weight, choice)
+    max_error, relative_error = _errors(weight, decoded)
+    exact = _same_bits(weight, decoded)
+    return TensorCheck(name, str(quantized.format), max_error, relative_error, exact, problem)
+
+
+def _requantize_problem(
+    quantized: QuantizedTensor, weight: torch.Tensor, choice: str
+) -> str | None:
+    again = quantize(weight, parse_choice(choice))
+    if again.format != quantized.format:
+        return f"the plan says {choice}, the file holds {quantized.format}"
+    if not torch.equal(again.codes, quantized.codes):
+        count = int((again.codes != quantized.codes).sum())
+        return f"{count} of {again.codes.numel()} codes differ from what {choice} gives"
+    if not _same_bits(again.side["scale"], quantized.side["scale"]):
+        return f"the scales differ from what {choice} gives"
+    return None
+
+
+def _structure_problems(stored: decoder.StoredArtifact, against: Checkpoint) -> list[str]:
+    """Names, shapes, dtypes and ties that differ."""
+    problems = []
+    found = {tensor.name: (tensor.shape, tensor.dtype) for tensor in stored.tensors}
+    wanted = {name: (tuple(w.shape), _dtype(w)) for name, w in against.tensors.items()}
+    for name in sorted(set(found) | set(wanted)):
+        if name not in found:
+            problems.append(f"{name}: in {against.source} and not in the artifact")
+        elif name not in wanted:
+            problems.append(f"{name}: in the artifact and not in {against.source}")
+        elif found[name] != wanted[name]:
+            (shape, dtype), (shape_wanted, dtype_wanted) = found[name], wanted[name]
+            problems.append(
+                f"{name}: {dtype} {list(shape)} in the artifact, "
+                f"{dtype_wanted} {list(shape_wanted)} in {against.source}"
+            )
+    if dict(stored.ties) != dict(against.ties):
+        problems.append(f"tied names: {stored.ties} in the artifact, {against.ties} wanted")
+    return problems
+
+
+def _errors(weight: torch.Tensor, decoded: torch.Tensor) -> tuple[float, float | None]:
+    """(largest |difference|, rms difference over rms weight)."""
+    if weight.numel() == 0:
+        return 0.0, None
+    wide = torch.complex128 if weight.is_complex() else torch.float64
+    original = weight.to(wide)
+    difference = (decoded.to(wide) - original).abs()
+    power = float(original.abs().square().sum())
+    relative = float(difference.square().sum()) / power if power else 0.0
+    return float(difference.max()), relative**0.5 if power else None
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    flat_a, flat_b = a.contiguous().reshape(-1), b.contiguous().reshape(-1)
+    return a.dtype == b.dtype and torch.equal(flat_a.view(torch.uint8), flat_b.view(torch.uint8))
+
+
+def _dtype(weight: torch.Tensor) -> str:
+    return str(weight.dtype).removeprefix("torch.")

@@ -1,0 +1,113 @@
+"""A choice: format, coder and the way codes are chosen, as one line of text.
+
+Grammar: `format[~coder][+step[@value]]...`, for instance `int6.row`, `fp16~brotli`,
+`int6.row+percentile`, `int8.row~zstd+kstd@12.85`, `int5.row+prune@0.02`, `ternary.row+absmean`.
+Parsing and spelling are inverse; defaults are not spelled.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .formats import FormatError, Passthrough, TensorFormat, Ternary, parse_format
+
+CODERS = ("ans", "zstd", "brotli", "lzma", "zlib", "raw")
+UNIFORM_RANGES = ("absmax", "percentile", "percentile-matrix", "kstd", "mse")
+TERNARY_RANGES = ("mse", "absmean")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """format: how codes become weights. coder: how codes become bytes; None lets the packer choose.
+
+    range_rule: how a row's scale is chosen; range_value: its parameter (k of `kstd`).
+    prune: fraction of smallest magnitudes set to zero first, in [0, 1).
+    """
+
+    format: TensorFormat
+    coder: str | None = None
+    range_rule: str | None = None
+    range_value: float | None = None
+    prune: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.coder is not None and self.coder not in CODERS:
+            raise FormatError(f"unknown coder {self.coder!r}; coders are {', '.join(CODERS)}")
+        if isinstance(self.format, Passthrough):
+            if self.range_rule or self.prune:
+                raise FormatError(f"{self.format} keeps weights as they are: it takes no + steps")
+            return
+        rules = TERNARY_RANGES if isinstance(self.format, Ternary) else UNIFORM_RANGES
+        if self.range_rule not in rules:
+            raise FormatError(
+                f"{self.format} has no range rule {self.range_rule!r}; it has {', '.join(rules)}"
+            )
+        self._check_values()
+
+    def _check_values(self) -> None:
+        if (self.range_rule == "kstd") != (self.range_value is not None):
+            raise FormatError("kstd takes one value and no other rule does, such as kstd@12.85")
+        if self.range_value is not None and not 0 < self.range_value < math.inf:
+            raise FormatError(f"kstd needs a positive number, found {self.range_value}")
+        if not 0 <= self.prune < 1:
+            raise FormatError(f"prune needs a fraction in [0, 1), found {self.prune}")
+
+    def __str__(self) -> str:
+        text = str(self.format)
+        if self.coder is not None:
+            text += f"~{self.coder}"
+        if self.range_rule is not None and self.range_rule != default_range(self.format):
+            text += f"+{self.range_rule}"
+            if self.range_value is not None:
+                text += f"@{spell_number(self.range_value)}"
+        if self.prune:
+            text += f"+prune@{spell_number(self.prune)}"
+        return text
+
+
+def default_range(format: TensorFormat) -> str | None:
+    """absmax for integers, least squares for ternary, nothing for passthrough."""
+    if isinstance(format, Passthrough):
+        return None
+    return "mse" if isinstance(format, Ternary) else "absmax"
+
+
+def spell_number(value: float) -> str:
+    """The shortest text that reads back as the same float."""
+    text = repr(float(value))
+    return text[:-2] if text.endswith(".0") else text
+
+
+def parse_choice(text: str) -> Choice:
+    """The choice that `str()` spells as `text`.
+
+    Raises FormatError: unknown format, coder or step, a step given twice, a bad number.
+    """
+    head, *steps = text.split("+")
+    name, tilde, coder = head.partition("~")
+    format = parse_format(name)
+    range_rule: str | None = None
+    range_value: float | None = None
+    prune = 0.0
+    for step in steps:
+        word, at, number = step.partition("@")
+        value = _parse_number(text, number) if at else None
+        if word == "prune":
+            if value is None or prune:
+                raise FormatError(f"{text!r}: prune comes once, with a fraction: prune@0.02")
+            prune = value
+        elif range_rule is None and word in (*UNIFORM_RANGES, *TERNARY_RANGES):
+            range_rule, range_value = word, value
+        else:
+            raise FormatError(f"{text!r}: step {word!r} is unknown or a second range rule")
+    return Choice(
+        format, coder if tilde else None, range_rule or default_range(format), range_value, prune
+    )
+
+
+def _parse_number(text: str, number: str) -> float:
+    try:
+        return float(number)
+    except ValueError:
+        raise FormatError(f"{text!r}: {number!r} is not a number") from None

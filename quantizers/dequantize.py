@@ -1,0 +1,24 @@
+"""Codes and side values back to weights: the only place where that arithmetic is written.
+
+Training, measuring and unpacking call these functions, and the shipped loader contains their source
+text; they may therefore use nothing but their arguments and torch.
+"""
+
+import torch
+
+
+def dequantize_scaled(
+    codes: torch.Tensor, scale: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype
+) -> torch.Tensor:
+    """int8 codes [rows, columns] times scale [rows or 1], in float32, then cast to `dtype`.
+
+    A float32 product of an integer and a scale is one IEEE rounding: the same bits on any machine.
+    """
+    return (codes.float() * scale.float()[:, None]).to(dtype).reshape(shape)
+
+
+def dequantize_stored(
+    codes: torch.Tensor, stored: torch.dtype, shape: tuple[int, ...], dtype: torch.dtype
+) -> torch.Tensor:
+    """Little-endian bytes uint8 [count, itemsize] of `stored` values, cast to `dtype`."""
+    return codes.reshape(-1).view(stored).to(dtype).reshape(shape)

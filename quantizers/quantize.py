@@ -1,0 +1,100 @@
+"""Weights to codes under a choice, and back: `quantize` and `dequantize`."""
+
+from __future__ import annotations
+
+import torch
+
+from .choice import Choice
+from .clip import (
+    absmax_scale,
+    absmean_scale,
+    kstd_scale,
+    least_squares_scale,
+    nearest_codes,
+    percentile_scale,
+    store_scale,
+    ternary_scale,
+)
+from .dequantize import dequantize_scaled, dequantize_stored
+from .formats import (
+    PASSTHROUGH_DTYPES,
+    FormatError,
+    Passthrough,
+    QuantizedTensor,
+    ScaledFormat,
+    Ternary,
+    row_shape,
+    scale_dtype,
+)
+from .prune import prune_smallest
+
+
+def quantize(weight: torch.Tensor, choice: Choice) -> QuantizedTensor:
+    """`weight`, any shape and dtype, as codes and side values under `choice`.
+
+    Raises FormatError: a dtype that the format cannot hold (only `raw` holds integers).
+    """
+    shape, dtype = tuple(weight.shape), weight.dtype
+    if isinstance(choice.format, Passthrough):
+        return QuantizedTensor(choice.format, shape, dtype, _stored_bytes(weight, choice.format))
+    if not quantizable(weight):
+        raise FormatError(f"{choice.format} cannot hold {dtype}; use raw")
+    if choice.prune:
+        weight = prune_smallest(weight, choice.prune)
+    rows = weight.float().reshape(row_shape(shape))
+    scale = choose_scale(rows, choice)
+    codes = encode(rows, choice.format, scale)
+    return QuantizedTensor(choice.format, shape, dtype, codes, {"scale": scale})
+
+
+def quantizable(weight: torch.Tensor) -> bool:
+    """Whether a scaled format can hold the tensor: real floats of at least 16 bits, not empty."""
+    return weight.is_floating_point() and weight.dtype.itemsize > 1 and weight.numel() > 0
+
+
+def choose_scale(rows: torch.Tensor, choice: Choice) -> torch.Tensor:
+    """Stored scales [rows or 1] of float32 rows [rows, columns] under the choice's range rule."""
+    format = choice.format
+    assert not isinstance(format, Passthrough)
+    if format.axis == "tensor":
+        rows = rows.reshape(1, -1)
+    dtype = scale_dtype(format)
+    if isinstance(format, Ternary):
+        scale = absmean_scale(rows) if choice.range_rule == "absmean" else ternary_scale(rows)
+    elif choice.range_rule == "kstd":
+        assert choice.range_value is not None
+        scale = kstd_scale(rows, format.code_max, choice.range_value)
+    elif choice.range_rule == "mse":
+        scale = least_squares_scale(rows, format.code_max)
+    elif choice.range_rule in ("percentile", "percentile-matrix"):
+        per_matrix = choice.range_rule == "percentile-matrix"
+        scale = percentile_scale(
+            rows, format.code_min, format.code_max, dtype, per_matrix=per_matrix
+        )
+    else:
+        scale = absmax_scale(rows, format.code_max)
+    return store_scale(scale, rows.abs().amax(dim=1), dtype)
+
+
+def encode(rows: torch.Tensor, format: ScaledFormat, scale: torch.Tensor) -> torch.Tensor:
+    """int8 codes [rows, columns] nearest to float32 rows under stored scales [rows or 1]."""
+    per_row = scale.float().expand(rows.shape[0])
+    return nearest_codes(rows, per_row, format.code_min, format.code_max).to(torch.int8)
+
+
+def dequantize(quantized: QuantizedTensor) -> torch.Tensor:
+    """The weights, in the tensor's own shape and dtype."""
+    shape, dtype = quantized.shape, quantized.dtype
+    if isinstance(quantized.format, Passthrough):
+        stored = PASSTHROUGH_DTYPES.get(str(quantized.format), dtype)
+        return dequantize_stored(quantized.codes, stored, shape, dtype)
+    return dequantize_scaled(quantized.codes, quantized.side["scale"], shape, dtype)
+
+
+def _stored_bytes(weight: torch.Tensor, format: Passthrough) -> torch.Tensor:
+    """uint8 [count, itemsize], little-endian, of the weight cast to the format's dtype."""
+    stored = PASSTHROUGH_DTYPES.get(str(format), weight.dtype)
+    if stored != weight.dtype and not weight.is_floating_point():
+        raise FormatError(f"{format} cannot hold {weight.dtype}; use raw")
+    flat = weight.contiguous().reshape(-1).to(stored)
+    return flat.view(torch.uint8).reshape(-1, stored.itemsize).clone()

@@ -1,0 +1,95 @@
+"""Choices and formats are text: parsing and spelling are inverse, and mistakes are named."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from packer.quantizers.choice import (
+    CODERS,
+    TERNARY_RANGES,
+    UNIFORM_RANGES,
+    Choice,
+    default_range,
+    parse_choice,
+)
+from packer.quantizers.formats import FormatError, Passthrough, Ternary, Uniform, parse_format
+
+formats = st.one_of(
+    st.sampled_from(["raw", "fp32", "fp16", "bf16"]).map(Passthrough),
+    st.just(Ternary()),
+    st.builds(
+        Uniform, st.integers(2, 8), st.sampled_from(["row", "tensor"]), st.booleans(), st.booleans()
+    ),
+)
+
+
+@st.composite
+def choices(draw: st.DrawFn) -> Choice:
+    format = draw(formats)
+    coder = draw(st.sampled_from([None, *CODERS]))
+    if isinstance(format, Passthrough):
+        return Choice(format, coder)
+    rules = TERNARY_RANGES if isinstance(format, Ternary) else UNIFORM_RANGES
+    rule = draw(st.sampled_from(rules))
+    positive = st.floats(min_value=1e-6, max_value=1e6, exclude_min=True)
+    value = draw(positive) if rule == "kstd" else None
+    prune = draw(st.floats(min_value=0, max_value=0.99))
+    return Choice(format, coder, rule, value, prune)
+
+
+@given(formats)
+def test_format_round_trip(format):
+    assert parse_format(str(format)) == format
+
+
+@given(choices())
+def test_choice_round_trip(choice):
+    assert parse_choice(str(choice)) == choice
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "int6.row",
+        "fp16~brotli",
+        "int6.row~zstd+kstd@12.85",
+        "int5.row.wide+percentile+prune@0.03",
+        "int8.tensor.scale32",
+        "ternary.row+absmean",
+        "int4.row+percentile-matrix",
+        "int3.row+mse",
+    ],
+)
+def test_spellings_people_type_are_kept(text):
+    assert str(parse_choice(text)) == text
+
+
+def test_defaults_are_not_spelled():
+    assert str(parse_choice("int6.row+absmax")) == "int6.row"
+    assert str(parse_choice("ternary.row+mse")) == "ternary.row"
+    assert default_range(parse_format("fp16")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("int9.row", "2 to 8 bits"),
+        ("int6", "unknown format 'int6'"),
+        ("int6.column", "unknown format"),
+        ("int6.row~rar", "unknown coder 'rar'"),
+        ("int6.row+kstd", "kstd takes one value"),
+        ("int6.row+kstd@0", "positive"),
+        ("int6.row+kstd@nan", "positive"),
+        ("int6.row+absmax@3", "kstd takes one value"),
+        ("int6.row+prune@1", r"\[0, 1\)"),
+        ("int6.row+prune", "with a fraction"),
+        ("int6.row+prune@x", "not a number"),
+        ("int6.row+percentile+mse", "second range rule"),
+        ("int6.row+wish", "step 'wish' is unknown"),
+        ("fp16+kstd@3", "takes no"),
+        ("ternary.row+absmax", "no range rule 'absmax'"),
+        ("", "unknown format ''"),
+    ],
+)
+def test_mistakes_are_named(text, says):
+    with pytest.raises(FormatError, match=says):
+        parse_choice(text)

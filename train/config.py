@@ -1,0 +1,211 @@
+"""Where a model's configuration comes from: a file, or what its weights' names and shapes tell.
+
+`read_config` reads JSON or TOML. `infer_config` recovers from a state dict what it can, and names
+what only its author knows: nothing in the weights says how much of a head rotates, or on how many
+layers XSA ran.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .model import GPTConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FIELDS = {field.name: field for field in dataclasses.fields(GPTConfig)}
+REQUIRED = tuple(n for n, field in FIELDS.items() if field.default is dataclasses.MISSING)
+
+# What no weight tells although it changes every logit. Initial values matter to training only.
+NEVER_IN_WEIGHTS = (
+    "activation",
+    "logit_softcap",
+    "rope_base",
+    "rope_dims",
+    "rope_train_length",
+    "xsa_last_n",
+    "ln_scale",
+)
+
+
+class ConfigError(ValueError):
+    """A configuration that is incomplete, misspelt, or contradicts the weights."""
+
+
+@dataclass(frozen=True)
+class InferredConfig:
+    """What a state dict tells of its configuration.
+
+    Attributes:
+        known: settings by name.
+        unknown: names of settings that must come from elsewhere.
+    """
+
+    known: dict[str, Any]
+    unknown: tuple[str, ...]
+
+    def complete(self, settings: Mapping[str, Any]) -> GPTConfig:
+        """The configuration, with the unknown settings from `settings` (a file, metadata).
+
+        Raises:
+            ConfigError: settings that are missing, misspelt, or contradict the weights.
+        """
+        settings = checked(settings, "the configuration")
+        missing = [name for name in self.unknown if name not in settings]
+        if missing:
+            raise ConfigError(
+                f"the weights do not tell {', '.join(missing)}: give them in a configuration file "
+                "(JSON or TOML)"
+            )
+        for name, told in self.known.items():
+            given = settings.get(name, told)
+            same = abs(given - told) < 1e-6 if isinstance(told, float) else given == told
+            if not same:
+                raise ConfigError(
+                    f"{name} is {given!r} in the configuration but {told!r} in the weights: "
+                    "this configuration belongs to another checkpoint"
+                )
+        return config_from({**settings, **self.known})
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Settings from a JSON or TOML file (by its ending), names and types checked.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown key with the nearest valid one, or a
+            value of the wrong type.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        settings = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is neither JSON nor TOML as its name says ({error})") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} must hold one object of settings by name")
+    return checked(settings, str(path))
+
+
+def config_from(settings: Mapping[str, Any]) -> GPTConfig:
+    """The configuration from complete settings; `settings_of` is its inverse.
+
+    Raises:
+        ConfigError: a required setting is missing, one is misspelt, of the wrong type or
+            impossible.
+    """
+    settings = checked(settings, "the configuration")
+    missing = [name for name in REQUIRED if name not in settings]
+    if missing:
+        raise ConfigError(f"the configuration lacks {', '.join(missing)}")
+    try:
+        return GPTConfig(**settings)
+    except ValueError as error:
+        raise ConfigError(f"the configuration is impossible: {error}") from error
+
+
+def settings_of(config: GPTConfig) -> dict[str, Any]:
+    """All settings by name, as JSON and TOML can hold them."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def checked(settings: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Settings whose names and types fit; lists become tuples, whole numbers floats as needed.
+
+    Raises:
+        ConfigError: see `read_config`; `source` names where they came from.
+    """
+    return {name: _checked(name, value, source) for name, value in settings.items()}
+
+
+def _checked(name: str, value: Any, source: str) -> Any:
+    if name not in FIELDS:
+        near = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"{source}: there is no setting {name!r}; the nearest is {near!r}")
+    kind = str(FIELDS[name].type)
+    if kind == "float" and type(value) is int:
+        return float(value)
+    if kind.startswith("tuple") and isinstance(value, (list, tuple)):
+        if all(type(item) is int for item in value):
+            return tuple(value)
+    elif kind == type(value).__name__:
+        return value
+    raise ConfigError(f"{source}: {name} = {value!r} should be of type {kind}")
+
+
+def infer_config(state_dict: Mapping[str, Tensor]) -> InferredConfig:
+    """Recover the configuration from names and shapes.
+
+    Heads are told by `q_gain`; without QK-norm they are among the unknown, with the layers of
+    value embeddings (only their number shows) and everything that leaves no weights.
+
+    Raises:
+        ConfigError: the weights are not of this model, with the names that are missing.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+    _check_family(shapes)
+    layers = 1 + max(int(m[1]) for name in shapes if (m := re.match(r"blocks\.(\d+)\.", name)))
+    vocab_size, dim = shapes["tok_emb.weight"]
+    known: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "num_layers": layers,
+        "model_dim": dim,
+        "mlp_mult": shapes["blocks.0.mlp.fc.weight"][0] / dim,
+        "tie_embeddings": "lm_head.weight" not in shapes,
+        "smear_gate": "smear.gate" in shapes,
+        "u_net_skips": "skip_weights" in shapes,
+        "qk_norm": "blocks.0.attn.q_gain" in shapes,
+        "resid_mix": "blocks.0.resid_mix" in shapes,
+        "output_scales": "blocks.0.attn_scale" in shapes,
+        "value_residual": "blocks.1.attn.vrl_alpha" in shapes,
+        "backout": "backout_lambda" in shapes,
+    }
+    known |= _tables(shapes)
+    unknown = list(NEVER_IN_WEIGHTS)
+    if known["value_embedding_dim"]:
+        unknown.append("value_embedding_layers")
+    if known["qk_norm"]:
+        heads = shapes["blocks.0.attn.q_gain"][0]
+        kv_dim = shapes["blocks.0.attn.c_k.weight"][0]
+        known |= {"num_heads": heads, "num_kv_heads": kv_dim * heads // dim}
+    else:
+        unknown += ["num_heads", "num_kv_heads"]
+    return InferredConfig(known, tuple(unknown))
+
+
+def _tables(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    bigram = shapes.get("bigram.embed.weight", (0, FIELDS["bigram_dim"].default))
+    values = shapes.get("ve_shared.embed.weight", (0, 0))
+    return {
+        "bigram_vocab_size": bigram[0],
+        "bigram_dim": bigram[1],
+        "value_embedding_dim": values[1],
+    }
+
+
+def _check_family(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    needed = ["tok_emb.weight", "blocks.0.mlp.fc.weight", "blocks.0.attn.c_k.weight"]
+    missing = [name for name in needed if len(shapes.get(name, ())) != 2]
+    if missing:
+        found = ", ".join(list(shapes)[:4]) or "nothing"
+        raise ConfigError(
+            f"these weights are not of the companion model: there is no matrix "
+            f"{', '.join(missing)}; the file starts with {found}"
+        )
