@@ -18,8 +18,8 @@ from .windows import Windows
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 Notice = Callable[[str], None]
-# Inputs and targets int64 [windows, window] and the number of positions scored in each, to named
-# rows of numbers for those positions: float64 [rows, windows, count].
+# Inputs and targets int64 [windows, window] and the number of positions scored in each, to rows of
+# numbers for those positions: float64 [rows, windows, count].
 Compute = Callable[[Tensor, Tensor, int], NDArray[np.float64]]
 
 # Tokens in a batch when nobody says. On a CPU activations should stay in the cache: 16 windows of
@@ -80,6 +80,7 @@ def walk(
     stream: TokenStream,
     setting: Setting,
     device: torch.device,
+    vocab_size: int | None,
     compute: Compute,
     progress: Progress,
     notice: Notice,
@@ -87,7 +88,8 @@ def walk(
     """Yield (first target, rows float64 [rows, targets]) of this rank's batches, in order.
 
     Raises:
-        ScoreError: settings that do not fit, or a single window that does not fit into memory.
+        ScoreError: settings that do not fit, a token outside the vocabulary (where one is given),
+            or a single window that does not fit into memory.
     """
     windows = setting.windows(stream)
     batches = setting.share(windows, device)
@@ -96,8 +98,16 @@ def walk(
     begin, end = windows.scored(batches[0][0], batches[-1][1])
 
     def run(first: int, stop: int) -> NDArray[np.float64]:
-        inputs, targets = (x.to(device) for x in windows.read(stream, first, stop))
-        return compute(inputs, targets, windows.scored_per_window(first))
+        inputs, targets = windows.read(stream, first, stop)
+        # An index out of range would end a CUDA process without a word about the data.
+        highest = max(int(inputs.max()), int(targets.max()))
+        if vocab_size is not None and highest >= vocab_size:
+            raise ScoreError(
+                f"token {highest} is outside the vocabulary of {vocab_size:,}: "
+                "the data was made with another tokenizer"
+            )
+        count = windows.scored_per_window(first)
+        return compute(inputs.to(device), targets.to(device), count)
 
     for first, stop, rows in in_batches(batches, run, notice):
         start, last = windows.scored(first, stop)

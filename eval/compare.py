@@ -124,9 +124,11 @@ def divergence(
         notes.append(text)
         notice(text)
 
-    for start, rows in walk(stream, setting, device_of(reference), compute, progress, note):
+    for start, rows in walk(
+        stream, setting, device_of(reference), vocab_size, compute, progress, note
+    ):
         scores[0].add(start, rows[0])
-        for i, (nats, kl, agrees) in enumerate(rows[1:].reshape(len(others), ROWS, -1)):
+        for i, (nats, kl, agrees) in enumerate(rows[1:].reshape(len(others), ROWS, rows.shape[1])):
             scores[i + 1].add(start, nats)
             divergences[i].add(start, kl)
             agreeing[i] += int(agrees.sum())
@@ -172,7 +174,7 @@ def _rows(
                 f"vocabularies of {expected.size(-1):,} and {logits.size(-1):,} tokens have no "
                 "divergence: compare models of one vocabulary"
             )
-        # Gibbs' inequality holds up to rounding; a mean below zero would only puzzle.
+        # Never negative but for rounding.
         kl = (expected.exp() * (expected - log_probabilities)).sum(dim=-1).clamp(min=0)
         rows.append(kl.double().cpu())
         rows.append((logits.argmax(dim=-1) == best).double().cpu())

@@ -57,7 +57,8 @@ class LossForward(_Foreign):
     """A model whose `forward(tokens, targets)` returns the `cross_entropy` of its logits."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        with _CrossEntropyInputs() as seen:
+        seen = _CrossEntropyInputs()
+        with seen:
             self.model(tokens, tokens)
         for logits in seen.inputs:
             if logits.ndim == 2 and len(logits) == tokens.numel():

@@ -6,6 +6,7 @@ Importing runs the file's top level like any import, but not what it guards with
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib.util
 import inspect
@@ -136,20 +137,32 @@ def _configuration_parameter(
     target: Callable[..., Any], settings: Mapping[str, Any]
 ) -> inspect.Parameter | None:
     """The one required parameter that wants all settings as an object, if there is such."""
-    parameters = list(inspect.signature(target).parameters.values())
-    required = [
-        p
-        for p in parameters
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    if len(required) == 1 and required[0].name not in settings:
-        return required[0]
+    signature = _signature(target)
+    try:
+        signature.bind(**settings)
+    except TypeError:
+        required = [
+            p
+            for p in signature.parameters.values()
+            if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        # A number or text is never a configuration: then the settings are just misspelt.
+        if len(required) == 1 and getattr(required[0].annotation, "__module__", "") != "builtins":
+            return required[0]
     return None
+
+
+def _signature(target: Callable[..., Any]) -> inspect.Signature:
+    """The signature, annotations written as text resolved where that is possible."""
+    try:
+        return inspect.signature(target, eval_str=True)
+    except NameError:
+        return inspect.signature(target)
 
 
 def _configuration(holder: inspect.Parameter, settings: Mapping[str, Any], spec: str) -> Any:
     kind = holder.annotation
-    if not inspect.isclass(kind):
+    if not (inspect.isclass(kind) and dataclasses.is_dataclass(kind)):
         return SimpleNamespace(**settings)
     _check_arguments(kind, (), settings, f"{spec}'s {kind.__name__}")
     try:
@@ -164,7 +177,7 @@ def _check_arguments(
     keywords: Mapping[str, Any],
     spec: str,
 ) -> None:
-    signature = inspect.signature(target)
+    signature = _signature(target)
     try:
         signature.bind(*arguments, **keywords)
     except TypeError as error:

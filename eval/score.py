@@ -23,7 +23,7 @@ class ByteCounter(Protocol):
     """Bytes of text behind tokens: `TokenBytes` or `SidecarBytes`."""
 
     def target_bytes(self, tokens: NDArray[np.integer[Any]], position: int) -> NDArray[np.int64]:
-        """Bytes [n] of tokens[1:] given tokens [n + 1]; tokens[1] is at `position` in the stream."""
+        """Bytes [n] of tokens[1:] given tokens [n + 1]; tokens[1] is at `position`."""
 
     def unknown_count(self, tokens: NDArray[np.integer[Any]]) -> int:
         """How many of the tokens stand for text nobody can count."""
@@ -164,8 +164,8 @@ def score(
         notice: called with a sentence when the batch had to be made smaller; `notes` has it too.
 
     Raises:
-        ScoreError: settings that do not fit the stream, another vocabulary, losses that are not
-            finite, or not enough memory for one window.
+        ScoreError: settings that do not fit the stream, a model or data of another vocabulary,
+            losses that are not finite, or not enough memory for one window.
     """
     started, sums, notes = time.perf_counter(), ScoreSums(stream, counter, setting), list[str]()
     vocab_size = getattr(counter, "vocab_size", None)
@@ -229,5 +229,7 @@ def _scored(
             nats = token_nats(model, inputs, targets, count, vocab_size)
             return nats.double().cpu().numpy()[None]
 
-    for start, rows in walk(stream, setting, device_of(model), compute, progress, notice):
+    for start, rows in walk(
+        stream, setting, device_of(model), vocab_size, compute, progress, notice
+    ):
         yield start, rows[0]

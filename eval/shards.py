@@ -5,7 +5,6 @@ The same layout carries a bytes sidecar: the bytes of original text behind each 
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +55,7 @@ class SidecarBytes:
     counts: TokenStream
 
     def target_bytes(self, tokens: NDArray[np.integer[Any]], position: int) -> NDArray[np.int64]:
-        """Bytes [n] of tokens[1:] given tokens [n + 1]; tokens[1] is at `position` of the stream."""
+        """Bytes [n] of tokens[1:] given tokens [n + 1]; tokens[1] is at `position`."""
         return self.counts[position : position + len(tokens) - 1].astype(np.int64)
 
     def unknown_count(self, tokens: NDArray[np.integer[Any]]) -> int:
@@ -100,12 +99,14 @@ def read_sidecar(patterns: Iterable[str | Path], tokens: int) -> SidecarBytes:
 
 
 def _matches(pattern: str | Path) -> Sequence[Path]:
-    if Path(pattern).is_file():
-        return [Path(pattern)]
-    found = sorted(glob.glob(str(pattern)))
+    path = Path(pattern)
+    if path.is_file():
+        return [path]
+    root = Path(path.anchor)
+    found = sorted(root.glob(str(path.relative_to(root)))) if path.name else []
     if not found:
         raise DataError(f"{pattern}: no such shard, and as a glob it matches no file")
-    return [Path(path) for path in found]
+    return found
 
 
 def _open(path: Path) -> NDArray[np.uint16]:

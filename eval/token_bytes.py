@@ -57,7 +57,7 @@ class TokenBytes:
     def count(
         self, tokens: NDArray[np.integer[Any]], previous: NDArray[np.integer[Any]]
     ) -> NDArray[np.int64]:
-        """Bytes [n] of each of `tokens` [n], each after the token at its place in `previous` [n]."""
+        """Bytes [n] of each of `tokens` [n], given the token before each, `previous` [n]."""
         space = self.has_leading_space[tokens] & ~self.is_boundary[previous]
         return np.asarray(self.base[tokens] + space, dtype=np.int64)
 

@@ -7,6 +7,7 @@ where they are used: a loader needs only the packages that its own file needs.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -32,7 +33,7 @@ LEVELS = 128
 TERNARY = 0x40
 DTYPES = (
     *("float64", "float32", "float16", "bfloat16", "complex128", "complex64", "complex32"),
-    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
+    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
     *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
 )
 
@@ -168,7 +169,8 @@ def read_header(reader: Reader) -> dict[str, Any]:
 
 
 def check_fields(name: str, dtype: str, shape: list[int]) -> str:
-    if not isinstance(name, str) or dtype not in DTYPES or not isinstance(shape, list):
+    known = dtype in DTYPES and hasattr(torch, dtype)
+    if not isinstance(name, str) or not known or not isinstance(shape, list):
         raise ValueError(f"tensor {name!r} has dtype {dtype!r} and shape {shape!r}")
     if not all(type(size) is int and 0 <= size < 1 << 48 for size in shape) or len(shape) > 32:
         raise ValueError(f"tensor {name!r} has shape {shape}")
@@ -326,9 +328,8 @@ def decode_ans(
         raise ArtifactError(f"each of {rows} rows has its own class; at most 8 may")
     row_class = class_rows(kind, row_classes, rows, scale, coder)
     column_class = decode_classes(coder, column_classes, columns)
-    level_models = [categorical(level_weights(guess)) for guess in range(-1, LEVELS)]
     for cell, height, width in class_cells(row_class, column_class):
-        table = decode_table(coder, reach, level_models)
+        table = decode_table(coder, reach)
         symbols = coder.decode(table, height * width)
         if symbols.max() > 127 + reach:
             raise ArtifactError("an ANS stream decodes to a value above 127")
@@ -396,19 +397,24 @@ def categorical(counts: npt.NDArray[Any]) -> Any:
     return constriction.stream.model.Categorical(counts.astype(np.float64), perfect=False)
 
 
-def decode_table(coder: Any, reach: int, level_models: list[Any]) -> Any:
+def decode_table(coder: Any, reach: int) -> Any:
     """The model of one class: counts of the symbols -reach .. reach, decoded as levels.
 
-    Levels come in the order 0, 1, -1, 2, -2, ...; each is predicted by its neighbours, and
-    `level_models` holds a model for each prediction, -1 (no prediction) first.
+    Levels come in the order 0, 1, -1, 2, -2, ...; each is predicted by its neighbours.
     """
     levels = [0] * (2 * reach + 1)
     for distance, at in table_order(reach):
         guess = predict_level(levels, reach, distance, at)
-        levels[at] = int(coder.decode(level_models[guess + 1]))
+        levels[at] = int(coder.decode(level_model(guess)))
     if not any(levels):
         raise ArtifactError("an ANS table has no symbols")
     return categorical(np.array([level_count(level) for level in levels]))
+
+
+@functools.cache
+def level_model(guess: int) -> Any:
+    """The model of a level that is predicted to be `guess`."""
+    return categorical(level_weights(guess))
 
 
 def table_order(reach: int) -> list[tuple[int, int]]:

@@ -58,14 +58,25 @@ def exact_choice(dtype: torch.dtype) -> Choice:
     return parse_choice(names.get(dtype, "raw"))
 
 
-# Without data a squared weight error is all there is. These weights say how much one unit of it
-# costs in a tensor of each role, relative to an MLP input matrix; docs/planner.md has their source.
+# Without data a squared weight error is all there is. One unit of it costs this much in a tensor of
+# each role, relative to an MLP input matrix; how it was measured stands in docs/planner.md.
 ROLE_WEIGHT: Mapping[Role, float] = {
-    Role.TOKEN_EMBEDDING: 1.0,
-    Role.HEAD: 1.0,
-    Role.CONTROL: 100.0,
-    Role.NORM: 100.0,
-    Role.GATE: 100.0,
+    Role.TOKEN_EMBEDDING: 20.0,
+    Role.HEAD: 20.0,
+    Role.ATTENTION: 1.2,
+    Role.ATTENTION_Q: 0.7,
+    Role.ATTENTION_K: 1.0,
+    Role.ATTENTION_V: 2.3,
+    Role.ATTENTION_O: 1.6,
+    Role.MLP_IN: 1.0,
+    Role.MLP_GATE: 1.0,
+    Role.MLP_OUT: 1.8,
+    Role.HASHED_BIGRAM: 1.0,
+    Role.VALUE_EMBEDDING: 0.15,
+    Role.GATE: 15.0,
+    Role.CONTROL: 15.0,
+    Role.NORM: 15.0,
+    Role.OTHER: 1.0,
 }
 
 
@@ -143,7 +154,7 @@ def _measurement(
 def tensor_infos(checkpoint: Checkpoint) -> tuple[TensorInfo, ...]:
     """Name, role, shape and dtype of every stored tensor, sorted by name."""
     shapes = {name: tuple(weight.shape) for name, weight in checkpoint.tensors.items()}
-    roles = roles_of(shapes)
+    roles = roles_of(shapes, checkpoint.ties)
     return tuple(
         TensorInfo(
             name,
@@ -167,7 +178,7 @@ def measure_tensor(
     info: TensorInfo, weight: torch.Tensor, choices: Sequence[Choice]
 ) -> list[Candidate]:
     """A candidate for every choice that decodes to finite weights, in the order given."""
-    role_weight = ROLE_WEIGHT.get(Role(info.role), 1.0)
+    role_weight = ROLE_WEIGHT[Role(info.role)]
     found = []
     for choice in choices:
         try:

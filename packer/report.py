@@ -180,7 +180,7 @@ def report_artifact(data: bytes, source: str) -> Report:
     from packer.roles import roles_of
 
     stored = decoder.parse(data)
-    roles = roles_of({tensor.name: tensor.shape for tensor in stored.tensors})
+    roles = roles_of({tensor.name: tensor.shape for tensor in stored.tensors}, stored.ties)
     rows, side, payload = [], 0, 0
     for tensor in stored.tensors:
         role = roles[tensor.name]

@@ -12,6 +12,7 @@ from .clip import (
     least_squares_scale,
     nearest_codes,
     percentile_scale,
+    row_absmax,
     store_scale,
     ternary_scale,
 )
@@ -73,7 +74,7 @@ def choose_scale(rows: torch.Tensor, choice: Choice) -> torch.Tensor:
         )
     else:
         scale = absmax_scale(rows, format.code_max)
-    return store_scale(scale, rows.abs().amax(dim=1), dtype)
+    return store_scale(scale, row_absmax(rows), dtype)
 
 
 def encode(rows: torch.Tensor, format: ScaledFormat, scale: torch.Tensor) -> torch.Tensor:

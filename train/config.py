@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -72,13 +73,14 @@ class InferredConfig:
             )
         for name, told in self.known.items():
             given = settings.get(name, told)
-            same = abs(given - told) < 1e-6 if isinstance(told, float) else given == told
-            if not same:
+            if name == "mlp_mult":  # only its product with the width shows
+                given, told = (int(mult * self.known["model_dim"]) for mult in (given, told))
+            if given != told:
                 raise ConfigError(
                     f"{name} is {given!r} in the configuration but {told!r} in the weights: "
                     "this configuration belongs to another checkpoint"
                 )
-        return config_from({**settings, **self.known})
+        return config_from({**self.known, **settings})
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -167,17 +169,19 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> InferredConfig:
         "vocab_size": vocab_size,
         "num_layers": layers,
         "model_dim": dim,
-        "mlp_mult": shapes["blocks.0.mlp.fc.weight"][0] / dim,
+        # The next float up, so that rounding down to whole rows gives back as many.
+        "mlp_mult": math.nextafter(shapes["blocks.0.mlp.fc.weight"][0] / dim, math.inf),
         "tie_embeddings": "lm_head.weight" not in shapes,
         "smear_gate": "smear.gate" in shapes,
-        "u_net_skips": "skip_weights" in shapes,
         "qk_norm": "blocks.0.attn.q_gain" in shapes,
         "resid_mix": "blocks.0.resid_mix" in shapes,
         "output_scales": "blocks.0.attn_scale" in shapes,
-        "value_residual": "blocks.1.attn.vrl_alpha" in shapes,
         "backout": "backout_lambda" in shapes,
     }
     known |= _tables(shapes)
+    if layers > 1:
+        known["u_net_skips"] = "skip_weights" in shapes
+        known["value_residual"] = "blocks.1.attn.vrl_alpha" in shapes
     unknown = list(NEVER_IN_WEIGHTS)
     if known["value_embedding_dim"]:
         unknown.append("value_embedding_layers")
@@ -191,13 +195,10 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> InferredConfig:
 
 
 def _tables(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    bigram = shapes.get("bigram.embed.weight", (0, FIELDS["bigram_dim"].default))
-    values = shapes.get("ve_shared.embed.weight", (0, 0))
-    return {
-        "bigram_vocab_size": bigram[0],
-        "bigram_dim": bigram[1],
-        "value_embedding_dim": values[1],
-    }
+    """Sizes of the embedding tables that are optional; no width for a table that is not there."""
+    rows, width = shapes.get("bigram.embed.weight", (0, 0))
+    sizes = {"bigram_vocab_size": rows, "bigram_dim": width} if rows else {"bigram_vocab_size": 0}
+    return {**sizes, "value_embedding_dim": shapes.get("ve_shared.embed.weight", (0, 0))[1]}
 
 
 def _check_family(shapes: Mapping[str, tuple[int, ...]]) -> None:

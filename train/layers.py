@@ -27,13 +27,17 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),))
 
 
+def squared(x: Tensor) -> Tensor:
+    return x.square() if x.requires_grad else x.square_()
+
+
 def relu_squared(x: Tensor) -> Tensor:
-    return F.relu(x, inplace=True).square()
+    return squared(F.relu(x, inplace=True))
 
 
 def leaky_relu_squared(x: Tensor) -> Tensor:
     """LeakyReLU with slope 0.5, squared: negative inputs count a quarter of positive ones."""
-    return F.leaky_relu(x, 0.5, inplace=True).square()
+    return squared(F.leaky_relu(x, 0.5, inplace=True))
 
 
 # They overwrite their input, the largest activation of all, which nobody needs afterwards.
@@ -100,21 +104,23 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     flash = flash_attention() if v.is_cuda and v.dtype in (torch.bfloat16, torch.float16) else None
     if flash is not None:
-        out = flash(q.to(v.dtype), k.to(v.dtype), v, causal=True)
-        return out[0] if isinstance(out, tuple) else out  # some releases add the log-sum-exp
+        result = flash(q.to(v.dtype), k.to(v.dtype), v, causal=True)
+        # Some releases return the log-sum-exp beside it.
+        out: Tensor = result[0] if isinstance(result, tuple) else result
+        return out
     queries, time, groups = q.size(1), k.size(1), q.size(2) // k.size(2)
     # Masks of scaled_dot_product_attention start at the first key; ours ends at the last.
     mask = None
     if queries != time:
         mask = torch.ones(queries, time, dtype=torch.bool, device=q.device).tril(time - queries)
-    out = F.scaled_dot_product_attention(
+    attended = F.scaled_dot_product_attention(
         q.to(v.dtype).transpose(1, 2),
         k.to(v.dtype).repeat_interleave(groups, dim=2).transpose(1, 2),
         v.repeat_interleave(groups, dim=2).transpose(1, 2),
         attn_mask=mask,
         is_causal=mask is None,
     )
-    return out.transpose(1, 2)
+    return attended.transpose(1, 2)
 
 
 def exclude_self(y: Tensor, v: Tensor) -> Tensor:
@@ -124,10 +130,10 @@ def exclude_self(y: Tensor, v: Tensor) -> Tensor:
         y: [batch, time, heads, head_dim], attention output.
         v: [batch, time, kv_heads, head_dim], the values at the same positions.
     """
-    grouped = y.unflatten(2, (v.size(2), -1))  # [batch, time, kv_heads, group, head_dim]
+    grouped = y.reshape(*v.shape[:3], -1, v.size(3))  # [batch, time, kv_heads, group, head_dim]
     direction = F.normalize(v, dim=-1).unsqueeze(3)
     along = (grouped * direction).sum(dim=-1, keepdim=True)
-    return (grouped - along * direction).flatten(2, 3)
+    return (grouped - along * direction).view_as(y)
 
 
 class Attention(nn.Module):
@@ -143,7 +149,7 @@ class Attention(nn.Module):
         xsa: bool,
         value_residual_init: float | None,
     ) -> None:
-        """Args: `q_gain_init` None leaves out QK-norm, `value_residual_init` None leaves out VRL."""
+        """`q_gain_init` None leaves out QK-norm, `value_residual_init` None leaves out VRL."""
         super().__init__()
         self.num_heads, self.num_kv_heads, self.xsa = num_heads, num_kv_heads, xsa
         kv_dim = dim // num_heads * num_kv_heads
@@ -179,12 +185,13 @@ class Attention(nn.Module):
             mixed in, [batch, time, kv_heads, head_dim].
         """
         cos, sin = rope
-        q = self.c_q(x[:, -last:]).unflatten(2, (self.num_heads, -1))
-        k = self.c_k(x).unflatten(2, (self.num_kv_heads, -1))
+        batch, time, _ = x.shape
+        q = self.c_q(x[:, -last:]).view(batch, last, self.num_heads, -1)
+        k = self.c_k(x).view(batch, time, self.num_kv_heads, -1)
         values = self.c_v(x)
         if value_embedding is not None:
             values = values + value_embedding
-        values = values.unflatten(2, (self.num_kv_heads, -1))
+        values = values.view(batch, time, self.num_kv_heads, -1)
         v = values
         if self.vrl_alpha is not None and first_values is not None:
             v = values + torch.sigmoid(self.vrl_alpha) * first_values
@@ -243,15 +250,18 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Args and returns as in `Attention`; `x0` [batch, time, dim] enters every block."""
         if self.resid_mix is not None:
-            x = self.resid_mix[0] * x + self.resid_mix[1] * x0
+            x = torch.addcmul(self.resid_mix[0] * x, self.resid_mix[1], x0)
         out, values = self.attn(self._normalized(x), rope, value_embedding, first_values, last)
-        x = x[:, -last:] + (out if self.attn_scale is None else self.attn_scale * out)
-        out = self.mlp(self._normalized(x))
-        return x + (out if self.mlp_scale is None else self.mlp_scale * out), values
+        x = _add(x[:, -last:], self.attn_scale, out)
+        return _add(x, self.mlp_scale, self.mlp(self._normalized(x))), values
 
     def _normalized(self, x: Tensor) -> Tensor:
         x = rms_norm(x)
         return x if self.norm_scale == 1.0 else x * self.norm_scale
+
+
+def _add(x: Tensor, scale: Tensor | None, out: Tensor) -> Tensor:
+    return x + out if scale is None else torch.addcmul(x, scale, out)
 
 
 class SmearGate(nn.Module):
@@ -287,7 +297,7 @@ class BigramHash(nn.Module):
         return F.pad(pair % first, (1, 0), value=first)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embed(self.rows(tokens))
+        x: Tensor = self.embed(self.rows(tokens))
         return (x if self.proj is None else self.proj(x)) * self.scale
 
 
@@ -301,7 +311,7 @@ class ValueEmbedding(nn.Module):
         self.scale = nn.Parameter(torch.tensor(0.1))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embed(tokens)
+        x: Tensor = self.embed(tokens)
         return (x if self.proj is None else self.proj(x)) * self.scale
 
 

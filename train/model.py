@@ -85,10 +85,10 @@ class GPTConfig:
         _require(self.mlp_dim > 0, "mlp_mult", self.mlp_mult, "a positive number")
         rotating = self.rotating_dims
         _require(
-            2 <= rotating <= self.head_dim and rotating % 2 == 0,
+            4 <= rotating <= self.head_dim and rotating % 2 == 0,
             "rope_dims",
             self.rope_dims,
-            f"0 or an even number up to the head's {self.head_dim} (which must be even too)",
+            f"0 (the whole head) or an even number from 4 to the head's {self.head_dim}",
         )
         _require(
             self.rope_train_length > 0,
@@ -193,14 +193,16 @@ class GPT(nn.Module):
         the embedding alone; everything else is orthogonal.
         """
         nn.init.normal_(self.tok_emb.weight, std=self.config.embedding_init_std)
-        zero = [block.attn.proj for block in self.blocks] + [b.mlp.proj for b in self.blocks]
+        zero = [self.lm_head]
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            zero += [block.attn.proj, block.mlp.proj]
         if self.bigram is not None:
             # Only one of the two factors may be zero, or neither would ever see a gradient.
             nn.init.zeros_(self.bigram.embed.weight)
         if self.ve_shared is not None:
             nn.init.normal_(self.ve_shared.embed.weight, std=0.01)
             zero.append(self.ve_shared.proj)
-        zero.append(self.lm_head)
         if self.config.orthogonal_init:
             for module in self.modules():
                 if isinstance(module, nn.Linear):
@@ -238,7 +240,7 @@ class GPT(nn.Module):
         for layer, block in enumerate(self.blocks):
             decoding = layer - c.num_layers // 2
             if skips and decoding >= 0 and self.skip_weights is not None:
-                x = x + self.skip_weights[decoding] * skips.pop()
+                x = torch.addcmul(x, self.skip_weights[decoding], skips.pop())
             needed = last if layer == c.num_layers - 1 else time
             x, values = block(x, x0, rope, embedded_values.get(layer), first_values, needed)
             if layer == 0:

@@ -143,7 +143,8 @@ def show(
     for one in changes:
         click.echo(spell_what_if(one, made.plan.damage_kind))
     if output:
-        click.echo(f"next: packer pack {source} --plan {output} -o model.pack")
+        checkpoint = made.measurement.source
+        click.echo(f"next: packer pack {checkpoint} --plan {output} -o model.pack")
 
 
 def spell_quality(made: PackPlan) -> str:

@@ -1,0 +1,3 @@
+"""A file beside the script, imported by its bare name."""
+
+WIDTH = 16
