@@ -1,8 +1,8 @@
 """Time and memory from checkpoint to artifact and back: `python -m benchmarks.pack_speed`.
 
-Every step runs as a process of its own on the seeded 27 M-parameter checkpoint, so that its time is
-what a user waits and its memory what the machine needs. Beside it in the same run: the contest's own
-pipeline, written anew (int6 with the largest weight of each row, torch.save, zstd level 22).
+Every step runs as a process of its own on the seeded 27 M-parameter checkpoint, so that its time
+is what a user waits and its memory what the machine needs. Beside it in the same run: the contest's
+own pipeline, written anew (int6 with the largest weight of each row, torch.save, zstd level 22).
 """
 
 from __future__ import annotations
@@ -85,9 +85,8 @@ def report(folder: Path, cap: str) -> None:
     runs.append(run("int6 row-max + zstd-22", contest, "benchmarks.pack_speed", *arguments))
     size = checkpoint.stat().st_size
     cores = len(os.sched_getaffinity(0))
-    print(
-        f"{size:,} bytes of float32 checkpoint, cap {cap}, {cores} cores, load {os.getloadavg()[0]:.1f}"
-    )
+    load = os.getloadavg()[0]
+    print(f"{size:,} bytes of float32 checkpoint, cap {cap}, {cores} cores, load {load:.1f}")
     print(f"{'step':24}{'seconds':>9}{'peak MB':>9}{'× ckpt':>8}{'output bytes':>14}")
     for one in runs:
         print(

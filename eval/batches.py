@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from .errors import ScoreError
 from .shards import TokenStream
 from .windows import Windows
+from .workers import workers
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -37,6 +40,8 @@ class Setting:
         stride: scored tokens per window after the first; None means back to back.
         tokens: score only so many; None means all.
         batch: windows at a time; None chooses by device.
+        workers: batches side by side on a CPU; None takes torch's threads, or 1 where the model
+            may not be called from several threads.
         autocast: compute in bfloat16 where torch finds that safe.
         rank, world_size: this process scores its share of the batches.
     """
@@ -45,6 +50,7 @@ class Setting:
     stride: int | None = None
     tokens: int | None = None
     batch: int | None = None
+    workers: int | None = None
     autocast: bool = False
     rank: int = 0
     world_size: int = 1
@@ -80,12 +86,14 @@ def walk(
     stream: TokenStream,
     setting: Setting,
     device: torch.device,
-    vocab_size: int | None,
     compute: Compute,
+    *,
+    vocab_size: int | None,
+    worker_count: int,
     progress: Progress,
     notice: Notice,
 ) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Yield (first target, rows float64 [rows, targets]) of this rank's batches, in order.
+    """Yield (first target, rows float64 [rows, targets]) for the batches of this rank.
 
     Raises:
         ScoreError: settings that do not fit, a token outside the vocabulary (where one is given),
@@ -96,6 +104,7 @@ def walk(
     if not batches:
         return
     begin, end = windows.scored(batches[0][0], batches[-1][1])
+    done = 0
 
     def run(first: int, stop: int) -> NDArray[np.float64]:
         inputs, targets = windows.read(stream, first, stop)
@@ -109,44 +118,54 @@ def walk(
         count = windows.scored_per_window(first)
         return compute(inputs.to(device), targets.to(device), count)
 
-    for first, stop, rows in in_batches(batches, run, notice):
+    for first, stop, rows in in_batches(batches, run, notice, worker_count):
         start, last = windows.scored(first, stop)
         yield start, rows.reshape(len(rows), -1)[:, : last - start]
-        progress(last - begin, end - begin)
+        done += last - start
+        progress(done, end - begin)
 
 
 def in_batches(
-    batches: Sequence[tuple[int, int]], run: Callable[[int, int], T], notice: Notice
+    batches: Sequence[tuple[int, int]],
+    run: Callable[[int, int], T],
+    notice: Notice,
+    worker_count: int = 1,
 ) -> Iterator[tuple[int, int, T]]:
     """Yield (first, stop, run(first, stop)); running out of memory halves the batch from there on.
+
+    Batches come in order, except that those halved may come later.
 
     Raises:
         ScoreError: a single window does not fit into memory.
     """
-    pending, largest = list(reversed(batches)), max(stop - first for first, stop in batches)
-    while pending:
-        first, stop = pending.pop()
-        if stop - first > largest:
-            pending.append((first + largest, stop))
-            stop = first + largest
-        try:
-            result = run(first, stop)
-        except (RuntimeError, MemoryError) as error:
+    pending, largest = deque(batches), max(stop - first for first, stop in batches)
+    running: deque[tuple[int, int, Future[T]]] = deque()
+    with workers(worker_count) as submit:
+        while pending or running:
+            while pending and len(running) < worker_count:
+                first, stop = pending.popleft()
+                if stop - first > largest:
+                    pending.appendleft((first + largest, stop))
+                    stop = first + largest
+                running.append((first, stop, submit(run, first, stop)))
+            first, stop, future = running.popleft()
+            error = future.exception()
+            if error is None:
+                yield first, stop, future.result()
+                continue
             if not is_out_of_memory(error):
-                raise
+                raise error
             if stop - first == 1:
                 raise ScoreError(
                     "out of memory with a single window: take a shorter window or another device"
                 ) from error
-        else:
-            yield first, stop, result
-            continue
-        # Outside the handler, so that the exception no longer holds the failed batch.
-        pending.append((first, stop))
-        largest = (stop - first) // 2
-        notice(f"out of memory: going on with at most {largest} windows at a time")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            del error, future  # they hold the failed batch
+            pending.appendleft((first, stop))
+            if stop - first <= largest:  # others of the old size may still be on their way
+                largest = (stop - first) // 2
+                notice(f"out of memory: going on with at most {largest} windows at a time")
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

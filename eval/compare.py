@@ -20,7 +20,15 @@ from torch import Tensor
 from .batches import Notice, Progress, Setting, ignore, walk
 from .blocks import BlockSums, ratio_stderr
 from .errors import ScoreError
-from .forward import AnyModel, device_of, nats_of, scoring, tail_logits
+from .forward import (
+    AnyModel,
+    device_of,
+    evaluation_mode,
+    inference,
+    nats_of,
+    tail_logits,
+    worker_count,
+)
 from .score import ByteCounter, Score, ScoreSums
 from .score import combine as combine_scores
 from .shards import TokenStream
@@ -41,7 +49,7 @@ class Divergence:
     """One model against a reference, on the same targets.
 
     Attributes:
-        reference, other: their scores; each one's seconds are those of its own forward.
+        reference, other: their scores; the seconds of the pass are divided equally among models.
         block_kl_nats: float64 [blocks], KL(reference || other) summed over each block's targets.
         agreeing_tokens: targets where both find the same token most likely.
     """
@@ -110,33 +118,32 @@ def divergence(
     Arguments and errors as in `score`; every model must give logits, and all of one vocabulary
     and device.
     """
-    vocab_size = getattr(counter, "vocab_size", None)
-    seconds, notes = np.zeros(1 + len(others)), list[str]()
-    scores = [ScoreSums(stream, counter, setting) for _ in range(1 + len(others))]
-    divergences = [BlockSums(scores[0].windows.targets) for _ in others]
-    agreeing = [0] * len(others)
+    models, started = [reference, *others], time.perf_counter()
+    vocab_size, device = getattr(counter, "vocab_size", None), device_of(reference)
+    sums, notes = _Sums(len(others), stream, counter, setting), list[str]()
 
     def compute(inputs: Tensor, targets: Tensor, count: int) -> NDArray[np.float64]:
-        with scoring([reference, *others], setting.autocast):
-            return _rows([reference, *others], inputs, targets, count, vocab_size, seconds)
+        with inference(device, setting.autocast):
+            return _rows(models, inputs, targets, count, vocab_size)
 
     def note(text: str) -> None:
         notes.append(text)
         notice(text)
 
-    for start, rows in walk(
-        stream, setting, device_of(reference), vocab_size, compute, progress, note
-    ):
-        scores[0].add(start, rows[0])
-        for i, (nats, kl, agrees) in enumerate(rows[1:].reshape(len(others), ROWS, rows.shape[1])):
-            scores[i + 1].add(start, nats)
-            divergences[i].add(start, kl)
-            agreeing[i] += int(agrees.sum())
-    finished = [s.score(float(t), notes) for s, t in zip(scores, seconds, strict=True)]
-    return [
-        Divergence(finished[0], other, kl.sums, agrees)
-        for other, kl, agrees in zip(finished[1:], divergences, agreeing, strict=True)
-    ]
+    parts = walk(
+        stream,
+        setting,
+        device,
+        compute,
+        vocab_size=vocab_size,
+        worker_count=worker_count(models, setting.workers),
+        progress=progress,
+        notice=note,
+    )
+    with evaluation_mode(models):
+        for start, rows in parts:
+            sums.add(start, rows)
+    return sums.divergences((time.perf_counter() - started) / len(models), notes)
 
 
 def combine(parts: Sequence[Divergence]) -> Divergence:
@@ -149,33 +156,55 @@ def combine(parts: Sequence[Divergence]) -> Divergence:
     )
 
 
+class _Sums:
+    """Adds up the rows of a reference and some others, batch by batch."""
+
+    def __init__(
+        self, others: int, stream: TokenStream, counter: ByteCounter, setting: Setting
+    ) -> None:
+        self.reference = ScoreSums(stream, counter, setting)
+        self.others = [ScoreSums(stream, counter, setting) for _ in range(others)]
+        self.kl = [BlockSums(self.reference.windows.targets) for _ in range(others)]
+        self.agreeing = [0] * others
+
+    def add(self, start: int, rows: NDArray[np.float64]) -> None:
+        """Add rows [1 + 3 * others, targets] as `_rows` orders them."""
+        self.reference.add(start, rows[0])
+        by_model = rows[1:].reshape(len(self.others), ROWS, rows.shape[1])
+        for i, (nats, kl, agrees) in enumerate(by_model):
+            self.others[i].add(start, nats)
+            self.kl[i].add(start, kl)
+            self.agreeing[i] += int(agrees.sum())
+
+    def divergences(self, seconds: float, notes: Sequence[str]) -> list[Divergence]:
+        reference = self.reference.score(seconds, notes)
+        return [
+            Divergence(reference, other.score(seconds, notes), kl.sums, agreeing)
+            for other, kl, agreeing in zip(self.others, self.kl, self.agreeing, strict=True)
+        ]
+
+
 def _rows(
     models: Sequence[AnyModel],
     inputs: Tensor,
     targets: Tensor,
     count: int,
     vocab_size: int | None,
-    seconds: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Rows float64 [1 + 3 * others, windows, count]; adds each model's time to `seconds`."""
-    rows: list[Tensor] = []
-    expected, best = inputs, inputs  # replaced by the reference, which comes first
-    for i, model in enumerate(models):
-        started = time.perf_counter()
+    """Rows float64 [1 + 3 * others, windows, count]: nats; then nats, divergence, agreement."""
+    logits = tail_logits(models[0], inputs, count, vocab_size)
+    rows = [nats_of(logits, targets[:, -count:])]
+    expected, best = torch.log_softmax(logits, dim=-1), logits.argmax(dim=-1)
+    for model in models[1:]:
         logits = tail_logits(model, inputs, count, vocab_size)
-        rows.append(nats_of(logits, targets[:, -count:]).double().cpu())
-        seconds[i] += time.perf_counter() - started
-        log_probabilities = torch.log_softmax(logits, dim=-1)
-        if i == 0:
-            expected, best = log_probabilities, logits.argmax(dim=-1)
-            continue
         if logits.shape != expected.shape:
             raise ScoreError(
                 f"vocabularies of {expected.size(-1):,} and {logits.size(-1):,} tokens have no "
                 "divergence: compare models of one vocabulary"
             )
+        rows.append(nats_of(logits, targets[:, -count:]))
+        logs = torch.log_softmax(logits, dim=-1)
         # Never negative but for rounding.
-        kl = (expected.exp() * (expected - log_probabilities)).sum(dim=-1).clamp(min=0)
-        rows.append(kl.double().cpu())
-        rows.append((logits.argmax(dim=-1) == best).double().cpu())
-    return torch.stack(rows).numpy()
+        rows.append((expected.exp() * (expected - logs)).sum(dim=-1).clamp(min=0))
+        rows.append((logits.argmax(dim=-1) == best).float())
+    return torch.stack([row.double() for row in rows]).cpu().numpy()

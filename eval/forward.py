@@ -25,7 +25,10 @@ class LanguageModel(Protocol):
 
 @runtime_checkable
 class TailLogits(Protocol):
-    """A model that can leave out what the last positions do not need."""
+    """A model that can leave out what the last positions do not need.
+
+    It keeps nothing between calls, so that on a CPU several threads may call it at once.
+    """
 
     def tail_logits(self, tokens: Tensor, count: int, /) -> Tensor:
         """Logits [batch, count, vocab] of the last `count` positions of tokens [batch, time]."""
@@ -51,19 +54,41 @@ def device_of(model: object) -> torch.device:
     return torch.device("cpu")
 
 
+def worker_count(models: Sequence[object], wanted: int | None) -> int:
+    """Threads that may run batches side by side: see `Setting.workers`."""
+    if wanted is not None:
+        return max(1, wanted)
+    on_cpu = device_of(models[0]).type == "cpu"
+    if on_cpu and all(isinstance(model, TailLogits) for model in models):
+        return torch.get_num_threads()
+    return 1
+
+
 @contextmanager
-def scoring(models: Sequence[object], autocast: bool) -> Iterator[None]:
-    """Inference without dropout; `autocast` computes in bfloat16 where torch finds that safe."""
+def evaluation_mode(models: Sequence[object]) -> Iterator[None]:
+    """Modules that are in training mode leave it in here: no dropout."""
     training = [m for m in models if isinstance(m, nn.Module) and m.training]
     for module in training:
         module.eval()
-    device = device_of(models[0]).type
     try:
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=autocast):
-            yield
+        yield
     finally:
         for module in training:
             module.train()
+
+
+@contextmanager
+def inference(device: torch.device, autocast: bool) -> Iterator[None]:
+    """No gradients; with `autocast` bfloat16 where torch finds that safe. One thread's own."""
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        yield
+
+
+@contextmanager
+def scoring(models: Sequence[object], autocast: bool) -> Iterator[None]:
+    """Both `evaluation_mode` and `inference`, for one thread."""
+    with evaluation_mode(models), inference(device_of(models[0]), autocast):
+        yield
 
 
 def tail_logits(model: AnyModel, tokens: Tensor, count: int, vocab_size: int | None) -> Tensor:

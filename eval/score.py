@@ -15,7 +15,14 @@ from torch import Tensor
 from .batches import Notice, Progress, Setting, ignore, walk
 from .blocks import BlockSums, ratio_stderr
 from .errors import ScoreError
-from .forward import AnyModel, device_of, scoring, token_nats
+from .forward import (
+    AnyModel,
+    device_of,
+    evaluation_mode,
+    inference,
+    token_nats,
+    worker_count,
+)
 from .shards import TokenStream
 
 
@@ -222,14 +229,24 @@ def _scored(
     progress: Progress,
     notice: Notice,
 ) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Yield (first target, nats float64 [n]) batch by batch, in order."""
+    """Yield (first target, nats float64 [n]) batch by batch."""
+    device = device_of(model)
 
     def compute(inputs: Tensor, targets: Tensor, count: int) -> NDArray[np.float64]:
-        with scoring([model], setting.autocast):
+        with inference(device, setting.autocast):
             nats = token_nats(model, inputs, targets, count, vocab_size)
             return nats.double().cpu().numpy()[None]
 
-    for start, rows in walk(
-        stream, setting, device_of(model), vocab_size, compute, progress, notice
-    ):
-        yield start, rows[0]
+    parts = walk(
+        stream,
+        setting,
+        device,
+        compute,
+        vocab_size=vocab_size,
+        worker_count=worker_count([model], setting.workers),
+        progress=progress,
+        notice=notice,
+    )
+    with evaluation_mode([model]):
+        for start, rows in parts:
+            yield start, rows[0]

@@ -20,7 +20,7 @@ from packer import inspection, measuring, unpacking
 from packer.account import Limits, count_code
 from packer.candidates import Measurement
 from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
-from packer.decoder import MAX_DECODED_BYTES, ArtifactError, parse, read_weights
+from packer.decoder import MAX_DECODED_BYTES, ArtifactError, decode_weights, parse
 from packer.errors import CapError, PlanError
 from packer.files import is_json, write_bytes, write_json
 from packer.fit import Packed, pack_to_cap
@@ -177,9 +177,9 @@ def unpack(
     Raises ArtifactError: not an artifact, damaged, or larger decoded than `max_bytes`.
     """
     data = read_artifact(artifact)
-    weights = read_weights(data, max_bytes)
+    stored = parse(data, max_bytes)
+    weights = decode_weights(stored)
     if out is not None:
-        stored = parse(data, max_bytes)
         unpacking.write_weights(out, weights, stored.ties, stored.metadata)
     return weights
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
+import sys
 from typing import Any
 
 import click
 
 from packer.commands.diff import diff
+from packer.commands.eval import evaluate
 from packer.commands.inspect import inspect
 from packer.commands.measure import measure
 from packer.commands.pack import pack
@@ -61,7 +64,10 @@ def main() -> None:
     prints one JSON object with --json. Exit codes: 0 done and fits, 1 refused with a reason,
     2 wrong usage.
     """
+    # Names in a checkpoint, and × and ±, may have letters that a terminal or a log cannot show.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
-for command in (inspect, measure, plan, pack, unpack, verify, report, diff):
+for command in (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate):
     main.add_command(command)

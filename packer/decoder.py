@@ -38,6 +38,9 @@ DTYPES = (
 )
 
 
+Buffer = bytes | memoryview
+
+
 class ArtifactError(Exception):
     """Bytes that are not an artifact, or a damaged one; says what was found where."""
 
@@ -50,8 +53,8 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     format: int
-    scale: tuple[int, bytes] | None
-    codes: tuple[int, bytes]
+    scale: tuple[int, memoryview] | None
+    codes: tuple[int, memoryview]
     size_bytes: int
 
     @property
@@ -82,10 +85,10 @@ class StoredArtifact:
 class Reader:
     """A cursor that never reads past the end."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
+    def __init__(self, data: bytes | memoryview) -> None:
+        self.data, self.at = memoryview(data), 0
 
-    def take(self, count: int) -> bytes:
+    def take(self, count: int) -> memoryview:
         if count > len(self.data) - self.at:
             raise ArtifactError(
                 f"the file ends early: {count} bytes wanted at offset {self.at}, "
@@ -104,7 +107,7 @@ class Reader:
                 return value
         raise ArtifactError(f"a length at offset {self.at} has more than nine bytes")
 
-    def stream(self) -> tuple[int, bytes]:
+    def stream(self) -> tuple[int, memoryview]:
         coder = self.take(1)[0]
         return coder, self.take(self.varint())
 
@@ -114,7 +117,11 @@ def read_weights(data: bytes, max_bytes: int = MAX_DECODED_BYTES) -> dict[str, t
 
     Raises ArtifactError: not an artifact, damaged, or larger decoded than `max_bytes`.
     """
-    stored = parse(data, max_bytes)
+    return decode_weights(parse(data, max_bytes))
+
+
+def decode_weights(stored: StoredArtifact) -> dict[str, torch.Tensor]:
+    """Weights of a parsed file. Raises ArtifactError: a stream is damaged."""
     weights = {tensor.name: decode_weight(tensor) for tensor in stored.tensors}
     weights.update({tied: weights[kept] for tied, kept in stored.ties.items()})
     return weights
@@ -127,7 +134,8 @@ def parse(data: bytes, max_bytes: int = MAX_DECODED_BYTES) -> StoredArtifact:
     """
     if data[: len(MAGIC)] != MAGIC:
         raise ArtifactError(f"not an artifact: it starts with {data[:8].hex(' ') or 'nothing'}")
-    body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+    whole = memoryview(data)  # slices of it copy nothing
+    body, checksum = whole[:-CHECKSUM_BYTES], whole[-CHECKSUM_BYTES:]
     reader = Reader(body)
     reader.take(len(MAGIC))
     version = reader.take(1)[0]
@@ -155,7 +163,7 @@ def read_header(reader: Reader) -> dict[str, Any]:
     coder, packed = reader.stream()
     raw = decompress(coder, packed, length)
     try:
-        header = json.loads(raw)
+        header = json.loads(bytes(raw))
         names = [check_fields(*fields) for fields in header["tensors"]]
         ties, metadata = header["ties"], header["metadata"]
         texts = [*ties, *ties.values(), *metadata, *metadata.values()]
@@ -230,14 +238,14 @@ def decode_codes(stored: StoredTensor) -> tuple[torch.Tensor, torch.Tensor | Non
     return torch.from_numpy(codes), scale
 
 
-def decode_elements(stream: tuple[int, bytes], count: int, itemsize: int) -> torch.Tensor:
+def decode_elements(stream: tuple[int, Buffer], count: int, itemsize: int) -> torch.Tensor:
     """uint8 [count, itemsize] from byte planes: all first bytes, then all second bytes, ..."""
     planes = decode_stream(stream, itemsize, count, None)
     return torch.from_numpy(np.ascontiguousarray(planes.view(np.uint8).T))
 
 
 def decode_stream(
-    stream: tuple[int, bytes], rows: int, columns: int, scale: npt.NDArray[Any] | None
+    stream: tuple[int, Buffer], rows: int, columns: int, scale: npt.NDArray[Any] | None
 ) -> npt.NDArray[np.int8]:
     """int8 [rows, columns] of one stream."""
     coder, data = stream
@@ -247,7 +255,7 @@ def decode_stream(
     return np.frombuffer(bytearray(raw), dtype=np.int8).reshape(rows, columns)
 
 
-def decompress(coder: int, data: bytes, length: int) -> bytes:
+def decompress(coder: int, data: Buffer, length: int) -> Buffer:
     """Exactly `length` bytes, or ArtifactError; never makes much more than that."""
     try:
         raw = _decompress(coder, data, length)
@@ -260,7 +268,7 @@ def decompress(coder: int, data: bytes, length: int) -> bytes:
     return raw
 
 
-def _decompress(coder: int, data: bytes, length: int) -> bytes:
+def _decompress(coder: int, data: Buffer, length: int) -> Buffer:
     if coder == RAW:
         return data
     if coder == ZSTD:
@@ -301,7 +309,7 @@ def finished(unpacker: Any, raw: bytes) -> bytes:
 
 
 def decode_ans(
-    data: bytes, rows: int, columns: int, scale: npt.NDArray[Any] | None
+    data: Buffer, rows: int, columns: int, scale: npt.NDArray[Any] | None
 ) -> npt.NDArray[np.int8]:
     """Static ANS: rows and columns fall into classes, and each pair of classes has its own table.
 

@@ -109,7 +109,7 @@ def encode_ans(codes: Codes, scale: npt.NDArray[Any] | None) -> bytes:
     """The ANS stream of int8 codes [rows, columns]; `scale` [rows] may class the rows for free."""
     import constriction
 
-    reach = int(np.abs(codes.astype(np.int16)).max()) if codes.size else 0
+    reach = max(int(codes.max()), -int(codes.min())) if codes.size else 0
     if reach == 0:
         return bytes(2)
     classes, row_class, column_class = choose_classes(codes, reach, scale)

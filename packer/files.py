@@ -13,21 +13,25 @@ from typing import Any
 
 from packer.errors import OutputError, PlanError
 
+MAX_PREFIX = 32  # letters of a name, of up to four bytes each, kept in that of a temporary file
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary sibling to write; on success it is synced and takes the place of `path`.
 
-    On any failure, Ctrl-C included, the temporary file is removed and `path` is as it was.
-    Raises OutputError: the folder is missing, not writable, or full.
+    A link is followed: the file that it leads to is replaced, and the link stays. On any failure,
+    Ctrl-C included, the temporary file is removed and `path` is as it was.
+    Raises OutputError: not a file, or the folder is missing, not writable, or full.
     """
-    target = Path(path)
-    if target.is_dir():
-        raise OutputError(f"{target} is a folder; name a file to write")
+    target = Path(os.path.realpath(path))
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        _refuse_other_than_files(path, target)
+        # A long name must leave room for what makes the temporary one different.
+        prefix = f".{target.name[:MAX_PREFIX]}."
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=".tmp")
     except OSError as error:
-        raise OutputError(_refusal(target, error)) from None
+        raise OutputError(_refusal(path, target, error)) from None
     temporary = Path(name)
     try:
         os.close(handle)
@@ -37,9 +41,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(_mode(target))
         temporary.replace(target)
     except OSError as error:
-        raise OutputError(_refusal(target, error)) from None
+        raise OutputError(_refusal(path, target, error)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _refuse_other_than_files(path: str | os.PathLike[str], target: Path) -> None:
+    """A rename would put a plain file in the place of a device, for whoever may write there."""
+    if target.is_dir():
+        raise OutputError(f"{path} is a folder; name a file to write")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{path} is a device or a pipe, which is not replaced; name a file")
 
 
 def _mode(target: Path) -> int:
@@ -51,15 +63,19 @@ def _mode(target: Path) -> int:
     return 0o666 & ~mask
 
 
-def _refusal(target: Path, error: OSError) -> str:
+def _refusal(path: str | os.PathLike[str], target: Path, error: OSError) -> str:
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{path}: the name is too long; nothing was written. Choose a shorter one."
     untouched = "what stood there is untouched" if target.exists() else "nothing was written"
-    if error.errno == errno.ENOSPC:
-        return f"{target}: the disk is full; {untouched}. Free some space or name another folder."
-    if error.errno == errno.ENOENT:
-        return f"{target}: the folder {target.parent} does not exist; {untouched}. Create it first."
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{target}: writing there is not allowed; {untouched}. Name another folder with -o."
-    return f"{target}: {error.strerror or error}; {untouched}."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path}: the disk is full; {untouched}. Free some space or name another folder."
+    if error.errno == errno.ENOENT and not target.parent.exists():
+        return f"{path}: the folder {target.parent} does not exist; {untouched}. Create it first."
+    if error.errno == errno.ENOTDIR:
+        return f"{path}: {target.parent} is a file, not a folder; {untouched}. Name another folder."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+        return f"{path}: writing there is not allowed; {untouched}. Name another folder."
+    return f"{path}: {error.strerror or error}; {untouched}. Name another place."
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -92,15 +108,22 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise PlanError(f"{source} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise PlanError(f"{source} is not a JSON file: {error}") from None
+        raise PlanError(
+            f"{source} is not a JSON file ({error}); name one that packer plan or measure wrote"
+        ) from None
     if not isinstance(value, dict):
-        raise PlanError(f"{source} holds a {type(value).__name__} where an object belongs")
+        raise PlanError(
+            f"{source} holds a {type(value).__name__} where an object belongs; name a file that "
+            "packer plan or measure wrote"
+        )
     return value
 
 
 def is_json(path: str | os.PathLike[str]) -> bool:
-    """Whether a file starts like a JSON object: our candidates and plans do."""
+    """Whether a file starts like a JSON object: our candidates and plans do. Pipes are not read."""
     try:
+        if not Path(path).is_file():
+            return False
         with Path(path).open("rb") as file:
             return file.read(64).lstrip()[:1] == b"{"
     except OSError:

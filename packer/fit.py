@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from packer.account import Account
 from packer.artifact import EncodedTensor, assemble, encode_tensor
+from packer.budget.plan import Candidate
 from packer.checkpoint import Checkpoint, contents_fingerprint
 from packer.errors import CapError, PlanError
 from packer.measuring import Progress, header_of, ignore_progress
@@ -14,6 +17,7 @@ from packer.planning import PackPlan, replan
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.formats import FormatError
 from packer.quantizers.quantize import quantize
+from packer.threads import one_torch_thread
 
 MAX_ROUNDS = 8
 
@@ -73,18 +77,27 @@ def _encode_chosen(
     progress: Progress,
 ) -> None:
     """Bring `encoded` in line with the plan's choices; tensors already encoded so are kept."""
-    chosen = pack_plan.plan.chosen
-    for done, candidate in enumerate(chosen):
-        progress(candidate.tensor, done, len(chosen))
-        if encoded.get(candidate.tensor, ("",))[0] == candidate.choice:
-            continue
-        try:
-            choice = parse_choice(candidate.choice)
-            quantized = quantize(checkpoint.tensors[candidate.tensor], choice)
-        except FormatError as error:
-            raise PlanError(f"{candidate.tensor}: {error}") from None
-        encoded[candidate.tensor] = (candidate.choice, encode_tensor(quantized, choice.coder))
-    progress("packed", len(chosen), len(chosen))
+    wanted = [
+        candidate
+        for candidate in pack_plan.plan.chosen
+        if encoded.get(candidate.tensor, ("",))[0] != candidate.choice
+    ]
+
+    with one_torch_thread():
+        for done, candidate in enumerate(wanted):
+            progress(candidate.tensor, done, len(wanted))
+            weight = checkpoint.tensors[candidate.tensor]
+            encoded[candidate.tensor] = (candidate.choice, _encode(candidate, weight))
+    progress("packed", len(wanted), len(wanted))
+
+
+def _encode(candidate: Candidate, weight: torch.Tensor) -> EncodedTensor:
+    try:
+        choice = parse_choice(candidate.choice)
+        quantized = quantize(weight, choice)
+    except FormatError as error:
+        raise PlanError(f"{candidate.tensor}: {error}") from None
+    return encode_tensor(quantized, choice.coder)
 
 
 def _packed(pack_plan: PackPlan, encoded: Mapping[str, EncodedTensor], rounds: int) -> Packed:

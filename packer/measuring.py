@@ -16,6 +16,7 @@ from packer.quantizers.choice import Choice, parse_choice
 from packer.quantizers.formats import FormatError
 from packer.quantizers.quantize import dequantize, quantizable, quantize
 from packer.roles import Role, TensorRole, roles_of, select
+from packer.threads import one_torch_thread
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total) as work goes on; total in tensors."""
@@ -133,9 +134,11 @@ def _measurement(
     progress: Progress,
 ) -> Measurement:
     candidates: list[Candidate] = []
-    for done, info in enumerate(infos):
-        progress(info.name, done, len(infos))
-        candidates += measure_tensor(info, checkpoint.tensors[info.name], choices[info.name])
+
+    with one_torch_thread():
+        for done, info in enumerate(infos):
+            progress(info.name, done, len(infos))
+            candidates += measure_tensor(info, checkpoint.tensors[info.name], choices[info.name])
     progress("measured", len(infos), len(infos))
     all_metadata = {**checkpoint.metadata, **metadata}
     return Measurement(

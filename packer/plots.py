@@ -1,9 +1,10 @@
-"""Pictures of a report: bytes per layer and role, and the size/damage curve with the plan on it."""
+"""Pictures: bytes per layer and role, the size/damage curve with the plan on it, scores."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,6 +17,9 @@ from packer.files import replacing
 from packer.planning import PackPlan, restrict
 from packer.report import Report, TensorRow, by_role
 
+if TYPE_CHECKING:
+    from packer.evaluation import Evaluated
+
 ENDINGS = (".png", ".svg", ".pdf")
 SMALL_SHARE = 0.01  # roles below one percent of the bytes share one colour
 
@@ -25,18 +29,26 @@ def plot_report(path: str, report: Report, plan: PackPlan | None) -> None:
 
     Raises OutputError: an ending that is no picture's, or the file cannot be written.
     """
-    ending = Path(path).suffix.lower()
-    if ending not in ENDINGS:
-        raise OutputError(f"{path}: pictures are written as {', '.join(ENDINGS)}; name such a file")
-    panels = 2 if plan is not None else 1
-    figure = Figure(figsize=(7.5 * panels, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    axes = axes_of(path, panels=2 if plan is not None else 1)
     draw_bytes(axes[0], report)
     if plan is not None:
         draw_curve(axes[1], plan)
+    save(axes[0].figure, path)
+
+
+def axes_of(path: str, panels: int) -> Any:
+    """Axes [panels] of a new figure. Raises OutputError: `path` does not end like a picture."""
+    if Path(path).suffix.lower() not in ENDINGS:
+        raise OutputError(f"{path}: pictures are written as {', '.join(ENDINGS)}; name such a file")
+    figure = Figure(figsize=(7.5 * panels, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure.subplots(1, panels, squeeze=False)[0]
+
+
+def save(figure: Figure, path: str) -> None:
+    """The picture in the format of its ending, all or nothing. Raises OutputError."""
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=ending[1:], dpi=150)
+        figure.savefig(temporary, format=Path(path).suffix.lower()[1:], dpi=150)
 
 
 def draw_bytes(axes: Any, report: Report) -> None:
@@ -88,3 +100,24 @@ def draw_curve(axes: Any, pack_plan: PackPlan) -> None:
     axes.legend(fontsize="small", frameon=False)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def plot_scores(path: str, found: Sequence[Evaluated]) -> None:
+    """Bits per byte against bytes, one point a source. Raises OutputError."""
+    (axes,) = axes_of(path, panels=1)
+    for one in found:
+        error = one.score.stderr_bits_per_byte or 0
+        axes.errorbar(one.subject.size_bytes, one.score.bits_per_byte, yerr=error, fmt="o")
+        axes.annotate(
+            Path(one.subject.name).name,
+            (one.subject.size_bytes, one.score.bits_per_byte),
+            xytext=(6, 6),
+            textcoords="offset points",
+            fontsize="small",
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("bytes")
+    axes.set_ylabel("bits per byte (bars: standard error of one score alone)")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(axes.figure, path)

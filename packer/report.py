@@ -312,7 +312,12 @@ class Difference:
 
 
 def compare(before: Report, after: Report) -> tuple[Difference, ...]:
-    """Tensors whose choice or size differs, largest change first."""
+    """Tensors whose choice or size differs, largest change first.
+
+    A plan leaves coders open and an artifact forgets how codes were chosen: between the two,
+    formats are compared.
+    """
+    spelled = _choice_of if before.kind == after.kind else _format_of
     rows_before: Mapping[str, TensorRow] = {row.name: row for row in before.rows}
     rows_after: Mapping[str, TensorRow] = {row.name: row for row in after.rows}
     found = [
@@ -324,6 +329,15 @@ def compare(before: Report, after: Report) -> tuple[Difference, ...]:
         for one in found
         if one.before is None
         or one.after is None
-        or (one.before.choice, one.before.size_bytes) != (one.after.choice, one.after.size_bytes)
+        or one.size_change
+        or spelled(one.before) != spelled(one.after)
     ]
     return tuple(sorted(changed, key=lambda one: (-abs(one.size_change), one.name)))
+
+
+def _choice_of(row: TensorRow) -> str:
+    return row.choice
+
+
+def _format_of(row: TensorRow) -> str:
+    return row.choice.partition("+")[0].partition("~")[0]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from packer.account import Limits, count_code
-from packer.errors import PlanError
+from packer.errors import PackerError
 from packer.files import is_json
 from packer.planning import PackPlan, read_plan
 from packer.report import Report, report_artifact, report_checkpoint, report_plan
@@ -23,16 +23,21 @@ def load_report(
     weights: str | None = None,
     drop: Sequence[str] = (),
 ) -> tuple[Report, PackPlan | None]:
-    """(report, plan if the source is one). cap and code are for checkpoints, which carry neither.
+    """(report, plan if the source is one).
 
+    cap, code, weights and drop are for checkpoints; plans and artifacts were made for their own.
     Raises PlanError, CheckpointError, decoder.ArtifactError: the source is damaged.
     """
-    if is_json(path):
-        if cap is not None or code:
-            raise PlanError(f"{path} has its own cap and code; plan again to change them")
+    planned, packed = is_json(path), is_artifact(path)
+    if (planned or packed) and (cap is not None or code or weights or drop):
+        raise PackerError(
+            f"{path} was made for its own cap, code and weights; leave --cap, --code, --weights "
+            "and --drop out, or plan again to change them"
+        )
+    if planned:
         plan = read_plan(path)
         return report_plan(plan, str(path)), plan
-    if is_artifact(path):
+    if packed:
         return report_artifact(Path(path).read_bytes(), str(path)), None
     from packer.checkpoint import read_checkpoint
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from packer import decoder
 from packer.artifact import quantized_tensor
@@ -55,20 +58,50 @@ def write_weights(
 
     In a .pt file tied names share their storage. A .safetensors file cannot share: tied names are
     written out, and the metadata remembers which belong together.
-    Raises OutputError: another ending, or the file could not be written.
+    Raises OutputError: another ending, a dtype that safetensors lacks, no room, no right to write.
     """
-    suffix = Path(path).suffix
+    suffix = Path(path).suffix.lower()
     if suffix not in (".pt", ".pth", ".safetensors"):
         raise OutputError(f"{path}: weights are written as .safetensors or .pt; name such a file")
     with replacing(path) as temporary:
-        if suffix != ".safetensors":
-            torch.save(dict(weights), temporary)
-            return
-        import safetensors.torch
+        try:
+            if suffix == ".safetensors":
+                _save_safetensors(path, temporary, weights, ties, metadata)
+            else:
+                # Given a path, torch writes its name into the file, and no two files are equal.
+                with temporary.open("wb") as file:
+                    torch.save(dict(weights), file)
+        except (RuntimeError, SafetensorError) as error:
+            raise _os_error(error) or error from None
 
-        whole = {name: weight.clone() for name, weight in weights.items()}
-        texts = {**metadata, **({"bytecap.ties": json.dumps(dict(ties))} if ties else {})}
-        safetensors.torch.save_file(whole, temporary, metadata={"format": "pt", **texts})
+
+def _save_safetensors(
+    path: str | os.PathLike[str],
+    temporary: Path,
+    weights: Mapping[str, torch.Tensor],
+    ties: Mapping[str, str],
+    metadata: Mapping[str, str],
+) -> None:
+    whole = {name: w.clone() if name in ties else w for name, w in weights.items()}
+    texts = {**metadata, **({"bytecap.ties": json.dumps(dict(ties))} if ties else {})}
+    try:
+        save_file(whole, temporary, metadata={"format": "pt", **texts})
+    except KeyError as error:  # the library's table of dtypes
+        names = [name for name, weight in weights.items() if weight.dtype == error.args[0]]
+        if not names:
+            raise
+        raise OutputError(
+            f"{path}: safetensors has no {_dtype(weights[names[0]])}, the dtype of {names[0]}; "
+            "name a .pt file instead"
+        ) from None
+
+
+def _os_error(error: Exception) -> OSError | None:
+    """What the system refused: torch chains its error, safetensors spells its number."""
+    if isinstance(error.__context__, OSError):
+        return error.__context__
+    spelled = re.search(r"os error (\d+)", str(error))
+    return OSError(int(spelled[1]), os.strerror(int(spelled[1]))) if spelled else None
 
 
 def verify(

@@ -6,6 +6,8 @@ weight-decayed model the same step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 # GPTQ-lite's list (openai/parameter-golf PR #414).
@@ -100,8 +102,13 @@ def least_squares_scale(rows: torch.Tensor, code_max: int) -> torch.Tensor:
     so the error, at every representable scale at once. Positive float16 numbers are ordered like
     their bit patterns, which serve as bins.
     """
-    block = max(1, _SEARCH_BLOCK_ELEMENTS // max(rows.shape[1], 1))
-    return torch.cat([_least_squares_block(part, code_max) for part in torch.split(rows, block)])
+    return by_blocks(rows, lambda block: _least_squares_block(block, code_max))
+
+
+def by_blocks(rows: torch.Tensor, search: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """`search` of all rows [rows, columns] -> [rows], some rows at a time to bound its memory."""
+    size = max(1, _SEARCH_BLOCK_ELEMENTS // max(rows.shape[1], 1))
+    return torch.cat([search(block) for block in torch.split(rows, size)])
 
 
 def _least_squares_block(rows: torch.Tensor, code_max: int) -> torch.Tensor:
@@ -150,6 +157,10 @@ def ternary_scale(rows: torch.Tensor) -> torch.Tensor:
     each size is the m largest (Li and Liu, Ternary Weight Networks, arXiv:1605.04711, solved
     exactly). Nearest rounding under that scale keeps exactly this set.
     """
+    return by_blocks(rows, _ternary_block)
+
+
+def _ternary_block(rows: torch.Tensor) -> torch.Tensor:
     ordered = rows.abs().double().sort(dim=1, descending=True).values
     totals = ordered.cumsum(dim=1)
     count = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from packer.commands.options import EXISTING, JSON, print_json
+from packer.commands.options import EXISTING, JSON, print_json, reading_artifact
 
 
 @click.command()
@@ -17,8 +17,10 @@ def diff(before: str, after: str, as_json: bool) -> None:
     from packer.report import compare, row_json
     from packer.report_sources import load_report
 
-    first, _ = load_report(before)
-    second, _ = load_report(after)
+    with reading_artifact(before):
+        first, _ = load_report(before)
+    with reading_artifact(after):
+        second, _ = load_report(after)
     differences = compare(first, second)
     if as_json:
         print_json(

@@ -41,12 +41,13 @@ def measure(
     from packer.checkpoint import read_checkpoint
     from packer.progress import shown
 
-    refuse_overwriting([checkpoint], output)
+    refuse_overwriting([checkpoint, config], output)
+    metadata = read_config(config)
     loaded = read_checkpoint(checkpoint, weights=weights, drop=drop)
     say_notes(loaded.notes)
     with shown("measuring") as progress:
         found = api.measure(
-            loaded, pins=dict(pins), metadata=read_config(config), out=output, progress=progress
+            loaded, pins=dict(pins), metadata=metadata, out=output, progress=progress
         )
     if as_json:
         print_json({**found.to_json(), "output": output})

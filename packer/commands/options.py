@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from packer.errors import PackerError
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
+MAX_SIZE = 2**62  # sums of a few sizes stay within 64 bits
 
 
 class Size(click.ParamType):
@@ -25,11 +29,13 @@ class Size(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"([\d_,]+(?:\.\d+)?)\s*([a-zA-Z]*)", value.strip())
+        match = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([a-zA-Z]*)", value.strip())
         unit = _UNITS.get(match[2].lower()) if match else None
         if match is None or unit is None:
             self.fail(f"{value!r} is not a size; write 16000000, 16MB, 15.5MB or 16MiB", param, ctx)
         size = Decimal(match[1].replace(",", "").replace("_", "")) * unit
+        if size >= MAX_SIZE:
+            self.fail(f"{value!r} is more than the {MAX_SIZE - 1:,} bytes allowed", param, ctx)
         if size != int(size):
             self.fail(f"{value!r} is not a whole number of bytes", param, ctx)
         return int(size)
@@ -50,6 +56,7 @@ class Pin(click.ParamType):
 
 
 EXISTING = click.Path(exists=True)
+EXISTING_FILE = click.Path(exists=True, dir_okay=False)
 WRITABLE = click.Path(dir_okay=False)
 
 
@@ -78,7 +85,7 @@ CODE = click.option(
     "--code",
     "code",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False),
+    type=EXISTING_FILE,
     help="File counted as code; repeat for more.",
 )
 MARGIN = click.option(
@@ -95,7 +102,7 @@ PINS = click.option(
 )
 CONFIG = click.option(
     "--config",
-    type=click.Path(exists=True, dir_okay=False),
+    type=EXISTING_FILE,
     help="Model configuration (JSON or TOML) to carry inside the artifact.",
 )
 WEIGHTS = click.option(
@@ -108,15 +115,27 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obje
 
 
 def read_config(path: str | None) -> dict[str, str]:
-    """Metadata that carries a model configuration; empty without one."""
+    """Metadata that carries a model configuration; empty without one.
+
+    Raises BadParameter: neither JSON nor TOML, no settings, or values that JSON has no word for.
+    """
     if path is None:
         return {}
-    text = Path(path).read_text(encoding="utf-8")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"{path} is not a text in UTF-8: {error}") from None
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = _read_toml(path, text)
-    return {"config": json.dumps(value, sort_keys=True, separators=(",", ":"))}
+    if not isinstance(value, dict) or not value:
+        raise click.BadParameter(f"{path} holds no settings; name a configuration in JSON or TOML")
+    try:
+        spelled = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:  # dates and NaN
+        raise click.BadParameter(f"{path} cannot be spelled in JSON: {error}") from None
+    return {"config": spelled}
 
 
 def _read_toml(path: str, text: str) -> Any:
@@ -131,13 +150,27 @@ def _read_toml(path: str, text: str) -> Any:
 
 
 def refuse_overwriting(inputs: Sequence[str | None], output: str | None) -> None:
-    """Raises UsageError: the output is one of the inputs."""
+    """Raises UsageError: the output is one of the inputs, or a shard in a folder that is one."""
     if output is None:
         return
     target = Path(output).resolve()
-    for path in inputs:
-        if path is not None and Path(path).resolve() == target:
-            raise click.UsageError(f"{output} is an input; name another output with -o")
+    for source in (Path(path).resolve() for path in inputs if path is not None):
+        shard = source == target.parent and target.suffix == ".safetensors"
+        if source == target or shard:
+            raise click.UsageError(f"{output} is an input; name another file to write")
+
+
+@contextlib.contextmanager
+def reading_artifact(path: str) -> Iterator[None]:
+    """Names the file in a refusal to read it as an artifact. Raises PackerError."""
+    from packer.decoder import ArtifactError
+    from packer.report_sources import is_artifact
+
+    try:
+        yield
+    except ArtifactError as error:
+        hint = "" if is_artifact(path) else "; name a file that packer pack wrote"
+        raise PackerError(f"{path}: {error}{hint}") from None
 
 
 def print_json(value: dict[str, Any]) -> None:

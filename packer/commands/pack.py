@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +12,7 @@ from packer.commands.options import (
     CONFIG,
     DROP,
     EXISTING,
+    EXISTING_FILE,
     JSON,
     MARGIN,
     PINS,
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--output", type=WRITABLE, required=True, help="The artifact to write.")
-@click.option("--plan", "plan_file", type=EXISTING, help="Pack exactly this plan.")
-@click.option("--policy", type=EXISTING, help="Keep another run's choices, under --cap.")
+@click.option("--plan", "plan_file", type=EXISTING_FILE, help="Pack exactly this plan.")
+@click.option("--policy", type=EXISTING_FILE, help="Keep another run's choices, under --cap.")
 @with_options(cap_option(required=False), CODE, MARGIN, PINS)
 @click.option("--loader", type=WRITABLE, help="Write (and count) the loader, a Python file, too.")
 @with_options(CONFIG, WEIGHTS, DROP, JSON)
@@ -64,14 +66,17 @@ def pack(
     from packer.progress import shown
 
     _check_usage(plan_file, policy, cap, bool(code or margin or pins or config))
+    if policy is not None and pins:
+        raise click.UsageError("--policy carries its own pins; leave --pin out, or plan anew")
     for written in (output, loader):
-        refuse_overwriting([checkpoint, plan_file, policy, *code], written)
+        refuse_overwriting([checkpoint, plan_file, policy, config, *code], written)
+    _refuse_one_for_both(output, loader)
+    metadata = read_config(config)
+    made = None if plan_file is None else api.load_plan(plan_file)
     loaded = read_checkpoint(checkpoint, weights=weights, drop=drop)
     say_notes(loaded.notes)
     with shown("packing") as progress:
-        if plan_file is not None:
-            made = api.load_plan(plan_file)
-        else:
+        if made is None:
             assert cap is not None
             made = api.plan(
                 loaded,
@@ -81,11 +86,11 @@ def pack(
                 margin_bytes=margin,
                 pins=dict(pins),
                 policy=policy,
-                metadata=read_config(config),
+                metadata=metadata,
                 progress=progress,
             )
         packed = api.pack(loaded, made, out=output, loader=loader, progress=progress)
-    _show(packed, made, output, loader, as_json, policy is not None)
+    _show(packed, output, loader, as_json, policy is not None)
 
 
 def _check_usage(plan_file: str | None, policy: str | None, cap: int | None, decides: bool) -> None:
@@ -98,9 +103,12 @@ def _check_usage(plan_file: str | None, policy: str | None, cap: int | None, dec
         raise click.UsageError("give --plan, or --cap to plan for (and --policy to follow one)")
 
 
-def _show(
-    packed: Packed, made: PackPlan, output: str, loader: str | None, as_json: bool, policy: bool
-) -> None:
+def _refuse_one_for_both(output: str, loader: str | None) -> None:
+    if loader is not None and Path(output).resolve() == Path(loader).resolve():
+        raise click.UsageError(f"{loader} cannot be both the artifact and its loader")
+
+
+def _show(packed: Packed, output: str, loader: str | None, as_json: bool, policy: bool) -> None:
     from packer import tables
     from packer.report import report_packed
 
@@ -116,16 +124,17 @@ def _show(
     if packed.rounds > 1:
         click.echo(f"real sizes differed from the plan; planned again, {packed.rounds} rounds")
     if policy:
-        _say_steps_down(made)
+        _say_steps_down(packed.plan)
 
 
 def _say_steps_down(made: PackPlan) -> None:
-    """Under a policy: which tensors did not keep its choice."""
-    by_tensor = made.measurement.by_tensor
+    """Under a policy: which tensors did not keep its choice, the largest of those allowed."""
+    allowed = made.measurement.by_tensor
+    kept = {name: max(found, key=lambda c: c.size_bytes).choice for name, found in allowed.items()}
     changed = [
-        f"{chosen.tensor} {by_tensor[chosen.tensor][0].choice} -> {chosen.choice}"
+        f"{chosen.tensor} {kept[chosen.tensor]} -> {chosen.choice}"
         for chosen in made.plan.chosen
-        if chosen.choice != max(by_tensor[chosen.tensor], key=lambda c: c.size_bytes).choice
+        if chosen.choice != kept[chosen.tensor]
     ]
     if changed:
         click.echo("stepped down from the policy: " + "; ".join(changed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -61,7 +62,7 @@ def plan(
     from packer.account import Limits, count_code
     from packer.files import write_json
 
-    refuse_overwriting([source, *code], output)
+    refuse_overwriting([source, config, *code], output)
     loader_bytes = _loader_bytes() if loader else 0
     limits = Limits(cap, count_code(code), loader_bytes, margin)
     made = _plan(source, limits, dict(pins), read_config(config), weights, drop)
@@ -69,6 +70,16 @@ def plan(
         write_json(output, made.to_json())
     changes = _what_if(made) if what_if else ()
     show(made, source, output, changes, as_json)
+    if output and not as_json:
+        click.echo(f"next: {_next_command(made.measurement.source, output, weights, drop)}")
+
+
+def _next_command(checkpoint: str, plan: str, weights: str | None, drop: tuple[str, ...]) -> str:
+    """What packs this plan; the plan fits only the same weights without the same tensors."""
+    chosen = ["--weights", weights] if weights else []
+    left_out = [part for glob in drop for part in ("--drop", glob)]
+    words = ["packer", "pack", checkpoint, "--plan", plan, "-o", "model.pack", *chosen, *left_out]
+    return shlex.join(words)
 
 
 def _loader_bytes() -> int:
@@ -142,9 +153,6 @@ def show(
     click.echo(spell_quality(made))
     for one in changes:
         click.echo(spell_what_if(one, made.plan.damage_kind))
-    if output:
-        checkpoint = made.measurement.source
-        click.echo(f"next: packer pack {checkpoint} --plan {output} -o model.pack")
 
 
 def spell_quality(made: PackPlan) -> str:

@@ -15,6 +15,7 @@ from packer.commands.options import (
     WRITABLE,
     cap_option,
     print_json,
+    reading_artifact,
     refuse_overwriting,
     say_notes,
     with_options,
@@ -45,14 +46,15 @@ def report(
     from packer import tables
     from packer.report_sources import load_report
 
-    refuse_overwriting([source], plot)
-    found, plan = load_report(source, cap=cap, code=code, weights=weights, drop=drop)
+    refuse_overwriting([source, *code], plot)
+    with reading_artifact(source):
+        found, plan = load_report(source, cap=cap, code=code, weights=weights, drop=drop)
     say_notes(found.notes)
+    if plot is not None:
+        _plot(plot, found, plan)
     if explain is not None:
         _explain(explain, plan, source, as_json)
         return
-    if plot is not None:
-        _plot(plot, found, plan)
     if as_json:
         print_json({**found.to_json(), "plot": plot})
         return

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import click
 
-from packer.commands.options import EXISTING, JSON, WRITABLE, Size, print_json, refuse_overwriting
+from packer.commands.options import (
+    EXISTING_FILE,
+    JSON,
+    WRITABLE,
+    Size,
+    print_json,
+    reading_artifact,
+    refuse_overwriting,
+)
 
 
 @click.command()
-@click.argument("artifact", type=EXISTING)
+@click.argument("artifact", type=EXISTING_FILE)
 @click.option(
     "-o", "--output", type=WRITABLE, required=True, help="A .safetensors or .pt file to write."
 )
@@ -21,7 +29,8 @@ def unpack(artifact: str, output: str, max_memory: int, as_json: bool) -> None:
     from packer import api
 
     refuse_overwriting([artifact], output)
-    weights = api.unpack(artifact, output, max_bytes=max_memory)
+    with reading_artifact(artifact):
+        weights = api.unpack(artifact, output, max_bytes=max_memory)
     elements = sum(weight.numel() for weight in weights.values())
     if as_json:
         print_json({"output": output, "tensors": len(weights), "elements": elements})

@@ -9,9 +9,11 @@ import click
 from packer.commands.options import (
     DROP,
     EXISTING,
+    EXISTING_FILE,
     JSON,
     WEIGHTS,
     print_json,
+    reading_artifact,
     say_notes,
     with_options,
 )
@@ -20,11 +22,13 @@ from packer.errors import PackerError
 if TYPE_CHECKING:
     from packer.unpacking import Verification
 
+SAID = 5  # problems told in a refusal; --json has them all
+
 
 @click.command()
-@click.argument("artifact", type=EXISTING)
+@click.argument("artifact", type=EXISTING_FILE)
 @click.option("--against", type=EXISTING, help="The checkpoint it was packed from.")
-@click.option("--plan", "plan_file", type=EXISTING, help="The plan it was packed by.")
+@click.option("--plan", "plan_file", type=EXISTING_FILE, help="The plan it was packed by.")
 @with_options(WEIGHTS, DROP, JSON)
 def verify(
     artifact: str,
@@ -49,11 +53,13 @@ def verify(
     if against is not None:
         checkpoint = read_checkpoint(against, weights=weights, drop=drop)
         say_notes(checkpoint.notes)
-    with shown("verifying") as progress:
+    with shown("verifying") as progress, reading_artifact(artifact):
         found = api.verify(artifact, checkpoint, plan_file, progress)
     _show(found, artifact, against, as_json)
     if found.problems:
-        raise PackerError(f"{artifact} does not pass: " + "; ".join(found.problems[:5]))
+        more = len(found.problems) - SAID
+        rest = f"; and {more} more" if more > 0 else ""
+        raise PackerError(f"{artifact} does not pass: {'; '.join(found.problems[:SAID])}{rest}")
 
 
 def _show(found: Verification, artifact: str, against: str | None, as_json: bool) -> None:

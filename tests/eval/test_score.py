@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from packer.eval.batches import Setting, ignore, in_batches
+from packer.eval.batches import Setting, in_batches
 from packer.eval.blocks import BLOCK, BlockSums, ratio_stderr
 from packer.eval.errors import ScoreError
 from packer.eval.ranks import gathered
@@ -225,7 +225,7 @@ def test_out_of_memory_halves_the_batch(
     model = Scarce(tiny(1), 3, CPU_WORDS)
     setting = Setting(64, 16, batch=16)
     result = score(model, stream, table, setting, notice=said.append)
-    assert [text.partition(" windows")[0][-1] for text in said] == ["8", "4", "2"]
+    assert [text.partition(" windows")[0][-1] for text in said] == ["8", "4", "2"], said
     assert result.notes == tuple(said)
     plain = score(tiny(1), stream, table, setting)
     assert result.nats == pytest.approx(plain.nats, rel=1e-6)
@@ -240,14 +240,40 @@ def test_one_window_too_many_is_refused(
         score(Scarce(tiny(1), 0, "something else"), stream, table, Setting(64))
 
 
-def test_cuda_out_of_memory_is_known() -> None:
+@pytest.mark.parametrize("workers", [1, 3])
+def test_cuda_out_of_memory_is_known(workers: int) -> None:
     def run(first: int, stop: int) -> int:
         if stop - first > 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return stop - first
 
-    parts = list(in_batches([(0, 5), (5, 6)], run, ignore))
-    assert parts == [(0, 2, 2), (2, 4, 2), (4, 5, 1), (5, 6, 1)]
+    said: list[str] = []
+    parts = list(in_batches([(0, 5), (5, 9), (9, 10)], run, said.append, workers))
+    covered = sorted((first, stop) for first, stop, size in parts if stop - first == size)
+    assert covered == [(0, 2), (2, 4), (4, 5), (5, 7), (7, 9), (9, 10)]
+    assert len(said) == 1
+
+
+def test_batches_side_by_side_give_the_same(
+    tiny: Make, stream: NDArray[np.int64], table: TokenBytes
+) -> None:
+    torch.set_num_threads(2)
+    try:
+        one, three = (
+            score(tiny(1), stream, table, Setting(64, 16, batch=4, workers=n)) for n in (1, 3)
+        )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert three.nats == pytest.approx(one.nats, rel=1e-9)
+    assert three.bytes == one.bytes
+
+
+def test_trouble_in_a_worker_comes_out(
+    tiny: Make, stream: NDArray[np.int64], table: TokenBytes
+) -> None:
+    with pytest.raises(RuntimeError, match="something else"):
+        score(Scarce(tiny(1), 0, "something else"), stream, table, Setting(64, workers=2))
 
 
 def test_training_mode_is_put_back(

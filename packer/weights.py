@@ -1,0 +1,67 @@
+"""Weights by name from anything that holds some: a checkpoint or an artifact, told by content."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from packer import decoder
+from packer.checkpoint import read_checkpoint
+from packer.errors import CheckpointError
+from packer.report_sources import is_artifact
+
+
+@dataclass(frozen=True)
+class NamedWeights:
+    """All weights of a model, tied names included.
+
+    kind: checkpoint or artifact. size_bytes: of the artifact's file, or of the tensors as stored.
+    """
+
+    source: str
+    kind: str
+    weights: Mapping[str, torch.Tensor]
+    metadata: Mapping[str, str]
+    size_bytes: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The model configuration carried with the weights. Raises CheckpointError: damaged."""
+        if "config" not in self.metadata:
+            return None
+        try:
+            value = json.loads(self.metadata["config"])
+        except ValueError as error:
+            raise CheckpointError(f"{self.source}: its config is not JSON ({error})") from None
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{self.source}: its config is no object of settings")
+        return value
+
+
+def load_weights(
+    path: str | os.PathLike[str], *, weights: str | None = None, drop: Sequence[str] = ()
+) -> NamedWeights:
+    """Raises CheckpointError, SelectorError, decoder.ArtifactError."""
+    source = str(path)
+    if is_artifact(path):
+        data = Path(path).read_bytes()
+        stored = decoder.parse(data)
+        decoded = decoder.decode_weights(stored)
+        return NamedWeights(source, "artifact", decoded, stored.metadata, len(data))
+    checkpoint = read_checkpoint(path, weights=weights, drop=drop)
+    tied = {name: checkpoint.tensors[kept] for name, kept in checkpoint.ties.items()}
+    return NamedWeights(
+        source,
+        "checkpoint",
+        {**checkpoint.tensors, **tied},
+        checkpoint.metadata,
+        checkpoint.size_bytes,
+        checkpoint.notes,
+    )
