@@ -125,7 +125,8 @@ def encode_ans(codes: Codes, scale: npt.NDArray[Any] | None) -> bytes:
         _push_classes(coder, row_class, classes.rows)
     log2 = {1: 0, 2: 1, 4: 2, 8: 3}
     first = classes.kind | log2[classes.rows] << 2 | log2[classes.columns] << 4
-    return bytes([first, reach]) + coder.get_compressed().astype("<u4").tobytes()
+    words: bytes = coder.get_compressed().astype("<u4").tobytes()
+    return bytes([first, reach]) + words
 
 
 def energy_classes(codes: Codes) -> tuple[Numbers, Numbers]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from packer.eval.ranks import gathered
 from packer.eval.score import ByteCounter, Score
 from packer.eval.shards import TokenStream
 
-PathLike = str | os.PathLike[str]
+PathLike = str | Path
 Progress = Callable[[int, int], None]
 
 
@@ -130,7 +129,6 @@ def evaluate(
     """
     others = [index for index in range(len(subjects)) if index != reference]
     models = [subject.model for subject in subjects]
-    arguments = {"progress": progress, "notice": notice}
     divergences: dict[int, compare.Divergence] = {}
     if others and not any(isinstance(model, TokenNats) for model in models):
         found = compare.divergence(
@@ -139,19 +137,20 @@ def evaluate(
             data.stream,
             data.counter,
             setting,
-            **arguments,
+            progress=progress,
+            notice=notice,
         )
         for index, part in zip(others, found, strict=True):
             divergences[index] = gathered(part, compare.combine)
         scores = {index: part.other for index, part in divergences.items()}
         scores[reference] = divergences[others[0]].reference
     else:
-        scores = {
-            index: gathered(
-                score.score(model, data.stream, data.counter, setting, **arguments), score.combine
+        scores = {}
+        for index, model in enumerate(models):
+            share = score.score(
+                model, data.stream, data.counter, setting, progress=progress, notice=notice
             )
-            for index, model in enumerate(models)
-        }
+            scores[index] = gathered(share, score.combine)
     return tuple(
         Evaluated(
             subject,

@@ -109,7 +109,7 @@ def _pack_plan(value: Mapping[str, Any], measurement: Measurement, source: str) 
         header_bytes=measurement.header_bytes,
         margin_bytes=limits.margin_bytes,
         damage_kind=str(value["damage_kind"]),
-        price=None if value["price"] is None else float(value["price"]),
+        price=float(value["price"]),
         gap=float(value["gap"]),
     )
     pins = {str(tensor): str(choice) for tensor, choice in value["pins"].items()}

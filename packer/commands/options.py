@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +15,11 @@ import click
 
 from packer.errors import PackerError
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
@@ -21,7 +27,7 @@ _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
 MAX_SIZE = 2**62  # sums of a few sizes stay within 64 bits
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg]
     """A number of bytes: 16000000, 16_000_000, 16MB (decimal), 15.5MB, 16MiB."""
 
     name = "size"
@@ -41,7 +47,7 @@ class Size(click.ParamType):
         return int(size)
 
 
-class Pin(click.ParamType):
+class Pin(click.ParamType):  # type: ignore[type-arg]
     """SELECTOR=CHOICE."""
 
     name = "selector=choice"
@@ -139,10 +145,6 @@ def read_config(path: str | None) -> dict[str, str]:
 
 
 def _read_toml(path: str, text: str) -> Any:
-    try:
-        import tomllib
-    except ModuleNotFoundError:
-        import tomli as tomllib
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
