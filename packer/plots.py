@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from packer.budget.frontier import sweep
 from packer.errors import OutputError
@@ -69,7 +69,7 @@ def draw_bytes(axes: Any, report: Report) -> None:
     axes.set_title(
         f"{report.total_bytes:,} bytes" + (f" of {report.cap_bytes:,}" * bool(report.cap_bytes))
     )
-    axes.legend(fontsize="small", frameon=False)
+    axes.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -103,10 +103,15 @@ def draw_curve(axes: Any, pack_plan: PackPlan) -> None:
 
 
 def plot_scores(path: str, found: Sequence[Evaluated]) -> None:
-    """Bits per byte against bytes, one point a source. Raises OutputError."""
+    """Bits per byte against bytes, one point a source. Raises OutputError.
+
+    Bars are the standard error of the paired difference, so the reference has none: all sources
+    saw the same tokens, and what those have in common says nothing about which source is better.
+    """
     (axes,) = axes_of(path, panels=1)
     for one in found:
-        error = one.score.stderr_bits_per_byte or 0
+        difference = one.difference
+        error = None if difference is None else difference.stderr_bits_per_byte
         axes.errorbar(one.subject.size_bytes, one.score.bits_per_byte, yerr=error, fmt="o")
         axes.annotate(
             Path(one.subject.name).name,
@@ -116,8 +121,11 @@ def plot_scores(path: str, found: Sequence[Evaluated]) -> None:
             fontsize="small",
         )
     axes.set_xscale("log")
-    axes.set_xlabel("bytes")
-    axes.set_ylabel("bits per byte (bars: standard error of one score alone)")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("size")
+    axes.set_ylabel("bits per byte (bars: standard error of the difference)")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     save(axes.figure, path)

@@ -68,9 +68,11 @@ def write_weights(
             if suffix == ".safetensors":
                 _save_safetensors(path, temporary, weights, ties, metadata)
             else:
-                # Given a path, torch writes its name into the file, and no two files are equal.
+                # Empty tensors may lie at one address, which torch refuses for two dtypes. Given a
+                # path, torch writes its name into the file, and no two files are equal.
+                whole = {name: w if w.numel() else w.clone() for name, w in weights.items()}
                 with temporary.open("wb") as file:
-                    torch.save(dict(weights), file)
+                    torch.save(whole, file)
         except (RuntimeError, SafetensorError) as error:
             raise _os_error(error) or error from None
 

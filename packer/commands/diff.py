@@ -7,7 +7,7 @@ import click
 from packer.commands.options import EXISTING, JSON, print_json, reading_artifact
 
 
-@click.command()
+@click.command(short_help="What changed between two plans or artifacts.")
 @click.argument("before", type=EXISTING)
 @click.argument("after", type=EXISTING)
 @JSON

@@ -48,7 +48,7 @@ MODEL = with_options(
 )
 
 
-@click.command("eval")
+@click.command("eval", short_help="Bits per byte of checkpoints and artifacts.")
 @click.argument("sources", nargs=-1, required=True, type=EXISTING)
 @with_options(DATA, WINDOWS, MODEL)
 @click.option("--reference", help="The source to compare with; default: the first.")

@@ -15,7 +15,7 @@ from packer.commands.options import (
 )
 
 
-@click.command()
+@click.command(short_help="What is in a checkpoint.")
 @click.argument("checkpoint", type=EXISTING)
 @with_options(WEIGHTS, DROP, JSON)
 def inspect(checkpoint: str, weights: str | None, drop: tuple[str, ...], as_json: bool) -> None:

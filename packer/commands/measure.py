@@ -20,7 +20,7 @@ from packer.commands.options import (
 )
 
 
-@click.command()
+@click.command(short_help="Every tensor under every format.")
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--output", type=WRITABLE, default="candidates.json", show_default=True)
 @with_options(PINS, CONFIG, WEIGHTS, DROP, JSON)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from packer.planning import PackPlan
 
 
-@click.command()
+@click.command(short_help="The artifact, never over the cap.")
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--output", type=WRITABLE, required=True, help="The artifact to write.")
 @click.option("--plan", "plan_file", type=EXISTING_FILE, help="Pack exactly this plan.")

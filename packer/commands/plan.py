@@ -35,7 +35,7 @@ WHAT_IF = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="A format for every tensor, under a cap.")
 @click.argument("source", type=EXISTING)
 @with_options(cap_option(required=True), CODE, LOADER, MARGIN, PINS)
 @click.option("-o", "--output", type=WRITABLE, help="Write the plan here, for `packer pack`.")

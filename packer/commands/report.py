@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from packer.report import Report
 
 
-@click.command()
+@click.command(short_help="Where the bytes go.")
 @click.argument("source", type=EXISTING)
 @click.option("--explain", metavar="TENSOR", help="All candidates of one tensor, and why this one.")
 @click.option("--plot", type=WRITABLE, help="Write a picture (PNG or SVG): bytes, and the curve.")

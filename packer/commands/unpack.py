@@ -15,7 +15,7 @@ from packer.commands.options import (
 )
 
 
-@click.command()
+@click.command(short_help="The weights back out of an artifact.")
 @click.argument("artifact", type=EXISTING_FILE)
 @click.option(
     "-o", "--output", type=WRITABLE, required=True, help="A .safetensors or .pt file to write."

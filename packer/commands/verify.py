@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SAID = 5  # problems told in a refusal; --json has them all
 
 
-@click.command()
+@click.command(short_help="Whether an artifact is whole.")
 @click.argument("artifact", type=EXISTING_FILE)
 @click.option("--against", type=EXISTING, help="The checkpoint it was packed from.")
 @click.option("--plan", "plan_file", type=EXISTING_FILE, help="The plan it was packed by.")

@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from packer.budget.plan import Candidate
 
 from packer import api
 from packer.account import CodeFile, Limits
-from packer.budget.plan import Candidate
 from packer.candidates import Measurement
 from packer.checkpoint import from_state_dict
 from packer.decoder import parse
