@@ -23,23 +23,30 @@ def continue_text(
     """The prompt and `count` sampled tokens after it, decoded.
 
     Args:
-        tokenizer: a sentencepiece processor; its BOS starts the prompt.
+        tokenizer: a sentencepiece processor; its BOS, if it has one, starts the prompt.
         temperature: 0 takes the likeliest token each time.
         seed: equal seeds give equal text on one machine; different models see the same draws.
         context: tokens the model sees at once, at most.
 
     Raises:
-        ScoreError: a model that only tells losses.
+        ScoreError: a model that only tells losses or gives numbers that are not finite, or an
+            empty prompt where no BOS could stand for it.
     """
     if isinstance(model, TokenNats):
         raise ScoreError("this model only tells losses; it cannot continue a text")
-    tokens = [tokenizer.bos_id(), *tokenizer.encode(prompt)]
+    bos, size = tokenizer.bos_id(), tokenizer.vocab_size()
+    tokens = [*([bos] if bos >= 0 else []), *tokenizer.encode(prompt)]
+    if not tokens:
+        raise ScoreError("the tokenizer has no BOS piece: give a prompt of at least one letter")
     generator = torch.Generator().manual_seed(seed)
     device = device_of(model)
     for _ in range(count):
         window = torch.tensor([tokens[-context:]], device=device)
-        with scoring([model], autocast=False):
-            logits = tail_logits(model, window, 1, tokenizer.vocab_size())[0, -1].float().cpu()
+        with scoring([model], autocast=device.type == "cuda"):
+            # Where the vocabulary was rounded up, the last logits stand for no piece.
+            logits = tail_logits(model, window, 1, size)[0, -1, :size].float().cpu()
+        if not logits.isfinite().all():
+            raise ScoreError("the model's logits are not finite; it cannot continue a text")
         if temperature == 0:
             tokens.append(int(logits.argmax()))
             continue

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from packer.errors import PackerError
+from packer.errors import PackerError, PlanError
+
+MAX_SIZE_BYTES = 2**62  # sums of a few sizes stay within 64 bits
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,20 @@ class Limits:
     code: tuple[CodeFile, ...] = ()
     loader_bytes: int = 0
     margin_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = {
+            "cap": self.cap_bytes,
+            "loader": self.loader_bytes,
+            "margin": self.margin_bytes,
+            **{f"code file {file.path}": file.size_bytes for file in self.code},
+        }
+        for what, size in sizes.items():
+            if not (isinstance(size, int) and 0 <= size < MAX_SIZE_BYTES):
+                raise PlanError(
+                    f"the {what} is {size} bytes; whole numbers from 0 to {MAX_SIZE_BYTES - 1:,} "
+                    "are allowed"
+                )
 
     @property
     def code_bytes(self) -> int:

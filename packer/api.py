@@ -10,6 +10,7 @@ A checkpoint is a path, a state dict, or a Checkpoint; a plan is a path or a Pac
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,11 +19,12 @@ import torch
 
 from packer import inspection, measuring, unpacking
 from packer.account import Limits, count_code
+from packer.artifact_files import reading_artifact
 from packer.candidates import Measurement
 from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
-from packer.decoder import MAX_DECODED_BYTES, ArtifactError, decode_weights, parse
+from packer.decoder import MAX_DECODED_BYTES, decode_weights, parse
 from packer.errors import CapError, PlanError
-from packer.files import is_json, write_bytes, write_json
+from packer.files import is_json, replacing, write_json
 from packer.fit import Packed, pack_to_cap
 from packer.measuring import Progress, ignore_progress
 from packer.planning import PackPlan, follow_policy, make_plan, read_measurement, read_plan
@@ -87,11 +89,13 @@ def plan(
     """
     loader_bytes = len(loader_source().encode()) if loader else 0
     limits = Limits(cap_bytes, count_code(code), loader_bytes, margin_bytes)
+    if policy is not None and pins:
+        raise PlanError("a policy carries its own pins; plan without it to pin other tensors")
     if policy is not None:
         made = _under_policy(load_plan(policy), source, limits, metadata, progress)
     else:
-        measurement = _measurement_of(source, pins, metadata, progress)
-        made = make_plan(measurement, limits, pins)
+        measurement, earlier = _measurement_of(source, pins, metadata, progress)
+        made = make_plan(measurement, limits, {**earlier, **(pins or {})})
     if out is not None:
         write_json(out, made.to_json())
     return made
@@ -107,14 +111,16 @@ def _measurement_of(
     pins: Mapping[str, str] | None,
     metadata: Mapping[str, str] | None,
     progress: Progress,
-) -> Measurement:
+) -> tuple[Measurement, Mapping[str, str]]:
+    """(measurements, pins of an earlier plan)."""
     if isinstance(source, Measurement):
-        return source
+        return source, {}
     if isinstance(source, PackPlan):
-        return source.measurement
+        return source.measurement, source.pins
     if isinstance(source, str | os.PathLike) and is_json(source):
         return read_measurement(source)
-    return measuring.measure(load(source), pins=pins, metadata=metadata, progress=progress)
+    measured = measuring.measure(load(source), pins=pins, metadata=metadata, progress=progress)
+    return measured, {}
 
 
 def _under_policy(
@@ -126,7 +132,7 @@ def _under_policy(
 ) -> PackPlan:
     """Measures the policy's own choices first, and all others only when those do not fit."""
     if not isinstance(source, str | os.PathLike | Mapping | Checkpoint):
-        return follow_policy(policy, _measurement_of(source, None, None, progress), limits)
+        return follow_policy(policy, _measurement_of(source, None, None, progress)[0], limits)
     checkpoint = load(source)
     quick = measuring.measure_choices(checkpoint, policy.choices, metadata, progress)
     try:
@@ -159,10 +165,11 @@ def pack(
             f"{len(source.encode()):,}. Plan again with --loader."
         )
     packed = pack_to_cap(load(checkpoint), made, progress)
-    if out is not None:
-        write_bytes(out, packed.data)
-    if loader is not None:
-        write_bytes(loader, source.encode())
+    contents = {out: packed.data, loader: source.encode()}
+    with contextlib.ExitStack() as all_or_none:
+        for path, data in contents.items():
+            if path is not None:
+                all_or_none.enter_context(replacing(path)).write_bytes(data)
     return packed
 
 
@@ -174,24 +181,15 @@ def unpack(
 ) -> dict[str, torch.Tensor]:
     """Weights by name, tied names included; written to `out` (.safetensors or .pt) when given.
 
-    Raises ArtifactError: not an artifact, damaged, or larger decoded than `max_bytes`.
+    Raises PackerError, or ArtifactError for bytes: not an artifact, damaged, or larger decoded than
+    `max_bytes`.
     """
-    data = read_artifact(artifact)
-    stored = parse(data, max_bytes)
-    weights = decode_weights(stored)
+    with _reading(artifact):
+        stored = parse(_bytes_of(artifact), max_bytes)
+        weights = decode_weights(stored)
     if out is not None:
         unpacking.write_weights(out, weights, stored.ties, stored.metadata)
     return weights
-
-
-def read_artifact(artifact: PathLike | bytes) -> bytes:
-    """The bytes of an artifact file. Raises ArtifactError: it cannot be read."""
-    if isinstance(artifact, bytes):
-        return artifact
-    try:
-        return Path(artifact).read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{artifact} cannot be read: {error.strerror}") from None
 
 
 def verify(
@@ -202,8 +200,19 @@ def verify(
 ) -> unpacking.Verification:
     """Checksum and decoding; with a checkpoint the error of every tensor; with a plan its codes.
 
-    Raises ArtifactError: not an artifact, or damaged. Other differences are returned as problems.
+    Raises PackerError, or ArtifactError for bytes: not an artifact, or damaged. Other differences
+    are returned as problems.
     """
     checkpoint = None if against is None else load(against)
     choices = None if plan is None else load_plan(plan).choices
-    return unpacking.verify(read_artifact(artifact), checkpoint, choices, progress)
+    with _reading(artifact):
+        return unpacking.verify(_bytes_of(artifact), checkpoint, choices, progress)
+
+
+def _bytes_of(artifact: PathLike | bytes) -> bytes:
+    return artifact if isinstance(artifact, bytes) else Path(artifact).read_bytes()
+
+
+def _reading(artifact: PathLike | bytes) -> contextlib.AbstractContextManager[None]:
+    """Errors name the file where there is one."""
+    return contextlib.nullcontext() if isinstance(artifact, bytes) else reading_artifact(artifact)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import torch
 
 from packer import decoder
-from packer.decoder import ArtifactError
 from packer.entropy import CODER_IDS, CODER_NAMES, compress, encode_elements, encode_stream, varint
 from packer.quantizers.formats import (
     FormatError,
@@ -21,6 +20,7 @@ from packer.quantizers.formats import (
     Ternary,
     Uniform,
 )
+from packer.stream_decoder import ArtifactError
 
 _PASSTHROUGH = ("raw", "fp32", "fp16", "bf16")
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from packer.account import MAX_SIZE_BYTES
 from packer.budget.plan import Candidate
 from packer.errors import PlanError
 from packer.roles import Role, TensorRole
@@ -101,34 +102,49 @@ class Measurement:
     @staticmethod
     def from_json(value: Mapping[str, Any], source: str) -> Measurement:
         """Raises PlanError: not a candidates file of this version, or fields of wrong type."""
-        if value.get("kind") != KIND or value.get("version") != VERSION:
-            raise PlanError(
-                f"{source} is {value.get('kind')!r} version {value.get('version')!r}; "
-                f"{KIND!r} version {VERSION} is wanted. Measure again with `packer measure`."
-            )
+        check_kind(value, KIND, VERSION, source, "Measure again with `packer measure`.")
         try:
             return _measurement(value)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise PlanError(f"{source} is damaged: {error!r}. Measure again.") from None
+
+
+def check_kind(value: Mapping[str, Any], kind: str, version: int, source: str, next: str) -> None:
+    """Raises PlanError: the object is of another kind or version; `next` says what to do."""
+    found = value.get("kind")
+    if found != kind:
+        what = f"is {found!r}" if isinstance(found, str) else "is no file of ours"
+        raise PlanError(f"{source} {what}; {kind!r} is wanted. {next}")
+    if value.get("version") != version:
+        raise PlanError(f"{source} has version {value.get('version')!r}, not {version}. {next}")
+
+
+def whole_number(value: Any) -> int:
+    """A number of bytes from a JSON file. Raises ValueError: not one, negative or absurd."""
+    if type(value) is not int or not 0 <= value < MAX_SIZE_BYTES:
+        raise ValueError(f"{value!r} is not a number of bytes")
+    return value
 
 
 def _measurement(value: Mapping[str, Any]) -> Measurement:
     tensors, candidates = [], []
     for entry in value["tensors"]:
         layer = None if entry["layer"] is None else int(entry["layer"])
-        shape = tuple(int(size) for size in entry["shape"])
+        shape = tuple(whole_number(size) for size in entry["shape"])
         name, role = str(entry["name"]), Role(entry["role"]).value
         tensors.append(TensorInfo(name, role, layer, shape, str(entry["dtype"])))
         for choice, size_bytes, weight_error, damage_bpb in entry["candidates"]:
             damage = None if damage_bpb is None else float(damage_bpb)
-            candidates.append(
-                Candidate(name, str(choice), int(size_bytes), float(weight_error), damage)
-            )
+            size, error = whole_number(size_bytes), float(weight_error)
+            candidates.append(Candidate(name, str(choice), size, error, damage))
+    names = [tensor.name for tensor in tensors]
+    if names != sorted(set(names)):
+        raise ValueError("its tensors are not sorted by name, each once")
     return Measurement(
         source=str(value["source"]),
         structure=str(value["structure"]),
         contents=str(value["contents"]),
-        header_bytes=int(value["header_bytes"]),
+        header_bytes=whole_number(value["header_bytes"]),
         tensors=tuple(tensors),
         candidates=tuple(candidates),
         ties={str(tied): str(kept) for tied, kept in value["ties"].items()},

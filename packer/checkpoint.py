@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -104,7 +104,8 @@ def _normalize(
         if isinstance(name, str) and isinstance(value, torch.Tensor)
     }
     said = [*notes, *left_out(state_dict, besides=named)]
-    texts = dict(metadata)
+    texts = dict(sorted(metadata.items()))
+    _refuse_unspeakable(named, source)
     named = _apply_declared_ties(named, texts, said, source)
     named = _without_wrappers(named, said, source)
     _refuse_empty(named, source)
@@ -117,6 +118,16 @@ def _normalize(
     tensors = {name: _plain(tensor) for name, tensor in kept.items()}
     _refuse_non_finite(tensors, source)
     return Checkpoint(source, tensors, ties, texts, tuple(said))
+
+
+def _refuse_unspeakable(names: Iterable[str], source: str) -> None:
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise CheckpointError(
+                f"{source}: the tensor name {name!r} is not valid text ({error.reason}); rename it"
+            ) from None
 
 
 def _apply_declared_ties(

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from packer.commands.data import data
 from packer.commands.diff import diff
 from packer.commands.eval import evaluate
 from packer.commands.inspect import inspect
@@ -41,7 +42,7 @@ class Refusals(click.Group):
             where = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(f"{where}{error.strerror or error}") from None
         except Exception as error:
-            from packer.decoder import ArtifactError
+            from packer.stream_decoder import ArtifactError
 
             if not isinstance(error, ArtifactError):
                 raise
@@ -69,5 +70,5 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-for command in (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate):
+for command in (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""Codes to bytes: the encoding half of what decoder.py reads.
+"""Codes to bytes: the encoding half of what stream_decoder.py reads.
 
 Codes are coded by their statistics. Rows and columns are sorted into classes by their energy, each
 pair of classes gets a table of integer counts, and one static ANS coder (Duda, arXiv:1311.2540;
@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from packer import decoder
+from packer import stream_decoder
 
 CODER_IDS = {
-    "raw": decoder.RAW,
-    "ans": decoder.ANS,
-    "zstd": decoder.ZSTD,
-    "brotli": decoder.BROTLI,
-    "lzma": decoder.LZMA,
-    "zlib": decoder.ZLIB,
+    "raw": stream_decoder.RAW,
+    "ans": stream_decoder.ANS,
+    "zstd": stream_decoder.ZSTD,
+    "brotli": stream_decoder.BROTLI,
+    "lzma": stream_decoder.LZMA,
+    "zlib": stream_decoder.ZLIB,
 }
 CODER_NAMES = {number: name for name, number in CODER_IDS.items()}
 SMALL_STREAM_BYTES = 4096  # below this every coder is tried: the slow ones take about a millisecond
@@ -39,7 +39,7 @@ Numbers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Classes:
-    """How the rows and columns of a stream are classed; fields as in decoder.decode_ans."""
+    """How the rows and columns of a stream are classed; fields as in stream_decoder.decode_ans."""
 
     kind: int
     rows: int
@@ -114,11 +114,11 @@ def encode_ans(codes: Codes, scale: npt.NDArray[Any] | None) -> bytes:
         return bytes(2)
     classes, row_class, column_class = choose_classes(codes, reach, scale)
     coder = constriction.stream.stack.AnsCoder()
-    for cell, _, _ in reversed(decoder.class_cells(row_class, column_class)):
+    for cell, _, _ in reversed(stream_decoder.class_cells(row_class, column_class)):
         symbols = codes[cell].astype(np.int32).ravel()
         symbols += reach
         levels = count_levels(np.bincount(symbols, minlength=2 * reach + 1))
-        coder.encode_reverse(symbols, decoder.categorical(level_counts()[levels]))
+        coder.encode_reverse(symbols, stream_decoder.categorical(level_counts()[levels]))
         _push_table(coder, levels, reach)
     _push_classes(coder, column_class, classes.columns)
     if classes.kind == 2:
@@ -137,7 +137,9 @@ def energy_classes(codes: Codes) -> tuple[Numbers, Numbers]:
         magnitudes = np.abs(block.astype(np.int16))
         row_energy[start : start + len(block)] = magnitudes.sum(axis=1, dtype=np.int64)
         column_energy += magnitudes.sum(axis=0, dtype=np.int64)
-    return decoder.rank_classes(row_energy, _FINEST), decoder.rank_classes(column_energy, _FINEST)
+    return stream_decoder.rank_classes(row_energy, _FINEST), stream_decoder.rank_classes(
+        column_energy, _FINEST
+    )
 
 
 def row_blocks(codes: Codes) -> list[tuple[int, Codes]]:
@@ -158,7 +160,7 @@ def choose_classes(
     row_energy, column_energy = energy_classes(codes)
     bits, classes = _best_classes(codes, reach, row_energy, column_energy, kind=2)
     if scale is not None and len(scale) == rows:
-        by_scale = decoder.rank_classes(scale, _FINEST)
+        by_scale = stream_decoder.rank_classes(scale, _FINEST)
         bits_by_scale, ranked = _best_classes(codes, reach, by_scale, column_energy, kind=1)
         if bits_by_scale < bits:
             classes, row_energy = ranked, by_scale
@@ -233,7 +235,7 @@ def _estimated_bits(
 @functools.cache
 def level_counts() -> Numbers:
     """The count that each level stands for, [LEVELS]."""
-    return np.array([decoder.level_count(level) for level in range(decoder.LEVELS)])
+    return np.array([stream_decoder.level_count(level) for level in range(stream_decoder.LEVELS)])
 
 
 def count_levels(counts: Numbers) -> list[int]:
@@ -247,15 +249,15 @@ def count_levels(counts: Numbers) -> list[int]:
 @functools.cache
 def level_weight_table() -> npt.NDArray[np.float64]:
     """Weights of the levels for every prediction [1 + LEVELS, LEVELS], -1 (none) first."""
-    table = [decoder.level_weights(guess) for guess in range(-1, decoder.LEVELS)]
+    table = [stream_decoder.level_weights(guess) for guess in range(-1, stream_decoder.LEVELS)]
     return np.stack(table).astype(np.float64)
 
 
 def _push_table(coder: Any, levels: list[int], reach: int) -> None:
     import constriction
 
-    order = decoder.table_order(reach)
-    guesses = [decoder.predict_level(levels, reach, distance, at) for distance, at in order]
+    order = stream_decoder.table_order(reach)
+    guesses = [stream_decoder.predict_level(levels, reach, distance, at) for distance, at in order]
     weights = level_weight_table()[np.array(guesses) + 1]
     symbols = np.array([levels[at] for _, at in order], dtype=np.int32)
     family = constriction.stream.model.Categorical(perfect=False)
@@ -264,4 +266,4 @@ def _push_table(coder: Any, levels: list[int], reach: int) -> None:
 
 def _push_classes(coder: Any, classes: Numbers, count: int) -> None:
     if count > 1:
-        coder.encode_reverse(classes.astype(np.int32), decoder.categorical(np.ones(count)))
+        coder.encode_reverse(classes.astype(np.int32), stream_decoder.categorical(np.ones(count)))

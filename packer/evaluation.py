@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from packer.errors import PackerError
 from packer.eval import compare, score, shards, text, token_bytes
 from packer.eval.batches import Setting
-from packer.eval.forward import AnyModel, TokenNats
+from packer.eval.errors import EvalError, ScoreError
+from packer.eval.forward import AnyModel, TokenNats, device_of, scoring, tail_logits
 from packer.eval.ranks import gathered
 from packer.eval.score import ByteCounter, Score
 from packer.eval.shards import TokenStream
 
+T = TypeVar("T")
 PathLike = str | Path
 Progress = Callable[[int, int], None]
+SHARD = ".bin"
+PROBE = 8  # tokens of the trial forward
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,24 +88,33 @@ def open_data(
     bytes_sidecar: Sequence[PathLike] = (),
     document_separator: str | None = None,
 ) -> Data:
-    """Shards (.bin) or plain text as tokens with their bytes.
+    """Shards (.bin) or plain text, by path or glob, as tokens with their bytes.
 
-    Raises EvalError: data, tokenizer or table is damaged or missing. PackerError: what is given
-    does not say how many bytes a token stands for.
+    Raises EvalError: data, tokenizer or table is damaged or missing. PackerError: shards together
+    with text, or nothing says how many bytes a token stands for.
     """
+    files = _files(paths)
     processor = None if tokenizer is None else token_bytes.load_sentencepiece(tokenizer)
     table = token_bytes.from_json(bytes_table) if bytes_table is not None else None
     if processor is not None and table is None:
         table = token_bytes.from_processor(processor)
     vocab_size = None if table is None else table.vocab_size
     text_bytes = None
-    if all(Path(path).suffix == ".bin" for path in paths):
-        stream: TokenStream = shards.read_shards(paths, vocab_size)
+    if files[0].suffix == SHARD:
+        stream: TokenStream = shards.read_shards(files, vocab_size)
     elif processor is None:
-        raise PackerError(f"{paths[0]} is text: name its sentencepiece model with --tokenizer")
+        raise PackerError(
+            f"{files[0]} is text: name its sentencepiece model with --tokenizer (token shards have "
+            "a .bin name)"
+        )
     else:
-        encoded = text.encode_files(paths, processor, document_separator)
+        encoded = text.encode_files(files, processor, document_separator)
         stream, text_bytes = encoded.tokens, encoded.text_bytes
+    if len(stream) < 2:
+        raise PackerError(
+            f"{', '.join(map(str, files))}: there are {len(stream)} tokens, and the first is only "
+            "read; give more data"
+        )
     counter: ByteCounter | None = table
     if bytes_sidecar:
         counter = shards.read_sidecar(bytes_sidecar, len(stream))
@@ -109,6 +124,30 @@ def open_data(
             "(--tokenizer), a bytes-per-token table (--bytes-table) or a sidecar (--bytes-sidecar)"
         )
     return Data(stream, counter, vocab_size, text_bytes, processor)
+
+
+def _files(patterns: Sequence[PathLike]) -> list[Path]:
+    """All shards or all text, in the order given."""
+    files = [file for pattern in patterns for file in _matches(pattern)]
+    shard_files = [file for file in files if file.suffix == SHARD]
+    if shard_files and len(shard_files) != len(files):
+        other = next(file for file in files if file.suffix != SHARD)
+        raise PackerError(
+            f"{shard_files[0]} is a shard and {other} is text: score them one after the other"
+        )
+    return files
+
+
+def _matches(pattern: PathLike) -> list[Path]:
+    """The file itself, or the files of a glob by name."""
+    path = Path(pattern)
+    root = Path(path.anchor)
+    if path.is_dir():
+        raise PackerError(f"{path} is a folder: name its files, such as '{path / '*.bin'}'")
+    found = [path] if path.exists() else sorted(root.glob(str(path.relative_to(root))))
+    if not found:
+        raise PackerError(f"{pattern}: no such data, and as a glob it matches no file")
+    return found
 
 
 def evaluate(
@@ -127,30 +166,22 @@ def evaluate(
     scores its share and gets the whole result.
     Raises ScoreError: settings, model and data do not fit.
     """
+    check_models(subjects, data, setting)
     others = [index for index in range(len(subjects)) if index != reference]
-    models = [subject.model for subject in subjects]
+    silent = [subject.name for subject in subjects if isinstance(subject.model, TokenNats)]
     divergences: dict[int, compare.Divergence] = {}
-    if others and not any(isinstance(model, TokenNats) for model in models):
-        found = compare.divergence(
-            models[reference],
-            [models[index] for index in others],
-            data.stream,
-            data.counter,
-            setting,
-            progress=progress,
-            notice=notice,
-        )
-        for index, part in zip(others, found, strict=True):
-            divergences[index] = gathered(part, compare.combine)
+    scores: dict[int, Score] = {}
+    if others and not silent:
+        ordered = [subjects[index].model for index in (reference, *others)]
+        found = _divergences(ordered, data, setting, progress, notice)
+        divergences = dict(zip(others, found, strict=True))
         scores = {index: part.other for index, part in divergences.items()}
         scores[reference] = divergences[others[0]].reference
     else:
-        scores = {}
-        for index, model in enumerate(models):
-            share = score.score(
-                model, data.stream, data.counter, setting, progress=progress, notice=notice
-            )
-            scores[index] = gathered(share, score.combine)
+        if others:
+            notice(f"no divergence and no agreement: {', '.join(silent)} tells only losses")
+        for index, subject in enumerate(subjects):
+            scores[index] = _score(subject.model, data, setting, progress, notice)
     return tuple(
         Evaluated(
             subject,
@@ -160,3 +191,87 @@ def evaluate(
         )
         for index, subject in enumerate(subjects)
     )
+
+
+def check_models(subjects: Sequence[Subject], data: Data, setting: Setting) -> None:
+    """Refuse by name what would be refused without one, or end in an index out of range.
+
+    Models that only tell losses cannot be asked. Raises ScoreError: a model has another vocabulary
+    than the data, gives no logits, or none that are finite.
+    """
+    highest = _highest_token(data.stream) if data.vocab_size is None else -1
+    for subject in subjects:
+        if isinstance(subject.model, TokenNats):
+            continue
+        tokens = torch.zeros(1, PROBE, dtype=torch.long, device=device_of(subject.model))
+        try:
+            with scoring([subject.model], setting.autocast):
+                logits = tail_logits(subject.model, tokens, 1, data.vocab_size)
+        except ScoreError as error:
+            raise ScoreError(f"{subject.name}: {error}") from None
+        if highest >= logits.size(-1):
+            raise ScoreError(
+                f"{subject.name}: the model has a vocabulary of {logits.size(-1):,} and the data a "
+                f"token {highest}: it was made with another tokenizer"
+            )
+        if not logits.isfinite().all():
+            raise ScoreError(
+                f"{subject.name}: the model's logits are not finite: its weights are damaged or "
+                "overflow in this precision"
+            )
+
+
+def _divergences(
+    models: Sequence[AnyModel],
+    data: Data,
+    setting: Setting,
+    progress: Progress,
+    notice: Callable[[str], None],
+) -> list[compare.Divergence]:
+    def share() -> list[compare.Divergence]:
+        return compare.divergence(
+            models[0],
+            models[1:],
+            data.stream,
+            data.counter,
+            setting,
+            progress=progress,
+            notice=notice,
+        )
+
+    return _on_all_ranks(
+        share, lambda parts: [compare.combine(ranks) for ranks in zip(*parts, strict=True)]
+    )
+
+
+def _score(
+    model: AnyModel,
+    data: Data,
+    setting: Setting,
+    progress: Progress,
+    notice: Callable[[str], None],
+) -> Score:
+    def share() -> Score:
+        return score.score(
+            model, data.stream, data.counter, setting, progress=progress, notice=notice
+        )
+
+    return _on_all_ranks(share, score.combine)
+
+
+def _on_all_ranks(share: Callable[[], T], combine: Callable[[Sequence[T]], T]) -> T:
+    """The shares of all ranks together. What one refuses all refuse, so that none waits for it."""
+    refusals: list[EvalError] = []
+    try:
+        part = share()
+    except EvalError as error:
+        refusals = [error]
+    refusals = gathered(refusals, lambda parts: [one for ranks in parts for one in ranks])
+    if refusals:
+        raise refusals[0]
+    return gathered(part, combine)
+
+
+def _highest_token(stream: TokenStream) -> int:
+    starts = range(0, len(stream), shards.SCAN)
+    return max((int(stream[at : at + shards.SCAN].max()) for at in starts), default=-1)

@@ -140,7 +140,7 @@ def _measurement(
             progress(info.name, done, len(infos))
             candidates += measure_tensor(info, checkpoint.tensors[info.name], choices[info.name])
     progress("measured", len(infos), len(infos))
-    all_metadata = {**checkpoint.metadata, **metadata}
+    all_metadata = dict(sorted({**checkpoint.metadata, **metadata}.items()))
     return Measurement(
         source=checkpoint.source,
         structure=structure_fingerprint(checkpoint),

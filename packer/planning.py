@@ -10,7 +10,7 @@ from typing import Any
 from packer.account import CodeFile, Limits, spell_rest
 from packer.budget.plan import Candidate, InfeasibleCap, Plan, PlanningError, plan_to_cap
 from packer.candidates import KIND as CANDIDATES_KIND
-from packer.candidates import Measurement
+from packer.candidates import Measurement, check_kind, whole_number
 from packer.errors import CapError, PlanError
 from packer.files import read_json
 from packer.roles import select
@@ -69,15 +69,11 @@ class PackPlan:
     @staticmethod
     def from_json(value: Mapping[str, Any], source: str) -> PackPlan:
         """Raises PlanError: not a plan of this version, damaged, or naming unknown choices."""
-        if value.get("kind") != KIND or value.get("version") != VERSION:
-            raise PlanError(
-                f"{source} is {value.get('kind')!r} version {value.get('version')!r}; "
-                f"{KIND!r} version {VERSION} is wanted. Plan again with `packer plan`."
-            )
+        check_kind(value, KIND, VERSION, source, "Plan again with `packer plan`.")
         try:
             measurement = Measurement.from_json(value["measurement"], source)
             return _pack_plan(value, measurement, source)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise PlanError(f"{source} is damaged: {error!r}. Plan again.") from None
 
 
@@ -86,21 +82,25 @@ def read_plan(path: str | os.PathLike[str]) -> PackPlan:
     return PackPlan.from_json(read_json(path), str(path))
 
 
-def read_measurement(path: str | os.PathLike[str]) -> Measurement:
-    """The measurements in a candidates file, or those a plan was made from. Raises PlanError."""
+def read_measurement(path: str | os.PathLike[str]) -> tuple[Measurement, Mapping[str, str]]:
+    """(measurements, pins) of a candidates file, which has no pins, or of an earlier plan.
+
+    Raises PlanError.
+    """
     value = read_json(path)
     if value.get("kind") == CANDIDATES_KIND:
-        return Measurement.from_json(value, str(path))
-    return PackPlan.from_json(value, str(path)).measurement
+        return Measurement.from_json(value, str(path)), {}
+    plan = PackPlan.from_json(value, str(path))
+    return plan.measurement, plan.pins
 
 
 def _pack_plan(value: Mapping[str, Any], measurement: Measurement, source: str) -> PackPlan:
     choices = {str(tensor): str(choice) for tensor, choice in value["choices"]}
     limits = Limits(
-        int(value["cap_bytes"]),
-        tuple(CodeFile(str(path), int(size)) for path, size in value["code"]),
-        int(value["loader_bytes"]),
-        int(value["margin_bytes"]),
+        whole_number(value["cap_bytes"]),
+        tuple(CodeFile(str(path), whole_number(size)) for path, size in value["code"]),
+        whole_number(value["loader_bytes"]),
+        whole_number(value["margin_bytes"]),
     )
     plan = Plan(
         chosen=chosen_candidates(measurement, choices, source),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from packer.account import Limits, count_code
+from packer.artifact_files import is_artifact
 from packer.errors import PackerError
 from packer.files import is_json
 from packer.planning import PackPlan, read_plan
@@ -43,13 +44,3 @@ def load_report(
 
     checkpoint = read_checkpoint(path, weights=weights, drop=drop)
     return report_checkpoint(checkpoint, Limits(cap or 0, count_code(code))), None
-
-
-def is_artifact(path: PathLike) -> bool:
-    """Whether a file starts with the magic of our artifacts."""
-    from packer.decoder import MAGIC
-
-    if not Path(path).is_file():
-        return False
-    with Path(path).open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.table import Table
+
 from packer import tables
 from packer.eval.token_bytes import plausibility_warning
 from packer.evaluation import Data, Evaluated
+
+SCORE_COLUMNS = 5  # the first ones: the source and its score; those of the comparison follow
 
 
 def print_scores(found: Sequence[Evaluated], data: Data, *, markdown: bool) -> None:
@@ -18,8 +22,27 @@ def print_scores(found: Sequence[Evaluated], data: Data, *, markdown: bool) -> N
         for row in rows:
             print("| " + " | ".join(row) + " |")
     else:
-        tables.console().print(tables.table(columns, rows))
+        _print_columns(columns, rows)
     print("\n" + spell_counts(found[0], data))
+
+
+def _print_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """One table, or on a terminal too narrow for it the scores and below them the comparison."""
+    out = tables.console()
+    whole = _table(columns, rows)
+    wanted = out.measure(whole, options=out.options.update(width=tables.PIPE_WIDTH)).maximum
+    if wanted <= out.width or len(columns) == SCORE_COLUMNS + 1:
+        out.print(whole)
+        return
+    last = len(columns) - 1
+    for kept in ((*range(SCORE_COLUMNS), last), (0, *range(SCORE_COLUMNS, last))):
+        out.print(_table([columns[i] for i in kept], [[row[i] for i in kept] for row in rows]))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    made = tables.table(columns, rows)
+    made.columns[0].overflow = "fold"  # two paths often differ in their last letters only
+    return made
 
 
 def score_rows(found: Sequence[Evaluated]) -> tuple[list[str], list[list[str]]]:

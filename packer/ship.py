@@ -1,6 +1,6 @@
 """The loader: one generated file that reads an artifact with no import of ours.
 
-It is the source text of the decoder and of the dequantize functions, without comments, docstrings
+It is the source text of the decoders and of the dequantize functions, without comments, docstrings
 and annotations, so that what a submission runs is what the tests run.
 """
 
@@ -9,7 +9,11 @@ from __future__ import annotations
 import ast
 import importlib.resources
 
-MODULES = (("packer.quantizers", "dequantize.py"), ("packer", "decoder.py"))
+MODULES = (
+    ("packer.quantizers", "dequantize.py"),
+    ("packer", "stream_decoder.py"),
+    ("packer", "decoder.py"),
+)
 USAGE = '"""Weights of an artifact: state_dict = read_weights(open(path, "rb").read())."""'
 
 

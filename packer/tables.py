@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from packer.report import Difference, Report, Share, by_role
+from packer.difference import Difference
+from packer.report import Report, Share, by_role
 
 PIPE_WIDTH = 400  # columns are never cut or wrapped when another program reads them
 

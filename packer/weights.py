@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from packer import decoder
+from packer.artifact_files import is_artifact, reading_artifact
 from packer.checkpoint import read_checkpoint
 from packer.errors import CheckpointError
-from packer.report_sources import is_artifact
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class NamedWeights:
             return None
         try:
             value = json.loads(self.metadata["config"])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.source}: its config is not JSON ({error})") from None
         if not isinstance(value, dict):
             raise CheckpointError(f"{self.source}: its config is no object of settings")
@@ -48,12 +48,16 @@ class NamedWeights:
 def load_weights(
     path: str | os.PathLike[str], *, weights: str | None = None, drop: Sequence[str] = ()
 ) -> NamedWeights:
-    """Raises CheckpointError, SelectorError, decoder.ArtifactError."""
+    """weights and drop are for checkpoints: an artifact holds what it was made of.
+
+    Raises CheckpointError, SelectorError, PackerError: a file that is damaged or holds no weights.
+    """
     source = str(path)
     if is_artifact(path):
-        data = Path(path).read_bytes()
-        stored = decoder.parse(data)
-        decoded = decoder.decode_weights(stored)
+        with reading_artifact(path):
+            data = Path(path).read_bytes()
+            stored = decoder.parse(data)
+            decoded = decoder.decode_weights(stored)
         return NamedWeights(source, "artifact", decoded, stored.metadata, len(data))
     checkpoint = read_checkpoint(path, weights=weights, drop=drop)
     tied = {name: checkpoint.tensors[kept] for name, kept in checkpoint.ties.items()}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from packer.commands.options import EXISTING, JSON, print_json, reading_artifact
+from packer.artifact_files import reading_artifact
+from packer.commands.options import EXISTING, JSON, print_json
 
 
 @click.command(short_help="What changed between two plans or artifacts.")
@@ -14,7 +15,8 @@ from packer.commands.options import EXISTING, JSON, print_json, reading_artifact
 def diff(before: str, after: str, as_json: bool) -> None:
     """Tensors whose format or size differs between BEFORE and AFTER, plans or artifacts."""
     from packer import tables
-    from packer.report import compare, row_json
+    from packer.difference import compare
+    from packer.report import row_json
     from packer.report_sources import load_report
 
     with reading_artifact(before):

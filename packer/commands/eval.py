@@ -2,60 +2,108 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from packer.commands.models import load_subjects, running_foreign
 from packer.commands.options import (
+    DROP,
     EXISTING,
+    EXISTING_FILE,
     JSON,
     WEIGHTS,
     WRITABLE,
     print_json,
-    read_config,
+    refuse_overwriting,
     say_notes,
     with_options,
 )
+from packer.commands.processes import choose_device, joined
 from packer.errors import PackerError
 
 if TYPE_CHECKING:
-    from packer.eval.forward import AnyModel
+    from packer.commands.models import Say
+    from packer.eval.batches import Setting
     from packer.evaluation import Data, Evaluated, Subject
-    from packer.weights import NamedWeights
 
+DEFAULT_WINDOW = 1024  # what the contest's models were trained with
+POSITIVE = click.IntRange(min=1)
 DATA = with_options(
-    click.option("--data", multiple=True, required=True, help="Text, .bin shards, or a glob."),
-    click.option("--tokenizer", type=EXISTING, help="The sentencepiece model of the data."),
-    click.option("--bytes-table", type=EXISTING, help="Bytes per token (JSON), other tokenizers."),
-    click.option("--bytes-sidecar", multiple=True, help="Bytes behind each token (.bin)."),
-    click.option("--document-separator", help="Text between the documents of one file."),
+    click.option(
+        "--data",
+        multiple=True,
+        required=True,
+        metavar="PATH",
+        help="Text, or token shards named .bin: a file or a glob; repeat for more.",
+    ),
+    click.option("--tokenizer", type=EXISTING_FILE, help="The data's sentencepiece model."),
+    click.option(
+        "--bytes-table", type=EXISTING_FILE, help="Bytes per token of another tokenizer (JSON)."
+    ),
+    click.option(
+        "--bytes-sidecar",
+        multiple=True,
+        metavar="PATH",
+        help="Bytes of text behind each token of the shards, in shards of their own.",
+    ),
+    click.option(
+        "--document-separator", metavar="TEXT", help="What stands between documents in a text."
+    ),
 )
 WINDOWS = with_options(
-    click.option("--window", type=click.IntRange(min=1), help="Tokens the model sees at once."),
-    click.option("--stride", type=click.IntRange(min=1), help="Scored per window; default: all."),
-    click.option("--tokens", type=click.IntRange(min=1), help="Score only so many tokens."),
-    click.option("--batch", type=click.IntRange(min=1), help="Windows at a time."),
+    click.option(
+        "--window",
+        type=POSITIVE,
+        metavar="TOKENS",
+        help="What a model sees at once; default: its rope_train_length, or 1024.",
+    ),
+    click.option(
+        "--stride",
+        type=POSITIVE,
+        metavar="TOKENS",
+        help="Score the last so many of each window; default: all, windows back to back.",
+    ),
+    click.option("--tokens", type=POSITIVE, metavar="TOKENS", help="Score only the first so many."),
+    click.option(
+        "--batch", type=POSITIVE, metavar="WINDOWS", help="Windows at a time; for speed only."
+    ),
 )
 MODEL = with_options(
-    click.option("--config", type=EXISTING, help="The model's configuration (JSON or TOML)."),
-    click.option("--model", metavar="FILE.py:NAME", help="Somebody's model class or factory."),
-    click.option("--model-config", type=EXISTING, help="Its arguments by name (JSON or TOML)."),
-    click.option("--device", help="cpu, cuda or cuda:N; default: cuda where there is one."),
+    click.option(
+        "--config",
+        type=EXISTING_FILE,
+        help="The companion model's configuration (JSON or TOML); default: the one that a source "
+        "carries, or NAME.config.json beside it.",
+    ),
+    click.option(
+        "--model",
+        metavar="FILE.py:NAME",
+        help="Build models by somebody's class or factory instead; this runs their file.",
+    ),
+    click.option(
+        "--model-config", type=EXISTING_FILE, help="Its arguments by name (JSON or TOML)."
+    ),
+    click.option(
+        "--device", metavar="NAME", help="cpu, cuda or cuda:N; default: cuda where there is one."
+    ),
 )
 
 
 @click.command("eval", short_help="Bits per byte of checkpoints and artifacts.")
 @click.argument("sources", nargs=-1, required=True, type=EXISTING)
 @with_options(DATA, WINDOWS, MODEL)
-@click.option("--reference", help="The source to compare with; default: the first.")
+@click.option(
+    "--reference", metavar="SOURCE", help="The source to compare with; default: the first."
+)
 @click.option("--sample", metavar="PROMPT", help="Print a continuation of PROMPT by each.")
 @click.option("--plot", type=WRITABLE, help="Write a picture of bits per byte against bytes.")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
-@with_options(WEIGHTS, JSON)
+@with_options(WEIGHTS, DROP, JSON)
 def evaluate(
     sources: tuple[str, ...],
     data: tuple[str, ...],
@@ -76,6 +124,7 @@ def evaluate(
     plot: str | None,
     markdown: bool,
     weights: str | None,
+    drop: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Bits per byte of each of SOURCES (checkpoints, artifacts) on the same tokens.
@@ -84,16 +133,19 @@ def evaluate(
     packer eval model.pt model.pack --data valid.txt --tokenizer bpe.model --window 1024 --stride 64
 
     With several sources, also the difference to the first with its standard error, the KL
-    divergence in bits per byte, and how often both find the same token likeliest. Under torchrun
-    the windows are divided over the processes.
+    divergence from it in bits per byte, and how often both find the same token likeliest. Under
+    torchrun the windows are divided over the processes.
     """
     from packer import evaluation
-    from packer.eval.errors import EvalError
-    from packer.train.config import ConfigError
+    from packer.eval.batches import ignore
 
-    if reference is not None and reference not in sources:
-        raise click.UsageError(f"--reference {reference} is none of the sources")
-    try:
+    chosen = _reference(sources, reference)
+    _check_usage(tokenizer, config, model, model_config, sample)
+    refuse_overwriting([*sources, *data, tokenizer, bytes_table, config, model_config], plot)
+    _check_picture(plot)
+    place = choose_device(device)
+    with _refusals(), joined(place) as (rank, world_size):
+        say = say_notes if rank == 0 else ignore
         opened = evaluation.open_data(
             data,
             tokenizer=tokenizer,
@@ -101,133 +153,119 @@ def evaluate(
             bytes_sidecar=bytes_sidecar,
             document_separator=document_separator,
         )
-        subjects = _subjects(sources, weights, config, model, model_config, device)
-        setting = _setting(subjects, window, stride, tokens, batch)
-        found = _run(subjects, opened, setting, sources.index(reference) if reference else 0)
-        continuations = _continue(subjects, opened, sample, setting.window)
-    except (EvalError, ConfigError) as error:
-        raise PackerError(str(error)) from None
-    if setting.rank == 0:
-        _show(found, opened, continuations, plot, markdown, as_json)
+        with running_foreign(model):
+            subjects = load_subjects(
+                sources,
+                device=place,
+                weights=weights,
+                drop=drop,
+                config=config,
+                model=model,
+                model_config=model_config,
+                say=say,
+            )
+            setting = _setting(subjects[chosen], window, stride, tokens, batch, rank, world_size)
+            evaluation.check_models(subjects, opened, setting)  # before a sample trips over it
+            continuations = _continue(subjects, opened, sample, setting.window)
+            found = _run(subjects, opened, setting, chosen, say)
+        if rank == 0:
+            _show(found, opened, setting, chosen, continuations, plot, markdown, as_json)
 
 
-def _subjects(
-    sources: Sequence[str],
-    weights: str | None,
+def _reference(sources: Sequence[str], reference: str | None) -> int:
+    """Its number among the sources."""
+    if reference is None:
+        return 0
+    resolved = [Path(source).resolve() for source in sources]
+    if Path(reference).resolve() not in resolved:
+        raise click.UsageError(
+            f"--reference {reference} is none of the sources: {', '.join(sources)}"
+        )
+    return resolved.index(Path(reference).resolve())
+
+
+def _check_usage(
+    tokenizer: str | None,
     config: str | None,
     model: str | None,
     model_config: str | None,
-    device: str | None,
-) -> list[Subject]:
-    from packer.evaluation import Subject
-    from packer.weights import load_weights
-
-    loaded = [load_weights(source, weights=weights) for source in sources]
-    place = _device(device)
-    fallback = _settings(config) if config else _beside(loaded)
-    subjects = []
-    for one in loaded:
-        say_notes(one.notes)
-        if model is not None:
-            built = _foreign(model, model_config, one)
-        else:
-            settings = fallback if config else one.config or fallback
-            built = _companion(settings, one)
-        on_device: AnyModel = built.to(place)  # type: ignore[union-attr]
-        subjects.append(Subject(one.source, one.kind, on_device, one.size_bytes))
-    return subjects
+    sample: str | None,
+) -> None:
+    if model is None and model_config is not None:
+        raise click.UsageError("--model-config goes with --model; the companion takes --config")
+    if model is not None and config is not None:
+        raise click.UsageError("--config is the companion's; with --model, use --model-config")
+    if sample is not None and tokenizer is None:
+        raise click.UsageError("--sample needs the sentencepiece model: name it with --tokenizer")
 
 
-def _settings(path: str) -> dict[str, Any]:
-    from packer.train.config import read_config
+def _check_picture(plot: str | None) -> None:
+    """Refuse before minutes of scoring what would be refused after them."""
+    if plot is None:
+        return
+    from packer.plots import axes_of
 
-    return read_config(path)
-
-
-def _beside(loaded: Sequence[NamedWeights]) -> dict[str, Any]:
-    """Settings carried by any of the sources, or lying beside one as NAME.config.json."""
-    for one in loaded:
-        if one.config is not None:
-            return one.config
-        beside = Path(one.source).with_suffix(".config.json")
-        if beside.is_file():
-            say_notes([f"the model's configuration is taken from {beside}"])
-            return _settings(str(beside))
-    return {}
+    axes_of(plot, panels=1)
+    if not Path(plot).resolve().parent.is_dir():
+        raise PackerError(f"{plot}: the folder {Path(plot).parent} does not exist; create it first")
 
 
-def _companion(settings: Mapping[str, Any], weights: NamedWeights) -> AnyModel:
-    from packer.eval.foreign_model import load_strictly
-    from packer.train.config import infer_config
-    from packer.train.model import GPT
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """What eval and train refuse, as refusals of the command."""
+    from packer.eval.errors import EvalError
+    from packer.train.config import ConfigError
 
-    model = GPT(infer_config(weights.weights).complete(settings))
-    load_strictly(model, weights.weights)
-    return model.eval()
-
-
-def _foreign(spec: str, model_config: str | None, weights: NamedWeights) -> AnyModel:
-    from packer.eval.foreign_model import load_foreign_model
-
-    settings = json.loads(read_config(model_config)["config"]) if model_config else {}
-    return load_foreign_model(spec, settings, weights.weights)
-
-
-def _device(name: str | None) -> Any:
-    import torch
-
-    if name is None:
-        local = os.environ.get("LOCAL_RANK", "0")  # set by torchrun, one GPU a process
-        name = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise PackerError(f"--device {name} cannot be used here: {error}") from None
+        yield
+    except (EvalError, ConfigError) as error:
+        raise PackerError(str(error)) from None
 
 
 def _setting(
-    subjects: Sequence[Subject],
+    subject: Subject,
     window: int | None,
     stride: int | None,
     tokens: int | None,
     batch: int | None,
-) -> Any:
-    import torch
-
+    rank: int,
+    world_size: int,
+) -> Setting:
     from packer.eval.batches import Setting
     from packer.eval.forward import device_of
 
-    on_gpu = device_of(subjects[0].model).type == "cuda"
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
-    if world_size > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
-    rank = torch.distributed.get_rank() if world_size > 1 else 0
-    trained = getattr(getattr(subjects[0].model, "config", None), "train_seq_len", None)
+    trained = getattr(getattr(subject.model, "config", None), "rope_train_length", None)
     return Setting(
-        window=window or trained or 1024,
+        window=window or trained or DEFAULT_WINDOW,
         stride=stride,
         tokens=tokens,
         batch=batch,
-        autocast=on_gpu,
+        autocast=device_of(subject.model).type == "cuda",
         rank=rank,
         world_size=world_size,
     )
 
 
 def _run(
-    subjects: Sequence[Subject], data: Data, setting: Any, reference: int
+    subjects: Sequence[Subject], data: Data, setting: Setting, reference: int, say: Say
 ) -> tuple[Evaluated, ...]:
     from packer.evaluation import evaluate as run
     from packer.progress import shown
 
     with shown("scoring") as tell:
+        started = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            if setting.rank == 0:
+                tell(f"tokens, {done / (time.monotonic() - started):,.0f} a second", done, total)
+
         return run(
             subjects,
             data,
             setting,
             reference,
-            progress=lambda done, total: tell("tokens", done, total),
-            notice=lambda text: say_notes([text]),
+            progress=progress,
+            notice=lambda text: say([text]),
         )
 
 
@@ -238,8 +276,6 @@ def _continue(
 
     if prompt is None:
         return []
-    if data.tokenizer is None:
-        raise PackerError("--sample needs the sentencepiece model: --tokenizer")
     return [
         continue_text(subject.model, data.tokenizer, prompt, context=window) for subject in subjects
     ]
@@ -248,21 +284,27 @@ def _continue(
 def _show(
     found: Sequence[Evaluated],
     data: Data,
+    setting: Setting,
+    reference: int,
     continuations: Sequence[str],
     plot: str | None,
     markdown: bool,
     as_json: bool,
 ) -> None:
     from packer import score_tables
-    from packer.plots import plot_scores
 
     warning = score_tables.byte_warning(found[0], data)
     if plot is not None:
+        from packer.plots import plot_scores
+
         plot_scores(plot, found)
     if as_json:
         print_json(
             {
                 "scores": [one.to_json() for one in found],
+                "reference": found[reference].subject.name if len(found) > 1 else None,
+                "precision": "bfloat16" if setting.autocast else "float32",
+                "processes": setting.world_size,
                 "text_bytes": data.text_bytes,
                 "warnings": [warning] if warning else [],
                 "samples": list(continuations),

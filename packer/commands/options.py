@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from packer.errors import PackerError
+from packer.account import MAX_SIZE_BYTES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,7 +23,6 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
-MAX_SIZE = 2**62  # sums of a few sizes stay within 64 bits
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]
@@ -40,8 +38,10 @@ class Size(click.ParamType):  # type: ignore[type-arg]
         if match is None or unit is None:
             self.fail(f"{value!r} is not a size; write 16000000, 16MB, 15.5MB or 16MiB", param, ctx)
         size = Decimal(match[1].replace(",", "").replace("_", "")) * unit
-        if size >= MAX_SIZE:
-            self.fail(f"{value!r} is more than the {MAX_SIZE - 1:,} bytes allowed", param, ctx)
+        if size >= MAX_SIZE_BYTES:
+            self.fail(
+                f"{value!r} is more than the {MAX_SIZE_BYTES - 1:,} bytes allowed", param, ctx
+            )
         if size != int(size):
             self.fail(f"{value!r} is not a whole number of bytes", param, ctx)
         return int(size)
@@ -160,19 +160,6 @@ def refuse_overwriting(inputs: Sequence[str | None], output: str | None) -> None
         shard = source == target.parent and target.suffix == ".safetensors"
         if source == target or shard:
             raise click.UsageError(f"{output} is an input; name another file to write")
-
-
-@contextlib.contextmanager
-def reading_artifact(path: str) -> Iterator[None]:
-    """Names the file in a refusal to read it as an artifact. Raises PackerError."""
-    from packer.decoder import ArtifactError
-    from packer.report_sources import is_artifact
-
-    try:
-        yield
-    except ArtifactError as error:
-        hint = "" if is_artifact(path) else "; name a file that packer pack wrote"
-        raise PackerError(f"{path}: {error}{hint}") from None
 
 
 def print_json(value: dict[str, Any]) -> None:

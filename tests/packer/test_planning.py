@@ -86,7 +86,7 @@ def test_the_plan_in_json_comes_back_exactly(measured: Measurement) -> None:
 def test_files_come_back_exactly(measured: Measurement, tmp_path: Path) -> None:
     plan = api.plan(measured, CAP, out=tmp_path / "plan.json")
     assert read_plan(tmp_path / "plan.json") == plan
-    assert read_measurement(tmp_path / "plan.json") == measured
+    assert read_measurement(tmp_path / "plan.json") == (measured, {})
     api.plan(plan, CAP, out=tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "plan.json").read_bytes()
 
@@ -358,3 +358,18 @@ def test_no_state_dict_is_ever_packed_over_a_cap(weights: Weights, cap: int, mar
 def test_refusals_are_of_one_family() -> None:
     """A script can catch them all."""
     assert all(issubclass(error, PackerError) for error in (CapError, PlanError, SelectorError))
+
+
+def test_an_earlier_plans_pins_are_kept(measured: Measurement, tmp_path: Path) -> None:
+    pinned = api.plan(measured, CAP, pins={"late-k": "fp16"}, out=tmp_path / "plan.json")
+    assert pinned.pins
+    assert api.plan(pinned, CAP + 500).pins == pinned.pins
+    assert api.plan(tmp_path / "plan.json", CAP + 500).pins == pinned.pins
+    other = api.plan(pinned, CAP + 500, pins={"late-k": "bf16"})
+    assert set(other.pins) == set(pinned.pins) and set(other.pins.values()) == {"bf16"}
+
+
+def test_a_policy_takes_no_other_pins(measured: Measurement) -> None:
+    made = api.plan(measured, CAP)
+    with pytest.raises(PlanError, match="carries its own pins"):
+        api.plan(measured, CAP, policy=made, pins={"late-k": "fp16"})

@@ -1,0 +1,110 @@
+"""`packer data`: text to a tokenizer and token shards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from packer.commands.options import EXISTING, EXISTING_FILE, JSON, Size, print_json
+from packer.errors import PackerError
+
+
+@click.command(short_help="Text to a tokenizer and token shards.")
+@click.argument("texts", nargs=-1, required=True, type=EXISTING)
+@click.option(
+    "-o", "--output", required=True, type=click.Path(file_okay=False), help="Folder to write."
+)
+@click.option("--vocab-size", type=int, help="Pieces of the tokenizer to train; default: 1024.")
+@click.option("--tokenizer", type=EXISTING_FILE, help="Take this sentencepiece model instead.")
+@click.option(
+    "--tokenizer-text",
+    type=Size(),
+    default=100_000_000,
+    metavar="SIZE",
+    help="Text that the tokenizer is trained on, from the first document on; default: 100MB.",
+)
+@click.option("--document-separator", help="Text between the documents of one file.")
+@click.option("--valid", multiple=True, type=EXISTING, help="Validation text; repeat for more.")
+@click.option(
+    "--valid-fraction",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of the documents held out, evenly spaced, at least one; default: 0.01.",
+)
+@click.option(
+    "--shard-tokens",
+    type=click.IntRange(1, 2**31 - 1),
+    default=100_000_000,
+    show_default=True,
+    help="Tokens of a shard.",
+)
+@click.option("--prefix", default="corpus", show_default=True, help="How the shards' names begin.")
+@JSON
+def data(
+    texts: tuple[str, ...],
+    output: str,
+    vocab_size: int | None,
+    tokenizer: str | None,
+    tokenizer_text: int,
+    document_separator: str | None,
+    valid: tuple[str, ...],
+    valid_fraction: float | None,
+    shard_tokens: int,
+    prefix: str,
+    as_json: bool,
+) -> None:
+    """Train a tokenizer on TEXTS and write their tokens as shards into a folder.
+
+    \b
+    packer data books/*.txt --valid held_out.txt --vocab-size 1024 -o data
+
+    A folder among TEXTS stands for its .txt files. The folder written holds tokenizer.model,
+    PREFIX_train_000000.bin, PREFIX_val_000000.bin and so on, and manifest.json. Run again with the
+    same options, an interrupted run continues after its last whole shard.
+    """
+    from packer.eval.errors import EvalError
+    from packer.progress import shown
+    from packer.train.data import DataOptions, make_data
+
+    if tokenizer is not None and vocab_size is not None:
+        raise click.UsageError("--vocab-size is of a tokenizer to train; --tokenizer has its own")
+    if valid and valid_fraction is not None:
+        raise click.UsageError("--valid names the validation text; leave --valid-fraction out")
+    if not prefix or not all(letter.isalnum() or letter in "_-" for letter in prefix):
+        raise click.BadParameter(
+            f"{prefix!r}: letters, digits, _ and - only", param_hint="--prefix"
+        )
+    options = DataOptions(
+        vocab_size=None if tokenizer is not None else 1024 if vocab_size is None else vocab_size,
+        tokenizer=tokenizer,
+        tokenizer_bytes=tokenizer_text,
+        document_separator=document_separator,
+        valid_fraction=0.01 if valid_fraction is None else valid_fraction,
+        shard_tokens=shard_tokens,
+        prefix=prefix,
+    )
+    try:
+        with shown("encoding") as progress:
+            manifest = make_data(texts, output, options, valid=valid, progress=progress)
+    except EvalError as error:
+        raise PackerError(str(error)) from None
+    if as_json:
+        print_json({"output": output, **manifest})
+        return
+    _show(output, manifest)
+
+
+def _show(output: str, manifest: dict[str, Any]) -> None:
+    tokenizer = manifest["tokenizer"]
+    click.echo(f"{output}/{tokenizer['file']}: {tokenizer['vocab_size']:,} pieces")
+    for split in ("train", "val"):
+        found = manifest.get(split)
+        if found is not None:
+            click.echo(
+                f"{split}: {found['tokens']:,} tokens of {found['bytes']:,} bytes in "
+                f"{_count(found['documents'], 'document')}, {_count(found['shards'], 'shard')}"
+            )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,0 +1,178 @@
+"""The models of checkpoints and artifacts: the companion model, or somebody's own class."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from packer.commands.options import read_config
+from packer.errors import PackerError
+
+if TYPE_CHECKING:
+    import torch
+
+    from packer.eval.forward import AnyModel
+    from packer.evaluation import Subject
+    from packer.weights import NamedWeights
+
+Settings = Mapping[str, Any]
+Say = Callable[[Sequence[str]], None]
+
+
+def load_subjects(
+    sources: Sequence[str],
+    *,
+    device: torch.device,
+    weights: str | None,
+    drop: Sequence[str],
+    config: str | None,
+    model: str | None,
+    model_config: str | None,
+    say: Say,
+) -> list[Subject]:
+    """The model of every source, on a device.
+
+    The companion model, or by `model` (FILE.py:NAME) a class or function in somebody's file. Its
+    configuration or arguments are in the file `config` or `model_config`, else what the source
+    carries or has beside it, else what another source does. say: told where they come from.
+    Raises PackerError, ConfigError: a source is damaged, or does not fit its model.
+    """
+    from packer.evaluation import Subject
+
+    loaded = _load(sources, weights, drop, say)
+    if model is None:
+        models = _companions(loaded, config, say)
+    else:
+        models = _foreign_models(loaded, model, model_config, say)
+    return [
+        Subject(one.source, one.kind, built.to(device), one.size_bytes)  # type: ignore[union-attr]
+        for one, built in zip(loaded, models, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def running_foreign(spec: str | None) -> Iterator[None]:
+    """Around somebody's code: stdout stays ours, and what it raises is a refusal.
+
+    Raises PackerError in place of every exception that is not one of ours.
+    """
+    from packer.eval.errors import EvalError
+    from packer.train.config import ConfigError
+
+    if spec is None:
+        yield
+        return
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except (PackerError, EvalError, ConfigError, click.ClickException, MemoryError):
+        raise
+    except Exception as error:
+        raise PackerError(f"{spec} failed with {type(error).__name__}: {error}") from error
+
+
+def _load(
+    sources: Sequence[str], weights: str | None, drop: Sequence[str], say: Say
+) -> list[NamedWeights]:
+    from packer.weights import load_weights
+
+    loaded = []
+    for source in sources:
+        loaded.append(load_weights(source, weights=weights, drop=drop))
+        say(loaded[-1].notes)
+    return loaded
+
+
+def _companions(loaded: Sequence[NamedWeights], config: str | None, say: Say) -> list[AnyModel]:
+    from packer.train.config import read_config as read
+
+    settings = [read(config)] * len(loaded) if config else _settings(loaded, read, say)
+    return [_companion(one, given) for one, given in zip(loaded, settings, strict=True)]
+
+
+def _foreign_models(
+    loaded: Sequence[NamedWeights], spec: str, model_config: str | None, say: Say
+) -> list[AnyModel]:
+    from packer.eval.foreign_model import load_foreign_model
+
+    if model_config:
+        settings: Sequence[Settings] = [_any_settings(model_config)] * len(loaded)
+    else:
+        settings = _settings(loaded, _any_settings, say)
+    models = []
+    for one, given in zip(loaded, settings, strict=True):
+        with _naming(one.source):
+            models.append(load_foreign_model(spec, given, one.weights))
+    return models
+
+
+def _settings(
+    loaded: Sequence[NamedWeights], read: Callable[[str], Settings], say: Say
+) -> list[Settings]:
+    """What each source carries or has beside it, else that of the first source that has some."""
+    own = [_own_settings(one, read, say) for one in loaded]
+    lent, owner = next(
+        ((given, one.source) for given, one in zip(own, loaded, strict=True) if given is not None),
+        ({}, None),
+    )
+    without = [one.source for one, given in zip(loaded, own, strict=True) if given is None]
+    if owner is not None and without:
+        say([f"{', '.join(without)}: the configuration is taken from {owner}"])
+    return [lent if given is None else given for given in own]
+
+
+def _own_settings(one: NamedWeights, read: Callable[[str], Settings], say: Say) -> Settings | None:
+    if one.config is not None:
+        return one.config
+    beside = _beside(one.source)
+    if not beside.is_file():
+        return None
+    say([f"{one.source}: the configuration is taken from {beside}"])
+    return read(str(beside))
+
+
+def _beside(source: str) -> Path:
+    """model.config.json for model.pt, and for a folder named model."""
+    path = Path(source)
+    return path.parent / f"{path.stem or path.resolve().name}.config.json"
+
+
+def _any_settings(path: str) -> Settings:
+    """Settings whose names only somebody's class knows."""
+    settings: Settings = json.loads(read_config(path)["config"])
+    return settings
+
+
+def _companion(one: NamedWeights, settings: Settings) -> AnyModel:
+    from packer.eval.foreign_model import load_strictly
+    from packer.train.config import infer_config
+    from packer.train.model import GPT
+
+    weights = dict(one.weights)
+    if "lm_head.weight" in weights and weights["lm_head.weight"] is weights.get("tok_emb.weight"):
+        del weights["lm_head.weight"]  # tied: the model has it once
+    with _naming(one.source, hint="; if it is another model, name its class with --model"):
+        inferred = infer_config(weights)
+    hint = "" if settings else f", with --config or as {_beside(one.source)}"
+    with _naming(one.source, hint=hint):
+        model = GPT(inferred.complete(settings))
+        load_strictly(model, weights)
+    return model.eval()
+
+
+@contextlib.contextmanager
+def _naming(source: str, hint: str = "") -> Iterator[None]:
+    """Says whose weights or configuration were refused, and what to do."""
+    from packer.eval.errors import EvalError
+    from packer.train.config import ConfigError
+
+    try:
+        yield
+    except (EvalError, ConfigError) as error:
+        raise PackerError(f"{source}: {error}{hint}") from None

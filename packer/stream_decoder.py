@@ -1,0 +1,241 @@
+"""One stream of an artifact to integers: general compressors, and ANS with classes and tables.
+
+Like decoder.py this module is closed and part of the shipped loader. docs/format.md specifies it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+RAW, ANS, ZSTD, BROTLI, LZMA, ZLIB = range(6)
+LEVELS = 128
+
+Buffer = bytes | memoryview
+
+
+class ArtifactError(Exception):
+    """Bytes that are not an artifact, or a damaged one; says what was found where."""
+
+
+def decode_elements(stream: tuple[int, Buffer], count: int, itemsize: int) -> torch.Tensor:
+    """uint8 [count, itemsize] from byte planes: all first bytes, then all second bytes, ..."""
+    planes = decode_stream(stream, itemsize, count, None)
+    return torch.from_numpy(np.ascontiguousarray(planes.view(np.uint8).T))
+
+
+def decode_stream(
+    stream: tuple[int, Buffer], rows: int, columns: int, scale: npt.NDArray[Any] | None
+) -> npt.NDArray[np.int8]:
+    """int8 [rows, columns] of one stream."""
+    coder, data = stream
+    if coder == ANS:
+        return decode_ans(data, rows, columns, scale)
+    raw = decompress(coder, data, rows * columns)
+    return np.frombuffer(bytearray(raw), dtype=np.int8).reshape(rows, columns)
+
+
+def decompress(coder: int, data: Buffer, length: int) -> Buffer:
+    """Exactly `length` bytes, or ArtifactError; never makes much more than that."""
+    try:
+        raw = _decompress(coder, data, length)
+    except ArtifactError:
+        raise
+    except Exception as error:  # each codec has its own error type
+        raise ArtifactError(f"a compressed stream is damaged: {error}") from None
+    if len(raw) != length:
+        raise ArtifactError(f"a stream holds {len(raw)} bytes where {length} belong")
+    return raw
+
+
+def _decompress(coder: int, data: Buffer, length: int) -> Buffer:
+    if coder == RAW:
+        return data
+    if coder == ZSTD:
+        import zstandard
+
+        with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+            return bytes(reader.read(length + 1))
+    if coder == BROTLI:
+        import brotli
+
+        decoder = brotli.Decompressor()
+        raw = bytearray(decoder.process(data, output_buffer_limit=length + 1))
+        while len(raw) <= length and not decoder.is_finished():
+            more = decoder.process(b"", output_buffer_limit=length + 1 - len(raw))
+            if not more:
+                raise ArtifactError("a brotli stream ends early")
+            raw += more
+        return bytes(raw)
+    if coder == LZMA:
+        import lzma
+
+        filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 24}]
+        unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters)
+        return finished(unpacker, unpacker.decompress(data, length + 1))
+    if coder == ZLIB:
+        import zlib
+
+        inflater = zlib.decompressobj()
+        return finished(inflater, inflater.decompress(data, length + 1))
+    raise ArtifactError(f"coder {coder} is unknown")
+
+
+def finished(unpacker: Any, raw: bytes) -> bytes:
+    """`raw`, provided that the stream ended there and nothing follows it."""
+    if not unpacker.eof or unpacker.unused_data:
+        raise ArtifactError("a compressed stream does not end where it should")
+    return raw
+
+
+def decode_ans(
+    data: Buffer, rows: int, columns: int, scale: npt.NDArray[Any] | None
+) -> npt.NDArray[np.int8]:
+    """Static ANS: rows and columns fall into classes, and each pair of classes has its own table.
+
+    First byte: bits 0-1 how rows are classed (0 one class, 1 by rank of their scale, 2 stored,
+    3 each row its own), bits 2-3 log2 of row classes, bits 4-5 log2 of column classes (stored).
+    Second byte: largest magnitude. Then the words of one ANS coder, little-endian uint32.
+    """
+    import constriction
+
+    if len(data) < 2 or len(data) % 4 != 2 or data[0] > 63 or data[1] > 128:
+        raise ArtifactError(f"an ANS stream of {len(data)} bytes starts with {data[:2].hex()}")
+    kind, row_classes, column_classes = data[0] & 3, 1 << (data[0] >> 2 & 3), 1 << (data[0] >> 4)
+    reach = data[1]
+    codes = np.zeros((rows, columns), dtype=np.int8)
+    if reach == 0 or codes.size == 0:
+        return codes
+    try:
+        coder = constriction.stream.stack.AnsCoder(np.frombuffer(data, "<u4", offset=2))
+    except ValueError as error:
+        raise ArtifactError(f"an ANS stream is damaged: {error}") from None
+    if kind == 1 and (scale is None or len(scale) != rows):
+        raise ArtifactError("rows are classed by their scales, and this tensor has one scale")
+    if kind == 3 and rows > 8:
+        raise ArtifactError(f"each of {rows} rows has its own class; at most 8 may")
+    row_class = class_rows(kind, row_classes, rows, scale, coder)
+    column_class = decode_classes(coder, column_classes, columns)
+    for cell, height, width in class_cells(row_class, column_class):
+        table = decode_table(coder, reach)
+        symbols = coder.decode(table, height * width)
+        if symbols.max() > 127 + reach:
+            raise ArtifactError("an ANS stream decodes to a value above 127")
+        codes[cell] = (symbols - reach).reshape(height, width)
+    if not coder.is_empty():
+        raise ArtifactError("an ANS stream has data left after its last symbol")
+    return codes
+
+
+def class_rows(
+    kind: int, classes: int, rows: int, scale: npt.NDArray[Any] | None, coder: Any
+) -> npt.NDArray[np.int64]:
+    """The class of each row, [rows]."""
+    if kind == 1:
+        return rank_classes(scale, classes)
+    if kind == 2:
+        return decode_classes(coder, classes, rows)
+    return np.arange(rows) if kind == 3 else np.zeros(rows, dtype=np.int64)
+
+
+def rank_classes(values: Any, classes: int) -> npt.NDArray[np.int64]:
+    """Classes of equal size by rank, ties by position."""
+    ranks = np.empty(len(values), dtype=np.int64)
+    ranks[np.argsort(values, kind="stable")] = np.arange(len(values))
+    return ranks * classes // max(len(values), 1)
+
+
+def decode_classes(coder: Any, classes: int, count: int) -> npt.NDArray[np.int64]:
+    """Stored classes: uniformly distributed symbols."""
+    if classes == 1:
+        return np.zeros(count, dtype=np.int64)
+    return coder.decode(categorical(np.ones(classes)), count).astype(np.int64)  # type: ignore[no-any-return]
+
+
+def class_cells(
+    row_class: npt.NDArray[np.int64], column_class: npt.NDArray[np.int64]
+) -> list[tuple[Any, int, int]]:
+    """(index into the codes, rows, columns) of every pair of classes that is not empty."""
+    every_row, every_column = class_members(row_class), class_members(column_class)
+    return [
+        (cell_index(rows, columns), height, width)
+        for rows, height in every_row
+        for columns, width in every_column
+    ]
+
+
+def cell_index(rows: Any, columns: Any) -> Any:
+    """An index of the rows and columns given as positions or as slices."""
+    sliced = isinstance(rows, slice) or isinstance(columns, slice)
+    return (rows, columns) if sliced else np.ix_(rows, columns)
+
+
+def class_members(classes: npt.NDArray[np.int64]) -> list[tuple[Any, int]]:
+    """(positions, how many) of every class that is not empty; a slice where there is one class."""
+    sizes = np.bincount(classes)
+    if len(sizes) == 1:
+        return [(slice(None), len(classes))]
+    return [(np.flatnonzero(classes == value), size) for value, size in enumerate(sizes) if size]
+
+
+def categorical(counts: npt.NDArray[Any]) -> Any:
+    """constriction's fixed-point model of integer counts; `perfect=False` is part of the format."""
+    import constriction
+
+    return constriction.stream.model.Categorical(counts.astype(np.float64), perfect=False)
+
+
+def decode_table(coder: Any, reach: int) -> Any:
+    """The model of one class: counts of the symbols -reach .. reach, decoded as levels.
+
+    Levels come in the order 0, 1, -1, 2, -2, ...; each is predicted by its neighbours.
+    """
+    levels = [0] * (2 * reach + 1)
+    for distance, at in table_order(reach):
+        guess = predict_level(levels, reach, distance, at)
+        levels[at] = int(coder.decode(level_model(guess)))
+    if not any(levels):
+        raise ArtifactError("an ANS table has no symbols")
+    return categorical(np.array([level_count(level) for level in levels]))
+
+
+@functools.cache
+def level_model(guess: int) -> Any:
+    """The model of a level that is predicted to be `guess`."""
+    return categorical(level_weights(guess))
+
+
+def table_order(reach: int) -> list[tuple[int, int]]:
+    """(distance from zero, index) of each symbol in coding order."""
+    return [(0, reach)] + [
+        (distance, reach + sign * distance) for distance in range(1, reach + 1) for sign in (1, -1)
+    ]
+
+
+def predict_level(levels: list[int], reach: int, distance: int, at: int) -> int:
+    """The level expected at index `at`: of the mirror symbol, or of the last pair; -1 at first."""
+    if distance == 0:
+        return -1
+    if at < reach:
+        return levels[reach + distance]
+    return (levels[at - 1] + levels[reach - distance + 1]) >> 1
+
+
+def level_count(level: int) -> int:
+    """Levels are counts with two bits of mantissa: 0 1 2 3 4 5 6 7 8 10 12 14 16 20 24 ..."""
+    return level if level < 4 else (4 + (level & 3)) << ((level >> 2) - 1)
+
+
+def level_weights(guess: int) -> npt.NDArray[np.int64]:
+    """Integer weights of the levels around a guess: two-sided geometric, wider for small counts."""
+    if guess < 0:
+        return np.ones(LEVELS, dtype=np.int64)
+    eighths = 2 if guess == 0 else 6 if guess < 12 else 4 if guess < 24 else 3
+    falling = [1 << 20]
+    while len(falling) < LEVELS:
+        falling.append(max(falling[-1] * eighths >> 3, 1))
+    return np.array(falling)[abs(np.arange(LEVELS) - guess)]

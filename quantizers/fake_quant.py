@@ -1,0 +1,254 @@
+"""Fake quantization for training: the forward value is what packing and unpacking would give.
+
+The backward pass is the straight-through estimator: the gradient reaches the weight as it came
+(Bengio, Léonard and Courville, arXiv:1308.3432), also where a code was clipped or a weight pruned.
+Stopping it there would leave a clipped weight no way back but weight decay while its scale is held,
+and a pruned weight none at all.
+
+Rounding is annealed by `strength` in [0, 1]: the forward value is weight + strength · (decoded -
+weight), the blend of Liu and Mattina (arXiv:1903.01061); at 1 it is the decoded value to the bit.
+
+Switching survives `torch.compile`. The strength is a tensor in the graph, never an attribute that a
+compiler could take for a constant, and the round trip is one opaque operator: compiled code calls
+the very functions that packing calls, where a fused kernel could divide or round otherwise.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from .choice import Choice, parse_choice
+from .dequantize import dequantize_scaled
+from .formats import FormatError, Passthrough, QuantizedTensor, row_shape
+from .prune import prune_smallest
+from .quantize import choose_scale, dequantize, encode, quantizable, quantize
+
+SCHEMA = "(Tensor weight, str choice, Tensor? strength, Tensor? scale) -> Tensor"
+ORIGINAL = ".original"
+PARAMETRIZATIONS = "parametrizations."
+KEEP = Choice(Passthrough("raw"))
+
+
+def fake_quantize(
+    weight: torch.Tensor,
+    choice: Choice,
+    *,
+    strength: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`dequantize(quantize(weight, choice))` to the bit, with the gradient of the identity.
+
+    Args:
+        weight: any shape; a float dtype.
+        strength: scalar in [0, 1]; None is 1.
+        scale: stored scales [rows or 1] held from an earlier step, as `choose_scale` gives them;
+            None chooses them anew. A passthrough format has none and ignores it.
+
+    Raises FormatError: a dtype that the format cannot hold, an empty tensor in a scaled format.
+    """
+    if not isinstance(choice.format, Passthrough):
+        _check(weight, choice)
+    result: torch.Tensor = _blended(weight, str(choice), strength, scale)
+    return result
+
+
+def quantize_held(weight: torch.Tensor, choice: Choice, scale: torch.Tensor) -> QuantizedTensor:
+    """`quantize`, under scales [rows or 1] held from an earlier step: what to pack after them.
+
+    Raises FormatError: a passthrough format, scales of another count or dtype.
+    """
+    if isinstance(choice.format, Passthrough):
+        raise FormatError(f"{choice.format} has no scales to hold")
+    _check(weight, choice)
+    codes, scale = _codes(weight, choice, scale)
+    shape, dtype = tuple(weight.shape), weight.dtype
+    return QuantizedTensor(choice.format, shape, dtype, codes, {"scale": scale})
+
+
+def stored_scale(weight: torch.Tensor, choice: Choice) -> torch.Tensor:
+    """The scales [rows or 1] that `quantize` stores, on the weight's device; scaled formats."""
+    if choice.prune:
+        weight = prune_smallest(weight, choice.prune)
+    return _choose(weight.detach().float().reshape(row_shape(tuple(weight.shape))), choice)
+
+
+def _check(weight: torch.Tensor, choice: Choice) -> None:
+    if not quantizable(weight):
+        raise FormatError(
+            f"{choice.format} cannot hold {weight.dtype} {list(weight.shape)}; use raw"
+        )
+
+
+def _codes(
+    weight: torch.Tensor, choice: Choice, scale: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 codes [rows, columns] and the scales [rows or 1] they go with."""
+    assert not isinstance(choice.format, Passthrough)
+    if choice.prune:
+        weight = prune_smallest(weight, choice.prune)
+    rows = weight.float().reshape(row_shape(tuple(weight.shape)))
+    if scale is None:
+        scale = _choose(rows, choice)
+    return encode(rows, choice.format, scale), scale
+
+
+def _choose(rows: torch.Tensor, choice: Choice) -> torch.Tensor:
+    # The exact least-squares searches keep their tables on the CPU.
+    searched = choice.range_rule == "mse" and rows.device.type != "cpu"
+    scale = choose_scale(rows.cpu() if searched else rows, choice)
+    return scale.to(rows.device)
+
+
+def _round_trip(weight: torch.Tensor, choice: Choice, scale: torch.Tensor | None) -> torch.Tensor:
+    """Without QuantizedTensor's checks, each of which would wait for a GPU to finish."""
+    if isinstance(choice.format, Passthrough):
+        return dequantize(quantize(weight, choice))
+    codes, scale = _codes(weight, choice, scale)
+    return dequantize_scaled(codes, scale, tuple(weight.shape), weight.dtype)
+
+
+_parsed = lru_cache(maxsize=None)(parse_choice)
+
+
+@torch.library.custom_op("bytecap::fake_quantize", mutates_args=(), schema=SCHEMA)
+def _blended(
+    weight: torch.Tensor,
+    choice: str,
+    strength: torch.Tensor | None,
+    scale: torch.Tensor | None,
+) -> torch.Tensor:
+    # Not on a GPU: reading the number would wait for it, and a CUDA graph would keep the branch.
+    if strength is not None and strength.device.type == "cpu" and strength == 0:
+        return weight.clone(memory_format=torch.contiguous_format)
+    decoded = _round_trip(weight, _parsed(choice), scale)
+    if strength is None:
+        return decoded
+    blended = torch.lerp(weight, decoded, strength.to(weight.dtype))
+    return torch.where(strength >= 1, decoded, blended).contiguous()
+
+
+def _shape_of_result(
+    weight: torch.Tensor,
+    choice: str,  # noqa: ARG001
+    strength: torch.Tensor | None,  # noqa: ARG001
+    scale: torch.Tensor | None,  # noqa: ARG001
+) -> torch.Tensor:
+    return weight.new_empty(weight.shape)
+
+
+def _straight_through(_: object, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    return gradient, None, None, None
+
+
+_blended.register_fake(_shape_of_result)
+_blended.register_autograd(_straight_through)
+
+
+class FakeQuantized(nn.Module):
+    """A parametrization: the parameter is the full-precision weight, what is read is its decoded.
+
+    Attributes:
+        strength: float32 scalar in [0, 1], a buffer: fill it in place to switch or to anneal.
+        scale: the stored scales, a buffer that is saved, where they are held; else None.
+    """
+
+    strength: torch.Tensor
+    scale: torch.Tensor | None
+
+    def __init__(
+        self, choice: Choice, weight: torch.Tensor, *, strength: float = 1.0, held: bool = False
+    ) -> None:
+        super().__init__()
+        self.choice = choice
+        self.register_buffer(
+            "strength", torch.tensor(strength, device=weight.device), persistent=False
+        )
+        held = held and not isinstance(choice.format, Passthrough)
+        self.register_buffer("scale", stored_scale(weight, choice) if held else None)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return fake_quantize(weight, self.choice, strength=self.strength, scale=self.scale)
+
+    def hold(self, weight: torch.Tensor) -> None:
+        """Choose held scales anew from `weight`; nothing to do where none are held."""
+        if self.scale is not None:
+            self.scale.copy_(stored_scale(weight, self.choice))
+
+
+def attach(
+    module: nn.Module,
+    choices: Mapping[str, Choice | str],
+    *,
+    strength: float = 1.0,
+    held: bool = False,
+) -> tuple[str, ...]:
+    """Fake-quantize parameters of `module` by name, and every other name of a tied parameter.
+
+    `raw` keeps a weight as it is and needs no wrapper. Where a parameter has several names, their
+    choices must agree. Call before `torch.compile`. Rules that search (`mse`, `percentile`) do so
+    at every step, which only `held` spares. While attached, a parameter `a.weight` is called
+    `a.parametrizations.weight.original`; see `plain_name`.
+
+    Returns the names in `choices` that match no parameter, in order.
+    Raises FormatError: two choices for one tied parameter, a dtype that a format cannot hold, a
+    parameter that is attached already.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for name in parameters:
+        if plain_name(name) in choices and plain_name(name) != name:
+            raise FormatError(f"{plain_name(name)} is fake-quantized already; detach it first")
+    wanted: dict[int, tuple[str, Choice]] = {}
+    for name in (name for name in choices if name in parameters):
+        given, parameter = choices[name], parameters[name]
+        choice = parse_choice(given) if isinstance(given, str) else given
+        if not isinstance(choice.format, Passthrough) and not quantizable(parameter):
+            raise FormatError(f"{name}: {choice} cannot hold {list(parameter.shape)}; use raw")
+        first, other = wanted.setdefault(id(parameter), (name, choice))
+        if other != choice:
+            raise FormatError(f"{first} and {name} are tied: {other} and {choice} disagree")
+    for name, parameter in parameters.items():
+        _, choice = wanted.get(id(parameter), (name, KEEP))
+        path, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(path)
+        # A module that is used twice has its parameters under two names.
+        if choice.format != KEEP.format and not parametrize.is_parametrized(owner, leaf):
+            wrapper = FakeQuantized(choice, parameter, strength=strength, held=held)
+            parametrize.register_parametrization(owner, leaf, wrapper)
+    return tuple(name for name in choices if name not in parameters)
+
+
+def detach(module: nn.Module) -> None:
+    """Take every fake quantization off; the parameters are the full-precision weights again."""
+    for owner in list(module.modules()):
+        for leaf, wrapper in list(getattr(owner, "parametrizations", {}).items()):
+            if isinstance(wrapper[0], FakeQuantized):
+                parametrize.remove_parametrizations(owner, leaf, leave_parametrized=False)
+
+
+def set_strength(module: nn.Module, strength: float) -> None:
+    """How much of the rounding every attached parameter sees, in [0, 1], from the next call on."""
+    if not 0 <= strength <= 1:
+        raise FormatError(f"strength lies in [0, 1], found {strength}")
+    for wrapper in module.modules():
+        if isinstance(wrapper, FakeQuantized):
+            wrapper.strength.fill_(strength)
+
+
+def hold_scales(module: nn.Module) -> None:
+    """Choose the held scales of every attached parameter anew, from its weight as it is now."""
+    for attached in module.modules():
+        if isinstance(attached, parametrize.ParametrizationList):
+            wrapper, weight = attached[0], attached.original
+            if isinstance(wrapper, FakeQuantized) and isinstance(weight, torch.Tensor):
+                wrapper.hold(weight)
+
+
+def plain_name(name: str) -> str:
+    """`a.weight` of `a.parametrizations.weight.original`; any other name as it is."""
+    if not name.endswith(ORIGINAL) or PARAMETRIZATIONS not in name:
+        return name
+    path, _, leaf = name.removesuffix(ORIGINAL).rpartition(PARAMETRIZATIONS)
+    return path + leaf
