@@ -47,9 +47,15 @@ class _Lines:
 
     def __init__(self, label: str, console: Console) -> None:
         self.label, self.console = label, console
-        self.last = time.monotonic() - LINE_SECONDS + 2 * QUIET_SECONDS
+        self.started = time.monotonic()
+        self.last = self.started - LINE_SECONDS + 2 * QUIET_SECONDS
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if time.monotonic() - self.last > LINE_SECONDS:
-            self.last = time.monotonic()
-            self.console.print(f"{self.label}: {done} of {total}, {what}", highlight=False)
+        now = time.monotonic()
+        if now - self.last <= LINE_SECONDS:
+            return
+        self.last = now
+        text = f"{self.label}: {done} of {total}, {what}"
+        if 0 < done < total:
+            text += f", {(now - self.started) * (total - done) / done:.0f} s left"
+        self.console.print(text, highlight=False)
