@@ -8,7 +8,8 @@ back to back can be scored, overlapping ones cannot, and there is no divergence 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -130,7 +131,7 @@ def adapt(model: nn.Module, name: str) -> AnyModel:
     for way, title in zip(ways, titles, strict=True):
         candidate = way(model)
         try:
-            with torch.inference_mode():
+            with _trial(tokens):
                 candidate(tokens)
         except Exception as error:  # whatever somebody's code raises only means: not this way
             reason = str(error).partition("\n")[0]
@@ -144,9 +145,17 @@ def adapt(model: nn.Module, name: str) -> AnyModel:
     )
 
 
+@contextmanager
+def _trial(tokens: Tensor) -> Iterator[None]:
+    """As scoring runs: without gradients, on a GPU in bfloat16, which its kernels may demand."""
+    autocast = torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda)
+    with torch.inference_mode(), autocast:
+        yield
+
+
 def _returns_mean(model: nn.Module, tokens: Tensor) -> bool:
     try:
-        with torch.inference_mode():
+        with _trial(tokens):
             loss = model(tokens, tokens)
             again = model(tokens.repeat(2, 1), tokens.repeat(2, 1))
     except Exception:

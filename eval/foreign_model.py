@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .errors import ModelError
@@ -25,7 +26,10 @@ from .forward import AnyModel
 
 
 def load_foreign_model(
-    spec: str, settings: Mapping[str, Any], state_dict: Mapping[str, Tensor]
+    spec: str,
+    settings: Mapping[str, Any],
+    state_dict: Mapping[str, Tensor],
+    device: torch.device | str = "cpu",
 ) -> AnyModel:
     """Build a model from somebody's file, load weights strictly, find how it gives logits.
 
@@ -33,6 +37,7 @@ def load_foreign_model(
         spec: `path/to/module.py:Name`, a class or factory function.
         settings: its arguments by name; see `build`.
         state_dict: every weight by its name in the model, tied ones included.
+        device: where it is tried and stays; real flash-attn kernels refuse to run on a CPU.
 
     Raises:
         ModelError: the file, name, arguments, weights or forward do not fit, each in words.
@@ -44,7 +49,7 @@ def load_foreign_model(
         target = _named(import_file(path), name, path)
         model = build(target, settings, spec)
     load_strictly(model, state_dict)
-    return adapt(model.eval(), spec)
+    return adapt(model.eval().to(device), spec)
 
 
 def import_file(path: str | Path) -> ModuleType:

@@ -49,7 +49,7 @@ def load_subjects(
     if model is None:
         models = _companions(loaded, config, say)
     else:
-        models = _foreign_models(loaded, model, model_config, say)
+        models = _foreign_models(loaded, model, model_config, device, say)
     return [
         Subject(one.source, one.kind, built.to(device), one.size_bytes)  # type: ignore[union-attr]
         for one, built in zip(loaded, models, strict=True)
@@ -97,7 +97,11 @@ def _companions(loaded: Sequence[NamedWeights], config: str | None, say: Say) ->
 
 
 def _foreign_models(
-    loaded: Sequence[NamedWeights], spec: str, model_config: str | None, say: Say
+    loaded: Sequence[NamedWeights],
+    spec: str,
+    model_config: str | None,
+    device: torch.device,
+    say: Say,
 ) -> list[AnyModel]:
     from packer.eval.foreign_model import load_foreign_model
 
@@ -108,7 +112,7 @@ def _foreign_models(
     models = []
     for one, given in zip(loaded, settings, strict=True):
         with _naming(one.source):
-            models.append(load_foreign_model(spec, given, one.weights))
+            models.append(load_foreign_model(spec, given, one.weights, device))
     return models
 
 
