@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from packer.account import Account, Limits
@@ -137,33 +137,19 @@ def report_packed(packed: Packed, source: str) -> Report:
     """A file just packed: the plan's damages beside the weighed bytes."""
     planned = report_plan(packed.plan, source)
     rows = tuple(
-        TensorRow(
-            row.name,
-            row.role,
-            row.layer,
-            row.shape,
-            row.dtype,
-            _with_coder(row.choice, packed.encoded[row.name].coder),
-            packed.encoded[row.name].size_bytes,
-            row.damage_bpb,
-            row.weight_error,
+        replace(
+            row,
+            choice=_with_coder(row.choice, packed.encoded[row.name].coder),
+            size_bytes=packed.encoded[row.name].size_bytes,
         )
         for row in planned.rows
     )
-    plan = packed.plan.plan
-    return Report(
-        source=source,
+    return replace(
+        planned,
         kind="artifact",
         rows=rows,
-        cap_bytes=packed.account.cap_bytes,
-        code_bytes=packed.account.code_bytes,
         artifact_bytes=packed.account.artifact_bytes,
-        header_bytes=plan.header_bytes,
         account=packed.account,
-        damage_kind=plan.damage_kind,
-        damage=plan.damage,
-        price=plan.price,
-        gap=plan.gap,
     )
 
 
