@@ -5,8 +5,11 @@ The same layout carries a bytes sidecar: the bytes of original text behind each 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,15 +39,23 @@ class Shards:
     paths: tuple[Path, ...]
     parts: tuple[NDArray[np.uint16], ...]
 
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Where each part ends in the stream."""
+        return tuple(accumulate(len(part) for part in self.parts))
+
     def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
+        return self.ends[-1] if self.ends else 0
 
     def __getitem__(self, index: slice, /) -> NDArray[np.uint16]:
         start, stop, step = index.indices(len(self))
-        pieces, offset = [], 0
-        for part in self.parts:
+        first = bisect_right(self.ends, start)  # a slice touches few of many parts
+        pieces = []
+        for end, part in zip(self.ends[first:], self.parts[first:], strict=True):
+            offset = end - len(part)
+            if offset >= stop:
+                break
             pieces.append(part[max(start - offset, 0) : max(stop - offset, 0)])
-            offset += len(part)
         return np.concatenate(pieces)[::step] if pieces else np.zeros(0, dtype=np.uint16)
 
 

@@ -17,6 +17,7 @@ from packer.commands.measure import measure
 from packer.commands.pack import pack
 from packer.commands.plan import plan
 from packer.commands.report import report
+from packer.commands.train import train
 from packer.commands.unpack import unpack
 from packer.commands.verify import verify
 from packer.errors import PackerError
@@ -70,5 +71,5 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-for command in (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data):
+for command in (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data, train):
     main.add_command(command)

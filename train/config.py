@@ -90,17 +90,22 @@ def read_config(path: str | Path) -> dict[str, Any]:
         ConfigError: a file that cannot be read, an unknown key with the nearest valid one, or a
             value of the wrong type.
     """
+    return checked(read_file(path), str(path))
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON or TOML file (by its ending). Raises ConfigError."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
         settings = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is neither JSON nor TOML as its name says ({error})") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} must hold one object of settings by name")
-    return checked(settings, str(path))
+    return settings
 
 
 def config_from(settings: Mapping[str, Any]) -> GPTConfig:
@@ -120,8 +125,8 @@ def config_from(settings: Mapping[str, Any]) -> GPTConfig:
         raise ConfigError(f"the configuration is impossible: {error}") from error
 
 
-def settings_of(config: GPTConfig) -> dict[str, Any]:
-    """All settings by name, as JSON and TOML can hold them."""
+def settings_of(config: Any) -> dict[str, Any]:
+    """All fields of a dataclass of settings by name, as JSON and TOML can hold them."""
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(config).items()
@@ -134,19 +139,29 @@ def checked(settings: Mapping[str, Any], source: str) -> dict[str, Any]:
     Raises:
         ConfigError: see `read_config`; `source` names where they came from.
     """
-    return {name: _checked(name, value, source) for name, value in settings.items()}
+    return {name: check_setting(FIELDS, name, value, source) for name, value in settings.items()}
 
 
-def _checked(name: str, value: Any, source: str) -> Any:
-    if name not in FIELDS:
-        near = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.0)[0]
+def check_setting(
+    fields: Mapping[str, dataclasses.Field[Any]], name: str, value: Any, source: str
+) -> Any:
+    """The value as its field holds it: lists as tuples, whole numbers as floats where it is one.
+
+    Raises:
+        ConfigError: no such field, with the nearest that there is, or a value of another type.
+    """
+    if name not in fields:
+        near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)[0]
         raise ConfigError(f"{source}: there is no setting {name!r}; the nearest is {near!r}")
-    kind = str(FIELDS[name].type)
+    kind = str(fields[name].type)
     if kind == "float" and type(value) is int:
         return float(value)
     if kind.startswith("tuple") and isinstance(value, (list, tuple)):
-        if all(type(item) is int for item in value):
+        if all(type(item).__name__ == kind[len("tuple[") :].partition(",")[0] for item in value):
             return tuple(value)
+    elif kind.startswith("Mapping") and isinstance(value, Mapping):
+        if all(isinstance(text, str) for pair in value.items() for text in pair):
+            return dict(value)
     elif kind == type(value).__name__:
         return value
     raise ConfigError(f"{source}: {name} = {value!r} should be of type {kind}")

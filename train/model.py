@@ -5,6 +5,7 @@ The names of its state dict are those of that family, so such checkpoints load w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -69,28 +70,28 @@ class GPTConfig:
 
     def _check_sizes(self) -> None:
         for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        _require(
+            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        require(
             self.model_dim % self.num_heads == 0,
             "num_heads",
             self.num_heads,
             f"a divisor of model_dim = {self.model_dim}",
         )
-        _require(
+        require(
             self.num_heads % self.num_kv_heads == 0,
             "num_kv_heads",
             self.num_kv_heads,
             f"a divisor of num_heads = {self.num_heads}",
         )
-        _require(self.mlp_dim > 0, "mlp_mult", self.mlp_mult, "a positive number")
+        require(self.mlp_dim > 0, "mlp_mult", self.mlp_mult, "a positive number")
         rotating = self.rotating_dims
-        _require(
+        require(
             4 <= rotating <= self.head_dim and rotating % 2 == 0,
             "rope_dims",
             self.rope_dims,
             f"0 (the whole head) or an even number from 4 to the head's {self.head_dim}",
         )
-        _require(
+        require(
             self.rope_train_length > 0,
             "rope_train_length",
             self.rope_train_length,
@@ -98,33 +99,33 @@ class GPTConfig:
         )
 
     def _check_parts(self) -> None:
-        _require(
+        require(
             self.activation in ACTIVATIONS,
             "activation",
             self.activation,
             " or ".join(ACTIVATIONS),
         )
-        _require(self.logit_softcap >= 0, "logit_softcap", self.logit_softcap, "0 or more")
-        _require(
+        require(self.logit_softcap >= 0, "logit_softcap", self.logit_softcap, "0 or more")
+        require(
             0 <= self.xsa_last_n <= self.num_layers,
             "xsa_last_n",
             self.xsa_last_n,
             f"0 to num_layers = {self.num_layers}",
         )
-        _require(
+        require(
             self.bigram_vocab_size != 1 and self.bigram_vocab_size >= 0,
             "bigram_vocab_size",
             self.bigram_vocab_size,
             "0, or at least 2 rows",
         )
         layers = self.value_embedding_layers
-        _require(
+        require(
             len(set(layers)) == len(layers) and all(0 <= i < self.num_layers for i in layers),
             "value_embedding_layers",
             layers,
             f"different layers from 0 to {self.num_layers - 1}",
         )
-        _require(
+        require(
             (self.value_embedding_dim > 0) == bool(layers),
             "value_embedding_layers",
             layers,
@@ -153,7 +154,7 @@ class GPTConfig:
         return self.num_layers // 2 if self.u_net_skips else 0
 
 
-def _require(holds: bool, name: str, value: object, allowed: str) -> None:
+def require(holds: bool, name: str, value: object, allowed: str) -> None:
     if not holds:
         raise ValueError(f"{name} = {value!r} cannot be: it must be {allowed}")
 
@@ -289,3 +290,14 @@ def _block(c: GPTConfig, layer: int) -> Block:
         resid_mix=c.resid_mix,
         output_scales=c.output_scales,
     )
+
+
+def model_of(config: GPTConfig, weights: Mapping[str, Tensor]) -> GPT:
+    """A model in evaluation mode whose parameters are these weights, on their device, not copied.
+
+    Raises RuntimeError: names or shapes of another model.
+    """
+    with torch.device("meta"):  # nothing is drawn only to be replaced
+        model = GPT(config)
+    model.load_state_dict(dict(weights), assign=True)
+    return model.eval()

@@ -2,17 +2,9 @@
 
 import pytest
 import torch
+from packer.quantizers.attachment import attach, detach, hold_scales, plain_name, set_strength
 from packer.quantizers.choice import parse_choice
-from packer.quantizers.fake_quant import (
-    attach,
-    detach,
-    fake_quantize,
-    hold_scales,
-    plain_name,
-    quantize_held,
-    set_strength,
-    stored_scale,
-)
+from packer.quantizers.fake_quant import fake_quantize, quantize_held, stored_scale
 from packer.quantizers.formats import FormatError
 from packer.quantizers.quantize import dequantize, quantize
 from torch import nn

@@ -1,0 +1,257 @@
+"""`packer train`: the companion trainer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from packer.commands.options import CODE, JSON, Size, print_json, refuse_overwriting, with_options
+from packer.commands.processes import choose_device, joined
+from packer.errors import PackerError
+
+if TYPE_CHECKING:
+    from packer.train.finish import Finished
+    from packer.train.loop import Trainer
+    from packer.train.settings import TrainConfig
+
+LIMITS = with_options(
+    click.option("--cap", type=Size(), help="Pack under this byte limit at the end."),
+    click.option("--size-cap", type=Size(), help="Warn while the predicted size is above."),
+    click.option(
+        "--max-wallclock",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        help="Seconds of all that touches training data, calibration included; 0: steps alone.",
+    ),
+    CODE,
+)
+
+
+@click.command(short_help="Train the companion model, with or without quantization.")
+@click.argument("config", required=False, metavar="[CONFIG]")
+@click.option("-o", "--output", default="run", show_default=True, help="Folder of the run.")
+@click.option("--data", metavar="DIR", help="A folder that `packer data` wrote.")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting, such as schedule.iterations=500; repeat for more.",
+)
+@LIMITS
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
+@click.option("--device", metavar="NAME", help="cpu, cuda or cuda:N; default: cuda if there is.")
+@click.option("--show", is_flag=True, help="Print every setting as JSON, and train nothing.")
+@JSON
+def train(
+    config: str | None,
+    output: str,
+    data: str | None,
+    changes: tuple[str, ...],
+    cap: int | None,
+    size_cap: int | None,
+    max_wallclock: float | None,
+    code: tuple[str, ...],
+    resume: bool,
+    device: str | None,
+    show: bool,
+    as_json: bool,
+) -> None:
+    """Train the companion model on token shards.
+
+    \b
+    packer data books/*.txt -o data
+    packer train small-6l --data data --set schedule.iterations=500 --cap 2MB -o run
+
+    CONFIG is a TOML or JSON file, or a preset: demo (the default), small-6l, baseline-9l,
+    11l-backout-int6, 11l-xsa4-ema-int5mlp, 11l-vrl-leaky-gptq. The folder gets raw, ema and
+    swa weights, each packed under the cap and scored, metrics.jsonl and curves.png, and state.pt to
+    --resume from. Under torchrun the batch is divided over the processes.
+    """
+    from packer.train.config import ConfigError
+    from packer.train.run_config import run_settings
+
+    try:
+        made = _configured(config, output, data, changes, resume)
+        made = _with_limits(made, cap, size_cap, max_wallclock, code)
+    except (ConfigError, ValueError) as error:
+        raise PackerError(str(error)) from None
+    if show:
+        print_json(run_settings(made))
+        return
+    refuse_overwriting([config, *code], str(Path(output) / "raw.safetensors"))
+    place = choose_device(device)
+    with joined(place) as (rank, world_size), _stdout_of(rank):
+        trainer = _trainer(made, output, resume, place, rank, world_size)
+        trainer.train()
+        if rank == 0:
+            _finish(trainer, as_json)
+
+
+def _configured(
+    config: str | None, output: str, data: str | None, changes: tuple[str, ...], resume: bool
+) -> TrainConfig:
+    """The run as its file, its options or, resumed, its own folder describe it."""
+    from packer.train.run_config import read_run
+
+    folder = Path(output)
+    saved = folder / "config.json"
+    if resume:
+        if config is not None or changes:
+            raise click.UsageError("--resume goes on with the run's own settings; name only -o")
+        if not saved.is_file():
+            raise PackerError(f"{folder}: there is no run to resume; start one without --resume")
+        config = str(saved)
+    elif (folder / "state.pt").exists():
+        raise PackerError(
+            f"{folder} holds a run already: go on with it (--resume -o {folder}), or name another "
+            "folder with -o"
+        )
+    named = () if data is None else (f'data.folder="{data}"',)
+    return read_run(config, (*named, *changes))
+
+
+def _with_limits(
+    made: TrainConfig,
+    cap: int | None,
+    size_cap: int | None,
+    max_wallclock: float | None,
+    code: tuple[str, ...],
+) -> TrainConfig:
+    from dataclasses import replace
+
+    given = {"cap": cap, "size_cap": size_cap, "code": code or None}
+    pack = replace(made.pack, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+    schedule = made.schedule
+    if max_wallclock is not None:
+        schedule = replace(schedule, max_wallclock=max_wallclock)
+    return replace(made, pack=pack, schedule=schedule)
+
+
+@contextlib.contextmanager
+def _stdout_of(rank: int) -> Iterator[None]:
+    """Refusals of all processes at once are one too many: the others leave in silence."""
+    try:
+        yield
+    except PackerError:
+        if rank == 0:
+            raise
+        raise SystemExit(1) from None
+
+
+def _trainer(
+    made: TrainConfig, output: str, resume: bool, place: Any, rank: int, world_size: int
+) -> Trainer:
+    from packer.account import count_code
+    from packer.files import write_json
+    from packer.train.loop import STATE, Trainer
+    from packer.train.run_config import run_settings
+    from packer.train.run_state import read_state
+    from packer.train.training_data import open_training_data
+
+    folder = Path(output)
+    count_code(made.pack.code)  # refuse now what would be refused after the last step
+    data = open_training_data(made)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PackerError(f"{folder} cannot be made a folder: {error.strerror}") from None
+
+    def say(text: str) -> None:
+        if rank == 0:
+            click.echo(text, err=True)
+
+    trainer = Trainer(made, data, folder, place, rank=rank, world_size=world_size, say=say)
+    if resume:
+        trainer.restore(read_state(folder / STATE))
+        say(f"going on after step {trainer.step}")
+    elif rank == 0:
+        write_json(folder / "config.json", run_settings(made))
+    parameters = sum(weight.numel() for weight in trainer.weights.values())
+    precision = "float32" if trainer.autocast is None else "bfloat16"
+    say(
+        f"{parameters:,} parameters, {len(data.train):,} training tokens, {made.batch.tokens:,} a "
+        f"step, {precision} on {place} x {world_size}"
+    )
+    return trainer
+
+
+def _finish(trainer: Trainer, as_json: bool) -> None:
+    from packer.progress import shown
+    from packer.train.curves import plot_curves
+    from packer.train.finish import best_of, finish
+
+    config, folder = trainer.config, trainer.folder
+    with shown("finishing") as progress:
+        finished = finish(
+            trainer.final_weights(),
+            trainer.pins(),
+            config,
+            trainer.data,
+            folder,
+            trainer.ledger,
+            progress,
+        )
+    picture = folder / "curves.png"
+    plot_curves(picture, trainer.metrics.lines, config.pack.size_cap or config.pack.cap)
+    best = best_of(finished)
+    if as_json:
+        print_json(
+            {
+                "output": str(folder),
+                "steps": trainer.step,
+                "tokens": trainer.step * config.batch.tokens,
+                "averages": [one.to_json() for one in finished],
+                "best": None if best is None else best.name,
+                "ledger": [
+                    {"part": row.part, "seconds": row.seconds, "budget": row.budget}
+                    for row in trainer.ledger.rows()
+                ],
+                "predicted_size_bytes": trainer.size.estimate,
+                "size_share": trainer.size.spent / max(trainer.ledger.training_budget, 1e-9),
+                "picture": str(picture),
+            }
+        )
+        return
+    _show(trainer, finished, best)
+    click.echo(f"picture: {picture}")
+
+
+def _show(trainer: Trainer, finished: list[Finished], best: Finished | None) -> None:
+    from packer.tables import console, number, table
+
+    rows = [
+        (
+            one.name,
+            number(None if one.before is None else one.before.bits_per_byte, ".4f"),
+            number(None if one.account is None else one.account.total_bytes, ",d"),
+            number(None if one.after is None else one.after.bits_per_byte, ".4f"),
+            str(one.artifact or one.checkpoint),
+        )
+        for one in finished
+    ]
+    console().print(table(("weights", ">bpb", ">bytes", ">bpb packed", "file"), rows))
+    for one in finished:
+        if one.note:
+            click.echo(f"{one.name}: {one.note}")
+    click.echo()
+    budget = {"none": "not charged"}
+    console().print(
+        table(
+            ("part", ">seconds", "counts against"),
+            [
+                (row.part, f"{row.seconds:.1f}", budget.get(row.budget, row.budget))
+                for row in trainer.ledger.rows()
+            ],
+        )
+    )
+    limit = trainer.config.schedule.max_wallclock
+    if limit:
+        spent = trainer.ledger.training_budget
+        click.echo(f"training budget: {spent:.1f} of {limit:.0f} s, {limit - spent:.1f} left")
+    if best is not None:
+        click.echo(f"best: {best.name}, {best.artifact or best.checkpoint}")

@@ -1,0 +1,118 @@
+"""Fake quantization on the parameters of a module, by name: on, off, annealed, held or learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from .choice import Choice, parse_choice
+from .fake_quant import FakeQuantized
+from .formats import FormatError, Passthrough, Uniform
+from .learned_step import LearnedStep
+from .quantize import quantizable
+
+ORIGINAL = ".original"
+PARAMETRIZATIONS = "parametrizations."
+KEEP = Choice(Passthrough("raw"))
+
+
+def attach(
+    module: nn.Module,
+    choices: Mapping[str, Choice | str],
+    *,
+    strength: float = 1.0,
+    held: bool = False,
+    learned: bool = False,
+) -> tuple[str, ...]:
+    """Fake-quantize parameters of `module` by name, and every other name of a tied parameter.
+
+    `raw` keeps a weight as it is and needs no wrapper. Where a parameter has several names, their
+    choices must agree. Call before `torch.compile`. Rules that search (`mse`, `percentile`) do so
+    at every step, which only `held` spares; with `learned`, integer formats learn their step
+    instead of choosing it (see `current_choices`). While attached, a parameter `a.weight` is called
+    `a.parametrizations.weight.original`; see `plain_name`.
+
+    Returns the names in `choices` that match no parameter, in order.
+    Raises FormatError: two choices for one tied parameter, a dtype that a format cannot hold, a
+    parameter that is attached already.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for name in parameters:
+        if plain_name(name) in choices and plain_name(name) != name:
+            raise FormatError(f"{plain_name(name)} is fake-quantized already; detach it first")
+    wanted: dict[int, tuple[str, Choice]] = {}
+    for name in (name for name in choices if name in parameters):
+        given, parameter = choices[name], parameters[name]
+        choice = parse_choice(given) if isinstance(given, str) else given
+        if not isinstance(choice.format, Passthrough) and not quantizable(parameter):
+            raise FormatError(f"{name}: {choice} cannot hold {list(parameter.shape)}; use raw")
+        first, other = wanted.setdefault(id(parameter), (name, choice))
+        if other != choice:
+            raise FormatError(f"{first} and {name} are tied: {other} and {choice} disagree")
+    for name, parameter in parameters.items():
+        _, choice = wanted.get(id(parameter), (name, KEEP))
+        path, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(path)
+        # A module that is used twice has its parameters under two names.
+        if choice.format != KEEP.format and not parametrize.is_parametrized(owner, leaf):
+            wrapper = _wrapper(choice, parameter, strength, held, learned)
+            parametrize.register_parametrization(owner, leaf, wrapper)
+    return tuple(name for name in choices if name not in parameters)
+
+
+def _wrapper(
+    choice: Choice, parameter: nn.Parameter, strength: float, held: bool, learned: bool
+) -> FakeQuantized:
+    if learned and isinstance(choice.format, Uniform):
+        return LearnedStep(choice, parameter, strength=strength)
+    return FakeQuantized(choice, parameter, strength=strength, held=held)
+
+
+def detach(module: nn.Module) -> None:
+    """Take every fake quantization off; the parameters are the full-precision weights again."""
+    for owner in list(module.modules()):
+        for leaf, wrapper in list(getattr(owner, "parametrizations", {}).items()):
+            if isinstance(wrapper[0], FakeQuantized):
+                parametrize.remove_parametrizations(owner, leaf, leave_parametrized=False)
+
+
+def set_strength(module: nn.Module, strength: float) -> None:
+    """How much of the rounding every attached parameter sees, in [0, 1], from the next call on."""
+    if not 0 <= strength <= 1:
+        raise FormatError(f"strength lies in [0, 1], found {strength}")
+    for wrapper in module.modules():
+        if isinstance(wrapper, FakeQuantized):
+            wrapper.strength.fill_(strength)
+
+
+def hold_scales(module: nn.Module) -> None:
+    """Choose the held scales of every attached parameter anew, from its weight as it is now."""
+    for attached in module.modules():
+        if isinstance(attached, parametrize.ParametrizationList):
+            wrapper, weight = attached[0], attached.original
+            if isinstance(wrapper, FakeQuantized) and isinstance(weight, torch.Tensor):
+                wrapper.hold(weight)
+
+
+def current_choices(module: nn.Module) -> dict[str, Choice]:
+    """Parameter name -> the choice that packs it as it is trained now, for all that are attached.
+
+    A learned step is spelled as what it is in standard deviations, `kstd@`.
+    """
+    return {
+        plain_name(f"{path}{ORIGINAL}"): attached[0].current_choice()
+        for path, attached in module.named_modules()
+        if isinstance(attached, parametrize.ParametrizationList)
+        and isinstance(attached[0], FakeQuantized)
+    }
+
+
+def plain_name(name: str) -> str:
+    """`a.weight` of `a.parametrizations.weight.original`; any other name as it is."""
+    if not name.endswith(ORIGINAL) or PARAMETRIZATIONS not in name:
+        return name
+    path, _, leaf = name.removesuffix(ORIGINAL).rpartition(PARAMETRIZATIONS)
+    return path + leaf

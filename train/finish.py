@@ -1,0 +1,155 @@
+"""The end of a run: every average of the weights is packed under the cap and scored, both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packer.eval import score as scoring
+from packer.eval.batches import Setting
+from packer.eval.errors import EvalError
+from packer.eval.score import Score
+from packer.train.config import settings_of
+from packer.train.ledger import Ledger
+from packer.train.model import model_of
+from packer.train.settings import TrainConfig
+from packer.train.training_data import TrainingData
+from torch import Tensor
+
+from packer import api
+from packer.account import Account
+from packer.errors import CapError, PackerError
+from packer.unpacking import write_weights
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """One average. before, after: its score as trained and through the file, None without data.
+
+    artifact, account: None where no cap was asked for, or nothing fits. refused: why not.
+    """
+
+    name: str
+    checkpoint: Path
+    before: Score | None
+    artifact: Path | None = None
+    account: Account | None = None
+    after: Score | None = None
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "average": self.name,
+            "checkpoint": str(self.checkpoint),
+            "bits_per_byte": None if self.before is None else self.before.bits_per_byte,
+            "artifact": None if self.artifact is None else str(self.artifact),
+            "total_bytes": None if self.account is None else self.account.total_bytes,
+            "unused_bytes": None if self.account is None else self.account.unused_bytes,
+            "packed_bits_per_byte": None if self.after is None else self.after.bits_per_byte,
+            "note": self.note,
+        }
+
+
+def finish(
+    averages: Mapping[str, Mapping[str, Tensor]],
+    pins: Mapping[str, str],
+    config: TrainConfig,
+    data: TrainingData,
+    folder: Path,
+    ledger: Ledger,
+    progress: Progress,
+) -> list[Finished]:
+    """Write, score, and under a cap pack and score again, every average by name.
+
+    pins: tensor or selector -> choice that packing is held to while it fits.
+    Raises PackerError: a file cannot be written, or the weights are not finite.
+    """
+    done = []
+    for number, (name, weights) in enumerate(averages.items()):
+        progress(f"{name} weights", number, len(averages))
+        done.append(_finish_one(name, weights, pins, config, data, folder, ledger))
+    progress("finished", len(averages), len(averages))
+    return done
+
+
+def best_of(finished: list[Finished]) -> Finished | None:
+    """The artifact with the fewest bits per byte, without a cap the weights; None without data."""
+    packed = [(one.after.bits_per_byte, one) for one in finished if one.after is not None]
+    scored = [(one.before.bits_per_byte, one) for one in finished if one.before is not None]
+    found = min(packed or scored, key=lambda pair: pair[0], default=None)
+    return None if found is None else found[1]
+
+
+def _finish_one(
+    name: str,
+    weights: Mapping[str, Tensor],
+    pins: Mapping[str, str],
+    config: TrainConfig,
+    data: TrainingData,
+    folder: Path,
+    ledger: Ledger,
+) -> Finished:
+    on_cpu = {key: weight.detach().float().cpu().contiguous() for key, weight in weights.items()}
+    metadata = {"config": json.dumps(settings_of(config.model), sort_keys=True)}
+    checkpoint = folder / f"{name}.safetensors"
+    write_weights(checkpoint, on_cpu, {}, metadata)
+    before = _score(weights, config, data, ledger)
+    if not config.pack.cap:
+        return Finished(name, checkpoint, before)
+    artifact = folder / f"{name}.pack"
+    try:
+        account, note = _pack(on_cpu, pins, config, metadata, artifact, ledger)
+    except CapError as error:
+        return Finished(name, checkpoint, before, note=str(error))
+    device = next(iter(weights.values())).device
+    decoded = {key: weight.to(device) for key, weight in api.unpack(artifact).items()}
+    after = _score(decoded, config, data, ledger)
+    return Finished(name, checkpoint, before, artifact, account, after, note)
+
+
+def _pack(
+    weights: Mapping[str, Tensor],
+    pins: Mapping[str, str],
+    config: TrainConfig,
+    metadata: Mapping[str, str],
+    artifact: Path,
+    ledger: Ledger,
+) -> tuple[Account, str]:
+    """The account of the artifact written, and what had to give way. Raises CapError."""
+    note = ""
+    with ledger.time("quantization"):
+        measured = api.measure(weights, pins=pins, metadata=metadata)
+        try:
+            plan = api.plan(measured, config.pack.cap, code=config.pack.code, pins=pins)
+        except CapError as error:
+            if not pins:
+                raise
+            plan = api.plan(measured, config.pack.cap, code=config.pack.code)
+            note = f"the formats trained for do not fit ({error}); planned without them"
+    with ledger.time("packing"):
+        return api.pack(weights, plan, out=artifact).account, note
+
+
+def _score(
+    weights: Mapping[str, Tensor], config: TrainConfig, data: TrainingData, ledger: Ledger
+) -> Score | None:
+    if data.valid is None or data.counter is None:
+        return None
+    available = len(data.valid) - 1
+    model = model_of(config.model, weights)
+    setting = Setting(
+        window=min(config.batch.sequence, available),
+        stride=config.run.stride or None,
+        tokens=min(config.run.final_eval_tokens or available, available),
+        autocast=next(model.parameters()).is_cuda,
+    )
+    try:
+        with ledger.time("evaluation"):
+            return scoring.score(model, data.valid, data.counter, setting)
+    except EvalError as error:
+        raise PackerError(f"validation: {error}") from None

@@ -1,0 +1,384 @@
+"""The training loop: steps, averages, checkpoints, a log; nothing here knows a command line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from packer.eval import score as scoring
+from packer.eval.batches import Setting
+from packer.eval.errors import EvalError
+from packer.eval.ranks import gathered
+from packer.quantizers.attachment import plain_name
+from packer.train.averaging import Averages
+from packer.train.batches import Batches
+from packer.train.ledger import Ledger
+from packer.train.metrics import MetricsLog
+from packer.train.model import GPT, model_of
+from packer.train.optim import make_optimizers, set_rates
+from packer.train.precision import autocast_dtype, compiles
+from packer.train.qat import FakeQuantization
+from packer.train.run_config import run_settings
+from packer.train.run_state import write_state
+from packer.train.schedule import is_finished, lr_scale, muon_momentum, remaining_steps
+from packer.train.settings import TrainConfig
+from packer.train.size_watch import SizeWatch
+from packer.train.stop_requests import stop_requests
+from packer.train.training_data import TrainingData
+from torch import Tensor
+
+from packer.errors import OutputError, PackerError
+
+STATE = "state.pt"
+METRICS = "metrics.jsonl"
+Say = Callable[[str], None]
+
+
+class TrainingError(PackerError):
+    """A run that cannot go on, with what is left of it."""
+
+
+class Trainer:
+    """A run in this process. folder: where its files go; only rank 0 writes.
+
+    Raises PackerError: settings, model and data that do not fit one another.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: TrainingData,
+        folder: Path,
+        device: torch.device,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        say: Say = print,
+    ) -> None:
+        self.config, self.data, self.folder, self.device = config, data, folder, device
+        self.rank, self.world_size, self.say = rank, world_size, say
+        self.step = 0
+        self.saved_step: int | None = None
+        self.ledger = Ledger()
+        self.metrics = MetricsLog(folder / METRICS)
+        torch.manual_seed(config.run.seed)
+        self.model = GPT(config.model).to(device)
+        self.batches = Batches(
+            data.train, config.batch, config.model.vocab_size, config.run.seed, rank, world_size
+        )
+        self.qat = FakeQuantization.attached(self.model, config.qat)
+        self.optimizers = make_optimizers(self.model, config.optimizer)
+        self.weights = dict(self._plain_parameters())
+        self.averages = Averages(config.averaging, self.weights)
+        self.size = SizeWatch(self.qat.choices, self.weights, config.run.size_share)
+        self.autocast = autocast_dtype(config.run.precision, device)
+        self.compiled = compiles(config.run.compile, device)
+        self.forward = self._forward()
+        self._loss: Tensor | None = None
+        self._last_save = time.monotonic()
+
+    def _plain_parameters(self) -> list[tuple[str, Tensor]]:
+        """Every weight under the name that the model itself has for it; learned steps are none."""
+        return [
+            (plain_name(name), parameter.data)
+            for name, parameter in self.model.named_parameters()
+            if not name.endswith(".log_k")
+        ]
+
+    def _forward(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The model as it is called in training: compiled, and averaging gradients over ranks."""
+        forward: Any = torch.compile(self.model) if self.compiled else self.model
+        if self.world_size > 1:
+            forward = torch.nn.parallel.DistributedDataParallel(
+                forward, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        return forward  # type: ignore[no-any-return]
+
+    def train(self) -> None:
+        """Steps until the schedule ends. A Ctrl-C saves the state after the step and stops.
+
+        Raises TrainingError: the loss is not finite, or the run was interrupted.
+        """
+        self._begin()
+        with stop_requests() as stopping:
+            while True:
+                seconds, stop = self._agreed(stopping())
+                if is_finished(self.config.schedule, self.step, seconds):
+                    break
+                if stop:
+                    self.save()
+                    raise TrainingError(
+                        f"stopped after step {self.step}; go on from {self._saved()} with --resume"
+                    )
+                self._one_step(seconds)
+        with self.ledger.time("training"):
+            self._wait()
+        self.qat.finish()
+        self._log(None, evaluating=True)
+        self.save()
+
+    def _begin(self) -> None:
+        if self.rank == 0:
+            self.metrics.begin(self.step)
+        if self.compiled:
+            with self.ledger.time("compilation"):
+                self._gradients(self.step)  # thrown away: only to compile before the clock starts
+                self._zero()
+                self._wait()
+
+    def _one_step(self, seconds: float) -> None:
+        run = self.config.run
+        with self.ledger.time("training"):
+            scale = lr_scale(self.config.schedule, self.step, seconds)
+            momentum = muon_momentum(self.config.optimizer, self.step)
+            set_rates(self.optimizers, scale, momentum)
+            self.qat.begin_step(self.config.schedule, self.step, seconds)
+            self._loss = self._gradients(self.step)
+            self._clip()
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self._zero()
+            self.step += 1
+            self.averages.update(self.weights, self.step, scale)
+            logging = self.step % run.log_every == 0
+            if logging:
+                self._refuse_nonfinite()
+            if self.rank == 0:
+                self.size.look(self.weights, self.ledger.seconds.get("training", 0.0))
+        evaluating = bool(run.eval_every) and self.step % run.eval_every == 0
+        if logging or evaluating:
+            self._log(scale, evaluating)
+        if self._save_is_due():
+            self.save()
+
+    def _gradients(self, step: int) -> Tensor:
+        """Adds gradients of the mean loss over this rank's windows; returns that loss, detached."""
+        inputs, targets = self.batches.read(step)
+        micro = self.config.batch.micro_tokens // self.config.batch.sequence or len(inputs)
+        parts = list(zip(inputs.split(micro), targets.split(micro), strict=True))
+        total = torch.zeros((), device=self.device)
+        for number, (tokens, wanted) in enumerate(parts):
+            with self._averaging_only(number == len(parts) - 1), self._precision():
+                loss = self.forward(self._placed(tokens), self._placed(wanted))
+                share = len(tokens) / len(inputs)
+                (loss * share).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() * share
+        return total
+
+    def _averaging_only(self, last: bool) -> AbstractContextManager[Any]:
+        """Ranks exchange gradients once a step, with the last part."""
+        if self.world_size == 1 or last:
+            return nullcontext()
+        return self.forward.no_sync()  # type: ignore[attr-defined, no-any-return]
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        enabled = self.autocast is not None
+        return torch.autocast(self.device.type, self.autocast, enabled=enabled)
+
+    def _placed(self, tokens: Tensor) -> Tensor:
+        if self.device.type == "cpu":
+            return tokens
+        return tokens.pin_memory().to(self.device, non_blocking=True)
+
+    def _clip(self) -> None:
+        limit = self.config.optimizer.grad_clip
+        if limit:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        if self.device.type == "cpu":
+            self._refuse_nonfinite()  # costs nothing here, and no bad step is taken
+
+    def _zero(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _refuse_nonfinite(self) -> None:
+        loss = self._mean_loss()
+        if loss == loss and abs(loss) != float("inf"):
+            return
+        raise TrainingError(
+            f"step {self.step}: the loss is {loss}. The last good state is {self._saved()}. "
+            "Lower the learning rates (optimizer.*_lr), clip gradients (optimizer.grad_clip), or "
+            "lengthen the warm-up (schedule.lr_warmup)."
+        )
+
+    def _mean_loss(self) -> float:
+        """The last step's loss over all ranks."""
+        assert self._loss is not None
+        if self.world_size == 1:
+            return float(self._loss)
+        mean = self._loss.clone()
+        torch.distributed.all_reduce(mean)
+        return float(mean) / self.world_size
+
+    def _agreed(self, stop: bool) -> tuple[float, bool]:
+        """(seconds of training so far, whether to stop) of rank 0, for all must decide alike."""
+        seconds = self.ledger.training_budget
+        if self.world_size == 1:
+            return seconds, stop
+        told = torch.tensor([seconds, stop], dtype=torch.float64, device=self.device)
+        torch.distributed.broadcast(told, 0)
+        return float(told[0]), bool(told[1])
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    # Saying and saving
+
+    def _log(self, scale: float | None, evaluating: bool) -> None:
+        line = self._metrics_line(evaluating, scale)
+        if self.rank:
+            return
+        try:
+            self.metrics.add(line)
+        except OSError as error:
+            self.say(f"warning: {self.metrics.path} could not be written ({error.strerror})")
+        self.say(self.log_line(line))
+
+    def _metrics_line(self, evaluated: bool, scale: float | None) -> dict[str, Any]:
+        seconds = self.ledger.seconds.get("training", 0.0)
+        tokens = self.step * self.config.batch.tokens
+        line: dict[str, Any] = {"step": self.step, "tokens": tokens, "seconds": round(seconds, 3)}
+        if self._loss is not None:
+            line["loss"] = self._mean_loss()
+        if scale is not None:
+            line["lr_scale"] = scale
+        if self.qat.since is not None:
+            line["qat_strength"] = self.qat.strength(self.step - 1)
+        if self.size.estimate is not None:
+            line["size_bytes"] = self.size.estimate
+        if evaluated:
+            found = self.evaluate(self.config.run.eval_tokens)
+            if found is not None:
+                line["bits_per_byte"] = found
+        return line
+
+    def log_line(self, line: dict[str, Any]) -> str:
+        """Step, loss, speed and what is left, in one line."""
+        schedule = self.config.schedule
+        seconds = max(line["seconds"], 1e-9)
+        steps = self.step + remaining_steps(schedule, self.step, self.ledger.training_budget)
+        left = (steps - self.step) * seconds / max(self.step, 1)
+        speed = line["tokens"] / seconds
+        parts = [f"step {self.step:,}/{round(steps):,}"]
+        if "loss" in line:
+            parts.append(f"loss {line['loss']:.4f}")
+        if "bits_per_byte" in line:
+            parts.append(f"valid {line['bits_per_byte']:.4f} bpb")
+        if "lr_scale" in line:
+            parts.append(f"lr {line['lr_scale']:.2f}")
+        if "qat_strength" in line:
+            parts.append(f"qat {line['qat_strength']:.2f}")
+        if "size_bytes" in line:
+            parts.append(f"size ≈ {line['size_bytes'] / 1e6:.2f} MB")
+        parts.append(f"{speed:,.0f} tokens/s, {left // 60:.0f}:{left % 60:02.0f} left")
+        return "  ".join(parts)
+
+    def evaluate(self, tokens: int) -> float | None:
+        """Bits per byte of what the forward sees now; None without validation data."""
+        if self.data.valid is None or self.data.counter is None:
+            return None
+        window = self.config.batch.sequence
+        available = len(self.data.valid) - 1
+        with self.ledger.time("evaluation"):
+            setting = Setting(
+                window=min(window, available),
+                tokens=min(tokens, available) if tokens else None,
+                autocast=self.device.type == "cuda",
+                rank=self.rank,
+                world_size=self.world_size,
+            )
+            plain = self.snapshot()
+            try:
+                part = scoring.score(plain, self.data.valid, self.data.counter, setting)
+                return gathered(part, scoring.combine).bits_per_byte
+            except EvalError as error:
+                raise PackerError(f"validation: {error}") from None
+
+    def snapshot(self) -> GPT:
+        """A plain model with the weights as the forward sees them, rounded where QAT is on."""
+        with torch.no_grad():
+            seen = {
+                name: getattr(self.model.get_submodule(name.rpartition(".")[0]), _leaf(name))
+                for name in self.weights
+            }
+        return model_of(self.config.model, {name: w.detach() for name, w in seen.items()})
+
+    def final_weights(self) -> dict[str, dict[str, Tensor]]:
+        """raw, ema and swa, as far as there are such."""
+        averages = {"raw": self.weights, "ema": self.averages.ema, "swa": self.averages.swa}
+        return {name: dict(found) for name, found in averages.items() if found is not None}
+
+    def pins(self) -> dict[str, str]:
+        """Selector -> choice that packing should keep: what the weights were trained for."""
+        if self.config.pack.formats:
+            return dict(self.config.pack.formats)
+        if self.qat.since is None:
+            return {}
+        return {name: str(choice) for name, choice in self.qat.current_choices().items()}
+
+    def _save_is_due(self) -> bool:
+        """Only rank 0 saves, so its clock alone may decide."""
+        run = self.config.run
+        late = bool(run.save_seconds) and time.monotonic() - self._last_save >= run.save_seconds
+        return late or (bool(run.save_every) and self.step % run.save_every == 0)
+
+    def save(self) -> None:
+        """Write the state; training goes on where that fails, and the old state stays."""
+        if self.rank:
+            return
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.weights.values()):
+            return  # the next loss will say so, and the last good state must stay
+        self._last_save = time.monotonic()
+        try:
+            write_state(self.folder / STATE, self.state())
+        except OutputError as error:
+            self.say(f"warning: the state was not saved: {error}")
+            return
+        self.saved_step = self.step
+
+    def _saved(self) -> str:
+        if self.saved_step is None:
+            return "none: nothing was saved yet"
+        return f"{self.folder / STATE}, of step {self.saved_step}"
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "config": run_settings(self.config),
+            "step": self.step,
+            "qat_since": self.qat.since,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "averages": self.averages.state(),
+            "seconds": dict(self.ledger.seconds),
+            "rng": torch.get_rng_state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state of the same configuration.
+
+        Raises PackerError: the state is of another model or other optimizers.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+            pairs = zip(self.optimizers, state["optimizers"], strict=True)
+            for optimizer, found in pairs:
+                optimizer.load_state_dict(found)
+            self.averages.restore(state["averages"])
+            torch.set_rng_state(state["rng"])
+            self.ledger.seconds = {str(k): float(v) for k, v in state["seconds"].items()}
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise PackerError(
+                f"{self.folder / STATE} does not fit this configuration: {reason}"
+            ) from None
+        self.step = self.saved_step = state["step"]
+        self.qat.restore(state["qat_since"], self.step)
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]

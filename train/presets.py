@@ -1,0 +1,202 @@
+"""Runs by name: a demonstration, a small family for a CPU, and the contest systems to reproduce.
+
+Every number of a contest system is that of its pull request (#N, openai/parameter-golf) or, where
+that is silent, of the records of the same weeks. Parts of the model that the family gained only
+later are off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .model import GPTConfig
+from .settings import (
+    AveragingSettings,
+    BatchSettings,
+    OptimizerSettings,
+    PackSettings,
+    QATSettings,
+    RunSettings,
+    ScheduleSettings,
+    TrainConfig,
+)
+
+DEFAULT = "demo"
+CONTEST_CAP = 16_000_000
+CONTEST_SECONDS = 600.0
+
+# The baseline of March 17: 9 layers, Muon from momentum 0.85 to 0.95, no weight decay, no average.
+BASELINE = TrainConfig(
+    model=GPTConfig(
+        vocab_size=1024,
+        num_layers=9,
+        model_dim=512,
+        num_heads=8,
+        num_kv_heads=4,
+        mlp_mult=2.0,
+        orthogonal_init=False,
+    ),
+    batch=BatchSettings(sequence=1024, tokens=524_288),
+    optimizer=OptimizerSettings(),
+    schedule=ScheduleSettings(max_wallclock=CONTEST_SECONDS, warmdown=1200),
+    qat=QATSettings(formats={"blocks.*.weight": "int8.row", "embeddings": "int8.row"}),
+    pack=PackSettings(cap=CONTEST_CAP),
+    run=RunSettings(eval_every=1000),
+)
+
+# What the 11-layer records of March 20 to 25 share.
+ELEVEN_LAYERS = GPTConfig(
+    vocab_size=1024,
+    num_layers=11,
+    model_dim=512,
+    num_heads=8,
+    num_kv_heads=4,
+    mlp_mult=3.0,
+    smear_gate=True,
+    bigram_vocab_size=2048,
+    bigram_dim=128,
+)
+ELEVEN_LAYERS_OPTIMIZER = OptimizerSettings(
+    matrix_lr=0.025,
+    matrix_weight_decay=0.04,
+    momentum=0.99,
+    momentum_start=0.92,
+    momentum_warmup=1500,
+    embedding_lr=0.035,
+    scalar_lr=0.025,
+    weight_decay=0.04,
+    grad_clip=0.3,
+)
+ELEVEN_LAYERS_RUN = TrainConfig(
+    model=ELEVEN_LAYERS,
+    batch=BatchSettings(sequence=2048, tokens=786_432),
+    optimizer=ELEVEN_LAYERS_OPTIMIZER,
+    schedule=ScheduleSettings(max_wallclock=CONTEST_SECONDS, warmdown=3500),
+    pack=PackSettings(cap=CONTEST_CAP),
+    run=RunSettings(eval_every=1000, stride=64),
+)
+
+# #339: Backout, int6 after training, plain SWA.
+BACKOUT_INT6 = replace(
+    ELEVEN_LAYERS_RUN,
+    model=replace(ELEVEN_LAYERS, bigram_vocab_size=4096, backout=True),
+    schedule=replace(ELEVEN_LAYERS_RUN.schedule, warmdown=3000),
+    averaging=AveragingSettings(swa_every=50, swa_below=0.5),
+    qat=QATSettings(formats={"blocks.*.weight": "int6.row", "bigram.*.weight": "int6.row"}),
+)
+
+# #372: XSA on the last 4 layers, EMA, int6 attention and int5 MLP trained for from the start.
+XSA4_EMA_INT5MLP = replace(
+    ELEVEN_LAYERS_RUN,
+    model=replace(ELEVEN_LAYERS, rope_base=50_000.0, bigram_dim=64, xsa_last_n=4),
+    optimizer=replace(
+        ELEVEN_LAYERS_OPTIMIZER, momentum=0.95, momentum_start=0.85, momentum_warmup=500
+    ),
+    schedule=replace(ELEVEN_LAYERS_RUN.schedule, warmdown=2000),
+    averaging=AveragingSettings(ema_decay=0.997, swa_every=50, swa_below=0.2),
+    qat=QATSettings(
+        mode="on",
+        formats={
+            "blocks.*.attn.*.weight": "int6.row",
+            "blocks.*.mlp.*.weight": "int5.row",
+            "tok_emb.weight": "fp16",
+            "late-k": "fp16",
+        },
+    ),
+)
+
+# #569: VRL, LeakyReLU(0.5)², XSA everywhere, value embeddings, late QAT; pruned when packed.
+VRL_LEAKY_GPTQ = replace(
+    ELEVEN_LAYERS_RUN,
+    model=replace(
+        ELEVEN_LAYERS,
+        activation="leaky_relu_squared",
+        rope_dims=16,
+        ln_scale=True,
+        xsa_last_n=11,
+        value_residual=True,
+        value_embedding_dim=128,
+        value_embedding_layers=(9, 10),
+    ),
+    schedule=replace(ELEVEN_LAYERS_RUN.schedule, calibration_reserve=14.0),
+    averaging=AveragingSettings(ema_decay=0.997, swa_every=50, swa_below=0.2),
+    qat=QATSettings(
+        mode="late",
+        late_below=0.15,
+        formats={"blocks.*.weight": "int6.row", "embeddings": "int8.row"},
+    ),
+    pack=PackSettings(
+        cap=CONTEST_CAP,
+        formats={"blocks.*.weight": "int6.row+prune@0.02", "embeddings": "int8.row"},
+    ),
+)
+
+# The 11-layer family at a size that a CPU trains in minutes.
+SMALL_6L = TrainConfig(
+    model=GPTConfig(
+        vocab_size=1024,
+        num_layers=6,
+        model_dim=256,
+        num_heads=8,
+        num_kv_heads=4,
+        mlp_mult=3.0,
+        rope_dims=16,
+        xsa_last_n=2,
+        ln_scale=True,
+        smear_gate=True,
+        bigram_vocab_size=2048,
+        bigram_dim=64,
+        value_embedding_dim=64,
+        value_embedding_layers=(4, 5),
+    ),
+    batch=BatchSettings(sequence=256, tokens=8192, micro_tokens=2048, order="coprime"),
+    optimizer=OptimizerSettings(
+        matrix_lr=0.02,
+        matrix_weight_decay=0.04,
+        momentum=0.95,
+        momentum_start=0.85,
+        momentum_warmup=100,
+        embedding_lr=0.01,
+        head_lr=0.01,
+        scalar_lr=0.01,
+        grad_clip=1.0,
+    ),
+    schedule=ScheduleSettings(iterations=1000, lr_warmup=10, warmdown=400),
+    averaging=AveragingSettings(ema_decay=0.99, swa_every=10, swa_below=0.2),
+    qat=QATSettings(formats={"blocks.*.weight": "int6.row", "embeddings": "int8.row"}),
+    run=RunSettings(eval_every=200),
+)
+
+# What `packer demo` trains: minutes on two cores, with late QAT.
+DEMO = replace(
+    SMALL_6L,
+    model=replace(
+        SMALL_6L.model,
+        num_layers=4,
+        model_dim=192,
+        num_heads=6,
+        num_kv_heads=3,
+        xsa_last_n=1,
+        bigram_vocab_size=1024,
+        value_embedding_dim=0,
+        value_embedding_layers=(),
+    ),
+    batch=BatchSettings(sequence=256, tokens=4096, order="coprime"),
+    schedule=ScheduleSettings(iterations=400, lr_warmup=10, warmdown=200),
+    averaging=AveragingSettings(ema_decay=0.98, swa_every=5, swa_below=0.2),
+    qat=QATSettings(
+        mode="late",
+        late_below=0.3,
+        formats={"blocks.*.weight": "int6.row", "embeddings": "int8.row"},
+    ),
+    run=RunSettings(eval_every=100, save_seconds=30.0),
+)
+
+PRESETS = {
+    "demo": DEMO,
+    "small-6l": SMALL_6L,
+    "baseline-9l": BASELINE,
+    "11l-backout-int6": BACKOUT_INT6,
+    "11l-xsa4-ema-int5mlp": XSA4_EMA_INT5MLP,
+    "11l-vrl-leaky-gptq": VRL_LEAKY_GPTQ,
+}

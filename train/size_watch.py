@@ -1,0 +1,89 @@
+"""The artifact's size while training goes on, from samples through the real coder.
+
+A share of the training time is spent on it: each look encodes as many tensors as that share has
+paid for, one after the other, and the estimate adds up the latest size of each. Of a large tensor
+some rows are encoded, evenly spaced, and count for all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+from packer.quantizers.choice import Choice, parse_choice
+from packer.quantizers.formats import row_shape
+from packer.quantizers.quantize import quantizable, quantize
+from torch import Tensor
+
+from packer.artifact import encode_tensor, header_bytes
+from packer.checkpoint import from_state_dict
+from packer.measuring import exact_choice, header_of, tensor_infos
+
+SAMPLE_ELEMENTS = 32_768
+HEAD_START = 0.3  # seconds, so that a run of minutes has an estimate early on
+KEEP = parse_choice("fp16")
+
+
+class SizeWatch:
+    """choices: what packing would choose; tensors without one count as fp16. share: of the time."""
+
+    def __init__(
+        self, choices: Mapping[str, Choice], weights: Mapping[str, Tensor], share: float
+    ) -> None:
+        self.share = share
+        self.spent = 0.0
+        self.choices = {name: _choice(choices, name, weight) for name, weight in weights.items()}
+        self.elements = {name: weight.numel() for name, weight in weights.items()}
+        # Each look goes on from here; large strides mix the kinds of tensors from the beginning.
+        self.queue = sorted(self.choices)
+        self.sizes: dict[str, float] = {}
+        checkpoint = from_state_dict({name: weight.cpu() for name, weight in weights.items()})
+        self.header = header_bytes(header_of(tensor_infos(checkpoint), checkpoint.ties, {}))
+
+    def look(self, weights: Mapping[str, Tensor], training_seconds: float) -> None:
+        """Encode what the share of `training_seconds` pays for, at most every tensor once."""
+        if not self.share:
+            return
+        allowed = max(HEAD_START, self.share * training_seconds)
+        started = time.perf_counter()
+        for _ in range(len(self.queue)):
+            if self.spent + time.perf_counter() - started >= allowed:
+                break
+            name = self.queue.pop(0)
+            self.queue.append(name)
+            self.sizes[name] = sampled_size(weights[name], self.choices[name])
+        self.spent += time.perf_counter() - started
+
+    @property
+    def estimate(self) -> int | None:
+        """Bytes of the artifact; None before the first look. Tensors not yet seen are taken to
+        need as many bits per weight as those seen under the same choice, else as all seen."""
+        if not self.sizes:
+            return None
+        total = sum(self.sizes.values())
+        for name in set(self.choices) - set(self.sizes):
+            alike = [n for n in self.sizes if self.choices[n] == self.choices[name]]
+            seen = alike or list(self.sizes)
+            rate = sum(self.sizes[n] for n in seen) / sum(self.elements[n] for n in seen)
+            total += rate * self.elements[name]
+        return round(total) + self.header
+
+
+def _choice(choices: Mapping[str, Choice], name: str, weight: Tensor) -> Choice:
+    if not quantizable(weight):
+        return exact_choice(weight.dtype)
+    return choices.get(name, KEEP)
+
+
+@torch.no_grad()
+def sampled_size(weight: Tensor, choice: Choice) -> float:
+    """Bytes of the tensor's block, from evenly spaced rows of about `SAMPLE_ELEMENTS` weights."""
+    rows, columns = row_shape(tuple(weight.shape))
+    every = max(1, weight.numel() // SAMPLE_ELEMENTS)
+    every = min(every, max(1, rows // 8))
+    sample = weight.detach().reshape(rows, columns)[::every]
+    if every == 1:
+        sample = weight.detach()
+    size = encode_tensor(quantize(sample.float().cpu(), choice), choice.coder).size_bytes
+    return size * weight.numel() / max(sample.numel(), 1)
