@@ -1,5 +1,6 @@
 """Shared by every test: one torch thread per worker, and real inputs where a checkout has them."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,11 @@ def shared() -> Path:
     if not (folder / "checkpoints").is_dir():
         pytest.skip("the shared inputs are not here")
     return folder
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

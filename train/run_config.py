@@ -85,14 +85,14 @@ def run_settings(config: TrainConfig) -> Settings:
     return {section: settings_of(getattr(config, section)) for section in SECTIONS}
 
 
-def checked_run(value: Mapping[str, Any], source: str) -> TrainConfig:
-    """The run from what a JSON file held. Raises ConfigError: as `read_run`."""
-    return run_from(_overlaid(run_settings(PRESETS[DEFAULT]), value, source), source)
+def _values(config: TrainConfig) -> Settings:
+    """All settings by section as they are."""
+    return {section: dict(vars(getattr(config, section))) for section in SECTIONS}
 
 
 def _source_settings(source: str) -> Settings:
     if source in PRESETS:
-        return run_settings(PRESETS[source])
+        return _values(PRESETS[source])
     if not Path(source).is_file():
         near = difflib.get_close_matches(source, PRESETS, n=1, cutoff=0.0)[0]
         raise ConfigError(
@@ -105,7 +105,7 @@ def _source_settings(source: str) -> Settings:
     preset = value.pop("preset", DEFAULT)
     if preset not in PRESETS:
         raise ConfigError(f"{source}: preset = {preset!r} is none of {', '.join(PRESETS)}")
-    base = run_settings(PRESETS[preset])
+    base = _values(PRESETS[preset])
     if _describes_whole_model(value.get("model")):
         base["model"] = {}
     return _overlaid(base, value, source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 
 import numpy as np
@@ -46,11 +45,3 @@ def table() -> TokenBytes:
     """Token i stands for i bytes, odd ones with a space too; 0 is a boundary, 1 is unknown."""
     ids = np.arange(VOCAB)
     return TokenBytes(np.where(ids < 2, 0, ids), (ids % 2 == 1) & (ids > 1), ids < 2, ids == 1)
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

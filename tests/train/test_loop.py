@@ -1,0 +1,252 @@
+"""Runs: they learn, they go on after any death, they stop when they should."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from packer.train.loop import METRICS, STATE, Trainer, TrainingError
+from packer.train.metrics import read_metrics
+from packer.train.run_state import read_state
+from packer.train.settings import QATSettings, RunSettings, ScheduleSettings, TrainConfig
+
+from packer.errors import PackerError
+
+
+def tensors_of(value: Any, at: str = "") -> dict[str, torch.Tensor]:
+    """Every tensor inside a state, by its path."""
+    if isinstance(value, torch.Tensor):
+        return {at: value}
+    if not isinstance(value, (dict, list, tuple)):
+        return {}
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    return {k: v for key, inner in pairs for k, v in tensors_of(inner, f"{at}/{key}").items()}
+
+
+def equal_runs(first: Path, second: Path) -> None:
+    """Everything but the clock is the same to the bit."""
+    one, other = (tensors_of(read_state(folder / STATE)) for folder in (first, second))
+    assert set(one) == set(other) and len(one) > 20
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_a_run_learns_and_tells(trainer: Callable[..., Trainer], tiny: TrainConfig) -> None:
+    run = trainer(schedule=replace(tiny.schedule, iterations=60, warmdown=20))
+    before = run.evaluate(0)
+    run.train()
+    lines = read_metrics(run.folder / METRICS)
+    assert lines[-1]["step"] == 60 and lines[-1]["tokens"] == 60 * 128
+    assert lines[-1]["bits_per_byte"] < before - 0.3
+    strengths = [line.get("qat_strength", 0) for line in lines]
+    assert strengths[0] == 0 and strengths[-1] == 1
+    assert set(run.final_weights()) == {"raw", "ema", "swa"}
+    assert 0 < run.size.estimate < 100_000
+    assert any("tokens/s" in text and "left" in text for text in run.say.__self__)
+
+
+@pytest.mark.parametrize(
+    "qat",
+    [
+        QATSettings(),
+        QATSettings(mode="late", late_below=0.6, anneal=3, formats={"blocks.*.weight": "int6.row"}),
+        QATSettings(mode="on", hold=3, formats={"blocks.*.weight": "int4.row"}),
+        QATSettings(mode="on", learned_steps=True, formats={"blocks.*.weight": "int4.row"}),
+    ],
+)
+def test_resumed_is_as_if_never_stopped(qat: QATSettings, trainer: Callable[..., Trainer]) -> None:
+    whole = trainer("whole", qat=qat)
+    whole.train()
+    for stop in (1, 7, 11):
+        folder = f"stopped{stop}"
+        part = trainer(folder, qat=qat)
+        part.metrics.begin(0)
+        while part.step < stop:
+            part._one_step(0.0)
+        part.save()
+        part._one_step(0.0)  # lost, and logged already
+        again = trainer(folder, qat=qat)
+        torch.manual_seed(999)
+        again.restore(read_state(again.folder / STATE))
+        again.train()
+        equal_runs(whole.folder, again.folder)
+        steps = [line["step"] for line in read_metrics(again.folder / METRICS)]
+        assert steps == sorted(steps)
+        losses = [line["loss"] for line in read_metrics(again.folder / METRICS)]
+        assert losses == [line["loss"] for line in read_metrics(whole.folder / METRICS)]
+
+
+def command(folder: Path, config: Path, *more: str) -> list[str]:
+    script = "import torch; torch.set_num_threads(1); from packer.cli import main; main()"
+    source = () if "--resume" in more else (str(config),)
+    return [sys.executable, "-c", script, "train", *source, "-o", str(folder), *more]
+
+
+def test_killed_at_any_moment_it_ends_the_same(tiny_run: Path, tmp_path: Path) -> None:
+    more = ("--set", "iterations=40", "--set", "save_every=1", "--set", "warmdown=20")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(whole, tiny_run, *more), check=True, capture_output=True)
+    moments = random.Random(5)
+    arguments = command(killed, tiny_run, *more)
+    kills = 0
+    for _ in range(4):
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        begun = kills > 0 or (killed / STATE).exists()
+        while not (begun or (killed / STATE).exists()) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(moments.random() * (2.5 if begun else 0.1))
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+        read_state(killed / STATE)
+        arguments = command(killed, tiny_run, "--resume")
+    assert kills > 0
+    subprocess.run(arguments, check=True, capture_output=True)
+    equal_runs(whole, killed)
+    left = [path.name for path in killed.iterdir() if path.name.endswith(".tmp")]
+    assert all(name.startswith(".") for name in left)
+
+
+def test_ctrl_c_saves_between_steps(tiny_run: Path, tmp_path: Path) -> None:
+    more = ("--set", "iterations=100000", "--set", "log_every=1")
+    process = subprocess.Popen(command(tmp_path / "run", tiny_run, *more), stderr=subprocess.PIPE)
+    metrics = tmp_path / "run" / METRICS
+    deadline = time.monotonic() + 60
+    while len(read_metrics(metrics)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "with --resume" in said.decode() and "Traceback" not in said.decode()
+    state = read_state(tmp_path / "run" / STATE)
+    assert state["step"] >= 3 and f"stopped after step {state['step']}" in said.decode()
+
+
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_good_state(
+    trainer: Callable[..., Trainer],
+) -> None:
+    run = trainer(run=RunSettings(precision="float32", save_every=1, save_seconds=0.0))
+    run.metrics.begin(0)
+    run._one_step(0.0)
+    run._one_step(0.0)
+    good = (run.folder / STATE).read_bytes()
+    with torch.no_grad():
+        run.weights["tok_emb.weight"].fill_(float("nan"))
+    run.save()
+    assert (run.folder / STATE).read_bytes() == good
+    with pytest.raises(TrainingError, match=r"step 2: the loss is nan.*of step 2\. Lower"):
+        run._one_step(0.0)
+    assert (run.folder / STATE).read_bytes() == good
+
+
+def test_a_full_disk_keeps_the_old_state_and_training_goes_on(
+    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(run=RunSettings(precision="float32", save_every=2, save_seconds=0.0))
+    run.metrics.begin(0)
+    run._one_step(0.0)
+    run._one_step(0.0)
+    good = (run.folder / STATE).read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        while run.step < 12:
+            run._one_step(0.0)
+    assert run.step == 12
+    assert (run.folder / STATE).read_bytes() == good
+    assert any("the disk is full" in text for text in run.say.__self__)
+    run.save()
+    assert read_state(run.folder / STATE)["step"] == 12
+
+
+def test_a_state_of_another_model_is_refused(
+    trainer: Callable[..., Trainer], tiny: TrainConfig, tmp_path: Path
+) -> None:
+    run = trainer("one")
+    run.save()
+    other = trainer("two", model=replace(tiny.model, mlp_mult=3.0))
+    with pytest.raises(PackerError, match="does not fit this configuration"):
+        other.restore(read_state(run.folder / STATE))
+    damaged = tmp_path / "damaged.pt"
+    data = (run.folder / STATE).read_bytes()
+    for cut in (0, 10, len(data) // 2):
+        damaged.write_bytes(data[:cut])
+        with pytest.raises(PackerError, match="cannot be resumed from"):
+            read_state(damaged)
+    torch.save({"kind": "bytecap training state", "version": 99}, damaged)
+    with pytest.raises(PackerError, match="version 99"):
+        read_state(damaged)
+    torch.save({"kind": "bytecap training state", "version": 1, "step": "3"}, damaged)
+    with pytest.raises(PackerError, match="its config is missing"):
+        read_state(damaged)
+
+
+def test_the_clock_ends_a_run_and_calibration_has_its_reserve(
+    trainer: Callable[..., Trainer],
+) -> None:
+    schedule = ScheduleSettings(
+        iterations=10**6, max_wallclock=1.5, calibration_reserve=0.5, warmdown=5
+    )
+    run = trainer(schedule=schedule)
+    run.train()
+    assert 1.0 <= run.ledger.seconds["training"] < 1.5
+    rows = {row.part: row.budget for row in run.ledger.rows()}
+    assert rows == {"training": "training", "evaluation": "evaluation"}
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    trainer: Callable[..., Trainer], tiny: TrainConfig
+) -> None:
+    whole = trainer("whole", batch=tiny.batch)
+    parts = trainer("parts", batch=replace(tiny.batch, micro_tokens=48))
+    assert float(whole._gradients(3)) == pytest.approx(float(parts._gradients(3)), rel=1e-6)
+    for (name, a), b in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_two_processes_have_the_loss_curve_of_one(
+    tiny_run: Path, tmp_path: Path, free_port: int
+) -> None:
+    more = ("--set", "log_every=1", "--set", "micro_tokens=32")
+    subprocess.run(command(tmp_path / "one", tiny_run, *more), check=True, capture_output=True)
+    processes = []
+    for rank in range(2):
+        environment = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port),
+        }
+        processes.append(
+            subprocess.Popen(
+                command(tmp_path / "two", tiny_run, *more, "--json"),
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
+    outputs = [process.communicate(timeout=180) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert json.loads(outputs[0][0])["steps"] == 12 and outputs[1][0] == b""
+    one, two = (read_metrics(tmp_path / name / METRICS) for name in ("one", "two"))
+    assert len(one) == len(two) > 12
+    for a, b in zip(one, two, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=2e-3)
+    assert two[-1]["loss"] < two[0]["loss"]
