@@ -149,7 +149,7 @@ SMALL_6L = TrainConfig(
         value_embedding_dim=64,
         value_embedding_layers=(4, 5),
     ),
-    batch=BatchSettings(sequence=256, tokens=8192, micro_tokens=2048, order="coprime"),
+    batch=BatchSettings(sequence=256, tokens=4096, micro_tokens=2048, order="coprime"),
     optimizer=OptimizerSettings(
         matrix_lr=0.02,
         matrix_weight_decay=0.04,

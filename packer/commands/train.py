@@ -146,7 +146,6 @@ def _stdout_of(rank: int) -> Iterator[None]:
 def _trainer(
     made: TrainConfig, output: str, resume: bool, place: Any, rank: int, world_size: int
 ) -> Trainer:
-    from packer.account import count_code
     from packer.files import write_json
     from packer.train.loop import STATE, Trainer
     from packer.train.run_config import run_settings
@@ -154,7 +153,6 @@ def _trainer(
     from packer.train.training_data import open_training_data
 
     folder = Path(output)
-    count_code(made.pack.code)  # refuse now what would be refused after the last step
     data = open_training_data(made)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -216,9 +214,14 @@ def _finish(trainer: Trainer, as_json: bool) -> None:
                 "picture": str(picture),
             }
         )
-        return
-    _show(trainer, finished, best)
-    click.echo(f"picture: {picture}")
+    else:
+        _show(trainer, finished, best)
+        click.echo(f"picture: {picture}")
+    if config.pack.cap and all(one.artifact is None for one in finished):
+        raise PackerError(
+            f"no artifact fits {config.pack.cap:,} bytes; the weights are in {folder}. "
+            f"{finished[0].note}"
+        )
 
 
 def _show(trainer: Trainer, finished: list[Finished], best: Finished | None) -> None:
