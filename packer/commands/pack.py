@@ -114,7 +114,8 @@ def _show(packed: Packed, output: str, loader: str | None, as_json: bool, policy
 
     report = report_packed(packed, output)
     if as_json:
-        print_json({**report.to_json(), "output": output, "loader": loader})
+        value = {**report.to_json(), "rounding_problems": packed.rounding_problems}
+        print_json({**value, "output": output, "loader": loader})
         return
     tables.print_report(report, every_tensor=False)
     click.echo()
@@ -123,6 +124,8 @@ def _show(packed: Packed, output: str, loader: str | None, as_json: bool, policy
     click.echo(spell_quality(packed.plan))
     if packed.rounds > 1:
         click.echo(f"real sizes differed from the plan; planned again, {packed.rounds} rounds")
+    for name, problem in packed.rounding_problems.items():
+        click.echo(f"{name}: {problem}")
     if policy:
         _say_steps_down(packed.plan)
 
