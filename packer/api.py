@@ -26,9 +26,11 @@ from packer.decoder import MAX_DECODED_BYTES, decode_weights, parse
 from packer.errors import CapError, PlanError
 from packer.files import is_json, replacing, write_json
 from packer.fit import Packed, pack_to_cap
+from packer.knob import RecipePlan, recipe_under_cap
 from packer.measuring import Progress, ignore_progress
 from packer.planning import PackPlan, follow_policy, make_plan, read_measurement, read_plan
 from packer.quantizers.curvature import Curvature
+from packer.recipes import find_recipe
 from packer.ship import loader_source
 
 PathLike = str | os.PathLike[str]
@@ -105,6 +107,37 @@ def plan(
     if out is not None:
         write_json(out, made.to_json())
     return made
+
+
+def plan_recipe(
+    checkpoint: CheckpointLike,
+    recipe: str,
+    cap_bytes: int,
+    *,
+    code: Sequence[PathLike] = (),
+    loader: bool = False,
+    margin_bytes: int = 0,
+    pins: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    curvature: Mapping[str, Curvature] | None = None,
+    progress: Progress = ignore_progress,
+) -> RecipePlan:
+    """The plan of a named recipe (`packer.recipes`) whose knob was turned until its file fits.
+
+    Arguments as of `plan`. Raises CapError: it fits at no position of its knob. PlanError: no such
+    recipe, or it rounds with GPTQ and there is no curvature.
+    """
+    loader_bytes = len(loader_source().encode()) if loader else 0
+    limits = Limits(cap_bytes, count_code(code), loader_bytes, margin_bytes)
+    return recipe_under_cap(
+        load(checkpoint),
+        find_recipe(recipe),
+        limits,
+        curvature=curvature,
+        pins=pins,
+        metadata=metadata,
+        progress=progress,
+    )
 
 
 def load_plan(plan: PathLike | PackPlan) -> PackPlan:
