@@ -14,6 +14,7 @@ the very functions that packing calls, where a fused kernel could divide or roun
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -76,6 +77,12 @@ def stored_scale(weight: torch.Tensor, choice: Choice) -> torch.Tensor:
 
 
 def _check(weight: torch.Tensor, choice: Choice) -> None:
+    if choice.rounding != "nearest":
+        plain = replace(choice, rounding="nearest")
+        raise FormatError(
+            f"fake quantization rounds to nearest, and {choice} asks for {choice.rounding}, which "
+            f"depends on data: train under {plain}, and pack under {choice} afterwards"
+        )
     if not quantizable(weight):
         raise FormatError(
             f"{choice.format} cannot hold {weight.dtype} {list(weight.shape)}; use raw"
@@ -92,7 +99,7 @@ def _codes(
     rows = weight.float().reshape(row_shape(tuple(weight.shape)))
     if scale is None:
         scale = _choose(rows, choice)
-    return encode(rows, choice.format, scale), scale
+    return encode(rows, choice, scale), scale
 
 
 def _choose(rows: torch.Tensor, choice: Choice) -> torch.Tensor:
@@ -204,8 +211,11 @@ def attach(
     for name in (name for name in choices if name in parameters):
         given, parameter = choices[name], parameters[name]
         choice = parse_choice(given) if isinstance(given, str) else given
-        if not isinstance(choice.format, Passthrough) and not quantizable(parameter):
-            raise FormatError(f"{name}: {choice} cannot hold {list(parameter.shape)}; use raw")
+        if not isinstance(choice.format, Passthrough):
+            try:
+                _check(parameter, choice)
+            except FormatError as error:
+                raise FormatError(f"{name}: {error}") from None
         first, other = wanted.setdefault(id(parameter), (name, choice))
         if other != choice:
             raise FormatError(f"{first} and {name} are tied: {other} and {choice} disagree")

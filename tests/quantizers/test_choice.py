@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packer.quantizers.choice import (
     CODERS,
+    ROUNDINGS,
     TERNARY_RANGES,
     UNIFORM_RANGES,
     Choice,
@@ -33,7 +34,9 @@ def choices(draw: st.DrawFn) -> Choice:
     positive = st.floats(min_value=1e-6, max_value=1e6, exclude_min=True)
     value = draw(positive) if rule == "kstd" else None
     prune = draw(st.floats(min_value=0, max_value=0.99))
-    return Choice(format, coder, rule, value, prune)
+    reaches = st.none() if format.code_max == 1 else st.integers(1, format.code_max - 1)
+    rounding = draw(st.sampled_from(ROUNDINGS))
+    return Choice(format, coder, rule, value, draw(st.none() | reaches), prune, rounding)
 
 
 @given(formats)
@@ -57,6 +60,9 @@ def test_choice_round_trip(choice):
         "ternary.row+absmean",
         "int4.row+percentile-matrix",
         "int3.row+mse",
+        "int5.row+gptq",
+        "int6.row~brotli+kstd@12.85+gptq",
+        "int6.row+percentile-matrix+reach@20+prune@0.1+gptq",
     ],
 )
 def test_spellings_people_type_are_kept(text):
@@ -83,6 +89,13 @@ def test_defaults_are_not_spelled():
         ("int6.row+prune@1", r"\[0, 1\)"),
         ("int6.row+prune", "with a fraction"),
         ("int6.row+prune@x", "not a number"),
+        ("int6.row+reach", "with a whole number"),
+        ("int6.row+reach@2.5", "with a whole number"),
+        ("int6.row+reach@31", "from 1 to 30"),
+        ("int6.row+reach@0", "from 1 to 30"),
+        ("int6.row+gptq@1", "gptq takes no value"),
+        ("int6.row+gptq+gptq", "given twice"),
+        ("fp16+gptq", "takes no"),
         ("int6.row+percentile+mse", "second range rule"),
         ("int6.row+wish", "step 'wish' is unknown"),
         ("fp16+kstd@3", "takes no"),
