@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from packer.commands.calibrate import calibrate
 from packer.commands.data import data
 from packer.commands.diff import diff
 from packer.commands.eval import evaluate
@@ -70,5 +71,17 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-for command in (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data):
+for command in (
+    inspect,
+    calibrate,
+    measure,
+    plan,
+    pack,
+    unpack,
+    verify,
+    report,
+    diff,
+    evaluate,
+    data,
+):
     main.add_command(command)
