@@ -177,7 +177,7 @@ def _without_wrappers(
     found: dict[str, torch.Tensor] = {}
     before: dict[str, str] = {}
     for name, tensor in named.items():
-        plain = _without_wrapper(name)
+        plain = without_wrapper(name)
         if plain in found:
             raise CheckpointError(
                 f"{source}: without wrapper prefixes {before[plain]!r} and {name!r} are both "
@@ -190,7 +190,8 @@ def _without_wrappers(
     return found
 
 
-def _without_wrapper(name: str) -> str:
+def without_wrapper(name: str) -> str:
+    """The name without the prefixes that compiling and data parallelism put before it."""
     *path, last = name.split(".")
     path = [part for part in path if part != "_orig_mod"]
     while path and path[0] == "module":

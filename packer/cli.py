@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from packer.commands.calibrate import calibrate
+from packer.commands.compare import compare
 from packer.commands.data import data
 from packer.commands.diff import diff
 from packer.commands.eval import evaluate
@@ -71,5 +73,19 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-for command in (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data, train):
+for command in (
+    inspect,
+    calibrate,
+    compare,
+    measure,
+    plan,
+    pack,
+    unpack,
+    verify,
+    report,
+    diff,
+    evaluate,
+    data,
+    train,
+):
     main.add_command(command)

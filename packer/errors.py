@@ -23,3 +23,7 @@ class CapError(PackerError):
 
 class OutputError(PackerError):
     """An output that could not be written; what stood there before is untouched."""
+
+
+class CurvatureError(PackerError):
+    """Curvature that is damaged, stale, or cannot be had from this model and text."""

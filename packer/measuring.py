@@ -13,6 +13,7 @@ from packer.candidates import Measurement, TensorInfo
 from packer.checkpoint import Checkpoint, contents_fingerprint, structure_fingerprint
 from packer.errors import PlanError
 from packer.quantizers.choice import Choice, parse_choice
+from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError
 from packer.quantizers.quantize import dequantize, quantizable, quantize
 from packer.roles import Role, TensorRole, roles_of, select
@@ -86,12 +87,13 @@ def measure(
     *,
     pins: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
+    curvature: Mapping[str, Curvature] | None = None,
     progress: Progress = ignore_progress,
 ) -> Measurement:
     """Candidates for every tensor: real coded bytes and weight error under each choice.
 
     pins: selector -> choice; a pinned tensor is measured under that choice as well. metadata: text
-    for the artifact, added to the checkpoint's own.
+    for the artifact, added to the checkpoint's own. curvature: by tensor, for choices with +gptq.
     Raises SelectorError: a pin matches nothing. PlanError: a pinned choice cannot hold the tensor.
     """
     infos = tensor_infos(checkpoint)
@@ -101,7 +103,7 @@ def measure(
         name: with_pinned(default_choices(weight), pinned.get(name))
         for name, weight in checkpoint.tensors.items()
     }
-    measured = _measurement(checkpoint, infos, choices, metadata or {}, progress)
+    measured = _measurement(checkpoint, infos, choices, metadata or {}, curvature or {}, progress)
     check_pinned(pinned, measured.candidates)
     return measured
 
@@ -111,6 +113,7 @@ def measure_choices(
     choices: Mapping[str, str],
     metadata: Mapping[str, str] | None = None,
     progress: Progress = ignore_progress,
+    curvature: Mapping[str, Curvature] | None = None,
 ) -> Measurement:
     """One candidate for every tensor: the choice given for its name.
 
@@ -121,7 +124,7 @@ def measure_choices(
         raise PlanError(f"no choice is given for {', '.join(missing[:5])}; plan this checkpoint")
     parsed = {name: (_parsed(name, choices[name]),) for name in checkpoint.tensors}
     infos = tensor_infos(checkpoint)
-    measured = _measurement(checkpoint, infos, parsed, metadata or {}, progress)
+    measured = _measurement(checkpoint, infos, parsed, metadata or {}, curvature or {}, progress)
     check_pinned({name: choice for name, (choice,) in parsed.items()}, measured.candidates)
     return measured
 
@@ -131,6 +134,7 @@ def _measurement(
     infos: tuple[TensorInfo, ...],
     choices: Mapping[str, Sequence[Choice]],
     metadata: Mapping[str, str],
+    curvature: Mapping[str, Curvature],
     progress: Progress,
 ) -> Measurement:
     candidates: list[Candidate] = []
@@ -138,7 +142,9 @@ def _measurement(
     with one_torch_thread():
         for done, info in enumerate(infos):
             progress(info.name, done, len(infos))
-            candidates += measure_tensor(info, checkpoint.tensors[info.name], choices[info.name])
+            weight = checkpoint.tensors[info.name]
+            felt = curvature.get(info.name)
+            candidates += measure_tensor(info, weight, choices[info.name], felt)
     progress("measured", len(infos), len(infos))
     all_metadata = dict(sorted({**checkpoint.metadata, **metadata}.items()))
     return Measurement(
@@ -178,14 +184,17 @@ def header_of(
 
 
 def measure_tensor(
-    info: TensorInfo, weight: torch.Tensor, choices: Sequence[Choice]
+    info: TensorInfo,
+    weight: torch.Tensor,
+    choices: Sequence[Choice],
+    curvature: Curvature | None = None,
 ) -> list[Candidate]:
     """A candidate for every choice that decodes to finite weights, in the order given."""
     role_weight = ROLE_WEIGHT[Role(info.role)]
     found = []
     for choice in choices:
         try:
-            quantized = quantize(weight, choice)
+            quantized = quantize(weight, choice, curvature)
         except FormatError as error:
             raise PlanError(f"{info.name}: {error}") from None
         error_value = weight_error(weight, dequantize(quantized))
