@@ -105,7 +105,8 @@ XSA4_EMA_INT5MLP = replace(
     ),
 )
 
-# #569: VRL, LeakyReLU(0.5)², XSA everywhere, value embeddings, late QAT; pruned when packed.
+# #569: VRL, LeakyReLU(0.5)², XSA everywhere, value embeddings, late QAT; pruned, and rounded by
+# full GPTQ, when packed.
 VRL_LEAKY_GPTQ = replace(
     ELEVEN_LAYERS_RUN,
     model=replace(
@@ -127,7 +128,7 @@ VRL_LEAKY_GPTQ = replace(
     ),
     pack=PackSettings(
         cap=CONTEST_CAP,
-        formats={"blocks.*.weight": "int6.row+prune@0.02", "embeddings": "int8.row"},
+        formats={"blocks.*.weight": "int6.row+prune@0.02+gptq", "embeddings": "int8.row"},
     ),
 )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,14 +73,17 @@ def train(
     swa weights, each packed under the cap and scored, metrics.jsonl and curves.png, and state.pt to
     --resume from. Under torchrun the batch is divided over the processes.
     """
-    from packer.train.config import ConfigError
     from packer.train.run_config import run_settings
 
-    try:
-        made = _configured(config, output, data, changes, resume)
-        made = _with_limits(made, cap, size_cap, max_wallclock, code)
-    except (ConfigError, ValueError) as error:
-        raise PackerError(str(error)) from None
+    given = {
+        "data.folder": data,
+        "pack.cap": cap,
+        "pack.size_cap": size_cap,
+        "schedule.max_wallclock": max_wallclock,
+        "pack.code": list(code) or None,
+    }
+    named = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    made = _configured(config, output, named, changes, resume)
     if show:
         print_json(run_settings(made))
         return
@@ -93,9 +97,13 @@ def train(
 
 
 def _configured(
-    config: str | None, output: str, data: str | None, changes: tuple[str, ...], resume: bool
+    config: str | None, output: str, named: Sequence[str], changes: Sequence[str], resume: bool
 ) -> TrainConfig:
-    """The run as its file, its options or, resumed, its own folder describe it."""
+    """The run as its file and its options, or resumed its own folder, describe it.
+
+    Raises PackerError: a folder that holds a run or, resumed, holds none; settings that cannot be.
+    """
+    from packer.train.config import ConfigError
     from packer.train.run_config import read_run
 
     folder = Path(output)
@@ -111,25 +119,10 @@ def _configured(
             f"{folder} holds a run already: go on with it (--resume -o {folder}), or name another "
             "folder with -o"
         )
-    named = () if data is None else (f'data.folder="{data}"',)
-    return read_run(config, (*named, *changes))
-
-
-def _with_limits(
-    made: TrainConfig,
-    cap: int | None,
-    size_cap: int | None,
-    max_wallclock: float | None,
-    code: tuple[str, ...],
-) -> TrainConfig:
-    from dataclasses import replace
-
-    given = {"cap": cap, "size_cap": size_cap, "code": code or None}
-    pack = replace(made.pack, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
-    schedule = made.schedule
-    if max_wallclock is not None:
-        schedule = replace(schedule, max_wallclock=max_wallclock)
-    return replace(made, pack=pack, schedule=schedule)
+    try:
+        return read_run(config, (*named, *changes))
+    except ConfigError as error:
+        raise PackerError(str(error)) from None
 
 
 @contextlib.contextmanager

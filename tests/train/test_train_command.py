@@ -51,11 +51,13 @@ def test_trains_packs_scores_and_names_the_best(run: Callable[..., Result], tmp_
     for one in by_name.values():
         size = Path(one["artifact"]).stat().st_size
         assert size == one["total_bytes"] <= 40_000
-        assert one["packed_bits_per_byte"] > 0 and one["note"] == ""
+        assert one["packed_bits_per_byte"] > 0
+        assert re.fullmatch(r"calibrated on [\d,]+ training tokens", one["note"])
     best = min(by_name.values(), key=lambda one: one["packed_bits_per_byte"])
     assert value["best"] == best["average"]
     assert {row["part"]: row["budget"] for row in value["ledger"]} == {
         "training": "training",
+        "calibration": "training",
         "quantization": "none",
         "packing": "none",
         "evaluation": "evaluation",
@@ -75,6 +77,23 @@ def test_the_scores_are_those_of_packer_eval(run: Callable[..., Result], folder:
     assert scored.exit_code == 0, scored.output
     found = [one["bits_per_byte"] for one in json.loads(scored.stdout)["scores"]]
     assert found == pytest.approx([raw["bits_per_byte"], raw["packed_bits_per_byte"]], rel=1e-6)
+
+
+def test_calibration_stays_inside_the_wall_clock(run: Callable[..., Result]) -> None:
+    clock = ("--cap", "40000", "--json", "--max-wallclock", "4", "--set", "iterations=100000")
+    value = json.loads(run(*clock, "--set", "calibration_reserve=2").stdout)
+    seconds = {row["part"]: row["seconds"] for row in value["ledger"]}
+    assert 1 < seconds["training"] < 2 and 0 < seconds["calibration"] < 2
+    assert all("calibrated on" in one["note"] for one in value["averages"])
+
+
+def test_without_a_reserve_a_wall_clock_leaves_no_calibration(run: Callable[..., Result]) -> None:
+    formats = 'pack.formats={"blocks.*.weight"="int6.row+gptq"}'
+    clock = ("--cap", "40000", "--json", "--max-wallclock", "2", "--set", formats)
+    value = json.loads(run(*clock).stdout)
+    assert "calibration" not in {row["part"] for row in value["ledger"]}
+    for one in value["averages"]:
+        assert "nothing is reserved for it" in one["note"] and one["total_bytes"] <= 40_000
 
 
 def test_without_a_cap_nothing_is_packed(run: Callable[..., Result], tmp_path: Path) -> None:
