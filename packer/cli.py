@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from packer.commands.calibrate import calibrate
+from packer.commands.compare import compare
 from packer.commands.data import data
 from packer.commands.diff import diff
 from packer.commands.eval import evaluate
@@ -74,6 +75,7 @@ def main() -> None:
 for command in (
     inspect,
     calibrate,
+    compare,
     measure,
     plan,
     pack,

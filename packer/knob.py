@@ -38,6 +38,11 @@ class RecipePlan:
     plan: PackPlan
     nearest: tuple[str, ...]
 
+    @property
+    def problems(self) -> dict[str, str]:
+        """Tensor -> why it is not rounded as the recipe says, in words."""
+        return dict.fromkeys(self.nearest, "rounded to nearest: there is no curvature of it")
+
 
 def recipe_under_cap(
     checkpoint: Checkpoint,

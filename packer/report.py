@@ -162,7 +162,7 @@ def _with_coder(choice: str, coder: str) -> str:
 def report_artifact(data: bytes, source: str) -> Report:
     """An artifact's file. Raises decoder.ArtifactError: not an artifact, or damaged."""
     from packer import decoder
-    from packer.artifact import coder_name, format_of
+    from packer.artifact import coder_name, stored_format
     from packer.roles import roles_of
 
     stored = decoder.parse(data)
@@ -171,9 +171,9 @@ def report_artifact(data: bytes, source: str) -> Report:
     for tensor in stored.tensors:
         role = roles[tensor.name]
         info = TensorInfo(tensor.name, role.role.value, role.layer, tensor.shape, tensor.dtype)
-        choice = f"{format_of(tensor.format)}~{coder_name(tensor)}"
+        choice = f"{stored_format(tensor)}~{coder_name(tensor)}"
         rows.append(_row(info, choice, tensor.size_bytes, None, None))
-        side += len(tensor.scale[1]) if tensor.scale else 0
+        side += sum(len(data) for _, data in (tensor.scale or (0, b""), *tensor.factors))
         payload += len(tensor.codes[1])
     account = Account(
         stored.cap_bytes, stored.code_bytes, len(data) - side - payload, side, payload

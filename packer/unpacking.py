@@ -177,8 +177,10 @@ def _requantize_problem(
     if not torch.equal(again.codes, quantized.codes):
         count = int((again.codes != quantized.codes).sum())
         return f"{count} of {again.codes.numel()} codes differ from what {choice} gives"
-    if not _same_bits(again.side["scale"], quantized.side["scale"]):
-        return f"the scales differ from what {choice} gives"
+    for name, values in quantized.side.items():
+        if not _same_bits(again.side[name], values):
+            what = "scales" if name == "scale" else f"correction's {name}"
+            return f"the {what} differ from what {choice} gives"
     return None
 
 

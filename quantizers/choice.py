@@ -2,8 +2,8 @@
 
 Grammar: `format[~coder][+step[@value]]...`, for instance `int6.row`, `fp16~brotli`,
 `int6.row+percentile`, `int8.row~zstd+kstd@12.85`, `int5.row+prune@0.02`, `ternary.row+absmean`,
-`int6.row+reach@20`, `int6.row~brotli+kstd@12.85+gptq`. Parsing and spelling are inverse; defaults
-are not spelled.
+`int6.row+reach@20`, `int6.row~brotli+kstd@12.85+gptq`, `int4.row.rank4x8+gptq`. Parsing and
+spelling are inverse; defaults are not spelled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .formats import FormatError, Passthrough, TensorFormat, Ternary, parse_format
+from .formats import FormatError, LowRank, Passthrough, TensorFormat, Ternary, parse_format
 
 CODERS = ("ans", "zstd", "brotli", "lzma", "zlib", "raw")
 UNIFORM_RANGES = ("absmax", "percentile", "percentile-matrix", "kstd", "mse")
@@ -46,7 +46,7 @@ class Choice:
             if self.range_rule or self.reach or self.prune or self.rounding != "nearest":
                 raise FormatError(f"{self.format} keeps weights as they are: it takes no + steps")
             return
-        rules = TERNARY_RANGES if isinstance(self.format, Ternary) else UNIFORM_RANGES
+        rules = TERNARY_RANGES if _is_ternary(self.format) else UNIFORM_RANGES
         if self.range_rule not in rules:
             raise FormatError(
                 f"{self.format} has no range rule {self.range_rule!r}; it has {', '.join(rules)}"
@@ -98,7 +98,11 @@ def default_range(format: TensorFormat) -> str | None:
     """absmax for integers, least squares for ternary, nothing for passthrough."""
     if isinstance(format, Passthrough):
         return None
-    return "mse" if isinstance(format, Ternary) else "absmax"
+    return "mse" if _is_ternary(format) else "absmax"
+
+
+def _is_ternary(format: TensorFormat) -> bool:
+    return isinstance(format.base if isinstance(format, LowRank) else format, Ternary)
 
 
 def spell_number(value: float) -> str:

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 
 from .choice import Choice, parse_choice
 from .dequantize import dequantize_scaled
-from .formats import FormatError, Passthrough, QuantizedTensor, row_shape
+from .formats import FormatError, LowRank, Passthrough, QuantizedTensor, row_shape
 from .prune import prune_smallest
 from .quantize import choose_scale, dequantize, encode, quantizable, quantize
 
@@ -82,6 +82,12 @@ def _check(weight: torch.Tensor, choice: Choice) -> None:
         raise FormatError(
             f"fake quantization rounds to nearest, and {choice} asks for {choice.rounding}, which "
             f"depends on data: train under {plain}, and pack under {choice} afterwards"
+        )
+    if isinstance(choice.format, LowRank):
+        plain = replace(choice, format=choice.format.base)
+        raise FormatError(
+            f"fake quantization has no corrections of low rank: train under {plain}, and pack "
+            f"under {choice} afterwards"
         )
     if not quantizable(weight):
         raise FormatError(

@@ -19,16 +19,18 @@ from .clip import (
     ternary_scale,
 )
 from .curvature import Curvature
-from .dequantize import dequantize_scaled, dequantize_stored
+from .dequantize import dequantize_low_rank, dequantize_scaled, dequantize_stored
 from .formats import (
     PASSTHROUGH_DTYPES,
     FormatError,
+    LowRank,
     Passthrough,
     QuantizedTensor,
     Ternary,
     row_shape,
     scale_dtype,
 )
+from .low_rank import correction
 from .prune import prune_smallest
 from .rounding import HessianFactor, RoundingReport, factorize, round_with, together
 
@@ -57,14 +59,20 @@ def quantize_reported(
     pruned = prune_smallest(weight, choice.prune) if choice.prune else weight
     rows = pruned.float().reshape(row_shape(shape))
     scale = choose_scale(rows, choice)
+    whole = weight.float().reshape(row_shape(shape))
     report = None
     if choice.rounding == "gptq":
         zero = rows == 0 if choice.prune else None
-        whole = weight.float().reshape(row_shape(shape))
         codes, report = _gptq_codes(whole, choice, scale, shape, curvature, zero)
     else:
         codes = encode(rows, choice, scale)
-    return QuantizedTensor(choice.format, shape, dtype, codes, {"scale": scale}), report
+    side = {"scale": scale}
+    if isinstance(choice.format, LowRank):
+        if curvature is not None:
+            curvature.check_shape(shape)
+        left_over = whole - codes.float() * scale.float()[:, None]
+        side |= correction(left_over, choice.format, curvature)
+    return QuantizedTensor(choice.format, shape, dtype, codes, side), report
 
 
 def _gptq_codes(
@@ -113,7 +121,7 @@ def choose_scale(rows: torch.Tensor, choice: Choice) -> torch.Tensor:
         rows = rows.reshape(1, -1)
     dtype = scale_dtype(format)
     code_min, code_max = choice.code_range
-    if isinstance(format, Ternary):
+    if isinstance(format.base if isinstance(format, LowRank) else format, Ternary):
         scale = absmean_scale(rows) if choice.range_rule == "absmean" else ternary_scale(rows)
     elif choice.range_rule == "kstd":
         assert choice.range_value is not None
@@ -140,6 +148,8 @@ def dequantize(quantized: QuantizedTensor) -> torch.Tensor:
     if isinstance(quantized.format, Passthrough):
         stored = PASSTHROUGH_DTYPES.get(str(quantized.format), dtype)
         return dequantize_stored(quantized.codes, stored, shape, dtype)
+    if isinstance(quantized.format, LowRank):
+        return dequantize_low_rank(quantized.codes, **quantized.side, shape=shape, dtype=dtype)
     return dequantize_scaled(quantized.codes, quantized.side["scale"], shape, dtype)
 
 

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from packer.knob import RecipePlan
     from packer.planning import PackPlan
 
-UNSEEN = "rounded to nearest: there is no curvature of it"
-
 
 @click.command(short_help="The artifact, never over the cap.")
 @click.argument("checkpoint", type=EXISTING)
@@ -174,8 +172,7 @@ def _show(
 
 def _problems(packed: Packed, turned: RecipePlan | None) -> dict[str, str]:
     """Tensor -> why it was not rounded as it should be."""
-    unseen = dict.fromkeys(turned.nearest if turned else (), UNSEEN)
-    return {**unseen, **packed.rounding_problems}
+    return {**(turned.problems if turned else {}), **packed.rounding_problems}
 
 
 def _say_steps_down(made: PackPlan) -> None:

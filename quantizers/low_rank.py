@@ -1,0 +1,81 @@
+"""A correction of low rank to what rounding left over (LQER, arXiv:2402.02446).
+
+With E = W - Q and curvature H over columns and F over rows, the change that is felt is
+tr(F (E - A B) H (E - A B)ᵀ). With H = R Rᵀ it is the squared norm of F^½ (E - A B) R, whose best
+A B comes from the largest singular values of F^½ E R (QERA, arXiv:2410.06040, with F besides). B
+is rounded first; A is then fitted to what B became, H deciding, and rounded in turn.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .clip import least_squares_scale, nearest_codes
+from .curvature import Curvature
+from .formats import FormatError, LowRank
+from .rounding import DAMPING
+
+Factors = dict[str, torch.Tensor]  # left, right, rank_scale: side values of a LowRank format
+
+
+def correction(
+    residual: torch.Tensor, format: LowRank, curvature: Curvature | None = None
+) -> Factors:
+    """int8 left [rank, rows] and right [rank, columns], float32 rank_scale [rank].
+
+    residual: E, float32 [rows, columns]. Without curvature every error is felt alike. The matrices
+    of a bank are corrected together, under the mean of their Hessians.
+    Raises FormatError: a rank that the matrix cannot have.
+    """
+    rows, columns = residual.shape
+    if format.rank > min(rows, columns):
+        raise FormatError(
+            f"{format} needs {format.rank} rows and columns, found [{rows}, {columns}]"
+        )
+    E = residual.double()
+    H, weight = _metric(curvature, rows, columns)
+    R = torch.linalg.cholesky(H)
+    _, sizes, right_vectors = torch.linalg.svd(weight[:, None] * E @ R, full_matrices=False)
+    kept = sizes[: format.rank, None].sqrt() * right_vectors[: format.rank]
+    B = torch.linalg.solve_triangular(R, kept, upper=False, left=False)
+    right, right_scale = _rounded(B.float(), format.factor_max)
+    B = right.double() * right_scale.double()[:, None]
+    A = _fitted(E, B, H)
+    left, left_scale = _rounded(A.T.float().contiguous(), format.factor_max)
+    return {"left": left, "right": right, "rank_scale": left_scale * right_scale}
+
+
+def _metric(
+    curvature: Curvature | None, rows: int, columns: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(H damped, float64 [columns, columns]; square root of F, float64 [rows])."""
+    if curvature is None:
+        eye = torch.eye(columns, dtype=torch.float64)
+        return eye, torch.ones(rows, dtype=torch.float64)
+    H = curvature.hessian.double()
+    H = H.mean(dim=0) if H.dim() == 3 else H
+    damping = DAMPING * float(H.diagonal().mean())
+    while int(torch.linalg.cholesky_ex(H + damping * torch.eye(columns)).info):
+        damping = 10 * damping or 1.0
+    if curvature.fisher is None or not bool(curvature.fisher.any()):
+        weight = torch.ones(rows, dtype=torch.float64)
+    else:
+        fisher = curvature.fisher.double()
+        weight = (fisher + 1e-6 * fisher.mean()).sqrt()
+    return H + damping * torch.eye(columns, dtype=torch.float64), weight
+
+
+def _fitted(E: torch.Tensor, B: torch.Tensor, H: torch.Tensor) -> torch.Tensor:
+    """A [rows, rank] of least tr((E - A B) H (E - A B)ᵀ), whatever weighs the rows."""
+    normal = B @ H @ B.T
+    fitted: torch.Tensor = E @ H @ B.T @ torch.linalg.pinv(normal, hermitian=True)
+    return fitted
+
+
+def _rounded(vectors: torch.Tensor, code_max: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(int8 codes, float32 scale [rank]) of vectors [rank, length], each under its best step."""
+    largest = vectors.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    unit = vectors / largest[:, None]  # where float16, in which steps are searched, is exact enough
+    scale = least_squares_scale(unit, code_max)
+    codes = nearest_codes(unit, scale, -code_max, code_max)
+    return codes.to(torch.int8), scale * largest
