@@ -12,13 +12,13 @@ import numpy as np
 
 from packer.account import Limits
 from packer.checkpoint import Checkpoint
+from packer.curvature_set import CurvatureSet
 from packer.errors import CapError
 from packer.evaluation import Evaluated
 from packer.fit import Packed, pack_to_cap
 from packer.knob import RecipePlan, recipe_at, recipe_under_cap
 from packer.measuring import Progress, ignore_progress, measure
 from packer.planning import make_plan
-from packer.quantizers.curvature import Curvature
 from packer.recipes import RECIPES, K, Position, Recipe
 
 OURS = "ours"
@@ -100,7 +100,7 @@ class Workbench:
 
     checkpoint: Checkpoint
     code: Limits
-    curvature: Mapping[str, Curvature]
+    curvature: CurvatureSet
     pins: Mapping[str, str]
     progress: Progress = ignore_progress
 
@@ -150,7 +150,7 @@ class Workbench:
             started = time.perf_counter()
             try:
                 plan = make_plan(measured, self._limits(cap_bytes), self.pins)
-                packed = pack_to_cap(self.checkpoint, plan, self.progress, self.curvature)
+                packed = pack_to_cap(self.checkpoint, plan, self.progress, self.curvature.by_tensor)
             except CapError as error:
                 yield Refused(OURS, cap_bytes, str(error))
                 continue
@@ -162,7 +162,7 @@ class Workbench:
         return Limits(cap_bytes, code.code, code.loader_bytes, code.margin_bytes)
 
     def _packed(self, turned: RecipePlan, cap_bytes: int | None, started: float) -> Contender:
-        packed = pack_to_cap(self.checkpoint, turned.plan, self.progress, self.curvature)
+        packed = pack_to_cap(self.checkpoint, turned.plan, self.progress, self.curvature.by_tensor)
         problems = {**turned.problems, **packed.rounding_problems}
         seconds = time.perf_counter() - started
         return Contender(turned.recipe.name, turned.position, cap_bytes, packed, seconds, problems)

@@ -40,8 +40,8 @@ from packer.errors import PackerError
 if TYPE_CHECKING:
     from packer.checkpoint import Checkpoint
     from packer.comparison import Contender, Refused, Row, Workbench
+    from packer.curvature_set import CurvatureSet
     from packer.evaluation import Data
-    from packer.quantizers.curvature import Curvature
 
 MODELS_AT_ONCE = 8  # scored in one pass beside the original; bounds the memory
 
@@ -171,15 +171,15 @@ def _workbench(
 
 def _curvature(
     source: str, loaded: Checkpoint, file: str | None, text: TextOptions, built: ModelOptions
-) -> dict[str, Curvature]:
+) -> CurvatureSet:
     if file is not None:
         from packer.curvature_file import read_curvature
 
-        return dict(read_curvature(file, loaded).by_tensor)
+        return read_curvature(file, loaded)
     started = time.perf_counter()
     found = curvature_of(built.load(source), source, loaded, text.open(), text)
     say_notes([*found.warnings, f"calibrated in {time.perf_counter() - started:.0f} s"])
-    return dict(found.by_tensor)
+    return found
 
 
 def _all(bench: Workbench, cap: int, caps: Sequence[int]) -> Iterator[Contender | Refused]:
