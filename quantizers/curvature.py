@@ -59,6 +59,16 @@ class Curvature:
             _check_row_values("row_usage", self.row_usage)
 
     @property
+    def rounding_hessian(self) -> torch.Tensor:
+        """The second moment that rounding should heed: of a head that is a table too, of both,
+        by how much either is felt.
+        """
+        if self.lookup is None or self.fisher is None or self.lookup.fisher is None:
+            return self.hessian
+        ratio = self.lookup.fisher.mean() / self.fisher.mean().clamp(min=1e-30)
+        return self.hessian + ratio * self.lookup.hessian
+
+    @property
     def columns(self) -> int:
         return self.hessian.shape[-1]
 

@@ -103,7 +103,8 @@ def _gptq_codes(
 @functools.lru_cache(maxsize=1)
 def _factors(curvature: Curvature) -> tuple[HessianFactor, ...]:
     """A factor per bank; the last is kept, because a tensor is measured under many choices."""
-    banks = curvature.hessian if curvature.hessian.dim() == 3 else curvature.hessian[None]
+    hessian = curvature.rounding_hessian
+    banks = hessian if hessian.dim() == 3 else hessian[None]
     return tuple(factorize(hessian) for hessian in banks)
 
 
