@@ -12,6 +12,7 @@ import click
 from packer.commands.data import data
 from packer.commands.diff import diff
 from packer.commands.eval import evaluate
+from packer.commands.fix import fix
 from packer.commands.inspect import inspect
 from packer.commands.measure import measure
 from packer.commands.pack import pack
@@ -70,5 +71,5 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-for command in (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data):
+for command in (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data, fix):
     main.add_command(command)
