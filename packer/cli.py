@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from packer.commands.code import code
 from packer.commands.data import data
 from packer.commands.diff import diff
 from packer.commands.eval import evaluate
@@ -70,5 +71,6 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-for command in (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data):
+COMMANDS = (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data, code)
+for command in COMMANDS:
     main.add_command(command)
