@@ -18,6 +18,7 @@ from packer.commands.measure import measure
 from packer.commands.pack import pack
 from packer.commands.plan import plan
 from packer.commands.report import report
+from packer.commands.size import size
 from packer.commands.unpack import unpack
 from packer.commands.verify import verify
 from packer.errors import PackerError
@@ -71,6 +72,6 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-COMMANDS = (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data, code)
+COMMANDS = (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data, code, size)
 for command in COMMANDS:
     main.add_command(command)
