@@ -13,6 +13,7 @@ from packer.commands.code import code
 from packer.commands.data import data
 from packer.commands.diff import diff
 from packer.commands.eval import evaluate
+from packer.commands.fix import fix
 from packer.commands.inspect import inspect
 from packer.commands.measure import measure
 from packer.commands.pack import pack
@@ -72,6 +73,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-COMMANDS = (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data, code, size)
-for command in COMMANDS:
+for command in (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data):
+    main.add_command(command)
+for command in (code, size, fix):
     main.add_command(command)
