@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from packer.commands.code import code
 from packer.commands.data import data
 from packer.commands.diff import diff
 from packer.commands.eval import evaluate
@@ -18,6 +19,7 @@ from packer.commands.measure import measure
 from packer.commands.pack import pack
 from packer.commands.plan import plan
 from packer.commands.report import report
+from packer.commands.size import size
 from packer.commands.unpack import unpack
 from packer.commands.verify import verify
 from packer.errors import PackerError
@@ -71,5 +73,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-for command in (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data, fix):
+for command in (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data):
+    main.add_command(command)
+for command in (code, size, fix):
     main.add_command(command)
