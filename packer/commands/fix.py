@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from packer.commands.fix_folder import fix_submission, show_steps
 from packer.commands.options import (
     CODE,
     CONFIG,
-    EXISTING_FILE,
+    EXISTING,
     JSON,
     MARGIN,
     MAX_MEMORY,
     TEMPLATE,
-    WRITABLE,
     cap_option,
     print_json,
     read_config,
@@ -34,15 +35,63 @@ CONTEST_CAP = 16_000_000
 
 
 @click.command(short_help="An artifact that is over the cap, under it.")
-@click.argument("artifact", type=EXISTING_FILE)
-@click.option("-o", "--output", type=WRITABLE, help="The new artifact to write.")
+@click.argument("source", type=EXISTING)
+@click.option("-o", "--output", type=click.Path(), help="The new artifact or folder to write.")
 @with_options(
     cap_option(required=False, help="Byte limit, code included; default: 16MB."), CODE, MARGIN
 )
 @click.option("--lossless", is_flag=True, help="Change no weight: re-encode the same codes only.")
-@click.option("--loader", type=WRITABLE, help="Write (and count) the loader, a Python file, too.")
+@click.option(
+    "--loader",
+    type=click.Path(dir_okay=False),
+    help="Write (and count) the loader, a Python file, too.",
+)
 @with_options(CONFIG, TEMPLATE, MAX_MEMORY, JSON)
 def fix(
+    source: str,
+    output: str | None,
+    cap: int | None,
+    code: tuple[str, ...],
+    margin: int,
+    lossless: bool,
+    loader: str | None,
+    config: str | None,
+    template: str | None,
+    max_memory: int | None,
+    as_json: bool,
+) -> None:
+    """Bring SOURCE, an artifact (.ptz) or a submission folder, under the cap at the least cost.
+
+    \b
+    packer fix final_model.int6.ptz --code train_gpt.py -o fixed.pack --loader loader.py
+    packer fix records/my_run -o fixed_run
+
+    First without loss: the same codes under our coder, bit-identical weights, checked by decoding;
+    in a folder also packed code and a corrected submission.json. If that is not enough, tensors
+    are stored more coarsely, those that lose least for the bytes they save. Without -o, says what
+    it would do. SOURCE itself is never touched.
+    """
+    if Path(source).is_dir():
+        if loader is not None or config is not None:
+            raise click.UsageError("a folder gets its loader by itself; --config is for artifacts")
+        fix_submission(
+            source,
+            output,
+            cap or CONTEST_CAP,
+            code,
+            margin,
+            lossless,
+            template,
+            max_memory,
+            as_json,
+        )
+        return
+    _fix_artifact(
+        source, output, cap, code, margin, lossless, loader, config, template, max_memory, as_json
+    )
+
+
+def _fix_artifact(
     artifact: str,
     output: str | None,
     cap: int | None,
@@ -55,15 +104,6 @@ def fix(
     max_memory: int | None,
     as_json: bool,
 ) -> None:
-    """Bring ARTIFACT, somebody's submission (.ptz), under the cap at the least cost.
-
-    \b
-    packer fix final_model.int6.ptz --code train_gpt.py -o fixed.pack --loader loader.py
-
-    First without loss: the same codes under our coder, bit-identical weights, checked by decoding.
-    If that is not enough, tensors are stored more coarsely, those that lose least for the bytes
-    they save. Without -o, says what it would do. ARTIFACT itself is never touched.
-    """
     from packer.checkpoint import read_checkpoint
     from packer.progress import shown
     from packer.repack import repack
@@ -157,32 +197,9 @@ def _show(
         print_json(_json(foreign, same, made, output))
         return
     if made is not None:
-        _show_steps(made)
+        show_steps(made)
     account = same.account if made is None else made.account
     click.echo(f"{output or 'not written (no -o)'}: {account}")
-
-
-def _show_steps(made: Repair) -> None:
-    from packer import tables
-
-    saved, damage, rows = 0, 0.0, []
-    for step in made.steps:
-        saved += step.saved_bytes
-        damage += step.damage
-        rows.append(
-            (
-                step.tensor,
-                step.before,
-                step.after,
-                f"{step.saved_bytes:,}",
-                f"{step.damage:.3g}",
-                f"{saved:,}",
-                f"{damage:.3g}",
-            )
-        )
-    columns = ("tensor", "was", "becomes", ">bytes saved", ">weight error", ">saved so far")
-    tables.console().print(tables.table((*columns, ">error so far"), rows))
-    click.echo()
 
 
 def _json(

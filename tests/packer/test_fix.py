@@ -163,6 +163,148 @@ def test_the_loader_is_counted_and_reads_the_weights_alone(seeded: Path, run: Ru
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
+# --- Submission folders -------------------------------------------------------------------------
+
+CODE = (
+    """
+import io, zstandard, torch
+
+
+def unused(a, b):
+    # A long comment that packing leaves out, since nothing of it runs. """
+    + "na " * 800
+    + """
+    return a + b
+
+
+def load(path):
+    blob = zstandard.ZstdDecompressor().decompress(open(path, "rb").read())
+    return torch.load(io.BytesIO(blob), weights_only=True)
+"""
+)
+CLAIMS = {
+    "name": "replay",
+    "val_bpb": 1.2345,
+    "bytes_total": 123,
+    "bytes_code": 7,
+    "bytes_model_int6_zstd": 99,
+    "artifact_bytes": 0,
+    "compliance": {"artifact_under_16mb": True, "three_seeds": True},
+}
+
+
+@pytest.fixture
+def submission(tmp_path: Path) -> Path:
+    folder = tmp_path / "records" / "run"
+    folder.mkdir(parents=True)
+    (folder / "train_gpt.py").write_text(CODE)
+    (folder / "final_model.int6.ptz").write_bytes(artifact(seeded_weights()))
+    (folder / "train_seed1.log").write_text("step:1/1 val_bpb:1.2345\n")
+    (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\2")
+    (folder / "submission.json").write_text(json.dumps(CLAIMS))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def sizes(folder: Path) -> tuple[int, int]:
+    """(code, artifact) as they were."""
+    found = contents(folder)
+    return len(found["train_gpt.py"]), len(found["final_model.int6.ptz"])
+
+
+def test_a_stale_claim_is_corrected_and_nothing_else(submission: Path, run: Run) -> None:
+    """PR #372: the total in submission.json was the parent's."""
+    before, (code, model) = contents(submission), sizes(submission)
+    found = fixed(run, submission, "-o", "new")
+    claims = json.loads(Path("new/submission.json").read_text())
+    assert claims == {
+        **CLAIMS,
+        "bytes_total": code + model,
+        "bytes_code": code,
+        "bytes_model_int6_zstd": model,
+        "artifact_bytes": code + model,
+    }
+    assert found["corrected"]["bytes_total"] == [123, code + model] and found["to_do"] == []
+    assert {**contents(Path("new")), "submission.json": before["submission.json"]} == before
+    assert contents(submission) == before
+
+
+def test_packing_the_code_comes_before_touching_the_artifact(submission: Path, run: Run) -> None:
+    """PR #1412: 78.7 KB of raw code; packed, it fits."""
+    code, model = sizes(submission)
+    found = fixed(run, submission, "--cap", code + model - 1000, "--lossless", "-o", "new")
+    new = contents(Path("new"))
+    assert new["final_model.int6.ptz"] == contents(submission)["final_model.int6.ptz"]
+    assert len(new["train_gpt.py"]) < code - 1000 and "code packed" in found["what"]
+    assert found["total_bytes"] == len(new["train_gpt.py"]) + model
+    assert json.loads(new["submission.json"])["bytes_total"] == found["total_bytes"]
+
+
+def test_the_artifact_is_re_encoded_with_its_loader(submission: Path, run: Run) -> None:
+    weights = seeded_weights()
+    weights["blocks.0.mlp.fc.weight"] = torch.randn(3072, 192, generator=torch.manual_seed(1))
+    (submission / "final_model.int6.ptz").write_bytes(artifact(weights))
+    _, model = sizes(submission)
+    found = fixed(run, submission, "--cap", model - 500, "--lossless", "-o", "new")
+    new = contents(Path("new"))
+    assert set(new) == {
+        *("final_model.int6.pack", "loader.py", "submission.json", "tokenizer.model"),
+        *("train_gpt.py", "train_seed1.log"),
+    }
+    expected = read_checkpoint(submission / "final_model.int6.ptz").tensors
+    decoded = read_weights(new["final_model.int6.pack"])
+    assert all(torch.equal(decoded[name], expected[name]) for name in expected)
+    assert found["artifact_bytes"] == len(new["final_model.int6.pack"])
+    assert found["lossless"] and found["unused_bytes"] >= 0
+    line = CODE[: CODE.index(".decompress(")].count("\n") + 1
+    assert f"train_gpt.py (line {line})" in found["to_do"][0]
+    claims = json.loads(new["submission.json"])
+    assert claims["bytes_model_int6_zstd"] == len(new["final_model.int6.pack"])
+    assert claims["bytes_total"] == found["total_bytes"] == claims["artifact_bytes"]
+
+
+def test_weights_change_last(submission: Path, run: Run) -> None:
+    _, model = sizes(submission)
+    cap = model * 9 // 10
+    refused = run("fix", submission, "--cap", cap, "--lossless", "-o", "new")
+    assert refused.exit_code == 1 and "too many; nothing was written" in refused.output
+    assert not Path("new").exists()
+    result = run("fix", submission, "--cap", cap, "-o", "new")
+    assert result.exit_code == 0 and "measure val_bpb and val_loss again" in result.stdout
+    assert "OVER by" in result.stderr and "submission.json claims 123" in result.stderr
+    assert "bytes saved" in result.stdout and result.stdout.rstrip().endswith("left")
+    first = contents(Path("new"))
+    assert run("fix", submission, "--cap", cap, "-o", "again").exit_code == 0
+    assert contents(Path("again")) == first
+
+
+def test_folders_that_are_refused(submission: Path, run: Run) -> None:
+    def refuse(word: str, *arguments: object, code: int = 1) -> None:
+        result = run("fix", submission, *arguments)
+        assert result.exit_code == code and word in result.output, result.output
+
+    refuse("lies in or around", "-o", submission / "new", code=2)
+    refuse("lies in or around", "-o", submission.parent, code=2)
+    Path("there").mkdir()
+    Path("there/file").touch()
+    refuse("is there already", "-o", "there", code=2)
+    refuse("gets its loader by itself", "--loader", "loader.py", code=2)
+    (submission / "second.ptz").write_bytes((submission / "final_model.int6.ptz").read_bytes())
+    refuse("holds 2 artifacts")
+    (submission / "second.ptz").write_bytes(b"\x78\xda damaged")
+    refuse("zlib data is truncated or damaged")
+    (submission / "second.ptz").unlink()
+    (submission / "submission.json").write_text("{")
+    refuse("is not JSON")
+    (submission / "train_gpt.py").rename(submission / "a.py")
+    (submission / "b.py").touch()
+    refuse("name those that count with --code")
+    assert not Path("new").exists()
+
+
 # --- The int6 model of PR #339, replayed on the reference checkpoint ----------------------------
 
 
