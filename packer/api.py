@@ -23,7 +23,7 @@ from packer.artifact_files import reading_artifact
 from packer.candidates import Measurement
 from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
 from packer.decoder import MAX_DECODED_BYTES, decode_weights, parse
-from packer.errors import CapError, PlanError
+from packer.errors import CapError, CheckpointError, PlanError
 from packer.files import is_json, replacing, write_json
 from packer.fit import Packed, pack_to_cap
 from packer.knob import RecipePlan, recipe_under_cap
@@ -241,6 +241,32 @@ def unpack(
     if out is not None:
         unpacking.write_weights(out, weights, stored.ties, stored.metadata)
     return weights
+
+
+def unpack_foreign(
+    artifact: PathLike,
+    out: PathLike | None = None,
+    template: PathLike | None = None,
+    max_memory: int | None = None,
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """(weights by name, notes) of another author's artifact; written to `out` when given.
+
+    template: a checkpoint of the same model, for dtypes that the artifact does not store.
+    max_memory: bytes that it may expand to.
+    Raises CheckpointError: damaged, of no known layout, or no artifact at all.
+    """
+    checkpoint = read_checkpoint(artifact, template=template, max_memory=max_memory)
+    if checkpoint.foreign is None:
+        raise CheckpointError(
+            f"{artifact}: is a checkpoint, not an artifact; its weights need no unpacking"
+        )
+    weights = {
+        **checkpoint.tensors,
+        **{t: checkpoint.tensors[k] for t, k in checkpoint.ties.items()},
+    }
+    if out is not None:
+        unpacking.write_weights(out, weights, checkpoint.ties, checkpoint.metadata)
+    return weights, checkpoint.notes
 
 
 def verify(

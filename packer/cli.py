@@ -10,15 +10,18 @@ from typing import Any
 import click
 
 from packer.commands.calibrate import calibrate
+from packer.commands.code import code
 from packer.commands.compare import compare
 from packer.commands.data import data
 from packer.commands.diff import diff
 from packer.commands.eval import evaluate
+from packer.commands.fix import fix
 from packer.commands.inspect import inspect
 from packer.commands.measure import measure
 from packer.commands.pack import pack
 from packer.commands.plan import plan
 from packer.commands.report import report
+from packer.commands.size import size
 from packer.commands.train import train
 from packer.commands.unpack import unpack
 from packer.commands.verify import verify
@@ -87,5 +90,8 @@ for command in (
     evaluate,
     data,
     train,
+    size,
+    code,
+    fix,
 ):
     main.add_command(command)

@@ -27,3 +27,11 @@ class OutputError(PackerError):
 
 class CurvatureError(PackerError):
     """Curvature that is damaged, stale, or cannot be had from this model and text."""
+
+
+class CodeError(PackerError):
+    """Source code that cannot be read, minified or wrapped as asked."""
+
+
+class SubmissionError(PackerError):
+    """A submission folder that cannot be checked at all."""

@@ -15,7 +15,9 @@ from packer.commands.options import (
     EXISTING_FILE,
     JSON,
     MARGIN,
+    MAX_MEMORY,
     PINS,
+    TEMPLATE,
     WEIGHTS,
     WRITABLE,
     cap_option,
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 @click.option("--recipe", metavar="NAME", help="A recipe people know, made to fit under --cap.")
 @with_options(cap_option(required=False), CODE, MARGIN, PINS)
 @click.option("--loader", type=WRITABLE, help="Write (and count) the loader, a Python file, too.")
-@with_options(CONFIG, WEIGHTS, DROP, JSON)
+@with_options(CONFIG, WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
 def pack(
     checkpoint: str,
     output: str,
@@ -56,6 +58,8 @@ def pack(
     config: str | None,
     weights: str | None,
     drop: tuple[str, ...],
+    template: str | None,
+    max_memory: int | None,
     as_json: bool,
 ) -> None:
     """Pack CHECKPOINT into an artifact that is never over the cap.
@@ -74,11 +78,13 @@ def pack(
     if policy is not None and pins:
         raise click.UsageError("--policy carries its own pins; leave --pin out, or plan anew")
     for written in (output, loader):
-        refuse_overwriting([checkpoint, plan_file, policy, config, *code], written)
+        refuse_overwriting([checkpoint, plan_file, policy, config, template, *code], written)
     _refuse_one_for_both(output, loader)
     metadata = read_config(config)
     made = None if plan_file is None else api.load_plan(plan_file)
-    loaded = read_checkpoint(checkpoint, weights=weights, drop=drop)
+    loaded = read_checkpoint(
+        checkpoint, weights=weights, drop=drop, template=template, max_memory=max_memory
+    )
     say_notes(loaded.notes)
     turned = None
     with shown("packing") as progress:
