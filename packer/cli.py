@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from packer.commands.check import check
 from packer.commands.code import code
 from packer.commands.data import data
 from packer.commands.diff import diff
@@ -75,5 +76,5 @@ def main() -> None:
 
 for command in (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data):
     main.add_command(command)
-for command in (code, size, fix):
+for command in (check, fix, code, size):
     main.add_command(command)
