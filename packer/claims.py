@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TOTAL_KEYS = ("bytes_total", "artifact_bytes_max", "artifact_bytes", "artifact_size_bytes")
-CODE_KEYS = ("bytes_code", "code_bytes", "wrapped_code_bytes")
+CODE_KEYS = ("wrapped_code_bytes", "bytes_code", "code_bytes")
 MODEL_KEYS = re.compile(r"bytes_model\w*|quantized_\w*model_bytes|model_bytes\w*")
 BPB_KEYS = ("val_bpb", "mean_val_bpb", "val_bpb_mean")
 NATS_KEYS = ("val_loss", "mean_val_loss", "val_loss_mean")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from packer.submission import Submission
+from packer.submission_account import accounts
 from packer.training_log import LoggedScore
 
 TOLERANCE = 6e-5  # four printed decimals
@@ -36,7 +37,10 @@ def headline(submission: Submission) -> Headline | None:
     In a log the last evaluation of the quantized model is the one that scripts report.
     """
     by_name: dict[str, dict[str, LoggedScore]] = {}
+    replaced = {run.name for run in accounts(submission) if run.superseded is not None}
     for log in submission.logs:
+        if log.name in replaced and len(replaced) < len(submission.logs):
+            continue
         for score in log.quantized_scores:
             by_name.setdefault(score.name, {})[log.name] = score
     if not by_name:

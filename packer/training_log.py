@@ -28,7 +28,9 @@ SCORE = re.compile(
     r"(?P<name>[A-Za-z][\w\-+.()/\[\]: ]{0,60}?)[: ]+"
     r"val_loss[:=]\s*(?P<nats>\d+\.\d+),?\s+val_bpb[:=]\s*(?P<bpb>\d+\.\d+)(?P<rest>.*)"
 )
-STEP = re.compile(r"(?:step:\s*)?(?P<step>\d+)/(?P<steps>\d+):?\s+(?P<rest>.*)")
+STEP = re.compile(
+    r"(?:step:\s*)?(?P<step>\d+)/(?P<steps>\d+):?\s+(?P<rest>(?:val|train)_(?:loss|time).*)"
+)
 STEP_SCORE = re.compile(r"val_loss[:=]\s*(?P<nats>\d+\.\d+),?\s+val_bpb[:=]\s*(?P<bpb>\d+\.\d+)")
 STOP = re.compile(r"stopping_early:.*?step:\s*(\d+)/(\d+)")
 DURATION = r"(?P<amount>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|sec|secs|seconds|m|min)\b"
@@ -38,6 +40,7 @@ GPTQ_BUDGET = re.compile(
     r"gptq:budget_check train:(?P<train>\d+(?:\.\d+)?)ms \+ gptq:(?P<gptq>\d+(?:\.\d+)?)ms"
 )
 CALIBRATION = re.compile(r"calibrat|hessian", re.IGNORECASE)
+TOTAL_EVAL = re.compile(rf"total_eval_time[:=]\s*{DURATION}")
 ANY_DURATION = re.compile(rf"(?<![\w.]){DURATION}")
 OWN_TEXT = re.compile(r"self[- _]?gen|generated (?:text|sequences|calibration)", re.IGNORECASE)
 FALLBACK = re.compile(
@@ -47,7 +50,7 @@ FALLBACK = re.compile(
 )
 
 SINGLE = {
-    "seed": re.compile(rf"seed[:=]\s*{NUMBER}"),
+    "seed": re.compile(rf"(?<!\w)seed[:=]\s*{NUMBER}"),
     "parameters": re.compile(rf"model[_ ]params[:=]\s*{NUMBER}"),
     "val_tokens": re.compile(rf"(?:val_loader:.*\btokens|val_tokens)[:=]\s*{NUMBER}"),
     "train_shards": re.compile(rf"(?:train_loader:.*)?train_shards[:=]\s*{NUMBER}"),
@@ -85,6 +88,7 @@ class TrainingLog:
     raw_code_bytes: where the log counts compressed code, the uncompressed.
     train_seconds: of the training loop; calibration_seconds: of what follows it and reads data,
     None where calibration is spoken of without a time; own_text: on self-generated text.
+    eval_seconds: of the whole evaluation, where the log adds it up.
     """
 
     name: str
@@ -101,6 +105,7 @@ class TrainingLog:
     calibrated: bool = False
     calibration_seconds: float | None = None
     own_text: bool = False
+    eval_seconds: float | None = None
     parameters: int | None = None
     val_tokens: int | None = None
     train_shards: int | None = None
@@ -256,11 +261,15 @@ def _times(lines: list[str]) -> dict[str, Any]:
             found |= {"calibrated": True, "train_seconds": float(match["train"]) / 1e3}
             calibration = [float(match["gptq"]) / 1e3]
             break
-        if CALIBRATION.search(line) and "reserv" not in line.lower():
+        if match := TOTAL_EVAL.match(line):
+            found["eval_seconds"] = _seconds(match)
+        keyword = CALIBRATION.search(line)
+        if keyword is not None and "reserv" not in line.lower():
             found["calibrated"] = True
             found["own_text"] = found.get("own_text", False) or bool(OWN_TEXT.search(line))
-            durations = [_seconds(match) for match in ANY_DURATION.finditer(line)]
-            calibration += durations[-1:]
+            after = line[keyword.end() :]
+            timed = ANY_DURATION.search(after) or ANY_DURATION.search(line)
+            calibration += [_seconds(timed)] if timed else []
     if calibration:
         found["calibration_seconds"] = sum(calibration)
     return found

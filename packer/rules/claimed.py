@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from packer.claims import ClaimedNumber, Claims
 from packer.headline import TOLERANCE, headline
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
+from packer.rules.timing import eval_time, train_time
 from packer.submission import Submission
 from packer.submission_account import RunAccount, accounts, largest_total
 
@@ -187,12 +188,10 @@ def compliance(submission: Submission, options: Options) -> Finding | None:
     if claims is None or not claims.flags:
         return None
     total = largest_total(submission)
-    trained = [log.train_seconds for log in submission.logs if log.train_seconds is not None]
-    evaluated = [s.seconds for log in submission.logs for s in log.quantized_scores if s.seconds]
     facts: dict[str, bool | None] = {
         "artifact_under_16mb": None if total is None else total <= options.cap_bytes,
-        "train_under_600s": max(trained) <= options.train_seconds + 1 if trained else None,
-        "eval_under_600s": max(evaluated) <= options.eval_seconds if evaluated else None,
+        "train_under_600s": _holds(train_time(submission, options)),
+        "eval_under_600s": _holds(eval_time(submission, options)),
         "three_seeds": len({log.seed for log in submission.logs}) >= 3 if submission.logs else None,
     }
     points = []
@@ -209,6 +208,10 @@ def compliance(submission: Submission, options: Options) -> Finding | None:
             text = f"{flag}: {str(claimed).lower()} is claimed, the files say {str(fact).lower()}"
             points.append(Point(status, text))
     return verdict("compliance", points, "ticked boxes hold") if points else None
+
+
+def _holds(finding: Finding) -> bool | None:
+    return None if finding.status is Status.UNKNOWN else finding.status is not Status.FAIL
 
 
 def readme(submission: Submission, options: Options) -> Finding | None:

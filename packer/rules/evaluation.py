@@ -88,7 +88,9 @@ def val_set(submission: Submission, options: Options) -> Finding | None:
     points = []
     for log in submission.logs:
         scores = [score for score in log.scores if score.digits >= 3 and score.bpb > 0]
-        if log.val_tokens is None or not scores:
+        if not scores:
+            continue
+        if log.val_tokens is None:
             points.append(Point(Status.UNKNOWN, f"{log.name}: its validation tokens are not told"))
             continue
         ratio = bytes_per_token(max(scores, key=lambda score: score.digits))
@@ -102,7 +104,7 @@ def val_set(submission: Submission, options: Options) -> Finding | None:
             text = f"{text}: {100 * share:.0f} % {what} ({VAL_BYTES / 1e6:.1f} MB)"
             points.append(Point(Status.FAIL, text))
     if not points:
-        return unknown("val-set", "there is no log")
+        return unknown("val-set", "no log tells the validation tokens and a score")
     return verdict("val-set", points, "the whole validation set is scored")
 
 

@@ -16,6 +16,12 @@ CODEC_WORDS = {
     "xz": r"lzma|xz",
     "zlib": r"zlib",
 }
+# "LZMA-packed code" says nothing of the artifact.
+OF_CODE = re.compile(
+    r"[\w+]+[- ](?:(?:packed|compressed|wrapped|minified|self-extracting)[- ]?)*"
+    r"(?:code|script|source|wrapper|train_gpt)\b",
+    re.IGNORECASE,
+)
 MIN_SATURATED = 0.5
 BLOCK = re.compile(r"\b(?:blocks|layers|h)\.(\d+)\.")
 
@@ -54,7 +60,7 @@ def _named(submission: Submission) -> dict[str, str]:
     claims = submission.claims
     sources = {
         "the log label": " ".join(log.label or "" for log in submission.logs),
-        "submission.json": claims.text if claims else "",
+        "submission.json": OF_CODE.sub("", claims.text) if claims else "",
         "submission.json's keys": claims.model.key if claims and claims.model else "",
     }
     found: dict[str, str] = {}

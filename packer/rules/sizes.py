@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from packer.code_packing import pack_code
+from packer.code_packing import Packing, pack_code
 from packer.code_wrapper import unwrap
 from packer.errors import CodeError
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
@@ -102,7 +102,8 @@ def wrapper(submission: Submission, options: Options) -> Finding | None:
     if _is_stale(runs, shipped):
         return Finding("wrapper", Status.WARN, f"{text}: the log is of another version of the code")
     try:
-        packed = pack_code([*submission.code, *submission.imported]).packed_bytes
+        files = [*submission.code, *submission.imported]
+        packed = pack_code(files, Packing(rename=True)).packed_bytes
     except CodeError as error:
         return unknown("wrapper", f"{text}; whether it packs that small is not known: {error}")
     if packed <= counted * 1.02:

@@ -27,7 +27,7 @@ NETWORK_MODULES = {
 # Parts of those modules that touch no network, and a module that every launcher uses.
 HARMLESS = {"urllib.parse", "urllib.error"}
 NETWORK_CALLS = re.compile(
-    r"urlopen|urlretrieve|hf_hub_download|snapshot_download|load_dataset|from_pretrained|"
+    r"urlopen|urlretrieve|hf_hub_download|snapshot_download|load_dataset|"
     r"load_state_dict_from_url|(?:requests|httpx)\.(?:get|post)|create_connection"
 )
 SHELL_NETWORK = re.compile(r"\b(?:curl|wget|git clone|pip3? install|apt-get|huggingface-cli)\b")
@@ -141,6 +141,9 @@ def imports(submission: Submission, options: Options) -> Finding | None:
     """The code imports on a CPU, when asked for."""
     if options.probe is None:
         return unknown("import", "the code was not run (--import does)")
+    if (options.probe.problem or "").startswith("ModuleNotFoundError"):
+        text = f"{options.probe.problem}: install what the code needs, and ask again"
+        return unknown("import", text)
     if options.probe.problem is not None:
         return Finding("import", Status.FAIL, f"importing the code: {options.probe.problem}")
     settings = ", ".join(f"{key} {value}" for key, value in options.probe.settings.items())

@@ -10,9 +10,10 @@ from packer.training_log import TrainingLog
 GRACE_SECONDS = 1.0
 
 
-def train_time(submission: Submission, options: Options) -> Finding | None:
+def train_time(submission: Submission, options: Options) -> Finding:
     """Training, and calibration that reads data, end within the limit."""
-    points = [_trained(log, options.train_seconds) for log in submission.logs]
+    trained = [log for log in submission.logs if log.step is not None or log.train_seconds]
+    points = [_trained(log, options.train_seconds) for log in trained]
     claims = submission.claims
     if not any(point.status is not Status.UNKNOWN for point in points) and claims is not None:
         if claims.train_seconds is not None and claims.train_seconds > options.train_seconds + 1:
@@ -22,7 +23,7 @@ def train_time(submission: Submission, options: Options) -> Finding | None:
             text = f"submission.json says {claims.train_seconds:g} s, and no log confirms it"
             points.append(Point(Status.UNKNOWN, text))
     if not points:
-        return unknown("train-time", "there is no log")
+        return unknown("train-time", "no log tells the training time")
     return verdict("train-time", points, f"every run trains at most {options.train_seconds:g} s")
 
 
@@ -47,24 +48,26 @@ def _trained(log: TrainingLog, limit: float) -> Point:
     return Point(Status.PASS, text)
 
 
-def eval_time(submission: Submission, options: Options) -> Finding | None:
+def eval_time(submission: Submission, options: Options) -> Finding:
     """The evaluation that gives the score ends within its own limit."""
     points = []
     for log in submission.logs:
-        timed = [s for s in log.quantized_scores if s.seconds is not None]
+        timed = {s.name: s.seconds for s in log.quantized_scores if s.seconds is not None}
+        if log.eval_seconds is not None:
+            timed["the whole evaluation"] = log.eval_seconds
         if not timed:
-            points.append(Point(Status.UNKNOWN, f"{log.name}: no evaluation time"))
+            if log.quantized_scores:
+                points.append(Point(Status.UNKNOWN, f"{log.name}: no evaluation time"))
             continue
-        longest = max(timed, key=lambda score: score.seconds or 0.0)
-        seconds = longest.seconds or 0.0
-        text = f"{log.name}: {longest.name} took {seconds:.1f} s"
+        longest, seconds = max(timed.items(), key=lambda one: one[1])
+        text = f"{log.name}: {longest} took {seconds:.1f} s"
         points.append(Point(Status.FAIL if seconds > options.eval_seconds else Status.PASS, text))
     claims = submission.claims
     if claims is not None and (claims.eval_seconds or 0.0) > options.eval_seconds:
         text = f"submission.json says {claims.eval_seconds:g} s of evaluation"
         points.append(Point(Status.FAIL, text))
     if not points:
-        return unknown("eval-time", "there is no log")
+        return unknown("eval-time", "no log tells the evaluation time")
     return verdict("eval-time", points, f"evaluations take at most {options.eval_seconds:g} s")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packer.training_log import parse_log
@@ -149,6 +149,8 @@ def test_which_size_counts(text: str, total: int | None, model: int | None) -> N
         ("step:9/9 train_time:9.8m", 588.0, None, False),
         ("gptq:reserving 14s for calibration", None, None, False),
         ("AR self-gen calibration: generated 64 sequences in 186.2s", None, 186.2, True),
+        ("gptq: 66 Hessians in 3.5s, quantized in 10.2s", None, 3.5, False),
+        ("1/8 ranks ready\nstep:3/9 train_loss:2 train_time:5ms", 0.005, None, False),
         ("gptq: calibrated on 256 batches in 94200ms", None, 94.2, False),
     ],
 )
@@ -167,17 +169,24 @@ def test_the_seed_may_stand_in_the_name(name: str, seed: int | None) -> None:
     assert parse_log("step:1/2 train_time:5ms", name).seed == seed
 
 
+def test_the_whole_evaluation_and_other_seeds() -> None:
+    log = parse_log("data_seed: 5\ntotal_eval_time: 543.2s\nseed: 7\n3/9 train_loss: 2", "a.log")
+    assert (log.eval_seconds, log.seed, log.step) == (pytest.approx(543.2), 7, 3)
+
+
 def test_a_missing_compressor_is_noticed() -> None:
     line = "warning: zstandard not installed, falling back to zlib"
     assert parse_log(f"a\n{line}\n", "a.log").fallback == line
     assert parse_log("compressor: zstd level 22", "a.log").fallback is None
 
 
+@settings(deadline=None)
 @given(st.text(max_size=400))
 def test_any_text_is_read(text: str) -> None:
     assert parse_log(text, "any.log").name == "any.log"
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(BASELINE.splitlines()), max_size=30))
 def test_any_lines_in_any_order_are_read(lines: list[str]) -> None:
     log = parse_log("\n".join(lines), "any.log")
