@@ -31,7 +31,8 @@ def seeds(submission: Submission, options: Options) -> Finding | None:
     known = ", ".join(sorted(found)) or "none"
     count = len(found) or len(logs)
     if count < 3:
-        points.append(Point(Status.WARN, f"{count} seeds have logs ({known}); records need three"))
+        text = f"{count} seed{'s have' if count > 1 else ' has a'} log{'s' if count > 1 else ''}"
+        points.append(Point(Status.WARN, f"{text} ({known}); records need three"))
     for seed, times in found.items():
         if times > 1:
             points.append(Point(Status.WARN, f"seed {seed} has {times} logs; say which counts"))
@@ -102,7 +103,7 @@ def _claimed_nats(submission: Submission) -> list[float]:
 
 def _against(nats: Sequence[float], baseline: Sequence[float], what: str) -> Point:
     gain = _mean(baseline) - _mean(nats)
-    said = f"{gain:+.5f} nats against {what} ({len(nats)} seeds, mean {_mean(nats):.5f})"
+    said = f"{gain:+.5f} nats against {what} ({len(nats)} runs, mean {_mean(nats):.5f})"
     if gain < GAIN_NATS:
         return Point(Status.FAIL, f"{said}: {GAIN_NATS} are needed")
     if len(nats) < 2:

@@ -14,7 +14,8 @@ from packer.submission_account import RunAccount, accounts
 
 def cap(submission: Submission, options: Options) -> Finding | None:
     """Code and model of every run are at most the cap."""
-    points = [_against_cap(run, options.cap_bytes) for run in accounts(submission)]
+    runs = sorted(accounts(submission), key=lambda run: -(run.as_shipped or run.as_logged or 0))
+    points = [_against_cap(run, options.cap_bytes) for run in runs]
     points += list(_claims_over(submission, options.cap_bytes))
     if not points:
         return unknown("cap", "neither a log nor an artifact with code tells the total")
@@ -24,6 +25,9 @@ def cap(submission: Submission, options: Options) -> Finding | None:
 def _against_cap(run: RunAccount, cap_bytes: int) -> Point:
     logged, shipped = run.as_logged, run.as_shipped
     over = [total - cap_bytes for total in (shipped, logged) if total is not None]
+    if not over and (run.model_bytes or 0) > cap_bytes:
+        text = f"{run.name}: the model alone is {run.model_bytes:,}: OVER before any code"
+        return Point(Status.FAIL, text)
     if not over:
         return Point(Status.UNKNOWN, f"{run.name}: its total is not known (no code, or no model)")
     parts = f"{run.name}: {_spelled(run)}"

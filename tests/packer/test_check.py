@@ -709,6 +709,11 @@ def test_a_module_beside_the_entry_counts(tmp_path: Path) -> None:
     assert findings["cap"].status.value == "fail" and "OVER by 9,021" in findings["cap"].verdict
 
 
+def test_a_model_above_the_cap_needs_no_code_to_be_over(tmp_path: Path) -> None:
+    finding = found(Folder(artifacts={"m.ptz": 16_000_001}).write(tmp_path / "f"))["cap"]
+    assert finding.status.value == "fail" and "the model alone is 16,000,001" in finding.verdict
+
+
 def test_scales_on_the_floor_are_seen_in_a_real_artifact(shared: Path, tmp_path: Path) -> None:
     data = (shared / "artifacts" / "int8_zlib_12m.ptz").read_bytes()
     finding = found(Folder(code="x = 1\n", artifacts={"m.ptz": data}).write(tmp_path / "f"))
