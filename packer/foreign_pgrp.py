@@ -34,6 +34,7 @@ SORTED_GROUPS = ("tok_emb.weight.q", "attn.c_q.weight.q", "mlp.fc.weight.q")
 STREAMS = len(GROUPS) + 2
 LRZIP_MAGIC = b"LRZI"
 SECONDS = 600
+SPARE_BYTES = 1 << 20
 Load = Callable[[bytes, str, int], tuple[object, dict[str, str]]]
 
 
@@ -128,6 +129,13 @@ def _unsorted(matrix: Any, order: Any, name: str) -> Any:
     return found
 
 
+def _limit_files(length: int) -> None:
+    """In the program's own process: no file of its may grow beyond what was declared."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (length + SPARE_BYTES, length + SPARE_BYTES))
+
+
 def lrzip_expand(stream: bytes, length: int, limit: int, source: str) -> bytes:
     """Exactly `length` bytes out of one lrzip stream, by the program of that name.
 
@@ -154,7 +162,13 @@ def lrzip_expand(stream: bytes, length: int, limit: int, source: str) -> bytes:
         packed.write_bytes(stream)
         command = [program, "-d", "-q", "-f", "-o", str(unpacked), str(packed)]
         try:
-            done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                timeout=SECONDS,
+                check=False,
+                preexec_fn=lambda: _limit_files(length),
+            )
         except subprocess.TimeoutExpired:
             raise CheckpointError(f"{source}: lrzip took more than {SECONDS} seconds") from None
         if done.returncode or not unpacked.is_file() or unpacked.stat().st_size != length:

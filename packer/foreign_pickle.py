@@ -26,7 +26,7 @@ OPERATIONS = frozenset(
         *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2"),
         *("LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
         *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
-        *("BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+        *("BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
         *("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
     )
 )
@@ -83,7 +83,7 @@ def tensor_of(raw: object, shape: Any, dtype: object, is_fortran: bool) -> torch
     """The array's values as a tensor of its own. Raises ValueError."""
     if isinstance(raw, str):  # pickles of protocol 2 spell bytes as Latin-1 text
         raw = raw.encode("latin-1")
-    if not isinstance(raw, bytes) or not isinstance(dtype, Dtype):
+    if not isinstance(raw, bytes | bytearray) or not isinstance(dtype, Dtype):
         raise ValueError(f"an array whose values are a {type(raw).__name__}")
     found = np.frombuffer(raw, dtype.numpy())
     size = 1
@@ -95,6 +95,11 @@ def tensor_of(raw: object, shape: Any, dtype: object, is_fortran: bool) -> torch
         raise ValueError(f"an array of shape {tuple(shape)} with {found.size:,} values")
     native = found.astype(found.dtype.newbyteorder("="))
     return torch.from_numpy(native.reshape(tuple(shape), order="F" if is_fortran else "C").copy())
+
+
+def no_bytes() -> bytes:
+    """Stands for bytes, by which protocol 2 spells an empty one."""
+    return b""
 
 
 def encode_text(text: str, encoding: str) -> bytes:
@@ -109,6 +114,8 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): Dtype,
     ("collections", "OrderedDict"): dict,
     ("_codecs", "encode"): encode_text,
+    ("__builtin__", "bytes"): no_bytes,
+    ("builtins", "bytes"): no_bytes,
 }
 for _core in ("numpy.core", "numpy._core"):
     ALLOWED[f"{_core}.multiarray", "_reconstruct"] = Array

@@ -27,12 +27,15 @@ class RepackError(PackerError):
 class Repacked:
     """An artifact of ours with another's codes. data: the file, decoded and compared already.
 
-    encoded: what each stored tensor weighs. ties: equal tensors, stored once.
+    tensors, encoded: what is stored, and what it weighs. ties: equal tensors, stored once. header:
+    the part of the file that no change of a format changes.
     """
 
     data: bytes
+    tensors: Mapping[str, QuantizedTensor]
     encoded: Mapping[str, EncodedTensor]
     ties: Mapping[str, str]
+    header: bytes
     account: Account
 
 
@@ -59,14 +62,21 @@ def repack(
         name: (str(one.dtype).removeprefix("torch."), one.shape) for name, one in kept.items()
     }
     header = encode_header(shapes, ties, metadata or {})
-    blocks = [encoded[name].block for name in sorted(encoded)]
-    data = assemble(header, blocks, cap_bytes, code_bytes)
+    data, account = assembled(header, encoded, cap_bytes, code_bytes)
     progress("decoding again", len(kept), len(kept) + 1)
     check_same_weights(data, quantized, foreign.source)
+    return Repacked(data, kept, encoded, ties, header, account)
+
+
+def assembled(
+    header: bytes, encoded: Mapping[str, EncodedTensor], cap_bytes: int, code_bytes: int
+) -> tuple[bytes, Account]:
+    """(the file, its account) of encoded tensors."""
+    blocks = [encoded[name].block for name in sorted(encoded)]
+    data = assemble(header, blocks, cap_bytes, code_bytes)
     side = sum(tensor.side_bytes for tensor in encoded.values())
     payload = sum(tensor.payload_bytes for tensor in encoded.values())
-    account = Account(cap_bytes, code_bytes, len(data) - side - payload, side, payload)
-    return Repacked(data, encoded, ties, account)
+    return data, Account(cap_bytes, code_bytes, len(data) - side - payload, side, payload)
 
 
 def encode_smallest(quantized: QuantizedTensor) -> EncodedTensor:
