@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from packer.commands.calibrate import calibrate
+from packer.commands.check import check
 from packer.commands.code import code
 from packer.commands.compare import compare
 from packer.commands.data import data
@@ -28,8 +29,8 @@ from packer.commands.verify import verify
 from packer.errors import PackerError
 
 
-class Refusals(click.Group):
-    """A group whose commands end in one paragraph and exit code 1, never in a traceback."""
+class Manual(click.Group):
+    """Help in sections; every failure one paragraph and exit code 1, never a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -54,8 +55,17 @@ class Refusals(click.Group):
                 raise
             raise click.ClickException(str(error)) from None
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands by what they are for, in the order of a job."""
+        del ctx
+        width = max(len(name) for name in self.commands)
+        for title, listed in SECTIONS.items():
+            with formatter.section(title):
+                rows = [(one.name or "", one.get_short_help_str(80)) for one in listed]
+                formatter.write_dl([(name.ljust(width), text) for name, text in rows])
 
-@click.group(cls=Refusals, context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(cls=Manual, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="bytecap", prog_name="packer")
 def main() -> None:
     """Fit a trained language model under a hard byte cap.
@@ -76,22 +86,12 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-for command in (
-    inspect,
-    calibrate,
-    compare,
-    measure,
-    plan,
-    pack,
-    unpack,
-    verify,
-    report,
-    diff,
-    evaluate,
-    data,
-    train,
-    size,
-    code,
-    fix,
-):
-    main.add_command(command)
+SECTIONS = {
+    "A checkpoint to an artifact": (inspect, calibrate, measure, plan, pack, unpack, verify),
+    "What it costs": (report, evaluate, compare, diff),
+    "Submissions": (check, fix, code, size),
+    "Training": (data, train),
+}
+for commands in SECTIONS.values():
+    for command in commands:
+        main.add_command(command)

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
     "packer": "packer",
     "packer.commands": "packer/commands",
+    "packer.rules": "packer/rules",
     "packer.quantizers": "quantizers",
     "packer.budget": "budget",
     "packer.eval": "eval",

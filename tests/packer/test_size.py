@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packer import api
@@ -161,6 +161,7 @@ def test_the_largest_of_many_normals() -> None:
     assert largest_of(1) == pytest.approx(math.sqrt(2 / math.pi), rel=1e-3)
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 3), st.integers(1, 127))
 def test_a_wider_step_never_needs_more_bits(step: float, max_code: int) -> None:
     bits = normal_entropy(step, 10_000)
@@ -176,6 +177,7 @@ SHAPES = {
 }
 
 
+@settings(deadline=None)
 @given(st.integers(300_000, 1_200_000))
 def test_the_factor_lands_just_under_the_cap(cap: int) -> None:
     recipe = RECIPES["int6-k"]
