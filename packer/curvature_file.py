@@ -77,14 +77,14 @@ def check_tensors(curvature: CurvatureSet, checkpoint: Checkpoint) -> None:
 
 def _load(source: str) -> tuple[Mapping[str, torch.Tensor], Mapping[str, str]]:
     try:
-        loaded, metadata = load(Path(source))
+        content = load(Path(source))
     except CheckpointError as error:
         raise CurvatureError(f"{error}") from None
     except OSError as error:
         raise CurvatureError(f"{source} cannot be read: {error.strerror or error}") from None
-    if metadata.get("bytecap") != KIND or not isinstance(loaded, dict):
+    if content.metadata.get("bytecap") != KIND or not isinstance(content.value, dict):
         raise CurvatureError(f"{source} is no curvature file of this version. {AGAIN}")
-    return loaded, metadata
+    return content.value, content.metadata
 
 
 def _provenance(source: str, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -146,9 +146,10 @@ def measure(
         name: with_pinned(default_choices(weight, by_tensor.get(name)), pinned.get(name))
         for name, weight in checkpoint.tensors.items()
     }
-    for done, (name, weight) in enumerate(checkpoint.tensors.items()):
-        progress(f"{name}: is a correction worth it", done, len(infos))
-        choices[name] += corrected_choices(weight, by_tensor.get(name))
+    for done, (name, known) in enumerate(by_tensor.items()):
+        if name in choices:
+            progress(f"{name}: is a correction worth it", done, len(by_tensor))
+            choices[name] += corrected_choices(checkpoint.tensors[name], known)
     measured = _measurement(checkpoint, infos, choices, metadata or {}, curvature, progress)
     check_pinned(pinned, measured.candidates)
     return measured

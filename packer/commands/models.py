@@ -31,12 +31,12 @@ def load_subjects(
     device: torch.device,
     weights: str | None,
     drop: Sequence[str],
-    template: str | None,
-    max_memory: int | None,
     config: str | None,
     model: str | None,
     model_config: str | None,
     say: Say,
+    template: str | None = None,
+    max_memory: int | None = None,
 ) -> list[Subject]:
     """The model of every source, on a device.
 

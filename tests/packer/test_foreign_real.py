@@ -94,14 +94,13 @@ def test_a_cap_that_lossless_cannot_meet_is_refused(artifacts: Path, run: Run) -
     assert result.exit_code == 1 and "OVER by 17," in result.output and not Path("n").exists()
 
 
-def test_planned_and_packed_to_half_their_size(artifacts: Path, run: Run) -> None:
-    for name in REAL:
-        path = artifacts / name
-        cap = path.stat().st_size // 2
-        result = run("pack", path, "--cap", cap, "-o", "half.pack")
-        assert result.exit_code == 0, result.output
-        assert cap * 0.99 < Path("half.pack").stat().st_size <= cap
-        assert set(read_weights(Path("half.pack").read_bytes())) == set(expected_weights(path))
+def test_planned_and_packed_to_half_its_size(artifacts: Path, run: Run) -> None:
+    path = artifacts / "int8_zlib_tiny.ptz"  # the large one takes half a minute
+    cap = path.stat().st_size // 2
+    result = run("pack", path, "--cap", cap, "-o", "half.pack")
+    assert result.exit_code == 0, result.output
+    assert cap * 0.99 < Path("half.pack").stat().st_size <= cap
+    assert set(read_weights(Path("half.pack").read_bytes())) == set(expected_weights(path))
 
 
 def test_inspected_like_its_checkpoint(artifacts: Path, run: Run) -> None:
