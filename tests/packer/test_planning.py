@@ -419,3 +419,18 @@ def test_a_correction_of_low_rank_is_offered_where_few_rows_are_felt() -> None:
     assert ranks == {"even": set(), "few": {"int8.tensor.rank2x4"}}
     plain = api.measure({"few": weights["few"]})
     assert not any(".rank" in candidate.choice for candidate in plain.candidates)
+
+
+def test_a_pinned_correction_is_packed_weighed_and_verified(weights: Weights) -> None:
+    pins = {"mlp-in": "int3.row.rank4x8", "mlp-out": "ternary.row.rank2x2"}
+    plan = api.plan(weights, CAP, pins=pins)
+    packed = api.pack(weights, plan)
+    assert packed.rounds == 1
+    assert api.verify(packed.data, weights, plan).problems == ()
+    plain = api.pack(weights, api.plan(weights, CAP, pins={"mlp-in": "int3.row"}))
+    name = "blocks.0.mlp.fc.weight"
+    factors = packed.encoded[name].side_bytes - plain.encoded[name].side_bytes
+    assert 0.8 * 4 * (64 + 32) < factors < 1.2 * 4 * (64 + 32 + 4)
+    decoded = api.unpack(packed.data)
+    errors = [(one[name] - weights[name]).norm() for one in (decoded, api.unpack(plain.data))]
+    assert errors[0] < errors[1]
