@@ -179,10 +179,11 @@ def _spell_start(foreign: ForeignArtifact, limits: Limits) -> str:
 
 def _spell_lossless(foreign: ForeignArtifact, same: Repacked) -> str:
     saved = foreign.file_bytes - len(same.data)
+    fewer = f"{saved:,} fewer" if saved >= 0 else f"{-saved:,} more"
     return (
-        f"the same codes re-encoded: {len(same.data):,} bytes, {saved:,} fewer "
-        f"({100 * saved / foreign.file_bytes:.2f} %); all {len(foreign.tensors)} tensors decode "
-        "bit-identical"
+        f"the same codes re-encoded: {len(same.data):,} bytes, {fewer} "
+        f"({100 * abs(saved) / foreign.file_bytes:.2f} %); all {len(foreign.tensors)} tensors "
+        "decode bit-identical"
     )
 
 
@@ -200,6 +201,11 @@ def _show(
         show_steps(made)
     account = same.account if made is None else made.account
     click.echo(f"{output or 'not written (no -o)'}: {account}")
+    if made is not None:
+        click.echo(
+            f"what it costs: packer eval {foreign.source} {output or 'FIXED.pack'} --data TEXT; "
+            "with the checkpoint itself, packer pack CKPT --cap loses less"
+        )
 
 
 def _json(

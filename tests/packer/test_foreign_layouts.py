@@ -372,6 +372,28 @@ def test_mixed_dict_with_and_without_a_template(
     assert not any("assumed" in note for note in with_dtypes.notes)
 
 
+def test_a_template_with_banks(tmp_path: Path) -> None:
+    """PR #549 trains banks and writes matrices: qo_bank is every c_q, then every proj."""
+    weights = {
+        name: weight.bfloat16()
+        for name, weight in small_weights().items()
+        if weight.is_floating_point()
+    }
+    value = mixed_dict(weights, 6, gptq=False)
+    banked = {name: weight for name, weight in weights.items() if not name.endswith("weight")}
+    banked["tok_emb.weight"] = weights["tok_emb.weight"]
+    for bank, parts in {
+        "qo_bank": ("attn.c_q", "attn.proj"),
+        "kv_bank": ("attn.c_k", "attn.c_v"),
+        "mlp_up_bank": ("mlp.fc",),
+        "mlp_down_bank": ("mlp.proj",),
+    }.items():
+        matrices = [weights[f"blocks.{i}.{part}.weight"] for part in parts for i in range(2)]
+        banked[bank] = torch.stack(matrices)
+    found = read(tmp_path, CODECS["xz"](torch_bytes(value)), banked)
+    assert_equal(found, mixed_expected(value, weights))
+
+
 def test_codes_below_the_symmetric_range_are_kept(tmp_path: Path) -> None:
     """PR #180 clamps to [-16, 15] and [-32, 31]."""
     value = mixed_dict(small_weights(), 6, gptq=False)
