@@ -12,7 +12,7 @@ from packer.claims import Claims, parse_claims
 from packer.code_packing import SourceFile, read_sources
 from packer.code_wrapper import ENTRY
 from packer.errors import CodeError, SubmissionError
-from packer.submission_artifacts import ArtifactFile, is_artifact_name, read_artifact_file
+from packer.submission_artifacts import ArtifactFile, is_artifact_file, read_artifact_file
 from packer.training_log import TrainingLog, parse_log
 
 MAX_TEXT_BYTES = 64 * 2**20
@@ -71,7 +71,7 @@ def read_submission(
     counted, others = _sources(root, paths, code, notes)
     imported = _imports_of(counted, others)
     artifacts = []
-    found = [path for path in paths if is_artifact_name(path)]
+    found = [path for path in paths if is_artifact_file(path)]
     for done, path in enumerate(found):
         progress(path.name, done, len(found))
         artifacts.append(read_artifact_file(path, _name(path, root), max_memory))

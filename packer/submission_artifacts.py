@@ -8,8 +8,9 @@ from pathlib import Path
 
 from packer.errors import CheckpointError
 
-# Trainers write these; the ending says nothing of the codec.
-ENDINGS = (".ptz", ".pack", ".bin.xz", ".zst", ".br", ".npz")
+# Files called so are artifacts even when they are damaged; others are told by their bytes.
+ENDINGS = (".ptz", ".pack")
+TEXTS = (".py", ".md", ".json", ".log", ".txt", ".out", ".csv", ".sh", ".toml", ".yaml")
 MAGICS = {b"PGRP": "lrzip", b"QGv3": "xz", b"\x93BYT": "bytecap", b"PK\x03\x04": "none"}
 # int8, int6 and int5 row scales of the old families are at least 1 over the largest code.
 FLOORS = {127: 1 / 127, 31: 1 / 31, 15: 1 / 15}
@@ -33,8 +34,14 @@ class ArtifactFile:
     problem: str | None = None
 
 
-def is_artifact_name(path: Path) -> bool:
-    return path.name.endswith(ENDINGS)
+def is_artifact_file(path: Path) -> bool:
+    """Whether a file is called an artifact, or starts as only artifacts do; plain checkpoints and
+    tokenizers do not."""
+    if path.name.endswith(ENDINGS) or path.suffix.lower() in TEXTS:
+        return path.name.endswith(ENDINGS)
+    with path.open("rb") as file:
+        codec = sniff_codec(file.read(64))
+    return codec not in ("none", "brotli", "gzip")
 
 
 def read_artifact_file(path: Path, name: str, max_memory: int | None = None) -> ArtifactFile:

@@ -729,6 +729,13 @@ def test_scales_on_the_floor(tmp_path: Path, step: float, status: str) -> None:
     assert findings["scale-floor"].status.value == status
 
 
+def test_artifacts_are_told_by_their_bytes(tmp_path: Path) -> None:
+    names = {"weights": ZSTD, "model.bin": ZLIB, "log.txt": ZLIB, "tok.model": b"\x0a\x05<unk>"}
+    submission = read_submission(Folder(code="x = 1\n", artifacts=names).write(tmp_path / "f"))
+    found_codecs = {one.name: one.codec for one in submission.artifacts}
+    assert found_codecs == {"weights": "zstd", "model.bin": "zlib"}
+
+
 def test_an_artifact_that_cannot_be_read_is_unknown(tmp_path: Path) -> None:
     folder = Folder(code="x = 1\n", artifacts={"m.ptz": b"\x28\xb5\x2f\xfd" + bytes(50)})
     findings = found(folder.write(tmp_path / "f"))
