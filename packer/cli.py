@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from packer.commands.data import data
+from packer.commands.demo import demo
 from packer.commands.diff import diff
 from packer.commands.eval import evaluate
 from packer.commands.inspect import inspect
@@ -56,6 +57,10 @@ def main() -> None:
     """Fit a trained language model under a hard byte cap.
 
     \b
+    Everything once, offline, in minutes:
+      packer demo
+
+    \b
     A checkpoint to an artifact:
       packer plan model.pt --cap 16000000 --code train_gpt.py -o plan.json
       packer pack model.pt --plan plan.json -o model.pack
@@ -71,5 +76,6 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-for command in (inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data, train):
+COMMANDS = (demo, inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data, train)
+for command in COMMANDS:
     main.add_command(command)

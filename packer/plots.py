@@ -36,13 +36,16 @@ def plot_report(path: str, report: Report, plan: PackPlan | None) -> None:
     save(axes[0].figure, path)
 
 
-def axes_of(path: str, panels: int) -> Any:
-    """Axes [panels] of a new figure. Raises OutputError: `path` does not end like a picture."""
+def axes_of(path: str, panels: int, rows: int = 1) -> Any:
+    """Axes [rows * panels] of a new figure, row by row.
+
+    Raises OutputError: `path` does not end like a picture.
+    """
     if Path(path).suffix.lower() not in ENDINGS:
         raise OutputError(f"{path}: pictures are written as {', '.join(ENDINGS)}; name such a file")
-    figure = Figure(figsize=(7.5 * panels, 4.8), layout="constrained")
+    figure = Figure(figsize=(7.5 * panels, 4.8 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure.subplots(1, panels, squeeze=False)[0]
+    return figure.subplots(rows, panels, squeeze=False).ravel()
 
 
 def save(figure: Figure, path: str) -> None:
