@@ -28,7 +28,7 @@ def plot_curves(path: Path, lines: Sequence[dict[str, Any]], cap_bytes: int) -> 
     axes = axes_of(str(path), panels=len(logged))
     for axis, key in zip(axes, logged, strict=True):
         draw_logged(axis, key, lines, cap_bytes)
-    save(axes[0].figure, str(path))
+    save(axes[0], str(path))
 
 
 def draw_logged(axis: Any, key: str, lines: Sequence[dict[str, Any]], cap_bytes: int) -> None:

@@ -22,6 +22,7 @@ from packer.train.model import model_of
 from packer.train.presets import PRESETS
 from packer.train.run_config import run_settings
 from packer.train.settings import AveragingSettings, DataSettings, PackSettings, TrainConfig
+from packer.train.tokenizer import TokenizerError
 from packer.train.training_data import open_training_data
 from torch import Tensor
 
@@ -53,7 +54,7 @@ Shown = Callable[[str], contextlib.AbstractContextManager[Progress]]
 class DemoSettings:
     """cap_bytes, seed: as asked for. vocab_size: of the tokenizer. run: what is trained."""
 
-    cap_bytes: int = 1_200_000
+    cap_bytes: int = 1_250_000
     seed: int = 1337
     vocab_size: int = 1024
     tokenizer_bytes: int = 2_000_000
@@ -181,16 +182,18 @@ def _make_data(
     options = DataOptions(
         vocab_size=settings.vocab_size,
         tokenizer_bytes=settings.tokenizer_bytes,
+        space_runs=True,
         document_separator=SEPARATOR,
     )
-    with shown("encoding") as progress:
-        return make_data(
-            [text / "train.txt"],
-            folder / "data",
-            options,
-            valid=[text / "valid.txt"],
-            progress=progress,
-        )
+    data, train, valid = folder / "data", text / "train.txt", text / "valid.txt"
+    try:
+        with shown("encoding") as progress:
+            return make_data([train], data, options, valid=[valid], progress=progress)
+    except TokenizerError as error:
+        raise TokenizerError(
+            f"{error}. The demonstration always takes {settings.vocab_size:,} pieces: for such "
+            f"text run packer data {train} --valid {valid} and packer train"
+        ) from None
 
 
 def _joined(documents: tuple[Document, ...]) -> str:

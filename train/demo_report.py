@@ -42,7 +42,7 @@ def draw(demo: Demo, path: Path) -> None:
     draw_logged(validation, "bits_per_byte", demo.metrics, cap)
     draw_bytes(layers, byte_report(demo))
     _draw_sizes(sizes, demo)
-    save(loss.figure, str(path))
+    save(loss, str(path))
 
 
 def _draw_sizes(axes: Any, demo: Demo) -> None:
@@ -57,6 +57,7 @@ def _draw_sizes(axes: Any, demo: Demo) -> None:
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
         )
     axes.axvline(demo.config.pack.cap, color="C3", linewidth=0.8, linestyle="--", label="cap")
     axes.set_xlim(0, 1.45 * demo.before.subject.size_bytes)
@@ -109,7 +110,10 @@ def _blocks(demo: Demo, after: Score) -> list[Html]:
         ),
         html_report.heading("The text"),
         html_report.table(("", ">documents", ">bytes", ">tokens"), _text_rows(demo)),
-        html_report.paragraph("Held out: " + _names(demo.corpus.valid)),
+        html_report.paragraph(
+            f"The first {demo.before.score.tokens:,} of the held-out tokens are scored, while "
+            f"training and at the end. Held out: {_names(demo.corpus.valid)}"
+        ),
         html_report.heading("Your own checkpoint"),
         html_report.verbatim(_next_steps(demo)),
     ]
@@ -176,7 +180,8 @@ def five_lines(demo: Demo) -> tuple[str, ...]:
         "held out",
         f"trained: {demo.weights:,} weights in {schedule.iterations:,} steps of {batch.tokens:,} "
         f"tokens, {demo.seconds['train']:.0f} s; {demo.before.score.bits_per_byte:.4f} bits per "
-        f"byte of the held-out text, in {demo.before.subject.size_bytes:,} bytes of fp32",
+        f"byte on {demo.before.score.tokens:,} held-out tokens, in "
+        f"{demo.before.subject.size_bytes:,} bytes of fp32",
         f"packed: {demo.folder / ARTIFACT}: {demo.packed.account}",
         f"through the file: {demo.after.score.bits_per_byte:.4f} bits per byte, "
         f"{_spell_delta(demo)}, {ratio(demo):.1f} times smaller; see {demo.folder / PAGE}",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from packer.commands.options import EXISTING, JSON, cap_option, print_json
+from packer.commands.options import EXISTING, JSON, cap_option, print_json, say_notes
 
 
 @click.command(short_help="Everything once, offline, in minutes: start here.")
@@ -18,7 +18,7 @@ from packer.commands.options import EXISTING, JSON, cap_option, print_json
     metavar="PATH",
     help="Train on this text, a file or a folder of .txt files; repeat for more.",
 )
-@cap_option(required=False, help="Byte limit of the artifact; default: 1.2MB.")
+@cap_option(required=False, help="Byte limit of the artifact; default: 1.25MB.")
 @click.option("--seed", type=click.IntRange(min=0), default=1337, show_default=True)
 @JSON
 def demo(output: str, text: tuple[str, ...], cap: int | None, seed: int, as_json: bool) -> None:
@@ -46,5 +46,6 @@ def demo(output: str, text: tuple[str, ...], cap: int | None, seed: int, as_json
     if as_json:
         print_json(demo_report.to_json(made))
         return
+    say_notes([made.note] if made.note else [])
     for line in demo_report.five_lines(made):
         click.echo(line)
