@@ -14,6 +14,7 @@ from packer.commands.check import check
 from packer.commands.code import code
 from packer.commands.compare import compare
 from packer.commands.data import data
+from packer.commands.demo import demo
 from packer.commands.diff import diff
 from packer.commands.eval import evaluate
 from packer.commands.fix import fix
@@ -71,6 +72,10 @@ def main() -> None:
     """Fit a trained language model under a hard byte cap.
 
     \b
+    Everything once, offline, in minutes:
+      packer demo
+
+    \b
     A checkpoint to an artifact:
       packer plan model.pt --cap 16000000 --code train_gpt.py -o plan.json
       packer pack model.pt --plan plan.json -o model.pack
@@ -87,6 +92,7 @@ def main() -> None:
 
 
 SECTIONS = {
+    "Everything once": (demo,),
     "A checkpoint to an artifact": (inspect, calibrate, measure, plan, pack, unpack, verify),
     "What it costs": (report, evaluate, compare, diff),
     "Submissions": (check, fix, code, size),

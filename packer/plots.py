@@ -33,22 +33,31 @@ def plot_report(path: str, report: Report, plan: PackPlan | None) -> None:
     draw_bytes(axes[0], report)
     if plan is not None:
         draw_curve(axes[1], plan)
-    save(axes[0].figure, path)
+    save(axes[0], path)
 
 
-def axes_of(path: str, panels: int) -> Any:
-    """Axes [panels] of a new figure. Raises OutputError: `path` does not end like a picture."""
+def axes_of(path: str, panels: int, rows: int = 1) -> Any:
+    """Axes [rows * panels] of a new figure, row by row.
+
+    Raises OutputError: `path` does not end like a picture.
+    """
     if Path(path).suffix.lower() not in ENDINGS:
         raise OutputError(f"{path}: pictures are written as {', '.join(ENDINGS)}; name such a file")
-    figure = Figure(figsize=(7.5 * panels, 4.8), layout="constrained")
+    figure = Figure(figsize=(7.5 * panels, 4.8 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure.subplots(1, panels, squeeze=False)[0]
+    rows_of_panels = figure.subfigures(
+        rows, 1, squeeze=False
+    ).ravel()  # a legend widens its own row
+    return np.concatenate([row.subplots(1, panels, squeeze=False)[0] for row in rows_of_panels])
 
 
-def save(figure: Figure, path: str) -> None:
-    """The picture in the format of its ending, all or nothing. Raises OutputError."""
+def save(axes: Any, path: str) -> None:
+    """The picture that axes are part of, in the format of its ending, all or nothing.
+
+    Raises OutputError.
+    """
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=Path(path).suffix.lower()[1:], dpi=150)
+        axes.figure.figure.savefig(temporary, format=Path(path).suffix.lower()[1:], dpi=150)
 
 
 def draw_bytes(axes: Any, report: Report) -> None:
@@ -128,4 +137,4 @@ def plot_scores(path: str, found: Sequence[Evaluated]) -> None:
     axes.set_ylabel("bits per byte (bars: standard error of the difference)")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    save(axes.figure, path)
+    save(axes, path)

@@ -41,8 +41,8 @@ def shape_text(shape: Sequence[int]) -> str:
     return "×".join(str(size) for size in shape) or "scalar"
 
 
-def tensor_table(report: Report) -> Table:
-    """A line per tensor: bytes, bits per weight, share, choice, damage."""
+def tensor_rows(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(columns, a line per tensor): bytes, bits per weight, share, choice, damage."""
     damage_name, damages = _damage_column(report)
     total = max(sum(row.size_bytes for row in report.rows), 1)
     rows = [
@@ -59,11 +59,11 @@ def tensor_table(report: Report) -> Table:
         for row, damage in zip(report.rows, damages, strict=True)
     ]
     columns = ("tensor", "role", "shape", "choice", ">bytes", ">bits/w", ">share %", damage_name)
-    return table(columns, rows)
+    return columns, rows
 
 
-def foreign_table(report: Report) -> Table:
-    """A line per tensor of another's artifact: before its compressor, and within the file."""
+def foreign_rows(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(columns, a line per tensor of another's artifact): uncompressed, and within the file."""
     rows = [
         (
             row.name,
@@ -79,7 +79,7 @@ def foreign_table(report: Report) -> Table:
         for row in report.rows
     ]
     columns = ("tensor", "role", "shape", "stored as", ">raw bytes", ">entropy/w")
-    return table((*columns, ">bytes", ">bits/w", ">share %"), rows)
+    return (*columns, ">bytes", ">bits/w", ">share %"), rows
 
 
 def _damage_column(report: Report) -> tuple[str, list[float | None]]:
@@ -88,7 +88,10 @@ def _damage_column(report: Report) -> tuple[str, list[float | None]]:
     return ">weight error", [row.weight_error for row in report.rows]
 
 
-def share_table(title: str, shares: Sequence[Share]) -> Table:
+def share_rows(
+    title: str, shares: Sequence[Share]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(columns, a line per role or layer)."""
     total = max(sum(share.size_bytes for share in shares), 1)
     with_damage = any(share.damage_bpb is not None for share in shares)
     rows = [
@@ -104,16 +107,17 @@ def share_table(title: str, shares: Sequence[Share]) -> Table:
         for share in shares
     ]
     damage = ">damage bpb" if with_damage else ">weight error"
-    return table((title, ">tensors", ">weights", ">bytes", ">bits/w", ">share %", damage), rows)
+    return (title, ">tensors", ">weights", ">bytes", ">bits/w", ">share %", damage), rows
 
 
 def print_report(report: Report, *, every_tensor: bool) -> None:
     """Tables per tensor and per role."""
     out = console()
     if every_tensor:
-        out.print(foreign_table(report) if report.kind == "foreign" else tensor_table(report))
+        rows = foreign_rows if report.kind == "foreign" else tensor_rows
+        out.print(table(*rows(report)))
         out.print()
-    out.print(share_table("role", by_role(report)))
+    out.print(table(*share_rows("role", by_role(report))))
 
 
 def difference_table(differences: Sequence[Difference]) -> Table:

@@ -1,6 +1,10 @@
 """Shared by every test: one torch thread per worker, and real inputs where a checkout has them."""
 
+from __future__ import annotations
+
 import socket
+from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -24,3 +28,57 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """What a page holds. Raises AssertionError: a tag that is not closed where it should be."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.words)
+
+
+def read(page: str) -> Page:
+    """The page read, with no tag that fetches or runs anything, and no address but of pictures
+    inside the page."""
+    reader = Page(page)
+    assert not set(reader.tags) & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    fetching = [value for name, value in reader.attributes if name in ("src", "href", "srcset")]
+    assert all(value.startswith("data:image/png;base64,") for value in fetching)
+    assert not any(name.startswith("on") for name, _ in reader.attributes)
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+    assert any("default-src 'none'" in value for _, value in reader.attributes)
+    return reader
+
+
+@pytest.fixture(scope="session")
+def read_page() -> Callable[[str], Page]:
+    """Reads an HTML page; one that would fetch or run anything fails the test."""
+    return read

@@ -40,9 +40,22 @@ def test_the_readme_has_two_commands() -> None:
     job, tests = blocks((ROOT / "README.md").read_text("utf-8"))
     assert job and tests
     assert any(" install " in line for line in job)
-    assert any("packer pack " in line for line in job)
+    assert _packer_calls(job[-1]) == [["demo"]], "the first command ends in the demonstration"
     assert any(" install " in line for line in tests)
     assert any("pytest" in line for line in tests)
+
+
+def test_the_readme_shows_what_the_demonstration_prints() -> None:
+    """Its five lines, in their order and to the byte: the sums of the account are right."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    (shown,) = re.findall(r"^It ends with\n\n((?:    .*\n)+)\n", text, flags=re.MULTILINE)
+    lines = [line.removeprefix("    ") for line in shown.splitlines()]
+    starts = [line.partition(":")[0] for line in lines]
+    assert starts == ["text", "trained", "packed", "through the file", "next, your own checkpoint"]
+    numbers = re.findall(r"[0-9][0-9,]*", lines[2].partition(": code ")[2])
+    code, header, side, payload, total, cap, left = (int(n.replace(",", "")) for n in numbers)
+    assert code + header + side + payload == total
+    assert cap - total == left >= 0
 
 
 def test_continuous_integration_runs_the_second() -> None:

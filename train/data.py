@@ -42,6 +42,8 @@ class DataOptions:
         vocab_size: of the tokenizer to train; None with an existing one.
         tokenizer: an existing sentencepiece model.
         tokenizer_bytes: UTF-8 bytes of the first training documents that a tokenizer is trained on.
+        space_runs: the tokenizer gets pieces of several spaces, for program text. Contest trainers
+            count such a piece as more bytes than it has.
         document_separator: where one file holds several documents; None takes it as one.
         valid_fraction: of the documents, evenly spaced, at least one; 0 holds none out. Not used
             where validation files are named.
@@ -52,6 +54,7 @@ class DataOptions:
     vocab_size: int | None = 1024
     tokenizer: str | None = None
     tokenizer_bytes: int = 100_000_000
+    space_runs: bool = False
     document_separator: str | None = None
     valid_fraction: float = 0.01
     shard_tokens: int = 100_000_000
@@ -257,7 +260,10 @@ def _tokenizer(folder: Path, manifest: Entry, train: Split, options: DataOptions
         if options.tokenizer is None:
             documents = (document for _, document in train.read())
             size = options.vocab_size or 0
-            write_bytes(path, train_tokenizer(documents, size, options.tokenizer_bytes))
+            trained = train_tokenizer(
+                documents, size, options.tokenizer_bytes, space_runs=options.space_runs
+            )
+            write_bytes(path, trained)
         else:
             write_bytes(path, usable_model(options.tokenizer))
     tokenizer = load_sentencepiece(path)

@@ -22,7 +22,9 @@ class TokenizerError(PackerError):
     """A tokenizer that cannot be trained on this text, or not with this vocabulary."""
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int, max_bytes: int) -> bytes:
+def train_tokenizer(
+    documents: Iterable[str], vocab_size: int, max_bytes: int, *, space_runs: bool = False
+) -> bytes:
     """A sentencepiece model as the bytes of its file; equal text gives equal bytes.
 
     Nothing is normalized: white space and line ends come back as they were, what the vocabulary
@@ -31,6 +33,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, max_bytes: int) -
     Args:
         documents: lines are taken from the first documents, until `max_bytes` of UTF-8.
         vocab_size: 260 to 65,536 pieces, special and byte pieces included.
+        space_runs: pieces of several spaces, such as indentation, which contest tokenizers lack.
 
     Raises TokenizerError: a vocabulary outside that range, or too large or small for the text.
     """
@@ -45,6 +48,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, max_bytes: int) -
             byte_fallback=True,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=space_runs,
             shuffle_input_sentence=False,
             num_threads=1,
             minloglevel=QUIET,

@@ -1,0 +1,51 @@
+"""`packer demo`: the whole job once, offline, in minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from packer.commands.options import EXISTING, JSON, cap_option, print_json, say_notes
+
+
+@click.command(short_help="Everything once, offline, in minutes: start here.")
+@click.option("-o", "--output", default="demo", show_default=True, help="Folder to write.")
+@click.option(
+    "--text",
+    multiple=True,
+    type=EXISTING,
+    metavar="PATH",
+    help="Train on this text, a file or a folder of .txt files; repeat for more.",
+)
+@cap_option(required=False, help="Byte limit of the artifact; default: 1.25MB.")
+@click.option("--seed", type=click.IntRange(min=0), default=1337, show_default=True)
+@JSON
+def demo(output: str, text: tuple[str, ...], cap: int | None, seed: int, as_json: bool) -> None:
+    """Train a small language model, fit it under a byte cap, and score it before and after.
+
+    \b
+    packer demo
+    packer demo --text books/ --cap 900KB -o books-demo
+
+    Needs nothing but this installation: the text is the sources and documentation of the running
+    Python. It trains a tokenizer and a model that learns with its weights rounded, plans, packs,
+    unpacks, and writes report.html and report.png. The same text and seed give the same artifact.
+    """
+    from packer.progress import shown
+    from packer.train import demo_report
+    from packer.train.demo import DemoSettings, refuse_used, run_demo
+    from packer.train.demo_text import named_text, python_text
+
+    folder = Path(output)
+    refuse_used(folder)
+    settings = DemoSettings(seed=seed) if cap is None else DemoSettings(seed=seed, cap_bytes=cap)
+    corpus = named_text(text) if text else python_text()
+    made = run_demo(corpus, folder, settings, lambda words: click.echo(words, err=True), shown)
+    demo_report.write_report(made)
+    if as_json:
+        print_json(demo_report.to_json(made))
+        return
+    say_notes([made.note] if made.note else [])
+    for line in demo_report.five_lines(made):
+        click.echo(line)
