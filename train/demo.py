@@ -23,6 +23,7 @@ from packer.train.presets import PRESETS
 from packer.train.run_config import run_settings
 from packer.train.settings import AveragingSettings, DataSettings, PackSettings, TrainConfig
 from packer.train.tokenizer import TokenizerError
+from packer.train.trained_plan import plan_as_trained
 from packer.train.training_data import open_training_data
 from torch import Tensor
 
@@ -220,17 +221,12 @@ def _plan(
     with shown("measuring") as progress:
         measured = api.measure(weights, pins=pins, metadata=metadata, progress=progress)
     try:
-        return api.plan(measured, cap_bytes, pins=pins, out=folder / PLAN), ""
-    except CapError as error:
-        refused = error
-    try:
-        free = api.plan(measured, cap_bytes, out=folder / PLAN)
+        return plan_as_trained(measured, cap_bytes, pins, out=folder / PLAN)
     except CapError as error:
         raise CapError(
             f"{error}. What was trained is kept: packer pack {folder / CHECKPOINT} --cap SIZE "
             f"-o {folder / ARTIFACT} packs it under another cap."
         ) from None
-    return free, f"the formats trained for do not fit ({refused}); planned without them"
 
 
 def _score(

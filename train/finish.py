@@ -18,6 +18,7 @@ from packer.train.config import settings_of
 from packer.train.ledger import Ledger
 from packer.train.model import model_of
 from packer.train.settings import TrainConfig
+from packer.train.trained_plan import plan_as_trained
 from packer.train.training_data import TrainingData
 from torch import Tensor
 
@@ -129,18 +130,11 @@ def _pack(
     ledger: Ledger,
 ) -> tuple[Account, str]:
     """The account of the artifact written, and what had to give way. Raises CapError."""
-    note = ""
     if curvature is None:
         pins = {name: without_gptq(choice) for name, choice in pins.items()}
     with ledger.time("quantization"):
         measured = api.measure(weights, pins=pins, metadata=metadata, curvature=curvature)
-        try:
-            plan = api.plan(measured, config.pack.cap, code=config.pack.code, pins=pins)
-        except CapError as error:
-            if not pins:
-                raise
-            plan = api.plan(measured, config.pack.cap, code=config.pack.code)
-            note = f"the formats trained for do not fit ({error}); planned without them"
+        plan, note = plan_as_trained(measured, config.pack.cap, pins, code=config.pack.code)
     with ledger.time("packing"):
         return api.pack(weights, plan, out=artifact, curvature=curvature).account, note
 
