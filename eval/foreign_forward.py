@@ -32,6 +32,13 @@ class _Foreign(nn.Module):
         self.model = model
 
 
+def named_module(model: object) -> nn.Module | None:
+    """The module whose names a checkpoint has: a model itself, or what an adapted one holds."""
+    if isinstance(model, _Foreign):
+        return model.model
+    return model if isinstance(model, nn.Module) else None
+
+
 class ForwardLogits(_Foreign):
     """A model with `forward_logits(tokens)`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -53,3 +54,43 @@ def continue_text(
         probabilities = torch.softmax(logits / temperature, dim=-1)
         tokens.append(int(torch.multinomial(probabilities, 1, generator=generator)))
     return str(tokenizer.decode(tokens))
+
+
+def sample_windows(
+    model: AnyModel,
+    *,
+    windows: int,
+    window: int,
+    start: int,
+    vocab_size: int,
+    temperature: float = 0.8,
+    seed: int = 0,
+    batch: int = 16,
+) -> Iterator[torch.Tensor]:
+    """Yield int64 [at most batch, window], `windows` in all, of text by the model itself.
+
+    Args:
+        start: the token that every window begins with, such as BOS.
+        vocab_size: pieces of the tokenizer; where the vocabulary was rounded up, the last logits
+            stand for none.
+        seed: equal seeds give equal text on one machine.
+
+    Raises:
+        ScoreError: a model that only tells losses or gives numbers that are not finite.
+    """
+    if isinstance(model, TokenNats):
+        raise ScoreError("this model only tells losses; it cannot write a text")
+    device = device_of(model)
+    generator = torch.Generator(device).manual_seed(seed)
+    for first in range(0, windows, batch):
+        count = min(batch, windows - first)
+        tokens = torch.full((count, 1), start, dtype=torch.int64, device=device)
+        while tokens.size(1) < window:
+            with scoring([model], autocast=device.type == "cuda"):
+                logits = tail_logits(model, tokens, 1, vocab_size)[:, -1, :vocab_size].float()
+            if not logits.isfinite().all():
+                raise ScoreError("the model's logits are not finite; it cannot write a text")
+            probabilities = torch.softmax(logits / temperature, dim=-1)
+            drawn = torch.multinomial(probabilities, 1, generator=generator)
+            tokens = torch.cat((tokens, drawn), dim=1)
+        yield tokens

@@ -250,3 +250,19 @@ def _scored(
     with evaluation_mode([model]):
         for start, rows in parts:
             yield start, rows[0]
+
+
+def bytes_per_token(stream: TokenStream, counter: ByteCounter, tokens: int) -> float:
+    """Bytes of text behind one of the first `tokens` targets, on average.
+
+    Raises:
+        ScoreError: the tokens stand for no bytes.
+    """
+    piece = stream[: min(tokens, len(stream) - 1) + 1]
+    total = int(counter.target_bytes(piece, 1).sum())
+    if total == 0:
+        raise ScoreError(
+            f"the first {len(piece):,} tokens stand for no bytes at all: "
+            "the tokenizer or bytes table does not belong to this data"
+        )
+    return total / (len(piece) - 1)

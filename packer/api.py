@@ -23,11 +23,14 @@ from packer.artifact_files import reading_artifact
 from packer.candidates import Measurement
 from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
 from packer.decoder import MAX_DECODED_BYTES, decode_weights, parse
-from packer.errors import CapError, PlanError
+from packer.errors import CapError, CheckpointError, PlanError
 from packer.files import is_json, replacing, write_json
 from packer.fit import Packed, pack_to_cap
+from packer.knob import RecipePlan, recipe_under_cap
 from packer.measuring import Progress, ignore_progress
 from packer.planning import PackPlan, follow_policy, make_plan, read_measurement, read_plan
+from packer.quantizers.curvature import Curvature
+from packer.recipes import find_recipe
 from packer.ship import loader_source
 
 PathLike = str | os.PathLike[str]
@@ -53,14 +56,18 @@ def measure(
     *,
     pins: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
+    curvature: Mapping[str, Curvature] | None = None,
     out: PathLike | None = None,
     progress: Progress = ignore_progress,
 ) -> Measurement:
     """Every tensor under every choice; written to `out` (candidates.json) when given.
 
     pins: selector -> choice, measured as well. metadata: text that goes into the artifact.
+    curvature: by tensor, for choices with +gptq.
     """
-    measured = measuring.measure(load(checkpoint), pins=pins, metadata=metadata, progress=progress)
+    measured = measuring.measure(
+        load(checkpoint), pins=pins, metadata=metadata, curvature=curvature, progress=progress
+    )
     if out is not None:
         write_json(out, measured.to_json())
     return measured
@@ -76,6 +83,7 @@ def plan(
     pins: Mapping[str, str] | None = None,
     policy: PathLike | PackPlan | None = None,
     metadata: Mapping[str, str] | None = None,
+    curvature: Mapping[str, Curvature] | None = None,
     out: PathLike | None = None,
     progress: Progress = ignore_progress,
 ) -> PackPlan:
@@ -84,7 +92,7 @@ def plan(
     source: a checkpoint, which is measured first, or measurements (candidates.json, plan.json).
     code: files counted as code. loader: count the loader too. margin_bytes: left free on purpose.
     pins: selector -> choice. policy: another run's plan, whose choices and pins are kept; tensors
-    step down only where they do not fit.
+    step down only where they do not fit. curvature: by tensor, for choices with +gptq.
     Raises CapError: nothing fits; says the smallest size reachable. PlanError, SelectorError.
     """
     loader_bytes = len(loader_source().encode()) if loader else 0
@@ -92,13 +100,44 @@ def plan(
     if policy is not None and pins:
         raise PlanError("a policy carries its own pins; plan without it to pin other tensors")
     if policy is not None:
-        made = _under_policy(load_plan(policy), source, limits, metadata, progress)
+        made = _under_policy(load_plan(policy), source, limits, metadata, curvature, progress)
     else:
-        measurement, earlier = _measurement_of(source, pins, metadata, progress)
+        measurement, earlier = _measurement_of(source, pins, metadata, curvature, progress)
         made = make_plan(measurement, limits, {**earlier, **(pins or {})})
     if out is not None:
         write_json(out, made.to_json())
     return made
+
+
+def plan_recipe(
+    checkpoint: CheckpointLike,
+    recipe: str,
+    cap_bytes: int,
+    *,
+    code: Sequence[PathLike] = (),
+    loader: bool = False,
+    margin_bytes: int = 0,
+    pins: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    curvature: Mapping[str, Curvature] | None = None,
+    progress: Progress = ignore_progress,
+) -> RecipePlan:
+    """The plan of a named recipe (`packer.recipes`) whose knob was turned until its file fits.
+
+    Arguments as of `plan`. Raises CapError: it fits at no position of its knob. PlanError: no such
+    recipe, or it rounds with GPTQ and there is no curvature.
+    """
+    loader_bytes = len(loader_source().encode()) if loader else 0
+    limits = Limits(cap_bytes, count_code(code), loader_bytes, margin_bytes)
+    return recipe_under_cap(
+        load(checkpoint),
+        find_recipe(recipe),
+        limits,
+        curvature=curvature,
+        pins=pins,
+        metadata=metadata,
+        progress=progress,
+    )
 
 
 def load_plan(plan: PathLike | PackPlan) -> PackPlan:
@@ -110,6 +149,7 @@ def _measurement_of(
     source: CheckpointLike | Measurement | PackPlan,
     pins: Mapping[str, str] | None,
     metadata: Mapping[str, str] | None,
+    curvature: Mapping[str, Curvature] | None,
     progress: Progress,
 ) -> tuple[Measurement, Mapping[str, str]]:
     """(measurements, pins of an earlier plan)."""
@@ -119,7 +159,9 @@ def _measurement_of(
         return source.measurement, source.pins
     if isinstance(source, str | os.PathLike) and is_json(source):
         return read_measurement(source)
-    measured = measuring.measure(load(source), pins=pins, metadata=metadata, progress=progress)
+    measured = measuring.measure(
+        load(source), pins=pins, metadata=metadata, curvature=curvature, progress=progress
+    )
     return measured, {}
 
 
@@ -128,18 +170,24 @@ def _under_policy(
     source: CheckpointLike | Measurement | PackPlan,
     limits: Limits,
     metadata: Mapping[str, str] | None,
+    curvature: Mapping[str, Curvature] | None,
     progress: Progress,
 ) -> PackPlan:
     """Measures the policy's own choices first, and all others only when those do not fit."""
     if not isinstance(source, str | os.PathLike | Mapping | Checkpoint):
-        return follow_policy(policy, _measurement_of(source, None, None, progress)[0], limits)
+        measured, _ = _measurement_of(source, None, None, None, progress)
+        return follow_policy(policy, measured, limits)
     checkpoint = load(source)
-    quick = measuring.measure_choices(checkpoint, policy.choices, metadata, progress)
+    quick = measuring.measure_choices(checkpoint, policy.choices, metadata, progress, curvature)
     try:
         return follow_policy(policy, quick, limits)
     except CapError:
         whole = measuring.measure(
-            checkpoint, pins=policy.choices, metadata=metadata, progress=progress
+            checkpoint,
+            pins=policy.choices,
+            metadata=metadata,
+            curvature=curvature,
+            progress=progress,
         )
         return follow_policy(policy, whole, limits)
 
@@ -150,12 +198,15 @@ def pack(
     *,
     out: PathLike | None = None,
     loader: PathLike | None = None,
+    curvature: Mapping[str, Curvature] | None = None,
     progress: Progress = ignore_progress,
 ) -> Packed:
     """The artifact of a plan, weighed: never over the plan's cap; written to `out` when given.
 
-    loader: also write the loader there; the plan must have counted it.
-    Raises PlanError: the plan is for other contents, or counts no loader. CapError: nothing fits.
+    loader: also write the loader there; the plan must have counted it. curvature: by tensor, what
+    the plan's choices with +gptq were measured with.
+    Raises PlanError: the plan is for other contents, counts no loader, or needs curvature that is
+    not there. CapError: nothing fits.
     """
     made = load_plan(plan)
     source = loader_source()
@@ -164,7 +215,7 @@ def pack(
             f"the plan counts {made.limits.loader_bytes:,} bytes of loader, and the loader has "
             f"{len(source.encode()):,}. Plan again with --loader."
         )
-    packed = pack_to_cap(load(checkpoint), made, progress)
+    packed = pack_to_cap(load(checkpoint), made, progress, curvature)
     contents = {out: packed.data, loader: source.encode()}
     with contextlib.ExitStack() as all_or_none:
         for path, data in contents.items():
@@ -192,21 +243,50 @@ def unpack(
     return weights
 
 
+def unpack_foreign(
+    artifact: PathLike,
+    out: PathLike | None = None,
+    template: PathLike | None = None,
+    max_memory: int | None = None,
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """(weights by name, notes) of another author's artifact; written to `out` when given.
+
+    template: a checkpoint of the same model, for dtypes that the artifact does not store.
+    max_memory: bytes that it may expand to.
+    Raises CheckpointError: damaged, of no known layout, or no artifact at all.
+    """
+    checkpoint = read_checkpoint(artifact, template=template, max_memory=max_memory)
+    if checkpoint.foreign is None:
+        raise CheckpointError(
+            f"{artifact}: is a checkpoint, not an artifact; its weights need no unpacking"
+        )
+    weights = {
+        **checkpoint.tensors,
+        **{t: checkpoint.tensors[k] for t, k in checkpoint.ties.items()},
+    }
+    if out is not None:
+        unpacking.write_weights(out, weights, checkpoint.ties, checkpoint.metadata)
+    return weights, checkpoint.notes
+
+
 def verify(
     artifact: PathLike | bytes,
     against: CheckpointLike | None = None,
     plan: PathLike | PackPlan | None = None,
     progress: Progress = ignore_progress,
+    *,
+    curvature: Mapping[str, Curvature] | None = None,
 ) -> unpacking.Verification:
     """Checksum and decoding; with a checkpoint the error of every tensor; with a plan its codes.
 
+    curvature: by tensor; without it, codes of choices with +gptq are not checked.
     Raises PackerError, or ArtifactError for bytes: not an artifact, or damaged. Other differences
     are returned as problems.
     """
     checkpoint = None if against is None else load(against)
     choices = None if plan is None else load_plan(plan).choices
     with _reading(artifact):
-        return unpacking.verify(_bytes_of(artifact), checkpoint, choices, progress)
+        return unpacking.verify(_bytes_of(artifact), checkpoint, choices, progress, curvature)
 
 
 def _bytes_of(artifact: PathLike | bytes) -> bytes:

@@ -13,7 +13,9 @@ import torch
 from packer import decoder
 from packer.entropy import CODER_IDS, CODER_NAMES, compress, encode_elements, encode_stream, varint
 from packer.quantizers.formats import (
+    FACTOR_BITS,
     FormatError,
+    LowRank,
     Passthrough,
     QuantizedTensor,
     TensorFormat,
@@ -29,8 +31,8 @@ _PASSTHROUGH = ("raw", "fp32", "fp16", "bf16")
 class EncodedTensor:
     """One tensor as it will lie in the file, and what its parts weigh.
 
-    block: the record with all streams. side_bytes: the scales' stream. payload_bytes: the codes'
-    stream. The rest of the block is framing.
+    block: the record with all streams. side_bytes: the streams of scales and of a correction of low
+    rank. payload_bytes: the codes' stream. The rest of the block is framing.
     """
 
     block: bytes
@@ -118,23 +120,49 @@ def encode_tensor(quantized: QuantizedTensor, coder: str | None = None) -> Encod
     """The block of one tensor: the same bytes wherever it stands in the file."""
     if isinstance(quantized.format, Passthrough):
         payload = encode_elements(quantized.codes.numpy(), coder)
-        side: bytes = b""
-        side_bytes = 0
-    else:
-        scale = quantized.side["scale"]
-        planes = scale.view(torch.uint8).reshape(-1, scale.dtype.itemsize).numpy()
-        scale_stream = encode_elements(planes, None)
-        side, side_bytes = _stream(*scale_stream), len(scale_stream[1])
-        payload = encode_stream(quantized.codes.numpy(), coder, scale.float().numpy())
-    block = bytes([format_byte(quantized.format)]) + side + _stream(*payload)
+        block = format_bytes(quantized.format) + _stream(*payload)
+        return EncodedTensor(block, CODER_NAMES[payload[0]], 0, len(payload[1]))
+    scale = quantized.side["scale"]
+    payload = encode_stream(quantized.codes.numpy(), coder, scale.float().numpy())
+    side, factors = _encode_numbers(scale), _encode_factors(quantized)
+    block = b"".join(
+        [
+            format_bytes(quantized.format),
+            *(_stream(*stream) for stream in (side, payload, *factors)),
+        ]
+    )
+    side_bytes = sum(len(data) for _, data in (side, *factors))
     return EncodedTensor(block, CODER_NAMES[payload[0]], side_bytes, len(payload[1]))
+
+
+def _encode_numbers(values: torch.Tensor) -> tuple[int, bytes]:
+    """The stream of floats [count], as byte planes."""
+    planes = values.contiguous().view(torch.uint8).reshape(-1, values.dtype.itemsize).numpy()
+    return encode_elements(planes, None)
+
+
+def _encode_factors(quantized: QuantizedTensor) -> list[tuple[int, bytes]]:
+    """The streams of a correction of low rank; none where there is no correction."""
+    if not isinstance(quantized.format, LowRank):
+        return []
+    left, right = (quantized.side[name].numpy() for name in ("left", "right"))
+    steps = _encode_numbers(quantized.side["rank_scale"])
+    return [steps, encode_stream(left, None), encode_stream(right, None)]
 
 
 def _stream(coder: int, data: bytes) -> bytes:
     return bytes([coder]) + varint(len(data)) + data
 
 
-def format_byte(format: TensorFormat) -> int:
+def format_bytes(format: TensorFormat) -> bytes:
+    """How a block begins."""
+    if isinstance(format, LowRank):
+        first = decoder.LOW_RANK + FACTOR_BITS.index(format.bits)
+        return bytes([first, format.rank, format_byte(format.base)])
+    return bytes([format_byte(format)])
+
+
+def format_byte(format: Passthrough | Uniform | Ternary) -> int:
     if isinstance(format, Passthrough):
         return _PASSTHROUGH.index(format.dtype)
     if isinstance(format, Ternary):
@@ -143,7 +171,15 @@ def format_byte(format: TensorFormat) -> int:
     return 0x80 | (format.bits - 1) << 3 | row << 2 | format.wide << 1 | int(format.scale32)
 
 
-def format_of(byte: int) -> TensorFormat:
+def stored_format(stored: decoder.StoredTensor) -> TensorFormat:
+    """The format of a tensor that decoder.parse has accepted."""
+    base = format_of(stored.format)
+    if not stored.rank or isinstance(base, Passthrough):
+        return base
+    return LowRank(base, stored.rank, stored.factor_bits)
+
+
+def format_of(byte: int) -> Passthrough | Uniform | Ternary:
     """The format of a byte that decoder.parse has accepted."""
     if byte < len(_PASSTHROUGH):
         return Passthrough(_PASSTHROUGH[byte])
@@ -158,8 +194,10 @@ def quantized_tensor(stored: decoder.StoredTensor) -> QuantizedTensor:
     codes, scale = decoder.decode_codes(stored)
     dtype = getattr(torch, stored.dtype)
     side = {} if scale is None else {"scale": scale}
+    if stored.rank:
+        side |= decoder.decode_factors(stored)
     try:
-        return QuantizedTensor(format_of(stored.format), stored.shape, dtype, codes, side)
+        return QuantizedTensor(stored_format(stored), stored.shape, dtype, codes, side)
     except FormatError as error:
         raise ArtifactError(f"tensor {stored.name}: {error}") from None
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from packer.account import MAX_SIZE_BYTES
 from packer.budget.plan import Candidate
+from packer.damage_fit import DamageFit
 from packer.errors import PlanError
 from packer.roles import Role, TensorRole
 
@@ -37,7 +38,8 @@ class Measurement:
 
     structure, contents: the checkpoint's fingerprints. header_bytes: the artifact's part that no
     choice changes. metadata: text that goes into the artifact. damage_source: what the candidates'
-    damage was computed from, in words.
+    damage was computed from, in words. curvature: sha256 of the curvature behind the damage and
+    behind choices with +gptq. damage_fit: the factors that the damage already contains.
     """
 
     source: str
@@ -49,6 +51,8 @@ class Measurement:
     ties: Mapping[str, str]
     metadata: Mapping[str, str]
     damage_source: str
+    curvature: str | None = None
+    damage_fit: DamageFit | None = None
 
     @property
     def by_tensor(self) -> dict[str, tuple[Candidate, ...]]:
@@ -70,6 +74,29 @@ class Measurement:
         )
         return replace(self, candidates=candidates)
 
+    def fitted(self, fit: DamageFit) -> Measurement:
+        """The same with damages multiplied by these factors in place of earlier ones."""
+        before = self.damage_fit
+        scale = {
+            tensor.name: fit.factor(tensor.role) / (before.factor(tensor.role) if before else 1.0)
+            for tensor in self.tensors
+        }
+        candidates = tuple(
+            c if c.damage_bpb is None else replace(c, damage_bpb=scale[c.tensor] * c.damage_bpb)
+            for c in self.candidates
+        )
+        return replace(self, candidates=candidates, damage_fit=fit)
+
+    def unfitted(self, chosen: Sequence[Candidate]) -> dict[str, float]:
+        """Role -> summed damage of some candidates before any factor."""
+        roles = {tensor.name: tensor.role for tensor in self.tensors}
+        found: dict[str, float] = {}
+        for candidate in chosen:
+            role = roles[candidate.tensor]
+            factor = self.damage_fit.factor(role) if self.damage_fit else 1.0
+            found[role] = found.get(role, 0.0) + candidate.damage / factor
+        return found
+
     def to_json(self) -> dict[str, Any]:
         by_tensor = self.by_tensor
         return {
@@ -80,6 +107,8 @@ class Measurement:
             "contents": self.contents,
             "header_bytes": self.header_bytes,
             "damage_source": self.damage_source,
+            "curvature": self.curvature,
+            "damage_fit": None if self.damage_fit is None else self.damage_fit.to_json(),
             "ties": dict(self.ties),
             "metadata": dict(self.metadata),
             "candidate_fields": ["choice", "size_bytes", "weight_error", "damage_bpb"],
@@ -137,7 +166,7 @@ def _measurement(value: Mapping[str, Any]) -> Measurement:
             damage = None if damage_bpb is None else float(damage_bpb)
             size, error = whole_number(size_bytes), float(weight_error)
             candidates.append(Candidate(name, str(choice), size, error, damage))
-    names = [tensor.name for tensor in tensors]
+    names, fit = [tensor.name for tensor in tensors], value.get("damage_fit")
     if names != sorted(set(names)):
         raise ValueError("its tensors are not sorted by name, each once")
     return Measurement(
@@ -150,4 +179,7 @@ def _measurement(value: Mapping[str, Any]) -> Measurement:
         ties={str(tied): str(kept) for tied, kept in value["ties"].items()},
         metadata={str(key): str(text) for key, text in value["metadata"].items()},
         damage_source=str(value["damage_source"]),
+        # Files of before there was curvature have neither.
+        curvature=None if value.get("curvature") is None else str(value["curvature"]),
+        damage_fit=None if fit is None else DamageFit.from_json(fit),
     )

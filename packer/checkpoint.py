@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from packer.checkpoint_files import RESAVE, load, reason
 from packer.errors import CheckpointError, SelectorError
 from packer.fingerprint import bytes_of, contents_fingerprint, structure_fingerprint
+from packer.foreign import ForeignArtifact, foreign_of
 from packer.nesting import find_state_dict, left_out, listed
 from packer.roles import nearest
 
@@ -42,7 +43,7 @@ class Checkpoint:
     file order, names without wrapper prefixes; they may be views of the file (memory-mapped) or of
     the state dict given. ties: tied name -> the name in `tensors` that holds its values.
     metadata: text the file carried (safetensors only). notes: what was taken, renamed and left
-    out, in words for people.
+    out, in words for people. foreign: what the file is, where it is somebody else's artifact.
     """
 
     source: str
@@ -50,6 +51,7 @@ class Checkpoint:
     ties: dict[str, str]
     metadata: dict[str, str]
     notes: tuple[str, ...]
+    foreign: ForeignArtifact | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -58,24 +60,59 @@ class Checkpoint:
 
 
 def read_checkpoint(
-    path: str | os.PathLike[str], *, weights: str | None = None, drop: Sequence[str] = ()
+    path: str | os.PathLike[str],
+    *,
+    weights: str | None = None,
+    drop: Sequence[str] = (),
+    template: str | os.PathLike[str] | None = None,
+    max_memory: int | None = None,
 ) -> Checkpoint:
-    """The weights in a torch file (zip or legacy), a safetensors file or a folder of shards.
+    """The weights in a torch file (zip or legacy), a safetensors file, a folder of shards, or
+    another author's artifact.
 
     weights: the (dotted) key the state dict lies under, where the usual ones will not do; by
     default the first of ema, model, state_dict, model_state_dict that holds tensors, else the file
-    itself. drop: globs (case matters) of names to leave out.
+    itself. drop: globs (case matters) of names to leave out. template: a checkpoint of the same
+    model, for the dtypes that some artifacts do not store. max_memory: bytes that a compressed file
+    may expand to.
     Zip records are checked against their CRC; the other formats carry no checksum.
     Raises CheckpointError: unreadable, damaged, needs unpickling, or not fit to pack.
     SelectorError: `weights` or a glob of `drop` names nothing.
     """
     source = os.fspath(path)
     try:
-        loaded, metadata = load(Path(source))
+        content = load(Path(source), max_memory)
     except OSError as error:
         raise CheckpointError(f"{source}: cannot be read: {error.strerror or error}") from error
-    state_dict, notes = find_state_dict(loaded, weights, source)
-    return _normalize(state_dict, metadata, drop, notes, source)
+    foreign = foreign_of(content, None if template is None else _template(template))
+    if foreign is not None:
+        return _from_foreign(foreign, weights, drop)
+    state_dict, notes = find_state_dict(content.value, weights, source)
+    if content.codec != "none":
+        notes = [f"decompressed from {content.file_bytes:,} bytes of {content.codec}", *notes]
+    return _normalize(state_dict, content.metadata, drop, [*notes, *_unused(template)], source)
+
+
+def _template(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, tied names included."""
+    checkpoint = read_checkpoint(path)
+    tied = {name: checkpoint.tensors[kept] for name, kept in checkpoint.ties.items()}
+    return {**checkpoint.tensors, **tied}
+
+
+def _unused(template: object) -> list[str]:
+    return [] if template is None else ["--template is for other authors' artifacts: not used"]
+
+
+def _from_foreign(foreign: ForeignArtifact, weights: str | None, drop: Sequence[str]) -> Checkpoint:
+    """The weights of an artifact, decoded as its own reader does."""
+    if weights is not None:
+        raise SelectorError(
+            f"{foreign.source}: is an artifact, whose weights lie under no key; leave --weights out"
+        )
+    said = [f"{foreign.layout} artifact, {foreign.file_bytes:,} bytes of {foreign.codec}"]
+    decoded = _normalize(foreign.weights(), {}, drop, [*said, *foreign.notes], foreign.source)
+    return replace(decoded, foreign=foreign)
 
 
 def from_state_dict(
@@ -177,7 +214,7 @@ def _without_wrappers(
     found: dict[str, torch.Tensor] = {}
     before: dict[str, str] = {}
     for name, tensor in named.items():
-        plain = _without_wrapper(name)
+        plain = without_wrapper(name)
         if plain in found:
             raise CheckpointError(
                 f"{source}: without wrapper prefixes {before[plain]!r} and {name!r} are both "
@@ -190,7 +227,8 @@ def _without_wrappers(
     return found
 
 
-def _without_wrapper(name: str) -> str:
+def without_wrapper(name: str) -> str:
+    """The name without the prefixes that compiling and data parallelism put before it."""
     *path, last = name.split(".")
     path = [part for part in path if part != "_orig_mod"]
     while path and path[0] == "module":

@@ -1,75 +1,161 @@
-"""Checkpoint files to Python values: torch zip and legacy files, safetensors, folders of shards.
+"""Files to Python values: torch zip and legacy files, safetensors, folders of shards, and all of
+these compressed.
 
 The content decides what a file is, never its name. Nothing in a file is executed.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load as load_safetensors_bytes
 
 from packer.errors import CheckpointError
+from packer.foreign_codecs import UnknownBytesError, codec_of, output_limit, unwrap
+from packer.foreign_containers import QGV3, read_qgv3
+from packer.foreign_pgrp import PGRP, read_pgrp
+from packer.foreign_pickle import read_numpy_pickle
 
 RESAVE = "re-save the weights alone, torch.save(model.state_dict(), 'weights.pt'), and use that"
 # The pickled integer that files began with before torch.save wrote zip files.
 LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
-DECOMPRESS = "decompress it first (a packed artifact: with its own loader)"
-OTHER_CONTENT = (
-    (b"\x93BYTECAP", "a packed artifact; unpack it first (packer unpack)"),
-    (b"\x78", f"zlib data; {DECOMPRESS}"),
-    (b"\x28\xb5\x2f\xfd", f"zstd data; {DECOMPRESS}"),
-    (b"\xfd7zXZ", f"xz data; {DECOMPRESS}"),
-    (b"\x1f\x8b", f"gzip data; {DECOMPRESS}"),
-    (b"\x80", f"a Python pickle that torch.save did not write; {RESAVE}"),
-)
+ARTIFACT = b"\x93BYTECAP"
 BLOCK_BYTES = 1 << 20
 MAX_SAFETENSORS_HEADER = 100_000_000  # the limit of the safetensors library
 
 
-def load(path: Path) -> tuple[object, dict[str, str]]:
-    """(what the file holds, its text metadata)."""
+@dataclass(frozen=True)
+class Content:
+    """What a file holds. value: usually a dict. metadata: text it carried (safetensors only).
+
+    codec: what it was compressed with, none for plain files. file_bytes: of the file, of a folder
+    all its shards. payload_bytes: after decompression.
+    """
+
+    source: str
+    value: object
+    metadata: dict[str, str]
+    codec: str
+    file_bytes: int
+    payload_bytes: int
+
+
+def load(path: Path, max_memory: int | None = None) -> Content:
+    """What a file or folder holds. max_memory: bytes that a compressed file may expand to.
+
+    Raises CheckpointError: no file, damaged, larger than allowed, or of a kind that is not known.
+    """
     if path.is_dir():
-        return _load_folder(path)
+        value, metadata = _load_folder(path)
+        size = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))
+        return Content(str(path), value, metadata, "none", size, size)
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such file")
     if not path.is_file():
         raise CheckpointError(f"{path}: is not a regular file; name a checkpoint file")
+    size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(64)
     if not head:
         raise CheckpointError(f"{path}: the file is empty; save or copy the checkpoint again")
-    if head.startswith(b"PK\x03\x04"):
-        _check_zip(path)
-        return _torch_load(path, mmap=True), {}
-    if head[:1] == b"\x80" and LEGACY_MAGIC in head:
-        return _torch_load(path, mmap=False), {}
-    if head[8:9] == b"{":
-        return _load_safetensors(path)
-    for magic, meaning in OTHER_CONTENT:
-        if head.startswith(magic):
-            raise CheckpointError(f"{path}: is not a checkpoint but {meaning}")
-    raise CheckpointError(
-        f"{path}: is neither a torch file nor safetensors (it starts with {head[:8].hex(' ')}); "
-        "name a file written by torch.save or safetensors, or a folder of safetensors shards"
+    if head.startswith(ARTIFACT):
+        raise CheckpointError(
+            f"{path}: is not a checkpoint but a packed artifact; unpack it first (packer unpack)"
+        )
+    if _is_torch(head):
+        return Content(str(path), _load_torch(path, head), {}, "none", size, size)
+    if _is_safetensors(head):
+        value, metadata = _load_safetensors(path)
+        return Content(str(path), value, metadata, "none", size, size)
+    return _load_wrapped(path, size, max_memory)
+
+
+def _load_wrapped(path: Path, size: int, max_memory: int | None) -> Content:
+    """A file that is read whole: compressed, or of a container that only artifacts have."""
+    limit, source = output_limit(size, max_memory), str(path)
+    try:
+        inner = unwrap(path.read_bytes(), limit, source, is_container)
+    except UnknownBytesError:
+        inner = None
+    if inner is None or not is_container(inner.data[:64]):
+        head = (path.open("rb").read(8) if inner is None else inner.data[:8]).hex(" ")
+        raise CheckpointError(_unknown(path, head, inner.layers if inner else ()))
+    data = inner.data
+    value, metadata = _load_bytes(data, source, limit)
+    return Content(source, value, metadata, inner.codec, size, len(data))
+
+
+def _unknown(path: Path, head: str, layers: Sequence[str]) -> str:
+    inside = f"inside its {'+'.join(layers)} data it" if layers else "it"
+    return (
+        f"{path}: is neither a torch file nor safetensors, nor an artifact of a known layout "
+        f"({inside} starts with {head}); name a file written by torch.save or safetensors, or a "
+        "folder of safetensors shards"
     )
 
 
-def _check_zip(path: Path) -> None:
+def is_container(head: bytes) -> bool:
+    """Whether bytes are the start of a container of tensors; head: the first 64 of them."""
+    is_pickle = head[:1] == b"\x80" and 2 <= int.from_bytes(head[1:2], "little") <= 5
+    special = (PGRP, QGV3, ARTIFACT)
+    return _is_torch(head) or _is_safetensors(head) or is_pickle or head.startswith(special)
+
+
+def _is_torch(head: bytes) -> bool:
+    return head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and LEGACY_MAGIC in head)
+
+
+def _is_safetensors(head: bytes) -> bool:
+    # Eight bytes of header length come first, which no codec's first bytes are small enough for.
+    return head[8:9] == b"{" and (codec_of(head) is None or head[4:8] == bytes(4))
+
+
+def _load_bytes(data: bytes, source: str, limit: int) -> tuple[object, dict[str, str]]:
+    """(value, metadata) of a container in memory."""
+    head = data[:64]
+    if _is_torch(head):
+        return _load_torch(io.BytesIO(data), head, source), {}
+    if _is_safetensors(head):
+        return _safetensors_of(data, source)
+    if head.startswith(QGV3):
+        return read_qgv3(data, source), {}
+    if head.startswith(PGRP):
+        return read_pgrp(data, source, limit, _load_bytes), {}
+    if head.startswith(ARTIFACT):
+        raise CheckpointError(
+            f"{source}: is a packed artifact, compressed once more; take that off and unpack it"
+        )
+    return read_numpy_pickle(data, source), {}
+
+
+def _load_torch(file: Path | BinaryIO, head: bytes, source: str = "") -> object:
+    """What torch.save wrote, in either of its two containers; a path is mapped into memory."""
+    source = source or str(file)
+    if head.startswith(b"PK\x03\x04"):
+        _check_zip(file, source)
+        return _torch_load(file, source, mmap=isinstance(file, Path))
+    return _torch_load(file, source, mmap=False)
+
+
+def _check_zip(file: Path | BinaryIO, source: str) -> None:
     """Refuse zip files that torch.save did not write or that are damaged.
 
     Loading maps the records into memory without a look at their CRC, so they are read once here.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
-            _check_torch_archive(path, records)
+            _check_torch_archive(source, records)
             for record in records:
                 # torch writes 0 where its checksums are switched off (set_crc32_options).
                 if record.CRC != 0:
@@ -80,42 +166,64 @@ def _check_zip(path: Path) -> None:
         raise
     except Exception as error:  # zipfile raises a dozen types on damaged files
         raise CheckpointError(
-            f"{path}: the file is truncated or damaged ({reason(error)}); copy or save it again"
+            f"{source}: the file is truncated or damaged ({reason(error)}); copy or save it again"
         ) from error
 
 
-def _check_torch_archive(path: Path, records: Sequence[zipfile.ZipInfo]) -> None:
+def _check_torch_archive(source: str, records: Sequence[zipfile.ZipInfo]) -> None:
     names = [record.filename.partition("/")[2] for record in records]
     if "constants.pkl" in names:
-        raise CheckpointError(f"{path}: is a TorchScript program, not a state dict; {RESAVE}")
+        raise CheckpointError(f"{source}: is a TorchScript program, not a state dict; {RESAVE}")
     if "data.pkl" not in names:
         raise CheckpointError(
-            f"{path}: is a zip file, but torch.save did not write it (it has no data.pkl); {RESAVE}"
+            f"{source}: is a zip file, but torch.save did not write it (it has no data.pkl); "
+            f"{RESAVE}"
         )
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
         raise CheckpointError(
-            f"{path}: its records are compressed, which torch.save never does; load it where it "
+            f"{source}: its records are compressed, which torch.save never does; load it where it "
             f"was made and {RESAVE}"
         )
 
 
-def _torch_load(path: Path, *, mmap: bool) -> object:
+def _torch_load(file: Path | BinaryIO, source: str, *, mmap: bool) -> object:
+    if not isinstance(file, Path):
+        file.seek(0)
     try:
         with warnings.catch_warnings():
             # torch warns about its own internals here; a user can do nothing about them.
             warnings.simplefilter("ignore")
-            loaded: object = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+            loaded: object = torch.load(
+                str(file) if isinstance(file, Path) else file,
+                map_location="cpu",
+                weights_only=True,
+                mmap=mmap,
+            )
             return loaded
     except Exception as error:  # damaged pickles raise nearly every type there is
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if asked:
             raise CheckpointError(
-                f"{path}: to open it, the object {asked[1]} would have to be unpickled, which can "
-                f"run any code, so it is refused. Where you trust it, load it and {RESAVE}"
+                f"{source}: to open it, the object {asked[1]} would have to be unpickled, which "
+                f"can run any code, so it is refused. Where you trust it, load it and {RESAVE}"
             ) from error
         raise CheckpointError(
-            f"{path}: torch cannot read it ({reason(error)}); it is damaged, or holds more than "
+            f"{source}: torch cannot read it ({reason(error)}); it is damaged, or holds more than "
             f"tensors: copy it again, or {RESAVE}"
+        ) from error
+
+
+def _safetensors_of(data: bytes, source: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """A safetensors file in memory; the library checks every offset but keeps the metadata."""
+    try:
+        tensors = load_safetensors_bytes(data)
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        return {name: tensors[name] for name in sorted(tensors)}, dict(metadata)
+    except Exception as error:
+        raise CheckpointError(
+            f"{source}: the safetensors data in it is truncated or damaged ({reason(error)}); copy "
+            "it again"
         ) from error
 
 

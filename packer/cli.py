@@ -9,23 +9,29 @@ from typing import Any
 
 import click
 
+from packer.commands.calibrate import calibrate
+from packer.commands.check import check
+from packer.commands.code import code
+from packer.commands.compare import compare
 from packer.commands.data import data
 from packer.commands.demo import demo
 from packer.commands.diff import diff
 from packer.commands.eval import evaluate
+from packer.commands.fix import fix
 from packer.commands.inspect import inspect
 from packer.commands.measure import measure
 from packer.commands.pack import pack
 from packer.commands.plan import plan
 from packer.commands.report import report
+from packer.commands.size import size
 from packer.commands.train import train
 from packer.commands.unpack import unpack
 from packer.commands.verify import verify
 from packer.errors import PackerError
 
 
-class Refusals(click.Group):
-    """A group whose commands end in one paragraph and exit code 1, never in a traceback."""
+class Manual(click.Group):
+    """Help in sections; every failure one paragraph and exit code 1, never a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -50,8 +56,17 @@ class Refusals(click.Group):
                 raise
             raise click.ClickException(str(error)) from None
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands by what they are for, in the order of a job."""
+        del ctx
+        width = max(len(name) for name in self.commands)
+        for title, listed in SECTIONS.items():
+            with formatter.section(title):
+                rows = [(one.name or "", one.get_short_help_str(80)) for one in listed]
+                formatter.write_dl([(name.ljust(width), text) for name, text in rows])
 
-@click.group(cls=Refusals, context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(cls=Manual, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="bytecap", prog_name="packer")
 def main() -> None:
     """Fit a trained language model under a hard byte cap.
@@ -76,6 +91,13 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-COMMANDS = (demo, inspect, measure, plan, pack, unpack, verify, report, diff, evaluate, data, train)
-for command in COMMANDS:
-    main.add_command(command)
+SECTIONS = {
+    "Start here": (demo,),
+    "A checkpoint to an artifact": (inspect, calibrate, measure, plan, pack, unpack, verify),
+    "What it costs": (report, evaluate, compare, diff),
+    "Submissions": (check, fix, code, size),
+    "Training": (data, train),
+}
+for commands in SECTIONS.values():
+    for command in commands:
+        main.add_command(command)

@@ -16,7 +16,11 @@ from typing import Any
 
 import torch
 
-from packer.quantizers.dequantize import dequantize_scaled, dequantize_stored
+from packer.quantizers.dequantize import (
+    dequantize_low_rank,
+    dequantize_scaled,
+    dequantize_stored,
+)
 from packer.stream_decoder import ArtifactError, decode_elements, decode_stream, decompress
 
 MAGIC = b"\x93BYTECAP"
@@ -25,8 +29,10 @@ CHECKSUM_BYTES = 8
 MAX_HEADER_BYTES = 1 << 26
 MAX_DECODED_BYTES = 1 << 34
 # Format bytes: 0 raw, 1 fp32, 2 fp16, 3 bf16; 0x40 ternary.row; integers are 0x80 + (bits - 1) * 8,
-# plus 4 for scales per row, 2 for the wide range, 1 for float32 scales.
+# plus 4 for scales per row, 2 for the wide range, 1 for float32 scales. Before the byte of a scaled
+# format may stand a correction of low rank: 0xC0 to 0xC2 for factors of 2, 4 or 8 bits, and a rank.
 TERNARY = 0x40
+LOW_RANK = 0xC0
 DTYPES = (
     *("float64", "float32", "float16", "bfloat16", "complex128", "complex64", "complex32"),
     *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
@@ -36,7 +42,11 @@ DTYPES = (
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor as it lies in the file; streams are (coder, bytes)."""
+    """One tensor as it lies in the file; streams are (coder, bytes).
+
+    rank: of the correction, 0 without one. factor_bits: of its factors. factors: its streams, of
+    rank_scale, left and right.
+    """
 
     name: str
     dtype: str
@@ -45,6 +55,9 @@ class StoredTensor:
     scale: tuple[int, memoryview] | None
     codes: tuple[int, memoryview]
     size_bytes: int
+    rank: int = 0
+    factor_bits: int = 0
+    factors: tuple[tuple[int, memoryview], ...] = ()
 
     @property
     def rows(self) -> int:
@@ -185,12 +198,27 @@ def check_sizes(tensors: list[list[Any]], max_bytes: int) -> None:
 
 def read_tensor(reader: Reader, name: str, dtype: str, shape: list[int]) -> StoredTensor:
     start = reader.at
-    format = reader.take(1)[0]
+    format, rank, bits = reader.take(1)[0], 0, 0
+    if LOW_RANK <= format < LOW_RANK + 3:
+        bits, rank, format = 2 << (format - LOW_RANK), *reader.take(2)
+        check_rank(name, rank, format, shape)
     if not (format <= 3 or format == TERNARY or 0x88 <= format < 0xC0):
         raise ArtifactError(f"tensor {name}: format byte {format:#04x} is unknown")
     scale = reader.stream() if format >= TERNARY else None
     codes = reader.stream()
-    return StoredTensor(name, dtype, tuple(shape), format, scale, codes, reader.at - start)
+    factors = tuple(reader.stream() for _ in range(3)) if rank else ()
+    size = reader.at - start
+    return StoredTensor(name, dtype, tuple(shape), format, scale, codes, size, rank, bits, factors)
+
+
+def check_rank(name: str, rank: int, format: int, shape: list[int]) -> None:
+    """Factors are then no larger than the tensor itself."""
+    smaller = min(math.prod(shape[:-1]), shape[-1]) if shape else 1
+    if not 1 <= rank <= smaller or format < TERNARY:
+        raise ArtifactError(
+            f"tensor {name}: a correction of rank {rank} to format byte {format:#04x} and shape "
+            f"{shape}"
+        )
 
 
 def stored_dtype(format: int, dtype: str) -> torch.dtype:
@@ -206,6 +234,10 @@ def decode_weight(stored: StoredTensor) -> torch.Tensor:
     if scale is None:
         kept = stored_dtype(stored.format, stored.dtype)
         return dequantize_stored(codes, kept, stored.shape, dtype)
+    if stored.rank:
+        return dequantize_low_rank(
+            codes, scale, **decode_factors(stored), shape=stored.shape, dtype=dtype
+        )
     return dequantize_scaled(codes, scale, stored.shape, dtype)
 
 
@@ -225,3 +257,22 @@ def decode_codes(stored: StoredTensor) -> tuple[torch.Tensor, torch.Tensor | Non
     except ArtifactError as error:
         raise ArtifactError(f"tensor {stored.name}: {error}") from None
     return torch.from_numpy(codes), scale
+
+
+def decode_factors(stored: StoredTensor) -> dict[str, torch.Tensor]:
+    """int8 left [rank, rows] and right [rank, columns], float32 rank_scale [rank]."""
+    rank = stored.rank
+    try:
+        scale = decode_elements(stored.factors[0], rank, 4).reshape(-1).view(torch.float32)
+        # 127 · 127 · 255: the largest sum of products of factors.
+        if not bool((torch.isfinite(scale * 4112895) & (scale >= 0)).all()):
+            raise ArtifactError("a scale of the correction is negative or too large")
+        left = decode_stream(stored.factors[1], rank, stored.rows, None)
+        right = decode_stream(stored.factors[2], rank, stored.columns, None)
+    except ArtifactError as error:
+        raise ArtifactError(f"tensor {stored.name}: {error}") from None
+    return {
+        "left": torch.from_numpy(left),
+        "right": torch.from_numpy(right),
+        "rank_scale": scale,
+    }

@@ -23,3 +23,15 @@ class CapError(PackerError):
 
 class OutputError(PackerError):
     """An output that could not be written; what stood there before is untouched."""
+
+
+class CurvatureError(PackerError):
+    """Curvature that is damaged, stale, or cannot be had from this model and text."""
+
+
+class CodeError(PackerError):
+    """Source code that cannot be read, minified or wrapped as asked."""
+
+
+class SubmissionError(PackerError):
+    """A submission folder that cannot be checked at all."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -15,8 +15,10 @@ from packer.errors import CapError, PlanError
 from packer.measuring import Progress, header_of, ignore_progress, tensor_infos
 from packer.planning import PackPlan, replan
 from packer.quantizers.choice import parse_choice
+from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError
-from packer.quantizers.quantize import quantize
+from packer.quantizers.quantize import quantize_reported
+from packer.quantizers.rounding import RoundingReport
 from packer.threads import one_torch_thread
 
 MAX_ROUNDS = 8
@@ -27,6 +29,7 @@ class Packed:
     """An artifact that fits. data: the file. plan: the plan it follows, sizes as weighed.
 
     encoded: what each tensor weighs. rounds: how often planning was needed, 1 when the plan held.
+    roundings: what became of GPTQ, for the tensors that asked for it.
     """
 
     data: bytes
@@ -34,16 +37,38 @@ class Packed:
     encoded: Mapping[str, EncodedTensor]
     account: Account
     rounds: int
+    roundings: Mapping[str, RoundingReport] = field(default_factory=dict)
+
+    @property
+    def rounding_problems(self) -> dict[str, str]:
+        """Tensor -> why it was not rounded as its choice says, in words."""
+        problems = {name: report.problem for name, report in self.roundings.items()}
+        return {name: problem for name, problem in problems.items() if problem is not None}
+
+
+@dataclass(frozen=True)
+class _Done:
+    """One tensor encoded under a choice."""
+
+    choice: str
+    encoded: EncodedTensor
+    rounding: RoundingReport | None
 
 
 def pack_to_cap(
-    checkpoint: Checkpoint, pack_plan: PackPlan, progress: Progress = ignore_progress
+    checkpoint: Checkpoint,
+    pack_plan: PackPlan,
+    progress: Progress = ignore_progress,
+    curvature: Mapping[str, Curvature] | None = None,
 ) -> Packed:
     """The artifact of a plan; its real bytes, code and margin included, are at most the cap.
 
+    curvature: by tensor, what choices with +gptq were measured with.
+
     Our coder's sizes repeat exactly, so the first round lands. Sizes that differ (another version
     of a compressor) are put into the plan, which is solved again.
-    Raises PlanError: the plan is for other contents. CapError: nothing fits.
+    Raises PlanError: the plan is for other contents, or needs curvature that is not there.
+    CapError: nothing fits.
     """
     found = contents_fingerprint(checkpoint)
     if pack_plan.measurement.contents != found:
@@ -52,14 +77,13 @@ def pack_to_cap(
     measurement = replace(pack_plan.measurement, header_bytes=header_bytes(header))
     if measurement != pack_plan.measurement:
         pack_plan = replan(pack_plan, measurement)
-    encoded: dict[str, tuple[str, EncodedTensor]] = {}
+    done: dict[str, _Done] = {}
     for rounds in range(1, MAX_ROUNDS + 1):
-        _encode_chosen(checkpoint, pack_plan, encoded, progress)
-        sizes = {(name, choice): e.size_bytes for name, (choice, e) in encoded.items()}
+        _encode_chosen(checkpoint, pack_plan, curvature or {}, done, progress)
+        sizes = {(name, one.choice): one.encoded.size_bytes for name, one in done.items()}
         planned = {(c.tensor, c.choice): c.size_bytes for c in pack_plan.plan.chosen}
         if sizes == planned:
-            blocks = {name: e for name, (_, e) in encoded.items()}
-            return _packed(pack_plan, header, blocks, rounds)
+            return _packed(pack_plan, header, done, rounds)
         pack_plan = replan(pack_plan, pack_plan.measurement.corrected(sizes))
     raise CapError(
         f"after {MAX_ROUNDS} rounds the real sizes still differ from the plan's; a compressor "
@@ -79,31 +103,32 @@ def stale_plan(pack_plan: PackPlan, checkpoint: Checkpoint, found: str) -> str:
 def _encode_chosen(
     checkpoint: Checkpoint,
     pack_plan: PackPlan,
-    encoded: dict[str, tuple[str, EncodedTensor]],
+    curvature: Mapping[str, Curvature],
+    done: dict[str, _Done],
     progress: Progress,
 ) -> None:
-    """Bring `encoded` in line with the plan's choices; tensors already encoded so are kept."""
+    """Bring `done` in line with the plan's choices; tensors already encoded so are kept."""
     wanted = [
         candidate
         for candidate in pack_plan.plan.chosen
-        if encoded.get(candidate.tensor, ("",))[0] != candidate.choice
+        if candidate.tensor not in done or done[candidate.tensor].choice != candidate.choice
     ]
 
     with one_torch_thread():
-        for done, candidate in enumerate(wanted):
-            progress(candidate.tensor, done, len(wanted))
-            weight = checkpoint.tensors[candidate.tensor]
-            encoded[candidate.tensor] = (candidate.choice, _encode(candidate, weight))
+        for count, candidate in enumerate(wanted):
+            name = candidate.tensor
+            progress(name, count, len(wanted))
+            done[name] = _encode(candidate, checkpoint.tensors[name], curvature.get(name))
     progress("packed", len(wanted), len(wanted))
 
 
-def _encode(candidate: Candidate, weight: torch.Tensor) -> EncodedTensor:
+def _encode(candidate: Candidate, weight: torch.Tensor, curvature: Curvature | None) -> _Done:
     try:
         choice = parse_choice(candidate.choice)
-        quantized = quantize(weight, choice)
+        quantized, rounding = quantize_reported(weight, choice, curvature)
     except FormatError as error:
         raise PlanError(f"{candidate.tensor}: {error}") from None
-    return encode_tensor(quantized, choice.coder)
+    return _Done(candidate.choice, encode_tensor(quantized, choice.coder), rounding)
 
 
 def _header(checkpoint: Checkpoint, pack_plan: PackPlan) -> bytes:
@@ -120,10 +145,10 @@ def _header(checkpoint: Checkpoint, pack_plan: PackPlan) -> bytes:
     return header_of(infos, checkpoint.ties, measurement.metadata)
 
 
-def _packed(
-    pack_plan: PackPlan, header: bytes, encoded: Mapping[str, EncodedTensor], rounds: int
-) -> Packed:
+def _packed(pack_plan: PackPlan, header: bytes, done: Mapping[str, _Done], rounds: int) -> Packed:
     plan = pack_plan.plan
+    encoded = {name: one.encoded for name, one in done.items()}
+    roundings = {name: one.rounding for name, one in done.items() if one.rounding is not None}
     blocks = [encoded[name].block for name in sorted(encoded)]
     data = assemble(header, blocks, plan.cap_bytes, plan.code_bytes)
     side = sum(tensor.side_bytes for tensor in encoded.values())
@@ -131,4 +156,4 @@ def _packed(
     account = Account(plan.cap_bytes, plan.code_bytes, len(data) - side - payload, side, payload)
     if account.total_bytes + plan.margin_bytes > plan.cap_bytes:
         raise CapError(f"the file weighs more than was planned: {account}")
-    return Packed(data, pack_plan, encoded, account, rounds)
+    return Packed(data, pack_plan, encoded, account, rounds, roundings)

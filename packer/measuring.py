@@ -11,9 +11,19 @@ from packer.artifact import encode_header, encode_tensor, header_bytes
 from packer.budget.plan import Candidate
 from packer.candidates import Measurement, TensorInfo
 from packer.checkpoint import Checkpoint, contents_fingerprint, structure_fingerprint
+from packer.curvature_set import CurvatureSet
 from packer.errors import PlanError
+from packer.predicted_damage import (
+    bits_per_byte,
+    complete,
+    output_error,
+    predicted_nats,
+    spell_source,
+)
 from packer.quantizers.choice import Choice, parse_choice
+from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError
+from packer.quantizers.low_rank import paying_rank
 from packer.quantizers.quantize import dequantize, quantizable, quantize
 from packer.roles import Role, TensorRole, roles_of, select
 from packer.threads import one_torch_thread
@@ -26,16 +36,28 @@ LONG_GRID_ELEMENTS = 4096
 # Steps in units of the standard deviation, three an octave: 0.05 is nearly lossless, 1.6 leaves
 # about one bit per weight. With entropy coding the step, not the bit width, decides size and error.
 STEP_GRID = tuple(0.05 * 2 ** (i / 3) for i in range(16))
+PROBE_CLIP = 50.8  # of int8: a step of 0.4 standard deviations, in the middle of the grid
+CORRECTION_BITS = 4  # of the factors: 8 cost more than they gain, 2 gained less
 
 NO_DATA = "squared weight error times a weight per role; no data was given"
+GIVEN_HESSIANS = (
+    "squared error of the outputs under the second moments given, and of weights without one, "
+    "times a weight per role"
+)
+
+AnyCurvature = CurvatureSet | Mapping[str, Curvature]
+"""A calibrated set, or just second moments by tensor."""
 
 
 def ignore_progress(what: str, done: int, total: int) -> None:
     """The default: tell nobody."""
 
 
-def default_choices(weight: torch.Tensor) -> tuple[Choice, ...]:
-    """Every choice that could be right for a tensor of this shape and dtype."""
+def default_choices(weight: torch.Tensor, curvature: Curvature | None = None) -> tuple[Choice, ...]:
+    """Every choice that could be right for a tensor of this shape and dtype.
+
+    With curvature, GPTQ takes the place of nearest rounding, which it beats at every size.
+    """
     exact = exact_choice(weight.dtype)
     if not quantizable(weight):
         return (exact,)
@@ -44,13 +66,33 @@ def default_choices(weight: torch.Tensor) -> tuple[Choice, ...]:
         texts.append("fp32")
     texts += ["int8.row", "int6.row"]
     if weight.dim() >= 2 and weight.numel() >= LONG_GRID_ELEMENTS:
-        texts += ["int7.row", "int5.row", "int4.row", "int3.row", "int2.row", "ternary.row"]
+        rounding = "" if curvature is None else "+gptq"
+        if curvature is None:
+            texts += ["int7.row", "int5.row", "int4.row", "int3.row", "int2.row", "ternary.row"]
         clips = [f"{127 * step:.4g}" for step in STEP_GRID]
-        texts += [f"int8.tensor+kstd@{k}" for k in clips]
-        texts += [f"int8.row+kstd@{k}" for k in clips[::2]]
+        texts += [f"int8.tensor+kstd@{k}{rounding}" for k in clips]
+        texts += [f"int8.row+kstd@{k}{rounding}" for k in clips[::2]]
     elif weight.dim() >= 1 and weight.numel() >= 16:
         texts += ["int5.row", "int8.tensor", "int6.tensor", "int4.row"]
     return (exact, *(parse_choice(text) for text in texts))
+
+
+def corrected_choices(weight: torch.Tensor, curvature: Curvature | None) -> tuple[Choice, ...]:
+    """Choices with a correction of low rank, for a tensor whose rounding errors, as they are felt,
+    lie in few directions: where its bytes buy more than a finer step. None without a Fisher.
+    """
+    if curvature is None or curvature.fisher is None or not quantizable(weight):
+        return ()
+    if weight.dim() < 2 or weight.numel() < LONG_GRID_ELEMENTS:
+        return ()
+    with one_torch_thread():
+        probe = quantize(weight, parse_choice(f"int8.tensor+kstd@{PROBE_CLIP}+gptq"), curvature)
+        left_over = (weight - dequantize(probe)).float().reshape(-1, weight.shape[-1])
+        rank = paying_rank(left_over, curvature, CORRECTION_BITS)
+    if not rank:
+        return ()
+    format = f"int8.tensor.rank{rank}x{CORRECTION_BITS}"
+    return tuple(parse_choice(f"{format}+kstd@{127 * step:.4g}+gptq") for step in STEP_GRID[6:])
 
 
 def exact_choice(dtype: torch.dtype) -> Choice:
@@ -86,22 +128,29 @@ def measure(
     *,
     pins: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
+    curvature: AnyCurvature | None = None,
     progress: Progress = ignore_progress,
 ) -> Measurement:
-    """Candidates for every tensor: real coded bytes and weight error under each choice.
+    """Candidates for every tensor: real coded bytes and damage under each choice.
 
     pins: selector -> choice; a pinned tensor is measured under that choice as well. metadata: text
-    for the artifact, added to the checkpoint's own.
+    for the artifact, added to the checkpoint's own. curvature: a set gives damage in bits per byte
+    and choices with +gptq; second moments by tensor give those choices alone.
     Raises SelectorError: a pin matches nothing. PlanError: a pinned choice cannot hold the tensor.
     """
     infos = tensor_infos(checkpoint)
     roles = {info.name: TensorRole(Role(info.role), info.layer) for info in infos}
     pinned = pinned_choices(pins or {}, roles)
+    by_tensor = tensors_of(curvature)
     choices = {
-        name: with_pinned(default_choices(weight), pinned.get(name))
+        name: with_pinned(default_choices(weight, by_tensor.get(name)), pinned.get(name))
         for name, weight in checkpoint.tensors.items()
     }
-    measured = _measurement(checkpoint, infos, choices, metadata or {}, progress)
+    for done, (name, known) in enumerate(by_tensor.items()):
+        if name in choices:
+            progress(f"{name}: is a correction worth it", done, len(by_tensor))
+            choices[name] += corrected_choices(checkpoint.tensors[name], known)
+    measured = _measurement(checkpoint, infos, choices, metadata or {}, curvature, progress)
     check_pinned(pinned, measured.candidates)
     return measured
 
@@ -111,6 +160,7 @@ def measure_choices(
     choices: Mapping[str, str],
     metadata: Mapping[str, str] | None = None,
     progress: Progress = ignore_progress,
+    curvature: AnyCurvature | None = None,
 ) -> Measurement:
     """One candidate for every tensor: the choice given for its name.
 
@@ -121,7 +171,7 @@ def measure_choices(
         raise PlanError(f"no choice is given for {', '.join(missing[:5])}; plan this checkpoint")
     parsed = {name: (_parsed(name, choices[name]),) for name in checkpoint.tensors}
     infos = tensor_infos(checkpoint)
-    measured = _measurement(checkpoint, infos, parsed, metadata or {}, progress)
+    measured = _measurement(checkpoint, infos, parsed, metadata or {}, curvature, progress)
     check_pinned({name: choice for name, (choice,) in parsed.items()}, measured.candidates)
     return measured
 
@@ -131,15 +181,21 @@ def _measurement(
     infos: tuple[TensorInfo, ...],
     choices: Mapping[str, Sequence[Choice]],
     metadata: Mapping[str, str],
+    curvature: AnyCurvature | None,
     progress: Progress,
 ) -> Measurement:
     candidates: list[Candidate] = []
+    whole = curvature if isinstance(curvature, CurvatureSet) else None
+    by_tensor = tensors_of(curvature)
 
     with one_torch_thread():
         for done, info in enumerate(infos):
             progress(info.name, done, len(infos))
-            candidates += measure_tensor(info, checkpoint.tensors[info.name], choices[info.name])
+            weight = checkpoint.tensors[info.name]
+            felt = by_tensor.get(info.name)
+            candidates += measure_tensor(info, weight, choices[info.name], felt, whole)
     progress("measured", len(infos), len(infos))
+    finished, guessed = complete(candidates, infos)
     all_metadata = dict(sorted({**checkpoint.metadata, **metadata}.items()))
     return Measurement(
         source=checkpoint.source,
@@ -147,11 +203,31 @@ def _measurement(
         contents=contents_fingerprint(checkpoint),
         header_bytes=header_bytes(header_of(infos, checkpoint.ties, all_metadata)),
         tensors=infos,
-        candidates=tuple(candidates),
+        candidates=finished,
         ties=checkpoint.ties,
         metadata=all_metadata,
-        damage_source=NO_DATA,
+        damage_source=spell_damage(finished, by_tensor, whole, guessed),
+        curvature=None if whole is None else whole.sha256,
     )
+
+
+def spell_damage(
+    candidates: Sequence[Candidate],
+    by_tensor: Mapping[str, Curvature],
+    whole: CurvatureSet | None,
+    guessed: Sequence[str],
+) -> str:
+    """What the candidates' damage was computed from, in words."""
+    if whole is not None and candidates and candidates[0].damage_bpb is not None:
+        return spell_source(whole, guessed)
+    return GIVEN_HESSIANS if by_tensor else NO_DATA
+
+
+def tensors_of(curvature: AnyCurvature | None) -> Mapping[str, Curvature]:
+    """Curvature by tensor, however it was given."""
+    if isinstance(curvature, CurvatureSet):
+        return curvature.by_tensor
+    return curvature or {}
 
 
 def tensor_infos(checkpoint: Checkpoint) -> tuple[TensorInfo, ...]:
@@ -178,21 +254,38 @@ def header_of(
 
 
 def measure_tensor(
-    info: TensorInfo, weight: torch.Tensor, choices: Sequence[Choice]
+    info: TensorInfo,
+    weight: torch.Tensor,
+    choices: Sequence[Choice],
+    curvature: Curvature | None = None,
+    whole: CurvatureSet | None = None,
 ) -> list[Candidate]:
-    """A candidate for every choice that decodes to finite weights, in the order given."""
+    """A candidate for every choice that decodes to finite weights, in the order given.
+
+    Damage in bits per byte is known with the whole set, where the rows' Fisher is.
+    """
     role_weight = ROLE_WEIGHT[Role(info.role)]
     found = []
     for choice in choices:
         try:
-            quantized = quantize(weight, choice)
+            quantized = quantize(weight, choice, curvature)
         except FormatError as error:
             raise PlanError(f"{info.name}: {error}") from None
-        error_value = weight_error(weight, dequantize(quantized))
+        decoded = dequantize(quantized)
+        error_value = weight_error(weight, decoded)
         if error_value is None:
             continue
+        damage = None
+        if curvature is not None and error_value > 0:
+            change = decoded.float() - weight.float()
+            if whole is not None and curvature.fisher is not None:
+                damage = bits_per_byte(predicted_nats(curvature, change) or 0.0, whole)
+            else:
+                error_value = output_error(curvature, change)
+        elif whole is not None and error_value == 0:
+            damage = 0.0
         size = encode_tensor(quantized, choice.coder).size_bytes
-        found.append(Candidate(info.name, str(choice), size, role_weight * error_value))
+        found.append(Candidate(info.name, str(choice), size, role_weight * error_value, damage))
     return found
 
 

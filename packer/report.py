@@ -21,7 +21,8 @@ class TensorRow:
     """One tensor of a report. choice: format, coder and steps as far as they are known.
 
     size_bytes: everything of the file that this tensor takes. damage_bpb, weight_error: predicted,
-    None where nothing was measured.
+    None where nothing was measured. raw_bytes, entropy_bits: of another author's artifact, what it
+    holds before its compressor and the order-0 entropy of that per weight.
     """
 
     name: str
@@ -33,6 +34,8 @@ class TensorRow:
     size_bytes: int
     damage_bpb: float | None = None
     weight_error: float | None = None
+    raw_bytes: int | None = None
+    entropy_bits: float | None = None
 
     @property
     def elements(self) -> int:
@@ -52,7 +55,7 @@ class Report:
     """
 
     source: str
-    kind: str  # checkpoint, plan, artifact
+    kind: str  # checkpoint, plan, artifact, foreign
     rows: tuple[TensorRow, ...]
     cap_bytes: int
     code_bytes: int
@@ -107,6 +110,8 @@ def row_json(row: TensorRow) -> dict[str, Any]:
         "bits_per_weight": row.bits_per_weight,
         "damage_bpb": row.damage_bpb,
         "weight_error": row.weight_error,
+        "raw_bytes": row.raw_bytes,
+        "entropy_bits": row.entropy_bits,
     }
 
 
@@ -162,7 +167,7 @@ def _with_coder(choice: str, coder: str) -> str:
 def report_artifact(data: bytes, source: str) -> Report:
     """An artifact's file. Raises decoder.ArtifactError: not an artifact, or damaged."""
     from packer import decoder
-    from packer.artifact import coder_name, format_of
+    from packer.artifact import coder_name, stored_format
     from packer.roles import roles_of
 
     stored = decoder.parse(data)
@@ -171,9 +176,9 @@ def report_artifact(data: bytes, source: str) -> Report:
     for tensor in stored.tensors:
         role = roles[tensor.name]
         info = TensorInfo(tensor.name, role.role.value, role.layer, tensor.shape, tensor.dtype)
-        choice = f"{format_of(tensor.format)}~{coder_name(tensor)}"
+        choice = f"{stored_format(tensor)}~{coder_name(tensor)}"
         rows.append(_row(info, choice, tensor.size_bytes, None, None))
-        side += len(tensor.scale[1]) if tensor.scale else 0
+        side += sum(len(data) for _, data in (tensor.scale or (0, b""), *tensor.factors))
         payload += len(tensor.codes[1])
     account = Account(
         stored.cap_bytes, stored.code_bytes, len(data) - side - payload, side, payload
@@ -209,6 +214,58 @@ def report_checkpoint(checkpoint: Checkpoint, limits: Limits) -> Report:
         header_bytes=0,
         notes=checkpoint.notes,
     )
+
+
+def report_foreign(checkpoint: Checkpoint, limits: Limits) -> Report:
+    """Another author's artifact. One compressor took all of it, so the file's bytes are shared out
+    over the tensors by the order-0 entropy of what each holds.
+    """
+    from packer.measuring import tensor_infos
+
+    foreign = checkpoint.foreign
+    assert foreign is not None
+    infos = {info.name: info for info in tensor_infos(checkpoint)}
+    names = [name for name in foreign.tensors if name in infos]
+    entropy = {name: foreign.tensors[name].entropy_bits for name in names}
+    sizes = _shared_out(foreign.file_bytes, list(entropy.values()))
+    rows = tuple(
+        replace(
+            _row(infos[name], f"{tensor.stored}~{foreign.codec}", size, None, None),
+            raw_bytes=tensor.raw_bytes,
+            entropy_bits=entropy[name] / max(infos[name].elements, 1),
+        )
+        for name, size in zip(names, sizes, strict=True)
+        for tensor in [foreign.tensors[name]]
+    )
+    said = (
+        f"{foreign.payload_bytes:,} bytes before {foreign.codec}, an order-0 entropy of "
+        f"{math.ceil(sum(entropy.values()) / 8):,}; bytes per tensor are the file's, shared out by "
+        "entropy"
+    )
+    return Report(
+        source=checkpoint.source,
+        kind="foreign",
+        rows=rows,
+        cap_bytes=limits.cap_bytes,
+        code_bytes=limits.code_bytes,
+        artifact_bytes=foreign.file_bytes,
+        header_bytes=0,
+        notes=(*checkpoint.notes, said),
+    )
+
+
+def _shared_out(total: int, weights: list[float]) -> list[int]:
+    """Whole numbers that sum to `total`, in proportion to weights as nearly as that allows."""
+    whole = sum(weights)
+    if not whole:
+        return [total, *[0] * (len(weights) - 1)] if weights else []
+    passed, before, found = 0.0, 0, []
+    for weight in weights:
+        passed += weight
+        upto = round(total * passed / whole)
+        found.append(upto - before)
+        before = upto
+    return found
 
 
 def _row(

@@ -1,4 +1,4 @@
-"""A report of whatever a path holds: plan, artifact or checkpoint, told apart by content."""
+"""A report of whatever a path holds: plan, checkpoint, artifact of ours or another's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from packer.artifact_files import is_artifact
 from packer.errors import PackerError
 from packer.files import is_json
 from packer.planning import PackPlan, read_plan
-from packer.report import Report, report_artifact, report_checkpoint, report_plan
+from packer.report import Report, report_artifact, report_checkpoint, report_foreign, report_plan
 
 PathLike = str | os.PathLike[str]
 
@@ -23,14 +23,17 @@ def load_report(
     code: Sequence[PathLike] = (),
     weights: str | None = None,
     drop: Sequence[str] = (),
+    template: PathLike | None = None,
+    max_memory: int | None = None,
 ) -> tuple[Report, PackPlan | None]:
     """(report, plan if the source is one).
 
-    cap, code, weights and drop are for checkpoints; plans and artifacts were made for their own.
+    cap, code, weights, drop, template and max_memory are for checkpoints and other authors'
+    artifacts; plans and artifacts were made for their own.
     Raises PlanError, CheckpointError, decoder.ArtifactError: the source is damaged.
     """
     planned, packed = is_json(path), is_artifact(path)
-    if (planned or packed) and (cap is not None or code or weights or drop):
+    if (planned or packed) and (cap is not None or code or weights or drop or template):
         raise PackerError(
             f"{path} was made for its own cap, code and weights; leave --cap, --code, --weights "
             "and --drop out, or plan again to change them"
@@ -42,5 +45,8 @@ def load_report(
         return report_artifact(Path(path).read_bytes(), str(path)), None
     from packer.checkpoint import read_checkpoint
 
-    checkpoint = read_checkpoint(path, weights=weights, drop=drop)
-    return report_checkpoint(checkpoint, Limits(cap or 0, count_code(code))), None
+    checkpoint = read_checkpoint(
+        path, weights=weights, drop=drop, template=template, max_memory=max_memory
+    )
+    report = report_checkpoint if checkpoint.foreign is None else report_foreign
+    return report(checkpoint, Limits(cap or 0, count_code(code))), None

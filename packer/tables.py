@@ -62,6 +62,26 @@ def tensor_rows(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
     return columns, rows
 
 
+def foreign_table(report: Report) -> Table:
+    """A line per tensor of another's artifact: before its compressor, and within the file."""
+    rows = [
+        (
+            row.name,
+            row.role,
+            shape_text(row.shape),
+            row.choice,
+            f"{row.raw_bytes:,}",
+            number(row.entropy_bits, ".3f"),
+            f"{row.size_bytes:,}",
+            number(row.bits_per_weight, ".3f"),
+            f"{100 * row.size_bytes / max(report.artifact_bytes, 1):.2f}",
+        )
+        for row in report.rows
+    ]
+    columns = ("tensor", "role", "shape", "stored as", ">raw bytes", ">entropy/w")
+    return table((*columns, ">bytes", ">bits/w", ">share %"), rows)
+
+
 def _damage_column(report: Report) -> tuple[str, list[float | None]]:
     if any(row.damage_bpb is not None for row in report.rows):
         return ">damage bpb", [row.damage_bpb for row in report.rows]
@@ -94,7 +114,8 @@ def print_report(report: Report, *, every_tensor: bool) -> None:
     """Tables per tensor and per role."""
     out = console()
     if every_tensor:
-        out.print(table(*tensor_rows(report)))
+        foreign = report.kind == "foreign"
+        out.print(foreign_table(report) if foreign else table(*tensor_rows(report)))
         out.print()
     out.print(table(*share_rows("role", by_role(report))))
 

@@ -20,6 +20,7 @@ from packer.errors import OutputError
 from packer.files import replacing
 from packer.measuring import Progress, ignore_progress
 from packer.quantizers.choice import Choice, parse_choice
+from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import Passthrough, QuantizedTensor
 from packer.quantizers.quantize import dequantize, quantize
 
@@ -111,11 +112,13 @@ def verify(
     against: Checkpoint | None = None,
     choices: Mapping[str, str] | None = None,
     progress: Progress = ignore_progress,
+    curvature: Mapping[str, Curvature] | None = None,
 ) -> Verification:
     """Decode everything, and compare with a checkpoint and a plan's choices where given.
 
     With a checkpoint, passthrough tensors must come back as the very bits that their format keeps;
-    with choices too, quantizing again must give the very codes in the file.
+    with choices too, quantizing again must give the very codes in the file. Of a choice with +gptq
+    that takes curvature too; without, only its format is compared.
     Raises decoder.ArtifactError: not an artifact, or damaged. Differences are returned as problems.
     """
     stored = decoder.parse(data)
@@ -130,14 +133,19 @@ def verify(
         ):
             weight = None  # told among the structure's problems
         choice = choices.get(tensor.name) if choices else None
-        checks.append(check_tensor(quantized_tensor(tensor), tensor.name, weight, choice))
+        felt = curvature.get(tensor.name) if curvature else None
+        checks.append(check_tensor(quantized_tensor(tensor), tensor.name, weight, choice, felt))
     progress("verified", len(stored.tensors), len(stored.tensors))
     problems += [f"{check.name}: {check.problem}" for check in checks if check.problem]
     return Verification(len(data), tuple(checks), tuple(problems))
 
 
 def check_tensor(
-    quantized: QuantizedTensor, name: str, weight: torch.Tensor | None, choice: str | None
+    quantized: QuantizedTensor,
+    name: str,
+    weight: torch.Tensor | None,
+    choice: str | None,
+    curvature: Curvature | None = None,
 ) -> TensorCheck:
     """One tensor against its original weight and choice, as far as they are given."""
     decoded = dequantize(quantized)
@@ -151,23 +159,28 @@ def check_tensor(
         if not _same_bits(kept, decoded):
             problem = f"{quantized.format} did not come back bit for bit"
     elif choice is not None:
-        problem = problem or _requantize_problem(quantized, weight, choice)
+        problem = problem or _requantize_problem(quantized, weight, choice, curvature)
     max_error, relative_error = _errors(weight, decoded)
     exact = _same_bits(weight, decoded)
     return TensorCheck(name, str(quantized.format), max_error, relative_error, exact, problem)
 
 
 def _requantize_problem(
-    quantized: QuantizedTensor, weight: torch.Tensor, choice: str
+    quantized: QuantizedTensor, weight: torch.Tensor, choice: str, curvature: Curvature | None
 ) -> str | None:
-    again = quantize(weight, parse_choice(choice))
-    if again.format != quantized.format:
+    parsed = parse_choice(choice)
+    if parsed.format != quantized.format:
         return f"the plan says {choice}, the file holds {quantized.format}"
+    if parsed.rounding == "gptq" and curvature is None:
+        return None
+    again = quantize(weight, parsed, curvature)
     if not torch.equal(again.codes, quantized.codes):
         count = int((again.codes != quantized.codes).sum())
         return f"{count} of {again.codes.numel()} codes differ from what {choice} gives"
-    if not _same_bits(again.side["scale"], quantized.side["scale"]):
-        return f"the scales differ from what {choice} gives"
+    for name, values in quantized.side.items():
+        if not _same_bits(again.side[name], values):
+            what = "scales" if name == "scale" else f"correction's {name}"
+            return f"the {what} differ from what {choice} gives"
     return None
 
 

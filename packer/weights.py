@@ -21,7 +21,8 @@ from packer.errors import CheckpointError
 class NamedWeights:
     """All weights of a model, tied names included.
 
-    kind: checkpoint or artifact. size_bytes: of the artifact's file, or of the tensors as stored.
+    kind: checkpoint, artifact, or foreign for another author's artifact. size_bytes: of the
+    artifact's file, or of the checkpoint's tensors as stored.
     """
 
     source: str
@@ -46,9 +47,15 @@ class NamedWeights:
 
 
 def load_weights(
-    path: str | os.PathLike[str], *, weights: str | None = None, drop: Sequence[str] = ()
+    path: str | os.PathLike[str],
+    *,
+    weights: str | None = None,
+    drop: Sequence[str] = (),
+    template: str | os.PathLike[str] | None = None,
+    max_memory: int | None = None,
 ) -> NamedWeights:
-    """weights and drop are for checkpoints: an artifact holds what it was made of.
+    """weights and drop are for checkpoints: an artifact holds what it was made of. template and
+    max_memory are for other authors' artifacts, as in read_checkpoint.
 
     Raises CheckpointError, SelectorError, PackerError: a file that is damaged or holds no weights.
     """
@@ -59,13 +66,16 @@ def load_weights(
             stored = decoder.parse(data)
             decoded = decoder.decode_weights(stored)
         return NamedWeights(source, "artifact", decoded, stored.metadata, len(data))
-    checkpoint = read_checkpoint(path, weights=weights, drop=drop)
+    checkpoint = read_checkpoint(
+        path, weights=weights, drop=drop, template=template, max_memory=max_memory
+    )
+    foreign = checkpoint.foreign
     tied = {name: checkpoint.tensors[kept] for name, kept in checkpoint.ties.items()}
     return NamedWeights(
         source,
-        "checkpoint",
+        "checkpoint" if foreign is None else "foreign",
         {**checkpoint.tensors, **tied},
         checkpoint.metadata,
-        checkpoint.size_bytes,
+        checkpoint.size_bytes if foreign is None else foreign.file_bytes,
         checkpoint.notes,
     )

@@ -9,10 +9,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .choice import Choice, parse_choice
-from .fake_quant import FakeQuantized
+from .fake_quant import FakeQuantized, check_faked
 from .formats import FormatError, Passthrough, Uniform
 from .learned_step import LearnedStep
-from .quantize import quantizable
 
 ORIGINAL = ".original"
 PARAMETRIZATIONS = "parametrizations."
@@ -47,8 +46,11 @@ def attach(
     for name in (name for name in choices if name in parameters):
         given, parameter = choices[name], parameters[name]
         choice = parse_choice(given) if isinstance(given, str) else given
-        if not isinstance(choice.format, Passthrough) and not quantizable(parameter):
-            raise FormatError(f"{name}: {choice} cannot hold {list(parameter.shape)}; use raw")
+        if not isinstance(choice.format, Passthrough):
+            try:
+                check_faked(parameter, choice)
+            except FormatError as error:
+                raise FormatError(f"{name}: {error}") from None
         first, other = wanted.setdefault(id(parameter), (name, choice))
         if other != choice:
             raise FormatError(f"{first} and {name} are tied: {other} and {choice} disagree")

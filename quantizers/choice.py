@@ -1,20 +1,24 @@
 """A choice: format, coder and the way codes are chosen, as one line of text.
 
 Grammar: `format[~coder][+step[@value]]...`, for instance `int6.row`, `fp16~brotli`,
-`int6.row+percentile`, `int8.row~zstd+kstd@12.85`, `int5.row+prune@0.02`, `ternary.row+absmean`.
-Parsing and spelling are inverse; defaults are not spelled.
+`int6.row+percentile`, `int8.row~zstd+kstd@12.85`, `int5.row+prune@0.02`, `ternary.row+absmean`,
+`int6.row+reach@20`, `int6.row~brotli+kstd@12.85+gptq`, `int4.row.rank4x8+gptq`. Parsing and
+spelling are inverse; defaults are not spelled.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from .formats import FormatError, Passthrough, TensorFormat, Ternary, parse_format
+from .formats import FormatError, LowRank, Passthrough, TensorFormat, Ternary, parse_format
 
 CODERS = ("ans", "zstd", "brotli", "lzma", "zlib", "raw")
 UNIFORM_RANGES = ("absmax", "percentile", "percentile-matrix", "kstd", "mse")
 TERNARY_RANGES = ("mse", "absmean")
+ROUNDINGS = ("nearest", "gptq")
 
 
 @dataclass(frozen=True)
@@ -22,23 +26,27 @@ class Choice:
     """format: how codes become weights. coder: how codes become bytes; None lets the packer choose.
 
     range_rule: how a row's scale is chosen; range_value: its parameter (k of `kstd`).
+    reach: codes are held to ±reach, fewer than the format has; None: all of them.
     prune: fraction of smallest magnitudes set to zero first, in [0, 1).
+    rounding: how codes are chosen under a scale; `gptq` needs curvature.
     """
 
     format: TensorFormat
     coder: str | None = None
     range_rule: str | None = None
     range_value: float | None = None
+    reach: int | None = None
     prune: float = 0.0
+    rounding: str = "nearest"
 
     def __post_init__(self) -> None:
         if self.coder is not None and self.coder not in CODERS:
             raise FormatError(f"unknown coder {self.coder!r}; coders are {', '.join(CODERS)}")
         if isinstance(self.format, Passthrough):
-            if self.range_rule or self.prune:
+            if self.range_rule or self.reach or self.prune or self.rounding != "nearest":
                 raise FormatError(f"{self.format} keeps weights as they are: it takes no + steps")
             return
-        rules = TERNARY_RANGES if isinstance(self.format, Ternary) else UNIFORM_RANGES
+        rules = TERNARY_RANGES if _is_ternary(self.format) else UNIFORM_RANGES
         if self.range_rule not in rules:
             raise FormatError(
                 f"{self.format} has no range rule {self.range_rule!r}; it has {', '.join(rules)}"
@@ -52,6 +60,22 @@ class Choice:
             raise FormatError(f"kstd needs a positive number, found {self.range_value}")
         if not 0 <= self.prune < 1:
             raise FormatError(f"prune needs a fraction in [0, 1), found {self.prune}")
+        assert not isinstance(self.format, Passthrough)
+        if self.reach is not None and not 1 <= self.reach < self.format.code_max:
+            raise FormatError(
+                f"reach is a whole number from 1 to {self.format.code_max - 1} for {self.format}, "
+                f"found {self.reach}"
+            )
+        if self.rounding not in ROUNDINGS:
+            raise FormatError(f"unknown rounding {self.rounding!r}; it is {', '.join(ROUNDINGS)}")
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """(smallest, largest) code that this choice uses."""
+        assert not isinstance(self.format, Passthrough)
+        if self.reach is not None:
+            return -self.reach, self.reach
+        return self.format.code_min, self.format.code_max
 
     def __str__(self) -> str:
         text = str(self.format)
@@ -61,8 +85,12 @@ class Choice:
             text += f"+{self.range_rule}"
             if self.range_value is not None:
                 text += f"@{spell_number(self.range_value)}"
+        if self.reach is not None:
+            text += f"+reach@{self.reach}"
         if self.prune:
             text += f"+prune@{spell_number(self.prune)}"
+        if self.rounding != "nearest":
+            text += f"+{self.rounding}"
         return text
 
 
@@ -70,7 +98,11 @@ def default_range(format: TensorFormat) -> str | None:
     """absmax for integers, least squares for ternary, nothing for passthrough."""
     if isinstance(format, Passthrough):
         return None
-    return "mse" if isinstance(format, Ternary) else "absmax"
+    return "mse" if _is_ternary(format) else "absmax"
+
+
+def _is_ternary(format: TensorFormat) -> bool:
+    return isinstance(format.base if isinstance(format, LowRank) else format, Ternary)
 
 
 def spell_number(value: float) -> str:
@@ -87,23 +119,41 @@ def parse_choice(text: str) -> Choice:
     head, *steps = text.split("+")
     name, tilde, coder = head.partition("~")
     format = parse_format(name)
-    range_rule: str | None = None
-    range_value: float | None = None
-    prune = 0.0
+    found = _parse_steps(text, steps)
+    return Choice(
+        format,
+        coder if tilde else None,
+        found.pop("range_rule", default_range(format)),
+        found.pop("range_value", None),
+        **found,
+    )
+
+
+def _parse_steps(text: str, steps: Sequence[str]) -> dict[str, Any]:
+    """The fields of a choice that its steps give, each at most once."""
+    found: dict[str, Any] = {}
     for step in steps:
         word, at, number = step.partition("@")
         value = _parse_number(text, number) if at else None
-        if word == "prune":
-            if value is None or prune:
-                raise FormatError(f"{text!r}: prune comes once, with a fraction: prune@0.02")
-            prune = value
-        elif range_rule is None and word in (*UNIFORM_RANGES, *TERNARY_RANGES):
-            range_rule, range_value = word, value
+        if word == "prune" and word not in found:
+            if value is None:
+                raise FormatError(f"{text!r}: prune comes with a fraction: prune@0.02")
+            found["prune"] = value
+        elif word == "reach" and word not in found:
+            if value is None or not value.is_integer():
+                raise FormatError(f"{text!r}: reach comes with a whole number: reach@20")
+            found["reach"] = int(value)
+        elif word == "gptq" and "rounding" not in found:
+            if at:
+                raise FormatError(f"{text!r}: gptq takes no value")
+            found["rounding"] = word
+        elif word in (*UNIFORM_RANGES, *TERNARY_RANGES) and "range_rule" not in found:
+            found["range_rule"], found["range_value"] = word, value
         else:
-            raise FormatError(f"{text!r}: step {word!r} is unknown or a second range rule")
-    return Choice(
-        format, coder if tilde else None, range_rule or default_range(format), range_value, prune
-    )
+            raise FormatError(
+                f"{text!r}: step {word!r} is unknown, given twice, or a second range rule"
+            )
+    return found
 
 
 def _parse_number(text: str, number: str) -> float:

@@ -17,6 +17,26 @@ def dequantize_scaled(
     return (codes.float() * scale.float()[:, None]).to(dtype).reshape(shape)
 
 
+def dequantize_low_rank(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    rank_scale: torch.Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """`dequantize_scaled` plus int8 left [rank, rows] times right [rank, columns] times rank_scale.
+
+    Component by component, each product of two integers exact, each other step one rounding: a
+    matrix product would add up in an order that depends on the machine.
+    """
+    weights = codes.float() * scale.float()[:, None]
+    for rows, columns, step in zip(left.float(), right.float(), rank_scale, strict=True):
+        weights += (rows[:, None] * columns[None, :]) * step
+    return weights.to(dtype).reshape(shape)
+
+
 def dequantize_stored(
     codes: torch.Tensor, stored: torch.dtype, shape: tuple[int, ...], dtype: torch.dtype
 ) -> torch.Tensor:

@@ -13,6 +13,7 @@ compiler could take for a constant, and the round trip is one opaque operator: c
 the very functions that packing calls, where a fused kernel could divide or round otherwise.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -20,7 +21,7 @@ from torch import nn
 
 from .choice import Choice, parse_choice
 from .dequantize import dequantize_scaled
-from .formats import FormatError, Passthrough, QuantizedTensor, row_shape
+from .formats import FormatError, LowRank, Passthrough, QuantizedTensor, row_shape
 from .prune import prune_smallest
 from .quantize import choose_scale, dequantize, encode, quantizable, quantize
 
@@ -45,7 +46,7 @@ def fake_quantize(
     Raises FormatError: a dtype that the format cannot hold, an empty tensor in a scaled format.
     """
     if not isinstance(choice.format, Passthrough):
-        _check(weight, choice)
+        check_faked(weight, choice)
     result: torch.Tensor = _blended(weight, str(choice), strength, scale)
     return result
 
@@ -57,7 +58,7 @@ def quantize_held(weight: torch.Tensor, choice: Choice, scale: torch.Tensor) -> 
     """
     if isinstance(choice.format, Passthrough):
         raise FormatError(f"{choice.format} has no scales to hold")
-    _check(weight, choice)
+    check_faked(weight, choice)
     codes, scale = _codes(weight, choice, scale)
     shape, dtype = tuple(weight.shape), weight.dtype
     return QuantizedTensor(choice.format, shape, dtype, codes, {"scale": scale})
@@ -70,7 +71,19 @@ def stored_scale(weight: torch.Tensor, choice: Choice) -> torch.Tensor:
     return _choose(weight.detach().float().reshape(row_shape(tuple(weight.shape))), choice)
 
 
-def _check(weight: torch.Tensor, choice: Choice) -> None:
+def check_faked(weight: torch.Tensor, choice: Choice) -> None:
+    if choice.rounding != "nearest":
+        plain = replace(choice, rounding="nearest")
+        raise FormatError(
+            f"fake quantization rounds to nearest, and {choice} asks for {choice.rounding}, which "
+            f"depends on data: train under {plain}, and pack under {choice} afterwards"
+        )
+    if isinstance(choice.format, LowRank):
+        plain = replace(choice, format=choice.format.base)
+        raise FormatError(
+            f"fake quantization has no corrections of low rank: train under {plain}, and pack "
+            f"under {choice} afterwards"
+        )
     if not quantizable(weight):
         raise FormatError(
             f"{choice.format} cannot hold {weight.dtype} {list(weight.shape)}; use raw"
@@ -87,7 +100,7 @@ def _codes(
     rows = weight.float().reshape(row_shape(tuple(weight.shape)))
     if scale is None:
         scale = _choose(rows, choice)
-    return encode(rows, choice.format, scale), scale
+    return encode(rows, choice, scale), scale
 
 
 def _choose(rows: torch.Tensor, choice: Choice) -> torch.Tensor:
@@ -105,7 +118,7 @@ def _round_trip(weight: torch.Tensor, choice: Choice, scale: torch.Tensor | None
     return dequantize_scaled(codes, scale, tuple(weight.shape), weight.dtype)
 
 
-_parsed = lru_cache(maxsize=None)(parse_choice)
+parsed_choice = lru_cache(maxsize=None)(parse_choice)
 
 
 @torch.library.custom_op("bytecap::fake_quantize", mutates_args=(), schema=SCHEMA)
@@ -118,7 +131,7 @@ def _blended(
     # Not on a GPU: reading the number would wait for it, and a CUDA graph would keep the branch.
     if strength is not None and strength.device.type == "cpu" and strength == 0:
         return weight.clone(memory_format=torch.contiguous_format)
-    decoded = _round_trip(weight, _parsed(choice), scale)
+    decoded = _round_trip(weight, parsed_choice(choice), scale)
     if strength is None:
         return decoded
     blended = torch.lerp(weight, decoded, strength.to(weight.dtype))

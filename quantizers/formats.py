@@ -71,9 +71,57 @@ class Ternary:
         return "ternary.row"
 
 
-TensorFormat = Passthrough | Uniform | Ternary
-ScaledFormat = Uniform | Ternary
+@dataclass(frozen=True)
+class LowRank:
+    """A scaled format plus a correction of low rank: rank_scale times left times right, summed.
 
+    left [rank, rows] and right [rank, columns] are integers of 2, 4 or 8 bits, ±(2^(bits-1) - 1);
+    the float32 scale of a component serves both of its vectors.
+    """
+
+    base: Uniform | Ternary
+    rank: int
+    bits: int
+
+    def __post_init__(self) -> None:
+        if self.bits not in FACTOR_BITS or not 1 <= self.rank <= MAX_RANK:
+            raise FormatError(
+                f"rank{self.rank}x{self.bits}: a correction has rank 1 to {MAX_RANK} and factors "
+                "of 2, 4 or 8 bits"
+            )
+
+    @property
+    def axis(self) -> str:
+        return self.base.axis
+
+    @property
+    def scale32(self) -> bool:
+        return self.base.scale32
+
+    @property
+    def code_max(self) -> int:
+        return self.base.code_max
+
+    @property
+    def code_min(self) -> int:
+        return self.base.code_min
+
+    @property
+    def factor_max(self) -> int:
+        return int(2 ** (self.bits - 1) - 1)
+
+    def __str__(self) -> str:
+        return f"{self.base}.rank{self.rank}x{self.bits}"
+
+
+TensorFormat = Passthrough | Uniform | Ternary | LowRank
+ScaledFormat = Uniform | Ternary | LowRank
+
+MAX_RANK = 255
+LARGEST_PRODUCT = 127 * 127 * MAX_RANK  # of two factors, summed over all components
+FACTOR_BITS = (2, 4, 8)
+FACTORS = ("left", "rank_scale", "right")  # side values of a LowRank format beside `scale`
+_LOW_RANK = re.compile(r"(.+)\.rank(\d{1,3})x(\d)")
 _UNIFORM = re.compile(r"int(\d)\.(row|tensor)(\.wide)?(\.scale32)?")
 PASSTHROUGH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -87,11 +135,18 @@ def parse_format(text: str) -> TensorFormat:
         return Passthrough(text)
     if text == "ternary.row":
         return Ternary()
+    corrected = _LOW_RANK.fullmatch(text)
+    if corrected is not None:
+        base = parse_format(corrected[1])
+        if not isinstance(base, Uniform | Ternary):
+            raise FormatError(f"{text!r}: only integers and ternary take a correction of low rank")
+        return LowRank(base, int(corrected[2]), int(corrected[3]))
     match = _UNIFORM.fullmatch(text)
     if match is None:
         raise FormatError(
             f"unknown format {text!r}; formats are raw, fp32, fp16, bf16, ternary.row, and "
-            "int2 to int8 followed by .row or .tensor (then .wide, .scale32), such as int6.row"
+            "int2 to int8 followed by .row or .tensor (then .wide, .scale32), such as int6.row; "
+            "the last two take a correction of low rank, such as int4.row.rank4x8"
         )
     bits, axis, wide, scale32 = match.groups()
     return Uniform(int(bits), axis, wide is not None, scale32 is not None)
@@ -104,7 +159,9 @@ class QuantizedTensor:
     format: how `codes` and `side` become weights.
     shape: of the weights. dtype: of the weights that `dequantize` returns.
     codes: int8 [rows, columns] of a scaled format; uint8 [count, itemsize] bytes of a passthrough.
-    side: {"scale": float16 or float32 [rows or 1]} of a scaled format; empty for a passthrough.
+    side: {"scale": float16 or float32 [rows or 1]} of a scaled format, with a correction of low
+    rank also int8 "left" [rank, rows] and "right" [rank, columns] and float32 "rank_scale" [rank];
+    empty for a passthrough.
     """
 
     format: TensorFormat
@@ -144,9 +201,13 @@ class QuantizedTensor:
                     f"{format} has codes {format.code_min} to {format.code_max}, "
                     f"found {low} to {high}"
                 )
-        if sorted(self.side) != ["scale"]:
-            raise FormatError(f"{format} has one side value, scale; found {sorted(self.side)}")
+        wanted = [*FACTORS, "scale"] if isinstance(format, LowRank) else ["scale"]
+        if sorted(self.side) != wanted:
+            names = "one side value, scale" if len(wanted) == 1 else f"side values {wanted}"
+            raise FormatError(f"{format} has {names}; found {sorted(self.side)}")
         self._check_scale(format, rows)
+        if isinstance(format, LowRank):
+            self._check_factors(format, rows, columns)
 
     def _check_scale(self, format: ScaledFormat, rows: int) -> None:
         scale = self.side["scale"]
@@ -159,6 +220,27 @@ class QuantizedTensor:
         reach = scale.float() * -format.code_min
         if not bool((torch.isfinite(reach) & (scale >= 0)).all()):
             raise FormatError(f"{format}: a scale is negative, not finite, or overflows float32")
+
+    def _check_factors(self, format: LowRank, rows: int, columns: int) -> None:
+        if format.rank > min(rows, columns):
+            raise FormatError(f"{format} is of a higher rank than [{rows}, {columns}] can have")
+        for name, length in (("left", rows), ("right", columns)):
+            codes = self.side[name]
+            if codes.dtype != torch.int8 or tuple(codes.shape) != (format.rank, length):
+                raise FormatError(
+                    f"{format} stores int8 {name} [{format.rank}, {length}], "
+                    f"found {codes.dtype} {list(codes.shape)}"
+                )
+            if int(codes.abs().max()) > format.factor_max or int(codes.min()) == -128:
+                raise FormatError(f"{format}: a code of {name} is beyond ±{format.factor_max}")
+        scale = self.side["rank_scale"]
+        if scale.dtype != torch.float32 or tuple(scale.shape) != (format.rank,):
+            raise FormatError(
+                f"{format} has float32 rank_scale [{format.rank}], "
+                f"found {scale.dtype} {list(scale.shape)}"
+            )
+        if not bool((torch.isfinite(scale * LARGEST_PRODUCT) & (scale >= 0)).all()):
+            raise FormatError(f"{format}: a rank_scale is negative, not finite, or overflows")
 
 
 def element_count(shape: tuple[int, ...]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from .choice import Choice
@@ -16,36 +18,94 @@ from .clip import (
     store_scale,
     ternary_scale,
 )
-from .dequantize import dequantize_scaled, dequantize_stored
+from .curvature import Curvature
+from .dequantize import dequantize_low_rank, dequantize_scaled, dequantize_stored
 from .formats import (
     PASSTHROUGH_DTYPES,
     FormatError,
+    LowRank,
     Passthrough,
     QuantizedTensor,
-    ScaledFormat,
     Ternary,
     row_shape,
     scale_dtype,
 )
+from .low_rank import correction
 from .prune import prune_smallest
+from .rounding import HessianFactor, RoundingReport, factorize, round_with, together
 
 
-def quantize(weight: torch.Tensor, choice: Choice) -> QuantizedTensor:
+def quantize(
+    weight: torch.Tensor, choice: Choice, curvature: Curvature | None = None
+) -> QuantizedTensor:
     """`weight`, any shape and dtype, as codes and side values under `choice`.
 
-    Raises FormatError: a dtype that the format cannot hold (only `raw` holds integers).
+    Raises FormatError: a dtype that the format cannot hold (only `raw` holds integers), a choice
+    with +gptq without curvature, or curvature of another weight.
     """
+    return quantize_reported(weight, choice, curvature)[0]
+
+
+def quantize_reported(
+    weight: torch.Tensor, choice: Choice, curvature: Curvature | None = None
+) -> tuple[QuantizedTensor, RoundingReport | None]:
+    """`quantize`, and what became of GPTQ; None where the choice has no +gptq."""
     shape, dtype = tuple(weight.shape), weight.dtype
     if isinstance(choice.format, Passthrough):
-        return QuantizedTensor(choice.format, shape, dtype, _stored_bytes(weight, choice.format))
+        codes = _stored_bytes(weight, choice.format)
+        return QuantizedTensor(choice.format, shape, dtype, codes), None
     if not quantizable(weight):
         raise FormatError(f"{choice.format} cannot hold {dtype}; use raw")
-    if choice.prune:
-        weight = prune_smallest(weight, choice.prune)
-    rows = weight.float().reshape(row_shape(shape))
+    pruned = prune_smallest(weight, choice.prune) if choice.prune else weight
+    rows = pruned.float().reshape(row_shape(shape))
     scale = choose_scale(rows, choice)
-    codes = encode(rows, choice.format, scale)
-    return QuantizedTensor(choice.format, shape, dtype, codes, {"scale": scale})
+    whole = weight.float().reshape(row_shape(shape))
+    report = None
+    if choice.rounding == "gptq":
+        zero = rows == 0 if choice.prune else None
+        codes, report = _gptq_codes(whole, choice, scale, shape, curvature, zero)
+    else:
+        codes = encode(rows, choice, scale)
+    side = {"scale": scale}
+    if isinstance(choice.format, LowRank):
+        if curvature is not None:
+            curvature.check_shape(shape)
+        left_over = whole - codes.float() * scale.float()[:, None]
+        side |= correction(left_over, choice.format, curvature)
+    return QuantizedTensor(choice.format, shape, dtype, codes, side), report
+
+
+def _gptq_codes(
+    rows: torch.Tensor,
+    choice: Choice,
+    scale: torch.Tensor,
+    shape: tuple[int, ...],
+    curvature: Curvature | None,
+    zero: torch.Tensor | None,
+) -> tuple[torch.Tensor, RoundingReport]:
+    """int8 codes [rows, columns] of a matrix or of a bank of matrices, each under its own H."""
+    if curvature is None:
+        raise FormatError(f"{choice} needs curvature, and there is none of this tensor")
+    curvature.check_shape(shape)
+    factors = _factors(curvature)
+    size = len(rows) // len(factors)
+    per_row = scale.float().expand(len(rows))
+    codes, reports = torch.empty(rows.shape, dtype=torch.int8), []
+    for bank, factor in enumerate(factors):
+        here = slice(bank * size, (bank + 1) * size)
+        forced = None if zero is None else zero[here]
+        rounded = round_with(factor, rows[here], per_row[here], *choice.code_range, zero=forced)
+        codes[here] = rounded.codes.to(torch.int8)
+        reports.append(rounded.report)
+    return codes, together(reports)
+
+
+@functools.lru_cache(maxsize=1)
+def _factors(curvature: Curvature) -> tuple[HessianFactor, ...]:
+    """A factor per bank; the last is kept, because a tensor is measured under many choices."""
+    hessian = curvature.rounding_hessian
+    banks = hessian if hessian.dim() == 3 else hessian[None]
+    return tuple(factorize(hessian) for hessian in banks)
 
 
 def quantizable(weight: torch.Tensor) -> bool:
@@ -60,27 +120,26 @@ def choose_scale(rows: torch.Tensor, choice: Choice) -> torch.Tensor:
     if format.axis == "tensor":
         rows = rows.reshape(1, -1)
     dtype = scale_dtype(format)
-    if isinstance(format, Ternary):
+    code_min, code_max = choice.code_range
+    if isinstance(format.base if isinstance(format, LowRank) else format, Ternary):
         scale = absmean_scale(rows) if choice.range_rule == "absmean" else ternary_scale(rows)
     elif choice.range_rule == "kstd":
         assert choice.range_value is not None
-        scale = kstd_scale(rows, format.code_max, choice.range_value)
+        scale = kstd_scale(rows, code_max, choice.range_value)
     elif choice.range_rule == "mse":
-        scale = least_squares_scale(rows, format.code_max)
+        scale = least_squares_scale(rows, code_max)
     elif choice.range_rule in ("percentile", "percentile-matrix"):
         per_matrix = choice.range_rule == "percentile-matrix"
-        scale = percentile_scale(
-            rows, format.code_min, format.code_max, dtype, per_matrix=per_matrix
-        )
+        scale = percentile_scale(rows, code_min, code_max, dtype, per_matrix=per_matrix)
     else:
-        scale = absmax_scale(rows, format.code_max)
+        scale = absmax_scale(rows, code_max)
     return store_scale(scale, row_absmax(rows), dtype)
 
 
-def encode(rows: torch.Tensor, format: ScaledFormat, scale: torch.Tensor) -> torch.Tensor:
+def encode(rows: torch.Tensor, choice: Choice, scale: torch.Tensor) -> torch.Tensor:
     """int8 codes [rows, columns] nearest to float32 rows under stored scales [rows or 1]."""
     per_row = scale.float().expand(rows.shape[0])
-    return nearest_codes(rows, per_row, format.code_min, format.code_max).to(torch.int8)
+    return nearest_codes(rows, per_row, *choice.code_range).to(torch.int8)
 
 
 def dequantize(quantized: QuantizedTensor) -> torch.Tensor:
@@ -89,6 +148,8 @@ def dequantize(quantized: QuantizedTensor) -> torch.Tensor:
     if isinstance(quantized.format, Passthrough):
         stored = PASSTHROUGH_DTYPES.get(str(quantized.format), dtype)
         return dequantize_stored(quantized.codes, stored, shape, dtype)
+    if isinstance(quantized.format, LowRank):
+        return dequantize_low_rank(quantized.codes, **quantized.side, shape=shape, dtype=dtype)
     return dequantize_scaled(quantized.codes, quantized.side["scale"], shape, dtype)
 
 

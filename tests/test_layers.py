@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
     "packer": "packer",
     "packer.commands": "packer/commands",
+    "packer.rules": "packer/rules",
     "packer.quantizers": "quantizers",
     "packer.budget": "budget",
     "packer.eval": "eval",
@@ -54,7 +55,10 @@ DECODER_NEEDS = {"packer.quantizers.dequantize", "packer.stream_decoder"}
 
 @dataclass(frozen=True)
 class Import:
-    """A module that a file imports. relative: written with dots. nested: inside a function."""
+    """A module that a file imports. relative: written with dots.
+
+    nested: not when the file is imported, that is inside a function or for type checkers alone.
+    """
 
     module: str
     line: int
@@ -72,8 +76,8 @@ def modules() -> Iterator[tuple[str, Path]]:
 def imports_of(module: str, source: str, *, is_package: bool) -> Iterator[Import]:
     """Everything imported anywhere in a file, relative names resolved."""
     tree = ast.parse(source)
-    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-    nested = {id(inner) for function in functions for inner in ast.walk(function)}
+    later = [node for node in ast.walk(tree) if _runs_later(node)]
+    nested = {id(inner) for node in later for inner in ast.walk(node)}
     here = module.split(".") if is_package else module.split(".")[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -85,6 +89,12 @@ def imports_of(module: str, source: str, *, is_package: bool) -> Iterator[Import
             for alias in node.names:
                 target = f"{origin}.{alias.name}" if is_ours(origin) else origin
                 yield Import(target, node.lineno, node.level > 0, id(node) in nested)
+
+
+def _runs_later(node: ast.AST) -> bool:
+    if isinstance(node, ast.If):
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
 def is_ours(module: str) -> bool:
@@ -159,6 +169,8 @@ def test_every_python_file_of_the_project_has_a_layer() -> None:
         ("packer.fit", "from packer import cli"),
         ("packer.fit", "from packer.commands.pack import pack"),
         ("packer.commands.eval", "from packer.train.model import GPT"),
+        ("packer.commands.eval", "if torch:\n    from packer.train.model import GPT"),
+        ("packer.fit", "if TYPE_CHECKING:\n    from packer.train.model import GPT"),
         ("packer.decoder", "from packer.entropy import varint"),
         ("packer.decoder", "from packer.quantizers.quantize import quantize"),
         ("packer.train.loop", "import tests"),
@@ -175,6 +187,7 @@ def test_a_forbidden_import_is_found(module: str, source: str) -> None:
         ("packer.budget", "from .plan import Plan"),
         ("packer.fit", "from packer.budget.plan import Plan\nfrom packer import measuring"),
         ("packer.commands.eval", "def f():\n    from packer.train.model import GPT"),
+        ("packer.commands.eval", "if TYPE_CHECKING:\n    from packer.train.model import GPT"),
         ("packer.cli", "from packer.commands.pack import pack"),
         ("packer.train.loop", "from packer.quantizers.choice import parse_choice"),
         ("packer.train.model", "from .layers import Block"),

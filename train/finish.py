@@ -12,6 +12,8 @@ from packer.eval import score as scoring
 from packer.eval.batches import Setting
 from packer.eval.errors import EvalError
 from packer.eval.score import Score
+from packer.quantizers.curvature import Curvature
+from packer.train.calibrating import curvature_of, without_gptq
 from packer.train.config import settings_of
 from packer.train.ledger import Ledger
 from packer.train.model import model_of
@@ -72,7 +74,8 @@ def finish(
     done = []
     for number, (name, weights) in enumerate(averages.items()):
         progress(f"{name} weights", number, len(averages))
-        done.append(_finish_one(name, weights, pins, config, data, folder, ledger))
+        share = 1 / (len(averages) - number)
+        done.append(_finish_one(name, weights, pins, config, data, folder, ledger, share))
     progress("finished", len(averages), len(averages))
     return done
 
@@ -93,7 +96,9 @@ def _finish_one(
     data: TrainingData,
     folder: Path,
     ledger: Ledger,
+    share: float,
 ) -> Finished:
+    """share: of the calibration time that is left, which this average may take."""
     on_cpu = {key: weight.detach().float().cpu().contiguous() for key, weight in weights.items()}
     metadata = {"config": json.dumps(settings_of(config.model), sort_keys=True)}
     checkpoint = folder / f"{name}.safetensors"
@@ -102,10 +107,12 @@ def _finish_one(
     if not config.pack.cap:
         return Finished(name, checkpoint, before)
     artifact = folder / f"{name}.pack"
+    curvature, note = curvature_of(weights, config, data, ledger, share)
     try:
-        account, note = _pack(on_cpu, pins, config, metadata, artifact, ledger)
+        account, given_up = _pack(on_cpu, pins, config, metadata, curvature, artifact, ledger)
     except CapError as error:
         return Finished(name, checkpoint, before, note=str(error))
+    note = "; ".join(text for text in (note, given_up) if text)
     device = next(iter(weights.values())).device
     decoded = {key: weight.to(device) for key, weight in api.unpack(artifact).items()}
     after = _score(decoded, config, data, ledger)
@@ -117,13 +124,16 @@ def _pack(
     pins: Mapping[str, str],
     config: TrainConfig,
     metadata: Mapping[str, str],
+    curvature: Mapping[str, Curvature] | None,
     artifact: Path,
     ledger: Ledger,
 ) -> tuple[Account, str]:
     """The account of the artifact written, and what had to give way. Raises CapError."""
     note = ""
+    if curvature is None:
+        pins = {name: without_gptq(choice) for name, choice in pins.items()}
     with ledger.time("quantization"):
-        measured = api.measure(weights, pins=pins, metadata=metadata)
+        measured = api.measure(weights, pins=pins, metadata=metadata, curvature=curvature)
         try:
             plan = api.plan(measured, config.pack.cap, code=config.pack.code, pins=pins)
         except CapError as error:
@@ -132,7 +142,7 @@ def _pack(
             plan = api.plan(measured, config.pack.cap, code=config.pack.code)
             note = f"the formats trained for do not fit ({error}); planned without them"
     with ledger.time("packing"):
-        return api.pack(weights, plan, out=artifact).account, note
+        return api.pack(weights, plan, out=artifact, curvature=curvature).account, note
 
 
 def _score(

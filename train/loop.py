@@ -31,6 +31,7 @@ from packer.train.stop_requests import stop_requests
 from packer.train.training_data import TrainingData
 from torch import Tensor
 
+from packer.account import count_code
 from packer.errors import OutputError, PackerError
 
 STATE = "state.pt"
@@ -74,6 +75,8 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, config.optimizer)
         self.weights = dict(self._plain_parameters())
         self.averages = Averages(config.averaging, self.weights)
+        self.code_bytes = sum(file.size_bytes for file in count_code(config.pack.code))
+        self.over_size = False
         self.size = SizeWatch(self.qat.choices, self.weights, config.run.size_share)
         self.autocast = autocast_dtype(config.run.precision, device)
         self.compiled = compiles(config.run.compile, device)
@@ -159,7 +162,7 @@ class Trainer:
         """Adds gradients of the mean loss over this rank's windows; returns that loss, detached."""
         inputs, targets = self.batches.read(step)
         micro = self.config.batch.micro_tokens // self.config.batch.sequence or len(inputs)
-        parts = list(zip(inputs.split(micro), targets.split(micro), strict=True))
+        parts = list(zip(torch.split(inputs, micro), torch.split(targets, micro), strict=True))
         total = torch.zeros((), device=self.device)
         for number, (tokens, wanted) in enumerate(parts):
             with self._averaging_only(number == len(parts) - 1), self._precision():
@@ -238,6 +241,24 @@ class Trainer:
         except OSError as error:
             self.say(f"warning: {self.metrics.path} could not be written ({error.strerror})")
         self.say(self.log_line(line))
+        self._warn_of_size()
+
+    def _warn_of_size(self) -> None:
+        """Say it once when the predicted size goes over its limit, and once when it is back."""
+        limit = self.config.pack.size_cap or self.config.pack.cap
+        if not limit or self.size.estimate is None:
+            return
+        total = self.size.estimate + self.code_bytes
+        if (total > limit) == self.over_size:
+            return
+        self.over_size = total > limit
+        if self.over_size:
+            self.say(
+                f"warning: the predicted size of {total:,} bytes is over {limit:,} under the "
+                "formats trained for; more weight decay or coarser formats would shrink it"
+            )
+        else:
+            self.say(f"the predicted size of {total:,} bytes is within {limit:,} again")
 
     def _metrics_line(self, evaluated: bool, scale: float | None) -> dict[str, Any]:
         seconds = self.ledger.seconds.get("training", 0.0)

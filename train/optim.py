@@ -28,7 +28,7 @@ def orthogonalized(updates: Tensor, steps: int) -> Tensor:
     In bfloat16, which halves the traffic and is what the iteration was tuned for.
     """
     a, b, c = QUINTIC
-    x = updates.bfloat16()
+    x: Tensor = updates.bfloat16()
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

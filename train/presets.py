@@ -105,7 +105,8 @@ XSA4_EMA_INT5MLP = replace(
     ),
 )
 
-# #569: VRL, LeakyReLU(0.5)², XSA everywhere, value embeddings, late QAT; pruned when packed.
+# #569: VRL, LeakyReLU(0.5)², XSA everywhere, value embeddings, late QAT; pruned, and rounded by
+# full GPTQ, when packed.
 VRL_LEAKY_GPTQ = replace(
     ELEVEN_LAYERS_RUN,
     model=replace(
@@ -127,7 +128,7 @@ VRL_LEAKY_GPTQ = replace(
     ),
     pack=PackSettings(
         cap=CONTEST_CAP,
-        formats={"blocks.*.weight": "int6.row+prune@0.02", "embeddings": "int8.row"},
+        formats={"blocks.*.weight": "int6.row+prune@0.02+gptq", "embeddings": "int8.row"},
     ),
 )
 
@@ -149,7 +150,7 @@ SMALL_6L = TrainConfig(
         value_embedding_dim=64,
         value_embedding_layers=(4, 5),
     ),
-    batch=BatchSettings(sequence=256, tokens=8192, micro_tokens=2048, order="coprime"),
+    batch=BatchSettings(sequence=256, tokens=4096, micro_tokens=2048, order="coprime"),
     optimizer=OptimizerSettings(
         matrix_lr=0.02,
         matrix_weight_decay=0.04,

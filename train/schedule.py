@@ -6,10 +6,15 @@ from packer.train.settings import OptimizerSettings, ScheduleSettings
 
 
 def is_finished(schedule: ScheduleSettings, step: int, seconds: float) -> bool:
-    """Whether `step` steps, or under a wall clock `seconds` of training, are all there is."""
+    """Whether `step` steps are all there is, or another might end after the wall clock does.
+
+    The next step is given twice as long as those so far took in the mean, in `seconds` altogether:
+    one that ends late puts the whole run over its budget.
+    """
     if step >= schedule.iterations:
         return True
-    return bool(schedule.max_wallclock) and seconds >= training_seconds(schedule)
+    next_step = 2 * seconds / step if step else 0.0
+    return bool(schedule.max_wallclock) and seconds + next_step > training_seconds(schedule)
 
 
 def training_seconds(schedule: ScheduleSettings) -> float:

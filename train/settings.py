@@ -197,15 +197,20 @@ class PackSettings:
         formats: selector -> choice that packing is held to; empty takes those trained for where
             QAT was on, else the planner is free.
         size_cap: bytes at which the predicted size warns while training; 0 takes `cap`.
+        calibration_tokens: training tokens that curvature is measured on before packing; 0 for
+            none. Under a wall clock it lasts at most `schedule.calibration_reserve`.
     """
 
     cap: int = 0
     code: tuple[str, ...] = ()
     formats: Mapping[str, str] = field(default_factory=dict)
     size_cap: int = 0
+    calibration_tokens: int = 32_768
 
     def __post_init__(self) -> None:
         require(self.cap >= 0, "cap", self.cap, "0 or more bytes")
+        tokens = self.calibration_tokens
+        require(tokens >= 0, "calibration_tokens", tokens, "0 or more")
         require(self.size_cap >= 0, "size_cap", self.size_cap, "0 or more bytes")
 
 

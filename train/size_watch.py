@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 import torch
 from packer.quantizers.choice import Choice, parse_choice
-from packer.quantizers.formats import row_shape
+from packer.quantizers.fake_quant import quantize_held, stored_scale
+from packer.quantizers.formats import Passthrough, row_shape
 from packer.quantizers.quantize import quantizable, quantize
 from torch import Tensor
 
@@ -80,10 +81,14 @@ def _choice(choices: Mapping[str, Choice], name: str, weight: Tensor) -> Choice:
 def sampled_size(weight: Tensor, choice: Choice) -> float:
     """Bytes of the tensor's block, from evenly spaced rows of about `SAMPLE_ELEMENTS` weights."""
     rows, columns = row_shape(tuple(weight.shape))
-    every = max(1, weight.numel() // SAMPLE_ELEMENTS)
-    every = min(every, max(1, rows // 8))
-    sample = weight.detach().reshape(rows, columns)[::every]
+    every = min(max(1, weight.numel() // SAMPLE_ELEMENTS), max(1, rows // 8))
+    whole = weight.detach()
     if every == 1:
-        sample = weight.detach()
-    size = encode_tensor(quantize(sample.float().cpu(), choice), choice.coder).size_bytes
-    return size * weight.numel() / max(sample.numel(), 1)
+        return encode_tensor(quantize(whole.cpu(), choice), choice.coder).size_bytes
+    sample = whole.reshape(rows, columns)[::every].cpu()
+    if isinstance(choice.format, Passthrough) or choice.format.axis == "row":
+        quantized = quantize(sample, choice)
+    else:  # the one scale is that of all rows
+        quantized = quantize_held(sample, choice, stored_scale(whole, choice).cpu())
+    size = encode_tensor(quantized, choice.coder).size_bytes
+    return size * weight.numel() / sample.numel()

@@ -16,6 +16,8 @@ from packer.commands.options import (
     EXISTING,
     EXISTING_FILE,
     JSON,
+    MAX_MEMORY,
+    TEMPLATE,
     WEIGHTS,
     WRITABLE,
     print_json,
@@ -103,7 +105,7 @@ MODEL = with_options(
 @click.option("--sample", metavar="PROMPT", help="Print a continuation of PROMPT by each.")
 @click.option("--plot", type=WRITABLE, help="Write a picture of bits per byte against bytes.")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
-@with_options(WEIGHTS, DROP, JSON)
+@with_options(WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
 def evaluate(
     sources: tuple[str, ...],
     data: tuple[str, ...],
@@ -125,9 +127,11 @@ def evaluate(
     markdown: bool,
     weights: str | None,
     drop: tuple[str, ...],
+    template: str | None,
+    max_memory: int | None,
     as_json: bool,
 ) -> None:
-    """Bits per byte of each of SOURCES (checkpoints, artifacts) on the same tokens.
+    """Bits per byte of each of SOURCES (checkpoints, artifacts, also others') on the same tokens.
 
     \b
     packer eval model.pt model.pack --data valid.txt --tokenizer bpe.model --window 1024 --stride 64
@@ -159,6 +163,8 @@ def evaluate(
                 device=place,
                 weights=weights,
                 drop=drop,
+                template=template,
+                max_memory=max_memory,
                 config=config,
                 model=model,
                 model_config=model_config,

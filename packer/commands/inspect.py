@@ -8,6 +8,8 @@ from packer.commands.options import (
     DROP,
     EXISTING,
     JSON,
+    MAX_MEMORY,
+    TEMPLATE,
     WEIGHTS,
     print_json,
     say_notes,
@@ -17,13 +19,25 @@ from packer.commands.options import (
 
 @click.command(short_help="What is in a checkpoint.")
 @click.argument("checkpoint", type=EXISTING)
-@with_options(WEIGHTS, DROP, JSON)
-def inspect(checkpoint: str, weights: str | None, drop: tuple[str, ...], as_json: bool) -> None:
-    """Tensors of CHECKPOINT: role, shape, dtype, bytes, share, rms, kurtosis (Gaussian: 3)."""
+@with_options(WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
+def inspect(
+    checkpoint: str,
+    weights: str | None,
+    drop: tuple[str, ...],
+    template: str | None,
+    max_memory: int | None,
+    as_json: bool,
+) -> None:
+    """Tensors of CHECKPOINT: role, shape, dtype, bytes, share, rms, kurtosis (Gaussian: 3).
+
+    CHECKPOINT may be another author's artifact (.ptz), which is decoded.
+    """
     from packer import api, tables
     from packer.checkpoint import read_checkpoint
 
-    loaded = read_checkpoint(checkpoint, weights=weights, drop=drop)
+    loaded = read_checkpoint(
+        checkpoint, weights=weights, drop=drop, template=template, max_memory=max_memory
+    )
     statistics = api.inspect(loaded)
     if as_json:
         tensors = [

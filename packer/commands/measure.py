@@ -9,7 +9,9 @@ from packer.commands.options import (
     DROP,
     EXISTING,
     JSON,
+    MAX_MEMORY,
     PINS,
+    TEMPLATE,
     WEIGHTS,
     WRITABLE,
     print_json,
@@ -23,7 +25,7 @@ from packer.commands.options import (
 @click.command(short_help="Every tensor under every format.")
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--output", type=WRITABLE, default="candidates.json", show_default=True)
-@with_options(PINS, CONFIG, WEIGHTS, DROP, JSON)
+@with_options(PINS, CONFIG, WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
 def measure(
     checkpoint: str,
     output: str,
@@ -31,6 +33,8 @@ def measure(
     config: str | None,
     weights: str | None,
     drop: tuple[str, ...],
+    template: str | None,
+    max_memory: int | None,
     as_json: bool,
 ) -> None:
     """Measure every tensor of CHECKPOINT under every format: real coded bytes and damage.
@@ -41,9 +45,11 @@ def measure(
     from packer.checkpoint import read_checkpoint
     from packer.progress import shown
 
-    refuse_overwriting([checkpoint, config], output)
+    refuse_overwriting([checkpoint, config, template], output)
     metadata = read_config(config)
-    loaded = read_checkpoint(checkpoint, weights=weights, drop=drop)
+    loaded = read_checkpoint(
+        checkpoint, weights=weights, drop=drop, template=template, max_memory=max_memory
+    )
     say_notes(loaded.notes)
     with shown("measuring") as progress:
         found = api.measure(

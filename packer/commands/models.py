@@ -35,6 +35,8 @@ def load_subjects(
     model: str | None,
     model_config: str | None,
     say: Say,
+    template: str | None = None,
+    max_memory: int | None = None,
 ) -> list[Subject]:
     """The model of every source, on a device.
 
@@ -44,8 +46,16 @@ def load_subjects(
     Raises PackerError, ConfigError: a source is damaged, or does not fit its model.
     """
     from packer.evaluation import Subject
+    from packer.weights import load_weights
 
-    loaded = _load(sources, weights, drop, say)
+    loaded = []
+    for source in sources:
+        loaded.append(
+            load_weights(
+                source, weights=weights, drop=drop, template=template, max_memory=max_memory
+            )
+        )
+        say(loaded[-1].notes)
     if model is None:
         models = _companions(loaded, config, say)
     else:
@@ -75,18 +85,6 @@ def running_foreign(spec: str | None) -> Iterator[None]:
         raise
     except Exception as error:
         raise PackerError(f"{spec} failed with {type(error).__name__}: {error}") from error
-
-
-def _load(
-    sources: Sequence[str], weights: str | None, drop: Sequence[str], say: Say
-) -> list[NamedWeights]:
-    from packer.weights import load_weights
-
-    loaded = []
-    for source in sources:
-        loaded.append(load_weights(source, weights=weights, drop=drop))
-        say(loaded[-1].notes)
-    return loaded
 
 
 def _companions(loaded: Sequence[NamedWeights], config: str | None, say: Say) -> list[AnyModel]:

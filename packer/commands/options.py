@@ -117,6 +117,19 @@ WEIGHTS = click.option(
 DROP = click.option(
     "--drop", multiple=True, metavar="GLOB", help="Leave tensors out, such as 'mtp_heads.*'."
 )
+TEMPLATE = click.option(
+    "--template",
+    type=EXISTING,
+    metavar="CKPT",
+    help="A checkpoint of the model in another author's artifact, for the dtypes it does not "
+    "store; default: float32.",
+)
+MAX_MEMORY = click.option(
+    "--max-memory",
+    type=Size(),
+    metavar="SIZE",
+    help="Bytes that a compressed file may expand to; default: 256 times its own, at most 8 GiB.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
 

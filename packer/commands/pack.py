@@ -15,7 +15,9 @@ from packer.commands.options import (
     EXISTING_FILE,
     JSON,
     MARGIN,
+    MAX_MEMORY,
     PINS,
+    TEMPLATE,
     WEIGHTS,
     WRITABLE,
     cap_option,
@@ -29,6 +31,7 @@ from packer.commands.plan import spell_quality
 
 if TYPE_CHECKING:
     from packer.fit import Packed
+    from packer.knob import RecipePlan
     from packer.planning import PackPlan
 
 
@@ -37,14 +40,16 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=WRITABLE, required=True, help="The artifact to write.")
 @click.option("--plan", "plan_file", type=EXISTING_FILE, help="Pack exactly this plan.")
 @click.option("--policy", type=EXISTING_FILE, help="Keep another run's choices, under --cap.")
+@click.option("--recipe", metavar="NAME", help="A recipe people know, made to fit under --cap.")
 @with_options(cap_option(required=False), CODE, MARGIN, PINS)
 @click.option("--loader", type=WRITABLE, help="Write (and count) the loader, a Python file, too.")
-@with_options(CONFIG, WEIGHTS, DROP, JSON)
+@with_options(CONFIG, WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
 def pack(
     checkpoint: str,
     output: str,
     plan_file: str | None,
     policy: str | None,
+    recipe: str | None,
     cap: int | None,
     code: tuple[str, ...],
     margin: int,
@@ -53,30 +58,51 @@ def pack(
     config: str | None,
     weights: str | None,
     drop: tuple[str, ...],
+    template: str | None,
+    max_memory: int | None,
     as_json: bool,
 ) -> None:
     """Pack CHECKPOINT into an artifact that is never over the cap.
 
     With --plan, exactly that plan (its cap, code and pins); the checkpoint must be the planned one.
     With --policy and --cap, the choices of another run of the same structure, stepping down only
-    where they do not fit. With --cap alone, plan first.
+    where they do not fit. With --recipe and --cap, a recipe that people know, its size knob turned
+    until the file fits: baseline-int8-zlib, int6-rowmax-zstd, int5mlp-int6-zstd, gptq-lite-int6,
+    full-gptq-int6 or sdclip-gptq-brotli. With --cap alone, plan first.
     """
     from packer import api
     from packer.checkpoint import read_checkpoint
     from packer.progress import shown
 
-    _check_usage(plan_file, policy, cap, bool(code or margin or pins or config))
+    _check_usage(plan_file, policy, recipe, cap, bool(code or margin or pins or config))
     if policy is not None and pins:
         raise click.UsageError("--policy carries its own pins; leave --pin out, or plan anew")
     for written in (output, loader):
-        refuse_overwriting([checkpoint, plan_file, policy, config, *code], written)
+        refuse_overwriting([checkpoint, plan_file, policy, config, template, *code], written)
     _refuse_one_for_both(output, loader)
     metadata = read_config(config)
     made = None if plan_file is None else api.load_plan(plan_file)
-    loaded = read_checkpoint(checkpoint, weights=weights, drop=drop)
+    loaded = read_checkpoint(
+        checkpoint, weights=weights, drop=drop, template=template, max_memory=max_memory
+    )
     say_notes(loaded.notes)
+    turned = None
     with shown("packing") as progress:
-        if made is None:
+        if recipe is not None:
+            assert cap is not None
+            turned = api.plan_recipe(
+                loaded,
+                recipe,
+                cap,
+                code=code,
+                loader=loader is not None,
+                margin_bytes=margin,
+                pins=dict(pins),
+                metadata=metadata,
+                progress=progress,
+            )
+            made = turned.plan
+        elif made is None:
             assert cap is not None
             made = api.plan(
                 loaded,
@@ -90,10 +116,18 @@ def pack(
                 progress=progress,
             )
         packed = api.pack(loaded, made, out=output, loader=loader, progress=progress)
-    _show(packed, output, loader, as_json, policy is not None)
+    _show(packed, output, loader, as_json, policy is not None, turned)
 
 
-def _check_usage(plan_file: str | None, policy: str | None, cap: int | None, decides: bool) -> None:
+def _check_usage(
+    plan_file: str | None,
+    policy: str | None,
+    recipe: str | None,
+    cap: int | None,
+    decides: bool,
+) -> None:
+    if recipe is not None and (plan_file is not None or policy is not None or cap is None):
+        raise click.UsageError("--recipe goes with --cap, and without --plan or --policy")
     if plan_file is not None and (policy is not None or cap is not None or decides):
         raise click.UsageError(
             "--plan carries its own cap, code, margin, pins and config; leave those options out, "
@@ -108,13 +142,24 @@ def _refuse_one_for_both(output: str, loader: str | None) -> None:
         raise click.UsageError(f"{loader} cannot be both the artifact and its loader")
 
 
-def _show(packed: Packed, output: str, loader: str | None, as_json: bool, policy: bool) -> None:
+def _show(
+    packed: Packed,
+    output: str,
+    loader: str | None,
+    as_json: bool,
+    policy: bool,
+    turned: RecipePlan | None,
+) -> None:
     from packer import tables
     from packer.report import report_packed
 
     report = report_packed(packed, output)
     if as_json:
-        print_json({**report.to_json(), "output": output, "loader": loader})
+        value = {**report.to_json(), "rounding_problems": _problems(packed, turned)}
+        if turned is not None:
+            value["recipe"] = turned.recipe.name
+            value["knob"] = {turned.position.knob: turned.position.value}
+        print_json({**value, "output": output, "loader": loader})
         return
     tables.print_report(report, every_tensor=False)
     click.echo()
@@ -123,8 +168,17 @@ def _show(packed: Packed, output: str, loader: str | None, as_json: bool, policy
     click.echo(spell_quality(packed.plan))
     if packed.rounds > 1:
         click.echo(f"real sizes differed from the plan; planned again, {packed.rounds} rounds")
+    if turned is not None:
+        click.echo(f"{turned.recipe.name} with its knob at {turned.position}")
+    for name, problem in _problems(packed, turned).items():
+        click.echo(f"{name}: {problem}")
     if policy:
         _say_steps_down(packed.plan)
+
+
+def _problems(packed: Packed, turned: RecipePlan | None) -> dict[str, str]:
+    """Tensor -> why it was not rounded as it should be."""
+    return {**(turned.problems if turned else {}), **packed.rounding_problems}
 
 
 def _say_steps_down(made: PackPlan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +15,9 @@ from packer.commands.options import (
     EXISTING,
     JSON,
     MARGIN,
+    MAX_MEMORY,
     PINS,
+    TEMPLATE,
     WEIGHTS,
     WRITABLE,
     cap_option,
@@ -39,7 +42,7 @@ WHAT_IF = click.option(
 @click.argument("source", type=EXISTING)
 @with_options(cap_option(required=True), CODE, LOADER, MARGIN, PINS)
 @click.option("-o", "--output", type=WRITABLE, help="Write the plan here, for `packer pack`.")
-@with_options(WHAT_IF, CONFIG, WEIGHTS, DROP, JSON)
+@with_options(WHAT_IF, CONFIG, WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
 def plan(
     source: str,
     cap: int,
@@ -52,34 +55,38 @@ def plan(
     config: str | None,
     weights: str | None,
     drop: tuple[str, ...],
+    template: str | None,
+    max_memory: int | None,
     as_json: bool,
 ) -> None:
     """Choose a format for every tensor, so that file and code fit the cap at the least damage.
 
-    SOURCE is a checkpoint, which is measured first, or a file of measurements (candidates.json, or
-    an earlier plan.json), which is planned anew in a second.
+    SOURCE is a checkpoint (or another author's artifact), which is measured first, or a file of
+    measurements (candidates.json, or an earlier plan.json), which is planned anew in a second.
     """
     from packer.account import Limits, count_code
     from packer.files import write_json
 
-    refuse_overwriting([source, config, *code], output)
+    refuse_overwriting([source, config, template, *code], output)
     loader_bytes = _loader_bytes() if loader else 0
     limits = Limits(cap, count_code(code), loader_bytes, margin)
-    made = _plan(source, limits, dict(pins), read_config(config), weights, drop)
+    opening = {"weights": weights, "drop": drop, "template": template, "max_memory": max_memory}
+    made = _plan(source, limits, dict(pins), read_config(config), opening)
     if output:
         write_json(output, made.to_json())
     changes = _what_if(made) if what_if else ()
     show(made, source, output, changes, as_json)
     if output and not as_json:
-        click.echo(f"next: {_next_command(made.measurement.source, output, weights, drop)}")
+        click.echo(f"next: {_next_command(made.measurement.source, output, opening)}")
 
 
-def _next_command(checkpoint: str, plan: str, weights: str | None, drop: tuple[str, ...]) -> str:
+def _next_command(checkpoint: str, plan: str, opening: Mapping[str, Any]) -> str:
     """What packs this plan; the plan fits only the same weights without the same tensors."""
-    chosen = ["--weights", weights] if weights else []
-    left_out = [part for glob in drop for part in ("--drop", glob)]
-    words = ["packer", "pack", checkpoint, "--plan", plan, "-o", "model.pack", *chosen, *left_out]
-    return shlex.join(words)
+    words = ["packer", "pack", checkpoint, "--plan", plan, "-o", "model.pack"]
+    for option in ("weights", "template", "max_memory"):
+        if opening[option]:
+            words += [f"--{option.replace('_', '-')}", str(opening[option])]
+    return shlex.join([*words, *(part for glob in opening["drop"] for part in ("--drop", glob))])
 
 
 def _loader_bytes() -> int:
@@ -93,22 +100,24 @@ def _plan(
     limits: Any,
     pins: dict[str, str],
     metadata: dict[str, str],
-    weights: str | None,
-    drop: tuple[str, ...],
+    opening: Mapping[str, Any],
 ) -> PackPlan:
     from packer.files import is_json
     from packer.planning import make_plan, read_measurement
 
     if is_json(source):  # nothing of this path needs torch: a new cap takes under a second
-        if weights or drop or metadata:
-            raise click.UsageError("--weights, --drop and --config need the checkpoint as SOURCE")
+        if metadata or any(opening.values()):
+            raise click.UsageError(
+                "--weights, --drop, --template, --max-memory and --config need the checkpoint as "
+                "SOURCE"
+            )
         measurement, earlier = read_measurement(source)
         return make_plan(measurement, limits, {**earlier, **pins})
     from packer import measuring
     from packer.checkpoint import read_checkpoint
     from packer.progress import shown
 
-    loaded = read_checkpoint(source, weights=weights, drop=drop)
+    loaded = read_checkpoint(source, **opening)
     say_notes(loaded.notes)
     with shown("measuring") as progress:
         measured = measuring.measure(loaded, pins=pins, metadata=metadata, progress=progress)

@@ -12,6 +12,8 @@ from packer.commands.options import (
     DROP,
     EXISTING,
     JSON,
+    MAX_MEMORY,
+    TEMPLATE,
     WEIGHTS,
     WRITABLE,
     cap_option,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--explain", metavar="TENSOR", help="All candidates of one tensor, and why this one.")
 @click.option("--plot", type=WRITABLE, help="Write a picture (PNG or SVG): bytes, and the curve.")
 @with_options(cap_option(required=False, help="Cap for a source that has none."), CODE)
-@with_options(WEIGHTS, DROP, JSON)
+@with_options(WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
 def report(
     source: str,
     explain: str | None,
@@ -40,15 +42,28 @@ def report(
     code: tuple[str, ...],
     weights: str | None,
     drop: tuple[str, ...],
+    template: str | None,
+    max_memory: int | None,
     as_json: bool,
 ) -> None:
-    """The bytes of SOURCE (checkpoint, plan or artifact) per tensor and role, and the account."""
+    """The bytes of SOURCE per tensor and role, and the account.
+
+    SOURCE is a checkpoint, a plan, an artifact, or another author's artifact (.ptz).
+    """
     from packer import tables
     from packer.report_sources import load_report
 
     refuse_overwriting([source, *code], plot)
     with reading_artifact(source):
-        found, plan = load_report(source, cap=cap, code=code, weights=weights, drop=drop)
+        found, plan = load_report(
+            source,
+            cap=cap,
+            code=code,
+            weights=weights,
+            drop=drop,
+            template=template,
+            max_memory=max_memory,
+        )
     say_notes(found.notes)
     if plot is not None:
         _plot(plot, found, plan)
@@ -74,7 +89,8 @@ def spell_account(found: Report, plan: PackPlan | None) -> str:
     from packer.account import spell_rest
 
     rest = spell_rest(found.cap_bytes, found.unused_bytes)
-    return f"code {found.code_bytes:,} + weights as stored {found.artifact_bytes:,} = " + (
+    what = "artifact" if found.kind == "foreign" else "weights as stored"
+    return f"code {found.code_bytes:,} + {what} {found.artifact_bytes:,} = " + (
         f"{found.total_bytes:,}{rest}"
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,14 +73,17 @@ def train(
     swa weights, each packed under the cap and scored, metrics.jsonl and curves.png, and state.pt to
     --resume from. Under torchrun the batch is divided over the processes.
     """
-    from packer.train.config import ConfigError
     from packer.train.run_config import run_settings
 
-    try:
-        made = _configured(config, output, data, changes, resume)
-        made = _with_limits(made, cap, size_cap, max_wallclock, code)
-    except (ConfigError, ValueError) as error:
-        raise PackerError(str(error)) from None
+    given = {
+        "data.folder": data,
+        "pack.cap": cap,
+        "pack.size_cap": size_cap,
+        "schedule.max_wallclock": max_wallclock,
+        "pack.code": list(code) or None,
+    }
+    named = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    made = _configured(config, output, named, changes, resume)
     if show:
         print_json(run_settings(made))
         return
@@ -93,9 +97,13 @@ def train(
 
 
 def _configured(
-    config: str | None, output: str, data: str | None, changes: tuple[str, ...], resume: bool
+    config: str | None, output: str, named: Sequence[str], changes: Sequence[str], resume: bool
 ) -> TrainConfig:
-    """The run as its file, its options or, resumed, its own folder describe it."""
+    """The run as its file and its options, or resumed its own folder, describe it.
+
+    Raises PackerError: a folder that holds a run or, resumed, holds none; settings that cannot be.
+    """
+    from packer.train.config import ConfigError
     from packer.train.run_config import read_run
 
     folder = Path(output)
@@ -111,25 +119,10 @@ def _configured(
             f"{folder} holds a run already: go on with it (--resume -o {folder}), or name another "
             "folder with -o"
         )
-    named = () if data is None else (f'data.folder="{data}"',)
-    return read_run(config, (*named, *changes))
-
-
-def _with_limits(
-    made: TrainConfig,
-    cap: int | None,
-    size_cap: int | None,
-    max_wallclock: float | None,
-    code: tuple[str, ...],
-) -> TrainConfig:
-    from dataclasses import replace
-
-    given = {"cap": cap, "size_cap": size_cap, "code": code or None}
-    pack = replace(made.pack, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
-    schedule = made.schedule
-    if max_wallclock is not None:
-        schedule = replace(schedule, max_wallclock=max_wallclock)
-    return replace(made, pack=pack, schedule=schedule)
+    try:
+        return read_run(config, (*named, *changes))
+    except ConfigError as error:
+        raise PackerError(str(error)) from None
 
 
 @contextlib.contextmanager
@@ -146,7 +139,6 @@ def _stdout_of(rank: int) -> Iterator[None]:
 def _trainer(
     made: TrainConfig, output: str, resume: bool, place: Any, rank: int, world_size: int
 ) -> Trainer:
-    from packer.account import count_code
     from packer.files import write_json
     from packer.train.loop import STATE, Trainer
     from packer.train.run_config import run_settings
@@ -154,7 +146,6 @@ def _trainer(
     from packer.train.training_data import open_training_data
 
     folder = Path(output)
-    count_code(made.pack.code)  # refuse now what would be refused after the last step
     data = open_training_data(made)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -216,9 +207,14 @@ def _finish(trainer: Trainer, as_json: bool) -> None:
                 "picture": str(picture),
             }
         )
-        return
-    _show(trainer, finished, best)
-    click.echo(f"picture: {picture}")
+    else:
+        _show(trainer, finished, best)
+        click.echo(f"picture: {picture}")
+    if config.pack.cap and all(one.artifact is None for one in finished):
+        raise PackerError(
+            f"no artifact fits {config.pack.cap:,} bytes; the weights are in {folder}. "
+            f"{finished[0].note}"
+        )
 
 
 def _show(trainer: Trainer, finished: list[Finished], best: Finished | None) -> None:

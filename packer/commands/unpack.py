@@ -1,4 +1,4 @@
-"""`packer unpack`: weights out of an artifact."""
+"""`packer unpack`: weights out of an artifact, ours or another author's."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from packer.artifact_files import reading_artifact
 from packer.commands.options import (
     EXISTING_FILE,
     JSON,
+    MAX_MEMORY,
+    TEMPLATE,
     WRITABLE,
-    Size,
     print_json,
     refuse_overwriting,
+    say_notes,
+    with_options,
 )
 
 
@@ -20,17 +23,28 @@ from packer.commands.options import (
 @click.option(
     "-o", "--output", type=WRITABLE, required=True, help="A .safetensors or .pt file to write."
 )
-@click.option(
-    "--max-memory", type=Size(), default="16GiB", show_default=True, help="Refuse to decode more."
-)
-@JSON
-def unpack(artifact: str, output: str, max_memory: int, as_json: bool) -> None:
-    """Write the weights of ARTIFACT with their names, shapes, dtypes and ties."""
-    from packer import api
+@with_options(TEMPLATE, MAX_MEMORY, JSON)
+def unpack(
+    artifact: str, output: str, template: str | None, max_memory: int | None, as_json: bool
+) -> None:
+    """Write the weights of ARTIFACT with their names, shapes, dtypes and ties.
 
-    refuse_overwriting([artifact], output)
-    with reading_artifact(artifact):
-        weights = api.unpack(artifact, output, max_bytes=max_memory)
+    ARTIFACT may be one of the layouts that contest submissions use (.ptz): what it holds is then
+    decoded as its own reader does.
+    """
+    from packer import api
+    from packer.artifact_files import is_artifact
+    from packer.decoder import MAX_DECODED_BYTES
+
+    refuse_overwriting([artifact, template], output)
+    if is_artifact(artifact):
+        if template is not None:
+            raise click.UsageError("--template is for other authors' artifacts; ours needs none")
+        with reading_artifact(artifact):
+            weights = api.unpack(artifact, output, max_bytes=max_memory or MAX_DECODED_BYTES)
+    else:
+        weights, notes = api.unpack_foreign(artifact, output, template, max_memory)
+        say_notes(notes)
     elements = sum(weight.numel() for weight in weights.values())
     if as_json:
         print_json({"output": output, "tensors": len(weights), "elements": elements})

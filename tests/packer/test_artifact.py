@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from packer.decoder import ArtifactError, read_weights
 from packer.ship import loader_source
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "artifact_v1.pack"
+GOLDEN_LOW_RANK = GOLDEN.with_name("low_rank_v1.pack")
 CHOICES = [
     *("fp32", "fp16", "bf16", "raw", "int8.row", "int6.row+kstd@12.85", "int5.row.wide"),
     *("int4.tensor", "int2.row", "int3.row.scale32", "ternary.row"),
@@ -53,13 +56,39 @@ def sample(seed: int = 0) -> Artifact:
     return Artifact(tensors, {"head": "half"}, {"config": '{"layers":2}'}, coders, 16_000_000, 123)
 
 
+def low_rank_sample() -> Artifact:
+    """Corrections of every factor width beside every kind of base. No generator is involved, and no
+    decomposition either: their last bits are the machine's.
+    """
+    tensors = {}
+    for index, text in enumerate(
+        ("int4.row.rank2x2", "int2.tensor.rank5x4", "ternary.row.rank9x8")
+    ):
+        format = parse_choice(text).format
+        rows, columns, rank, reach = 9 + index, 12, format.rank, format.factor_max
+
+        def pattern(*shape: int, reach: int, step: int) -> torch.Tensor:
+            line = torch.arange(math.prod(shape)) * step % (2 * reach + 1) - reach
+            return line.reshape(shape).to(torch.int8)
+
+        side = {
+            "scale": torch.linspace(0.01, 0.5, rows if format.axis == "row" else 1).half(),
+            "left": pattern(rank, rows, reach=reach, step=5),
+            "right": pattern(rank, columns, reach=reach, step=7),
+            "rank_scale": torch.linspace(1e-5, 0.3, rank),
+        }
+        codes = pattern(rows, columns, reach=format.code_max, step=3)
+        tensors[f"w{index}"] = QuantizedTensor(format, (rows, columns), torch.float32, codes, side)
+    return Artifact(tensors)
+
+
 def same(a: Artifact, b: Artifact) -> bool:
     return (
         sorted(a.tensors) == sorted(b.tensors)
         and all(
             (p.format, p.shape, p.dtype) == (q.format, q.shape, q.dtype)
             and torch.equal(p.codes, q.codes)
-            and all(torch.equal(p.side[key], q.side[key]) for key in p.side)
+            and all(torch.equal(p.side[key], q.side[key]) for key in {*p.side, *q.side})
             for p, q in ((a.tensors[name], b.tensors[name]) for name in a.tensors)
         )
         and (dict(a.ties), dict(a.metadata)) == (dict(b.ties), dict(b.metadata))
@@ -152,16 +181,89 @@ def test_format_of_byte_of_format(format):
     assert format_of(format_byte(format)) == format
 
 
-def test_golden_file_still_decodes_and_is_still_written():
+@pytest.mark.parametrize(
+    ("path", "contents"), [(GOLDEN, sample), (GOLDEN_LOW_RANK, low_rank_sample)]
+)
+def test_golden_file_still_decodes_and_is_still_written(path, contents):
     """Bytes are a contract: if this fails, the format has changed and needs a new version."""
-    golden = GOLDEN.read_bytes()
-    assert same(Artifact.from_bytes(golden), sample())
+    golden = path.read_bytes()
+    assert same(Artifact.from_bytes(golden), contents())
     digest = hashlib.sha256()
     for name, weight in sorted(read_weights(golden).items()):
         digest.update(
             name.encode() + weight.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         )
-    assert digest.hexdigest() == GOLDEN.with_suffix(".sha256").read_text().strip()
+    assert digest.hexdigest() == path.with_suffix(".sha256").read_text().strip()
+
+
+def test_corrections_of_low_rank_come_back():
+    artifact = low_rank_sample()
+    data = artifact.to_bytes()
+    again = Artifact.from_bytes(data)
+    assert same(artifact, again)
+    assert again.to_bytes() == data
+    for name, weight in read_weights(data).items():
+        quantized = artifact.tensors[name]
+        side = {key: values.double() for key, values in quantized.side.items()}
+        exact = quantized.codes.double() * side["scale"][:, None]
+        exact += side["left"].T * side["rank_scale"] @ side["right"]
+        assert torch.equal(weight, dequantize(quantized))
+        assert torch.allclose(weight.double(), exact, rtol=1e-5, atol=1e-3)
+
+
+def low_rank_block(
+    rank: int = 2,
+    *,
+    bits: int = 0xC1,
+    base: int = 0x80 | 3 << 3 | 4,
+    left: bytes = bytes(4),
+    right: bytes = bytes(6),
+    steps: bytes = np.full(2, 0.5, "<f4").view(np.uint8).reshape(2, 4).T.tobytes(),
+) -> bytes:
+    """A block of a weight [2, 3], int4.row.rank2x4, every stream raw."""
+    from packer.entropy import varint
+
+    scales = np.ones(2, dtype=np.float16).view(np.uint8).reshape(2, 2).T.tobytes()
+    streams = (scales, bytes(6), steps, left, right)
+    return bytes([bits, rank, base]) + b"".join(b"\0" + varint(len(s)) + s for s in streams)
+
+
+def test_a_correction_written_by_hand_is_read():
+    block = low_rank_block(left=bytes([1, 0, 0, 2]), right=bytes([1, 2, 3, 0, 0, 7]))
+    data = assemble(encode_header({"w": ("float32", (2, 3))}, {}, {}), [block], 0, 0)
+    assert read_weights(data)["w"].tolist() == [[0.5, 1.0, 1.5], [0.0, 0.0, 7.0]]
+    assert str(Artifact.from_bytes(data).tensors["w"].format) == "int4.row.rank2x4"
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"rank": 0}, "correction of rank 0"),
+        ({"rank": 3}, r"correction of rank 3 to format byte 0x9c and shape \[2, 3\]"),
+        ({"base": 2}, "format byte 0x02"),
+        ({"base": 0xC1}, "format byte 0xc1 is unknown"),
+        ({"base": 0x41}, "format byte 0x41 is unknown"),
+        ({"bits": 0xC3}, "format byte 0xc3 is unknown"),
+        ({"left": bytes(3)}, "holds 3 bytes where 4 belong"),
+        ({"right": bytes(7)}, "holds 7 bytes where 6 belong"),
+        ({"steps": bytes(4)}, "holds 4 bytes where 8 belong"),
+        ({"steps": bytes(6) + b"\x80\x7f"}, "negative or too large"),
+        ({"steps": bytes(6) + b"\x00\xbf"}, "negative or too large"),
+        ({"left": bytes([8, 0, 0, 0])}, "beyond ±7"),
+        ({"right": bytes([0x80, 0, 0, 0, 0, 0])}, "beyond ±7"),
+    ],
+)
+def test_corrections_that_lie_are_refused(changed, says):
+    header = encode_header({"w": ("float32", (2, 3))}, {}, {})
+    with pytest.raises(ArtifactError, match=says):
+        Artifact.from_bytes(assemble(header, [low_rank_block(**changed)], 0, 0))
+
+
+def test_a_correction_takes_no_more_room_than_its_tensor():
+    """A rank of 255 on one column would decode to 255 times what the header declares."""
+    header = encode_header({"w": ("float32", (1 << 20, 1))}, {}, {})
+    with pytest.raises(ArtifactError, match="correction of rank 255"):
+        decoder.parse(assemble(header, [low_rank_block(255)], 0, 0))
 
 
 def test_codes_of_other_peoples_wide_ranges_are_kept():
@@ -239,10 +341,15 @@ def test_other_magic_version_and_trailing_bytes_are_refused_by_name():
 
 
 @settings(max_examples=300, deadline=None)
-@given(position=st.integers(0, 10**6), flip=st.integers(1, 255), fix=st.booleans())
-def test_flipped_bytes_are_refused_or_decode(position, flip, fix):
+@given(
+    position=st.integers(0, 10**6),
+    flip=st.integers(1, 255),
+    fix=st.booleans(),
+    low_rank=st.booleans(),
+)
+def test_flipped_bytes_are_refused_or_decode(position, flip, fix, low_rank):
     """Without a new checksum every flip is caught; with one, the worst is a refusal."""
-    data = bytearray(sample().to_bytes())
+    data = bytearray((low_rank_sample if low_rank else sample)().to_bytes())
     data[position % len(data)] ^= flip
     if fix:
         data[-8:] = hashlib.blake2b(bytes(data[:-8]), digest_size=8).digest()
@@ -264,7 +371,9 @@ def test_no_bytes_crash_the_reader(junk):
 
 def test_shipped_loader_alone_gives_the_same_bits(tmp_path):
     """In an isolated interpreter where our packages cannot be imported."""
-    artifact = sample()
+    plain = sample()
+    tensors = {**plain.tensors, **low_rank_sample().tensors}
+    artifact = replace(plain, tensors=tensors)
     (tmp_path / "model.pack").write_bytes(artifact.to_bytes())
     (tmp_path / "loader.py").write_text(loader_source())
     script = """

@@ -126,16 +126,24 @@ def test_every_reader_names_a_damaged_artifact(
         assert message.startswith(f"{name}: ") and said in message
 
 
-@pytest.mark.parametrize("command", [("verify",), ("unpack", "-o", "out.pt")])
-def test_other_files_are_no_artifacts(
-    refused: Refused, here: Path, command: tuple[str, ...]
-) -> None:
+def test_other_files_are_no_artifacts(refused: Refused, here: Path) -> None:
     (here / "empty.pack").write_bytes(b"")
     for name in ("model.pt", "plan.json", "empty.pack"):
-        message = refused(command[0], name, *command[1:])
+        message = refused("verify", name)
         assert message.startswith(f"{name}: not an artifact: ")
-        assert message.endswith("name a file that packer pack wrote")
-    assert "is a directory" in refused(command[0], ".", *command[1:], code=2)
+        assert message.endswith("; name a file that packer pack wrote")
+    assert "is a directory" in refused("verify", ".", code=2)
+    assert "is a directory" in refused("unpack", ".", "-o", "out.pt", code=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("model.pt", "not an artifact"), ("plan.json", "nor an artifact"), ("empty.pack", "empty")],
+)
+def test_other_files_are_not_unpacked(refused: Refused, here: Path, name: str, word: str) -> None:
+    (here / "empty.pack").write_bytes(b"")
+    message = refused("unpack", name, "-o", "out.pt")
+    assert message.startswith(f"{name}: ") and word in message
 
 
 def test_every_bit_of_an_artifact_counts(run: Run, here: Path) -> None:

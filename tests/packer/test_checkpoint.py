@@ -172,7 +172,8 @@ def test_things_that_are_no_checkpoint(tmp_path: Path) -> None:
         ("short.pt", b"PK", "neither"),
         ("deflated.ptz", b"\x78\xda" + bytes(99), "zlib"),
         ("m.pack", b"\x93BYTECAP\x01" + bytes(99), "packer unpack"),
-        ("plain.pkl", pickle.dumps({"a": 1}), "pickle"),
+        ("plain.pkl", pickle.dumps({"a": 1}), "no named tensors"),
+        ("object.pkl", pickle.dumps({"a": argparse.Namespace()}), "argparse.Namespace"),
     ]:
         path = tmp_path / name
         path.write_bytes(content)

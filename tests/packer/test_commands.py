@@ -388,3 +388,19 @@ def test_output_that_a_terminal_cannot_show_does_not_stop_a_command(tmp_path: Pa
     result = CliRunner(charset="ascii").invoke(main, ["inspect", str(tmp_path / "odd.pt")])
     assert result.exit_code == 0
     assert "gewicht?.weight" in result.stdout
+
+
+def test_pack_by_recipe(run: Run, made: Path) -> None:
+    arguments = ("pack", made / "model.pt", "--recipe", "baseline-int8-zlib", "-o", "r.pack")
+    result = run(*arguments, "--cap", 27_000)
+    assert result.exit_code == 0, result.output
+    assert "baseline-int8-zlib with its knob at reach " in result.stdout
+    assert Path("r.pack").stat().st_size <= 27_000
+    found = json.loads(run(*arguments, "--cap", 27_000, "--json").stdout)
+    assert found["recipe"] == "baseline-int8-zlib"
+    assert list(found["knob"]) == ["reach"]
+    refused = run("pack", made / "model.pt", "--recipe", "int7", "-o", "r.pack", "--cap", 27_000)
+    assert refused.exit_code == 1
+    assert "there is no recipe 'int7'" in refused.stderr
+    for wrong in ((), ("--cap", 27_000, "--policy", made / "plan.json")):
+        assert run(*arguments, *wrong).exit_code == 2

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEAVES = ("quantizers", "budget", "eval", "train")
 PACKAGES = (
     ("packer", ROOT / "packer"),
-    ("packer/commands", ROOT / "packer" / "commands"),
+    *((f"packer/{name}", ROOT / "packer" / name) for name in ("commands", "rules")),
     *((f"packer/{name}", ROOT / name) for name in LEAVES),
 )
 HOSTILE = (*LEAVES, "tests", "benchmarks", "errors", "files")
@@ -112,7 +112,7 @@ def test_a_wheel_holds_everything(hostile: Path, tmp_path: Path) -> None:
     assert (hostile / "model.pack").stat().st_size <= CAP
     check_scripts(shell, target)
     for script in ("packer", "bytecap"):
-        assert "Commands:" in shell.run([str(target / "bin" / script), "--help"])
+        assert "A checkpoint to an artifact" in shell.run([str(target / "bin" / script), "--help"])
 
 
 def install_wheel(folder: Path) -> Path:

@@ -5,20 +5,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packer.quantizers.choice import (
     CODERS,
+    ROUNDINGS,
     TERNARY_RANGES,
     UNIFORM_RANGES,
     Choice,
     default_range,
     parse_choice,
 )
-from packer.quantizers.formats import FormatError, Passthrough, Ternary, Uniform, parse_format
+from packer.quantizers.formats import (
+    FormatError,
+    LowRank,
+    Passthrough,
+    Ternary,
+    Uniform,
+    parse_format,
+)
 
-formats = st.one_of(
+plain_formats = st.one_of(
     st.sampled_from(["raw", "fp32", "fp16", "bf16"]).map(Passthrough),
     st.just(Ternary()),
     st.builds(
         Uniform, st.integers(2, 8), st.sampled_from(["row", "tensor"]), st.booleans(), st.booleans()
     ),
+)
+formats = plain_formats | st.builds(
+    LowRank,
+    plain_formats.filter(lambda format: not isinstance(format, Passthrough)),
+    st.integers(1, 255),
+    st.sampled_from([2, 4, 8]),
 )
 
 
@@ -28,12 +42,15 @@ def choices(draw: st.DrawFn) -> Choice:
     coder = draw(st.sampled_from([None, *CODERS]))
     if isinstance(format, Passthrough):
         return Choice(format, coder)
-    rules = TERNARY_RANGES if isinstance(format, Ternary) else UNIFORM_RANGES
+    base = format.base if isinstance(format, LowRank) else format
+    rules = TERNARY_RANGES if isinstance(base, Ternary) else UNIFORM_RANGES
     rule = draw(st.sampled_from(rules))
     positive = st.floats(min_value=1e-6, max_value=1e6, exclude_min=True)
     value = draw(positive) if rule == "kstd" else None
     prune = draw(st.floats(min_value=0, max_value=0.99))
-    return Choice(format, coder, rule, value, prune)
+    reaches = st.none() if format.code_max == 1 else st.integers(1, format.code_max - 1)
+    rounding = draw(st.sampled_from(ROUNDINGS))
+    return Choice(format, coder, rule, value, draw(st.none() | reaches), prune, rounding)
 
 
 @given(formats)
@@ -57,6 +74,12 @@ def test_choice_round_trip(choice):
         "ternary.row+absmean",
         "int4.row+percentile-matrix",
         "int3.row+mse",
+        "int5.row+gptq",
+        "int4.row.rank4x8",
+        "int4.row.wide.scale32.rank16x2~zstd+mse+gptq",
+        "ternary.row.rank1x4+absmean",
+        "int6.row~brotli+kstd@12.85+gptq",
+        "int6.row+percentile-matrix+reach@20+prune@0.1+gptq",
     ],
 )
 def test_spellings_people_type_are_kept(text):
@@ -83,6 +106,19 @@ def test_defaults_are_not_spelled():
         ("int6.row+prune@1", r"\[0, 1\)"),
         ("int6.row+prune", "with a fraction"),
         ("int6.row+prune@x", "not a number"),
+        ("int6.row+reach", "with a whole number"),
+        ("int6.row+reach@2.5", "with a whole number"),
+        ("int6.row+reach@31", "from 1 to 30"),
+        ("int6.row+reach@0", "from 1 to 30"),
+        ("int6.row+gptq@1", "gptq takes no value"),
+        ("int6.row+gptq+gptq", "given twice"),
+        ("fp16+gptq", "takes no"),
+        ("int4.row.rank4", "unknown format"),
+        ("int4.row.rank4x3", "factors of 2, 4 or 8 bits"),
+        ("int4.row.rank0x4", "has rank 1 to 255"),
+        ("int4.row.rank256x4", "has rank 1 to 255"),
+        ("fp16.rank4x4", "only integers and ternary take a correction"),
+        ("int4.row.rank4x4.rank4x4", "only integers and ternary take a correction"),
         ("int6.row+percentile+mse", "second range rule"),
         ("int6.row+wish", "step 'wish' is unknown"),
         ("fp16+kstd@3", "takes no"),

@@ -19,6 +19,8 @@ SCALED = [
     "int5.row+percentile-matrix",
     "int4.row+mse",
     "int6.row+prune@0.1",
+    "int6.row+reach@20",
+    "int5.row+percentile+reach@3",
     "ternary.row",
     "ternary.row+absmean",
 ]
@@ -40,10 +42,11 @@ def weights(seed: int, rows: int, columns: int, scale: float) -> torch.Tensor:
 def test_requantizing_a_decoded_tensor_with_its_scales_gives_the_same_codes(
     text, seed, rows, columns, scale
 ):
-    quantized = quantize(weights(seed, rows, columns, scale), parse_choice(text))
+    choice = parse_choice(text)
+    quantized = quantize(weights(seed, rows, columns, scale), choice)
     decoded = dequantize(quantized)
     assert torch.isfinite(decoded).all()
-    again = encode(decoded, quantized.format, quantized.side["scale"])
+    again = encode(decoded, choice, quantized.side["scale"])
     has_scale = (quantized.side["scale"].float() > 0).expand(rows)
     assert torch.equal(again[has_scale], quantized.codes[has_scale])
     assert not decoded[~has_scale].any()
@@ -189,6 +192,16 @@ def test_prune_zeroes_exactly_the_smallest(seed, fraction):
 
 def test_prune_breaks_ties_by_position():
     assert prune_smallest(torch.tensor([1.0, -1.0, 1.0, 1.0]), 0.5).tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("rule", ["absmax", "percentile", "kstd@3", "mse"])
+def test_reach_limits_codes_and_their_step(rule):
+    weight = weights(10, 6, 400, 0.1)
+    few = quantize(weight, parse_choice(f"int6.row+{rule}+reach@7"))
+    same = quantize(weight, parse_choice(f"int4.row+{rule}"))
+    assert int(few.codes.abs().max()) == 7
+    assert torch.equal(few.codes, same.codes)
+    assert torch.equal(few.side["scale"], same.side["scale"])
 
 
 def test_integers_need_raw():

@@ -81,7 +81,13 @@ CONTEST = {
         "hold": 0,
         "learned_steps": False,
     },
-    "pack": {"cap": 16_000_000, "code": (), "formats": {}, "size_cap": 0},
+    "pack": {
+        "cap": 16_000_000,
+        "code": (),
+        "formats": {},
+        "size_cap": 0,
+        "calibration_tokens": 32_768,
+    },
     "run": {
         "seed": 1337,
         "precision": "auto",
@@ -158,7 +164,7 @@ DIFFERENCES = {
             "formats": {"blocks.*.weight": "int6.row", "embeddings": "int8.row"},
         },
         "pack": {
-            "formats": {"blocks.*.weight": "int6.row+prune@0.02", "embeddings": "int8.row"},
+            "formats": {"blocks.*.weight": "int6.row+prune@0.02+gptq", "embeddings": "int8.row"},
         },
     },
 }

@@ -1,0 +1,107 @@
+"""Python source made short: what keeps the syntax tree is proven to, the rest is asked for."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+
+from packer.errors import CodeError
+
+
+@dataclass(frozen=True)
+class Minified:
+    """same_tree: the text parses to the original's tree, docstrings and the like left out of both.
+
+    It is False when names were shortened: nothing is claimed then but that the text compiles.
+    """
+
+    text: str
+    same_tree: bool
+
+
+def minify(source: str, name: str, *, rename: bool = False) -> Minified:
+    """The source without comments, docstrings and layout; annotations and names stay.
+
+    rename: shorten local names, hoist literals, fold constants and join imports as well. Functions
+    keep their parameters' names for callers, and modules their globals, but code that reads its
+    own local names (locals(), eval) may notice.
+    Raises CodeError: source that does not parse, or a result that is not what was claimed.
+    """
+    tree = parse(source, name)
+    text = _minified(source, name, rename).strip("\n") + "\n"
+    short = parse(text, f"{name}, minified")
+    if not rename and fingerprint(short) != fingerprint(tree):
+        raise CodeError(
+            f"{name}: the minified text does not parse to the original's syntax tree; pack the "
+            "file with --no-minify"
+        )
+    return Minified(text, same_tree=not rename)
+
+
+def _minified(source: str, name: str, rename: bool) -> str:
+    import python_minifier
+
+    # Annotations are read at run time by dataclasses, Triton kernels and torch.library.custom_op.
+    kept = python_minifier.RemoveAnnotationsOptions(
+        remove_variable_annotations=rename,
+        remove_return_annotations=False,
+        remove_argument_annotations=False,
+        remove_class_attribute_annotations=False,
+    )
+    try:
+        return str(
+            python_minifier.minify(
+                source,
+                name,
+                remove_annotations=kept,
+                remove_literal_statements=True,
+                remove_pass=rename,
+                combine_imports=rename,
+                hoist_literals=rename,
+                rename_locals=rename,
+                remove_object_base=rename,
+                convert_posargs_to_args=False,
+                remove_explicit_return_none=rename,
+                remove_builtin_exception_brackets=rename,
+                constant_folding=rename,
+                remove_dead_branches=rename,
+            )
+        )
+    except Exception as error:  # its own classes, and whatever an unknown construct raises
+        raise CodeError(f"{name} cannot be minified ({error}); pack it with --no-minify") from None
+
+
+def parse(source: str, name: str) -> ast.Module:
+    """The syntax tree. Raises CodeError with the line that does not parse."""
+    try:
+        return ast.parse(source)
+    except SyntaxError as error:
+        raise CodeError(
+            f"{name}, line {error.lineno}: {error.msg}; it does not parse as Python source"
+        ) from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise CodeError(f"{name} does not parse as Python source: {error}") from None
+
+
+def fingerprint(tree: ast.Module) -> str:
+    """The tree without positions, and without the statements that only hold a literal."""
+    bare = _WithoutLiterals().visit(ast.parse(ast.unparse(tree)))
+    return ast.dump(bare)
+
+
+class _WithoutLiterals(ast.NodeTransformer):
+    """Docstrings and other lone literals taken out; a body that held nothing else becomes pass."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        for field in ("body", "orelse", "finalbody"):
+            body = getattr(node, field, None)
+            if isinstance(body, list) and body:
+                rest = [part for part in body if not is_literal(part)]
+                setattr(node, field, rest or ([] if isinstance(node, ast.Module) else [ast.Pass()]))
+        return node
+
+
+def is_literal(node: ast.AST) -> bool:
+    """Whether a statement is a docstring, or another literal that nobody gets."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

@@ -1,0 +1,124 @@
+"""`packer check`: what a reviewer would find in a submission folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from packer.commands.options import (
+    CODE,
+    JSON,
+    MAX_MEMORY,
+    cap_option,
+    print_json,
+    say_notes,
+    with_options,
+)
+
+if TYPE_CHECKING:
+    from packer.code_probe import Probe
+    from packer.rules import Finding
+    from packer.submission import Submission
+
+COLORS = {"pass": "green", "warn": "yellow", "unknown": "cyan", "fail": "red"}
+DEFAULT_CAP = 16_000_000
+
+
+@click.command(short_help="What a reviewer would find in a submission.")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False))
+@with_options(cap_option(required=False, help="Byte limit; 16,000,000 unless given."), CODE)
+@click.option(
+    "--sota-nats",
+    multiple=True,
+    type=float,
+    help="val_loss of the record to beat, its mean or (repeated) its seeds.",
+)
+@click.option(
+    "--replicated-nats",
+    multiple=True,
+    type=float,
+    help="val_loss of the same record as you ran it; repeat for its seeds.",
+)
+@click.option(
+    "--import",
+    "run_import",
+    is_flag=True,
+    help="Import the code on CPU, in a process of its own. This runs it: only code you trust.",
+)
+@click.option("--import-seconds", type=float, default=60.0, help="Time limit of that process.")
+@click.option("--verbose", is_flag=True, help="Evidence of rules that pass, too.")
+@with_options(MAX_MEMORY, JSON)
+def check(
+    folder: str,
+    cap: int | None,
+    code: tuple[str, ...],
+    sota_nats: tuple[float, ...],
+    replicated_nats: tuple[float, ...],
+    run_import: bool,
+    import_seconds: float,
+    verbose: bool,
+    max_memory: int | None,
+    as_json: bool,
+) -> None:
+    """A verdict per rule on the submission in FOLDER: pass, fail, warn or unknown, with evidence.
+
+    Read are train_gpt.py (or --code), artifacts, submission.json, logs and README.md; nothing is
+    run unless --import asks for it. What nothing tells is unknown, never passed. Rules and their
+    limits: docs/checker.md. Exit code 1 when a rule fails.
+    """
+    from packer.progress import shown
+    from packer.rules import Options, Status
+    from packer.rules import check as check_rules
+    from packer.submission import read_submission
+
+    with shown("reading") as progress:
+        submission = read_submission(folder, code=code, max_memory=max_memory, progress=progress)
+    options = Options(
+        cap_bytes=cap or DEFAULT_CAP,
+        sota_nats=sota_nats,
+        replicated_nats=replicated_nats,
+        probe=_probe(submission, import_seconds) if run_import else None,
+    )
+    findings = check_rules(submission, options)
+    failed = any(finding.status is Status.FAIL for finding in findings)
+    if as_json:
+        print_json(
+            {
+                "folder": folder,
+                "cap_bytes": options.cap_bytes,
+                "failed": failed,
+                "notes": list(submission.notes),
+                "findings": [finding.to_json() for finding in findings],
+            }
+        )
+    else:
+        say_notes(submission.notes)
+        _print(findings, verbose)
+    if failed:
+        raise SystemExit(1)
+
+
+def _probe(submission: Submission, seconds: float) -> Probe | None:
+    from packer.code_probe import probe_code
+
+    if not submission.code:
+        return None
+    path = Path(submission.code[0].path)
+    inside = Path(submission.folder) / path
+    return probe_code(inside if inside.exists() else path, seconds=seconds)
+
+
+def _print(findings: tuple[Finding, ...], verbose: bool) -> None:
+    width = max(len(finding.rule) for finding in findings)
+    counts = dict.fromkeys(("fail", "warn", "unknown", "pass"), 0)
+    for finding in findings:
+        status = finding.status.value
+        counts[status] += 1
+        mark = click.style(f"{status:7}", fg=COLORS[status], bold=status == "fail")
+        click.echo(f"{mark} {finding.rule:{width}}  {finding.verdict}")
+        if verbose or status != "pass":
+            for line in finding.evidence:
+                click.echo(f"{'':{width + 10}}{line}")
+    click.echo(", ".join(f"{count} {status}" for status, count in counts.items()))

@@ -1,0 +1,157 @@
+"""`packer code`: bytes of code as the rules count them, and one script that takes fewer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from packer.commands.options import (
+    EXISTING_FILE,
+    JSON,
+    WRITABLE,
+    print_json,
+    refuse_overwriting,
+)
+
+if TYPE_CHECKING:
+    from packer.code_packing import PackedCode, SourceFile
+    from packer.dead_code import DeadCode
+
+DEFAULT_SHOWN = 20
+
+
+class Variable(click.ParamType):  # type: ignore[type-arg]
+    """NAME=VALUE."""
+
+    name = "name=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        name, equals, text = str(value).partition("=")
+        if not equals or not name:
+            self.fail(f"{value!r} is not NAME=VALUE, such as MTP_NUM_HEADS=1", param, ctx)
+        return name, text
+
+
+@click.command(short_help="Code bytes, minified and wrapped.")
+@click.argument("files", nargs=-1, required=True, type=EXISTING_FILE)
+@click.option("-o", "--out", type=WRITABLE, help="Write the self-extracting script here.")
+@click.option("--rename", is_flag=True, help="Shorten local names too: smaller, not proven equal.")
+@click.option("--no-minify", is_flag=True, help="Compress the sources as they are.")
+@click.option(
+    "--codec",
+    type=click.Choice(["auto", "lzma", "brotli"]),
+    default="auto",
+    help="auto: the shorter script. lzma is in every Python; brotli must be installed to run it.",
+)
+@click.option(
+    "--env",
+    "environment",
+    multiple=True,
+    type=Variable(),
+    help="An environment variable of the run, for the listing of switches that are off.",
+)
+@JSON
+def code(
+    files: tuple[str, ...],
+    out: str | None,
+    rename: bool,
+    no_minify: bool,
+    codec: str,
+    environment: tuple[tuple[str, str], ...],
+    as_json: bool,
+) -> None:
+    """The bytes that FILES count as code, what in them never runs, and how small they can be.
+
+    Code counts as the UTF-8 bytes of every file. The files become one script: the first is what is
+    run, every other a module that it imports by its path beside the first (model.py as model,
+    lib/rope.py as lib.rope). The script is the sources without comments and docstrings, proven to
+    parse to the same syntax tree, compressed and spelled in base 85; it is proven to unwrap to
+    exactly those sources, and counts with its own length. It is written only where -o says, never
+    over an original. Equal input gives equal bytes under equal versions of Python and compressors.
+
+    Dead code is listed and left in: take out what you recognize. Functions count as dead when no
+    code that can run names them; branches when their test is settled by constants and by the
+    defaults of environment variables (--env NAME=VALUE sets one).
+    """
+    from packer.code_packing import Packing, dead_by_file, pack_code, read_sources
+    from packer.code_wrapper import CODECS
+    from packer.files import write_bytes
+
+    if rename and no_minify:
+        raise click.UsageError("--rename is a way to minify; leave out --no-minify")
+    refuse_overwriting(files, out)
+    sources = read_sources(files)
+    dead = dead_by_file(sources, dict(environment))
+    python = all(source.path.endswith(".py") for source in sources)
+    packed = None
+    if python or out is not None:
+        codecs = CODECS if codec == "auto" else (codec,)
+        packed = pack_code(sources, Packing(not no_minify, rename, codecs))
+    if out is not None and packed is not None:
+        write_bytes(out, packed.text.encode())
+    if as_json:
+        print_json(_json(sources, dead, packed, out))
+        return
+    _print(sources, dead, packed)
+    if out is not None:
+        click.echo(f"written: {out}")
+
+
+def _json(
+    sources: tuple[SourceFile, ...],
+    dead: dict[str, tuple[DeadCode, ...]],
+    packed: PackedCode | None,
+    out: str | None,
+) -> dict[str, Any]:
+    return {
+        "code_bytes": sum(source.size_bytes for source in sources),
+        "files": [
+            {"path": one.path, "size_bytes": one.size_bytes, "text_bytes": one.text_bytes}
+            for one in sources
+        ],
+        "dead": [{"path": path, **vars(one)} for path, found in dead.items() for one in found],
+        "packed": packed.to_json() if packed else None,
+        "out": out,
+    }
+
+
+def _print(
+    sources: tuple[SourceFile, ...],
+    dead: dict[str, tuple[DeadCode, ...]],
+    packed: PackedCode | None,
+) -> None:
+    from packer import tables
+
+    rows = [
+        (path, f"{one.first_line}-{one.last_line}", f"{one.size_bytes:,}", one.what, one.reason)
+        for path, found in dead.items()
+        for one in sorted(found, key=lambda one: -one.size_bytes)[:DEFAULT_SHOWN]
+    ]
+    if rows:
+        columns = ("never runs", ">lines", ">bytes", "what", "why")
+        tables.console().print(tables.table(columns, rows))
+        listed = [one for found in dead.values() for one in found]
+        click.echo(
+            f"{len(listed)} places that never run, {sum(d.size_bytes for d in listed):,} bytes "
+            f"before compression"
+            + (f"; the largest {len(rows)} are shown" if len(rows) < len(listed) else "")
+        )
+    for one in sources:
+        logged = one.text_bytes
+        note = f" (a script that reads itself logs {logged:,})" if logged != one.size_bytes else ""
+        click.echo(f"{one.path}: {one.size_bytes:,} bytes{note}")
+    total = sum(one.size_bytes for one in sources)
+    if packed is None:
+        click.echo(f"code {total:,} bytes")
+        return
+    proof = "same syntax tree" if packed.same_tree else "names shortened, compiles; not proven"
+    form = f"wrapped under {packed.codec}" if packed.codec else "plain, wrapping does not pay"
+    click.echo(
+        f"code {total:,} -> minified {packed.minified_bytes:,} ({proof}) -> "
+        f"{packed.packed_bytes:,} {form}: {packed.saved_bytes:,} bytes saved"
+    )
+    if packed.already:
+        click.echo("the first file was a self-extracting script; what is inside it was packed")

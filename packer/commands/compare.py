@@ -1,0 +1,270 @@
+"""`packer compare`: named recipes against our plan, or checkpoints against each other."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from packer.commands.calibrating import (
+    MODEL,
+    ModelOptions,
+    TextOptions,
+    curvature_of,
+    refusals,
+)
+from packer.commands.comparing import CURVATURE, SCORING, Sizes
+from packer.commands.models import load_subjects, running_foreign
+from packer.commands.options import (
+    CODE,
+    DROP,
+    EXISTING,
+    EXISTING_FILE,
+    JSON,
+    MARGIN,
+    PINS,
+    WEIGHTS,
+    cap_option,
+    print_json,
+    say_notes,
+    with_options,
+)
+from packer.commands.processes import choose_device
+from packer.errors import PackerError
+
+if TYPE_CHECKING:
+    from packer.checkpoint import Checkpoint
+    from packer.comparison import Contender, Refused, Row, Workbench
+    from packer.curvature_set import CurvatureSet
+    from packer.evaluation import Data
+
+MODELS_AT_ONCE = 8  # scored in one pass beside the original; bounds the memory
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How files are scored against the checkpoint they come from."""
+
+    data: Data
+    tokens: int
+    window: int
+    built: ModelOptions
+
+
+@click.command("compare", short_help="Named recipes against our plan, through the file.")
+@click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
+@with_options(cap_option(required=True), CODE, MARGIN, PINS)
+@click.option(
+    "--caps",
+    type=Sizes(),
+    default=(),
+    metavar="A,B,C",
+    help="More caps for our curve; recipes with a k give theirs, and bytes at equal KL are told.",
+)
+@with_options(CURVATURE, SCORING)
+@click.option("--config", type=EXISTING_FILE, help="The companion model's configuration.")
+@with_options(MODEL, WEIGHTS, DROP, JSON)
+def compare(
+    checkpoints: tuple[str, ...],
+    cap: int,
+    code: tuple[str, ...],
+    margin: int,
+    pins: tuple[tuple[str, str], ...],
+    caps: tuple[int, ...],
+    calibration: tuple[str, ...],
+    curvature_files: tuple[str, ...],
+    calibration_tokens: int,
+    calibration_window: int,
+    seconds: float | None,
+    seed: int,
+    data: tuple[str, ...],
+    tokenizer: str | None,
+    bytes_table: str | None,
+    tokens: int,
+    window: int,
+    config: str | None,
+    model: str | None,
+    model_config: str | None,
+    device: str | None,
+    weights: str | None,
+    drop: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Pack CHECKPOINTS by every recipe that people know and by our planner, and score the files.
+
+    \b
+    packer compare model.pt --cap 1500000 --caps 1300000,1800000,2200000 \\
+        --calibration train.txt --data valid.txt --tokenizer bpe.model
+
+    KL and the difference in bits per byte are against the checkpoint itself, with every tensor read
+    back from the file. Several checkpoints are each packed under the cap by our planner and ranked
+    by bits per byte through the file.
+    """
+    from packer.account import Limits, count_code
+    from packer.evaluation import open_data
+
+    _check_usage(checkpoints, caps, calibration, curvature_files)
+    built = ModelOptions(config, model, model_config, device, weights, drop)
+    built.check()
+    text = TextOptions(
+        calibration,
+        tokenizer,
+        bytes_table,
+        calibration_tokens,
+        calibration_window,
+        seconds,
+        seed,
+    )
+    limits = Limits(cap, count_code(code), margin_bytes=margin)
+    with refusals(), running_foreign(model):
+        opened = open_data(data, tokenizer=tokenizer, bytes_table=bytes_table)
+        scoring = Scoring(opened, tokens, window, built)
+        rows: list[Row] = []
+        refused: list[Refused] = []
+        for number, source in enumerate(checkpoints):
+            file = curvature_files[number] if curvature_files else None
+            bench = _workbench(source, file, text, built, limits, dict(pins))
+            wanted = _ours_alone(bench, cap) if len(checkpoints) > 1 else _all(bench, cap, caps)
+            scored, failed = _scored(source, wanted, scoring)
+            rows += scored
+            refused += failed
+    _show(rows, refused, len(checkpoints) > 1, as_json)
+
+
+def _check_usage(
+    checkpoints: Sequence[str],
+    caps: Sequence[int],
+    calibration: Sequence[str],
+    curvature_files: Sequence[str],
+) -> None:
+    if bool(calibration) == bool(curvature_files):
+        raise click.UsageError("give --calibration TEXT, or --curvature FILE in its place")
+    if curvature_files and len(curvature_files) != len(checkpoints):
+        raise click.UsageError(
+            f"{len(curvature_files)} --curvature files for {len(checkpoints)} checkpoints; each "
+            "checkpoint has its own, in the same order"
+        )
+    if caps and len(checkpoints) > 1:
+        raise click.UsageError("--caps draws the curve of one checkpoint; give one, or --cap alone")
+
+
+def _workbench(
+    source: str,
+    file: str | None,
+    text: TextOptions,
+    built: ModelOptions,
+    limits: Any,
+    pins: dict[str, str],
+) -> Workbench:
+    from packer.checkpoint import read_checkpoint
+    from packer.comparison import Workbench
+
+    loaded = read_checkpoint(source, weights=built.weights, drop=built.drop)
+    say_notes(loaded.notes)
+    return Workbench(loaded, limits, _curvature(source, loaded, file, text, built), pins)
+
+
+def _curvature(
+    source: str, loaded: Checkpoint, file: str | None, text: TextOptions, built: ModelOptions
+) -> CurvatureSet:
+    if file is not None:
+        from packer.curvature_file import read_curvature
+
+        return read_curvature(file, loaded)
+    started = time.perf_counter()
+    found = curvature_of(built.load(source), source, loaded, text.open(), text)
+    say_notes([*found.warnings, f"calibrated in {time.perf_counter() - started:.0f} s"])
+    return found
+
+
+def _all(bench: Workbench, cap: int, caps: Sequence[int]) -> Iterator[Contender | Refused]:
+    """Recipes and ours under the cap; with more caps, our curve and those of recipes with a k."""
+    from packer.comparison import recipes_with_k
+    from packer.progress import shown
+
+    with shown("packing") as progress:
+        bench = replace(bench, progress=progress)
+        yield from bench.recipes_under(cap)
+        yield from bench.ours_under(sorted({cap, *caps}))
+        for recipe in recipes_with_k() if caps else ():
+            yield from bench.recipe_curve(recipe)
+
+
+def _ours_alone(bench: Workbench, cap: int) -> Iterator[Contender | Refused]:
+    from packer.progress import shown
+
+    with shown("packing") as progress:
+        yield from replace(bench, progress=progress).ours_under([cap])
+
+
+def _scored(
+    source: str, wanted: Iterator[Contender | Refused], scoring: Scoring
+) -> tuple[list[Row], list[Refused]]:
+    """Every contender written to a file, read back and scored against its checkpoint."""
+    from packer.comparison import Contender, Row
+
+    found = list(wanted)
+    contenders = [one for one in found if isinstance(one, Contender)]
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for start in range(0, len(contenders), MODELS_AT_ONCE):
+            group = contenders[start : start + MODELS_AT_ONCE]
+            files = [Path(folder) / f"{start + number}.pack" for number in range(len(group))]
+            for file, contender in zip(files, group, strict=True):
+                file.write_bytes(contender.packed.data)
+            evaluated = _evaluated([source, *map(str, files)], scoring)[1:]
+            rows += [Row(source, c, e) for c, e in zip(group, evaluated, strict=True)]
+    return rows, [one for one in found if not isinstance(one, Contender)]
+
+
+def _evaluated(sources: Sequence[str], scoring: Scoring) -> tuple[Any, ...]:
+    from packer.eval.batches import Setting
+    from packer.evaluation import evaluate
+    from packer.progress import shown
+
+    built = scoring.built
+    subjects = load_subjects(
+        sources,
+        device=choose_device(built.device),
+        weights=built.weights,
+        drop=built.drop,
+        config=None if built.model else built.config,
+        model=built.model,
+        model_config=built.model_config,
+        say=lambda notes: None,  # noqa: ARG005  (the same for every file)
+    )
+    setting = Setting(scoring.window, tokens=scoring.tokens)
+    with shown("scoring") as tell:
+        return evaluate(
+            subjects,
+            scoring.data,
+            setting,
+            progress=lambda done, total: tell("tokens", done, total),
+            notice=lambda text: say_notes([text]),
+        )
+
+
+def _show(rows: Sequence[Row], refused: Sequence[Refused], several: bool, as_json: bool) -> None:
+    from packer.comparison import equal_kl_of
+    from packer.comparison_tables import print_comparison
+
+    if several:
+        rows = sorted(rows, key=lambda row: row.evaluated.score.bits_per_byte)
+    equal = equal_kl_of(rows)
+    if as_json:
+        print_json(
+            {
+                "rows": [row.to_json() for row in rows],
+                "refused": [vars(one) for one in refused],
+                "equal_kl": [one.to_json() for one in equal],
+            }
+        )
+    else:
+        print_comparison(rows, equal, refused)
+    if refused and not rows:
+        raise PackerError("nothing fits under the cap")

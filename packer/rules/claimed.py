@@ -1,0 +1,297 @@
+"""submission.json against the logs, the files and itself; the README against all of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from packer.claims import ClaimedNumber, Claims
+from packer.headline import TOLERANCE, headline
+from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
+from packer.rules.timing import eval_time, train_time
+from packer.submission import Submission
+from packer.submission_account import RunAccount, accounts, largest_total
+
+MIB = 2**20 / 10**6
+README_BYTES = re.compile(r"(?<![\d.,])(1[0-9](?:[,_]?\d{3}){2})(?![\d.,]*\d)")
+README_BPB = re.compile(r"(?<![\d.])([0-3]\.\d{3,10})(?!\d)")
+
+
+def json_valid(submission: Submission, options: Options) -> Finding | None:
+    """submission.json is there, is JSON, and holds numbers where numbers belong."""
+    claims = submission.claims
+    if claims is None:
+        return Finding("json", Status.FAIL, "there is no submission.json")
+    if claims.problem is not None:
+        return Finding("json", Status.FAIL, f"submission.json: {claims.problem}")
+    points = [Point(Status.WARN, text) for text in claims.odd]
+    if claims.bpb is None:
+        points.append(Point(Status.FAIL, "it claims no val_bpb"))
+    return verdict("json", points, "submission.json is valid and holds numbers")
+
+
+def json_total(submission: Submission, options: Options) -> Finding | None:
+    """The claimed total is that of the largest run."""
+    claims = submission.claims
+    if claims is None or claims.problem is not None:
+        return None
+    if claims.total is None:
+        return Finding("json-total", Status.WARN, "submission.json claims no total (bytes_total)")
+    runs = accounts(submission)
+    totals = _totals(runs)
+    if not totals:
+        return unknown(
+            "json-total",
+            f"{claims.total.key} {claims.total.written}: no log or artifact to hold it against",
+        )
+    points = [_explained(claims.total, runs, totals)]
+    smallest = min(totals)
+    if claims.total.value <= options.cap_bytes < smallest and points[0].status is Status.FAIL:
+        text = f"it claims to fit; the smallest total of any run is {smallest:,}"
+        points.append(Point(Status.FAIL, text))
+    if claims.total.error:
+        text = f"{claims.total.key} is {claims.total.written!r}; write the bytes"
+        points.append(Point(Status.WARN, text))
+    return verdict("json-total", points, points[0].text)
+
+
+def _totals(runs: tuple[RunAccount, ...]) -> dict[int, str]:
+    """Every total that a claim may mean -> the run it is of; shipped ones win."""
+    found: dict[int, str] = {}
+    for run in runs:
+        for total in (run.as_logged, run.as_shipped):
+            if total is not None:
+                found[total] = run.name
+    return found
+
+
+def _explained(claim: ClaimedNumber, runs: tuple[RunAccount, ...], totals: dict[int, str]) -> Point:
+    """What number the claim is, and whether that is the right one."""
+    said = f"{claim.key} {claim.written}"
+    equal = [total for total in totals if claim.means(total)]
+    current = [run for run in runs if run.superseded is None]
+    largest = max(_worst(run) for run in current)
+    if any(total >= largest for total in equal):
+        return Point(Status.PASS, f"{said} is the largest total")
+    if equal:
+        best = max(equal)
+        if any(
+            run.as_shipped == best or run.as_logged == best
+            for run in runs
+            if _worst(run) == largest
+        ):
+            return Point(Status.PASS, f"{said} is the total of the largest run")
+        text = f"{said} is the total of {totals[best]}; the largest is {largest:,}"
+        return Point(Status.WARN, text)
+    models = {run.model_bytes: run.name for run in runs if run.model_bytes is not None}
+    model = next((size for size in models if claim.means(size)), None)
+    if model is not None:
+        text = f"{said} is the model of {models[model]} alone; with code it is {largest:,}"
+        return Point(Status.FAIL, text)
+    if any(abs(claim.value * MIB - total) <= max(claim.error * MIB, 6_000) for total in totals):
+        return Point(Status.FAIL, f"{said} counts MiB as MB; in bytes it is {largest:,}")
+    mean = sum(totals) / len(totals)
+    if min(totals) < claim.value < max(totals):
+        kind = "the mean" if abs(mean - claim.value) < 1 else "between the totals"
+        return Point(Status.WARN, f"{said} is {kind} of the runs; the largest is {largest:,}")
+    spelled = ", ".join(f"{total:,}" for total in sorted(totals))
+    return Point(
+        Status.FAIL,
+        f"{said} matches no run ({spelled}): stale, or of files that are not here",
+    )
+
+
+def _worst(run: RunAccount) -> int:
+    return max(run.as_logged or 0, run.as_shipped or 0)
+
+
+def json_parts(submission: Submission, options: Options) -> Finding | None:
+    """Claimed code and model bytes are those of a log or a file."""
+    claims = submission.claims
+    if claims is None:
+        return None
+    runs = accounts(submission)
+    codes = {run.logged_code for run in runs} | {run.shipped_code for run in runs}
+    codes |= {submission.code_bytes, *(log.raw_code_bytes for log in submission.logs)}
+    models = {run.model_bytes for run in runs}
+    models |= {size for log in submission.logs for _, size in log.models}
+    points = [
+        *_part(claims.code, codes, "code"),
+        *_part(claims.model, models, "model"),
+        *_parts_and_total(claims),
+    ]
+    return (
+        verdict("json-parts", points, "code and model are as logged or shipped") if points else None
+    )
+
+
+def _part(claim: ClaimedNumber | None, sizes: set[int | None], what: str) -> Iterator[Point]:
+    known = sorted(size for size in sizes if size is not None)
+    if claim is None or not known:
+        return
+    said = f"{claim.key} {claim.written}"
+    if any(claim.means(size) for size in known):
+        yield Point(Status.PASS, f"{said} is as found")
+    else:
+        spelled = ", ".join(f"{size:,}" for size in known)
+        yield Point(Status.FAIL, f"{said} is no {what} of any log or file ({spelled})")
+
+
+def _parts_and_total(claims: Claims) -> Iterator[Point]:
+    parts = (claims.code, claims.model, claims.total)
+    if claims.code is None or claims.model is None or claims.total is None:
+        return
+    if any(part is not None and part.error for part in parts):
+        return
+    total = claims.code.value + claims.model.value
+    if total != claims.total.value:
+        text = f"{claims.code.key} + {claims.model.key} is {total:,.0f}, not {claims.total.written}"
+        yield Point(Status.FAIL, text)
+
+
+def json_seeds(submission: Submission, options: Options) -> Finding | None:
+    """What submission.json says of a seed is what that seed's log says."""
+    claims = submission.claims
+    if claims is None or not claims.seed_claims:
+        return None
+    points: list[Point] = []
+    for claim in claims.seed_claims:
+        runs = [run for run in accounts(submission) if str(run.seed) == claim.seed]
+        logs = [log for log in submission.logs if str(log.seed) == claim.seed]
+        if not logs:
+            points.append(Point(Status.UNKNOWN, f"seed {claim.seed}: there is no log of it"))
+            continue
+        sizes = {size for run in runs for size in (run.as_logged, run.as_shipped, run.model_bytes)}
+        sizes.discard(None)
+        if claim.size_bytes is not None and sizes and claim.size_bytes not in sizes:
+            others = [r.seed for r in accounts(submission) if claim.size_bytes == r.as_logged]
+            whose = f", it is seed {others[0]}'s" if others else ""
+            spelled = ", ".join(f"{size:,}" for size in sorted(s for s in sizes if s is not None))
+            text = f"seed {claim.seed}: claims {claim.size_bytes:,}, logged {spelled}{whose}"
+            points.append(Point(Status.FAIL, text))
+        scores = [score.bpb for log in logs for score in log.quantized_scores]
+        if claim.bpb is not None and scores:
+            near = min(scores, key=lambda bpb: abs(bpb - (claim.bpb or 0)))
+            good = abs(near - claim.bpb) < TOLERANCE
+            text = f"seed {claim.seed}: claims {claim.bpb}, the nearest logged score is {near}"
+            points.append(Point(Status.PASS if good else Status.FAIL, text))
+        steps = {log.step for log in logs if log.step is not None}
+        if claim.steps is not None and steps and claim.steps not in steps:
+            text = f"seed {claim.seed}: claims {claim.steps} steps, logged {sorted(steps)}"
+            points.append(Point(Status.FAIL, text))
+    return verdict("json-seeds", points, "every seed is as logged")
+
+
+def compliance(submission: Submission, options: Options) -> Finding | None:
+    """Boxes ticked in submission.json that files or logs can contradict."""
+    claims = submission.claims
+    if claims is None or not claims.flags:
+        return None
+    total = largest_total(submission)
+    facts: dict[str, bool | None] = {
+        "artifact_under_16mb": None if total is None else total <= options.cap_bytes,
+        "train_under_600s": _holds(train_time(submission, options)),
+        "eval_under_600s": _holds(eval_time(submission, options)),
+        "three_seeds": len({log.seed for log in submission.logs}) >= 3 if submission.logs else None,
+    }
+    points = []
+    for flag, claimed in claims.flags.items():
+        fact = facts.get(flag)
+        if flag not in facts:
+            continue
+        if fact is None:
+            points.append(Point(Status.UNKNOWN, f"{flag}: {str(claimed).lower()}, nothing tells"))
+        elif claimed == fact:
+            points.append(Point(Status.PASS, f"{flag}: {str(claimed).lower()}, and so it is"))
+        else:
+            status = Status.FAIL if claimed else Status.WARN
+            text = f"{flag}: {str(claimed).lower()} is claimed, the files say {str(fact).lower()}"
+            points.append(Point(status, text))
+    return verdict("compliance", points, "ticked boxes hold") if points else None
+
+
+def _holds(finding: Finding) -> bool | None:
+    return None if finding.status is Status.UNKNOWN else finding.status is not Status.FAIL
+
+
+def readme(submission: Submission, options: Options) -> Finding | None:
+    """README = submission.json = logs = files, as far as it names numbers."""
+    text = submission.readme
+    if text is None:
+        return Finding("readme", Status.FAIL, "there is no README.md")
+    points = [*_readme_sizes(submission, text), *_readme_bpb(submission, text)]
+    if not points:
+        return unknown("readme", "README.md names no total and no score")
+    return verdict("readme", points, "README.md names the numbers of logs and files")
+
+
+def _readme_sizes(submission: Submission, text: str) -> Iterator[Point]:
+    named = {int(match.replace(",", "").replace("_", "")) for match in README_BYTES.findall(text)}
+    known: set[int] = set()
+    for run in accounts(submission):
+        sizes = (run.as_logged, run.as_shipped, run.model_bytes)
+        known |= {size for size in sizes if size is not None}
+    for log in submission.logs:
+        known |= {size for _, size in (*log.models, *log.totals)}
+        known |= {size for size in (log.parameters, log.checkpoint_bytes) if size is not None}
+    claim = submission.claims.total if submission.claims else None
+    named = {size for size in named if 12_000_000 < size < 20_000_000 and size != 16_000_000}
+    if not named or not known:
+        return
+    matching = sorted(named & known)
+    strange = sorted(named - known)
+    if matching:
+        spelled = ", ".join(f"{size:,}" for size in matching)
+        yield Point(Status.PASS, f"README.md names {spelled}, as logged or shipped")
+    elif claim is not None and any(claim.means(size) for size in strange):
+        yield Point(Status.WARN, f"README.md and submission.json name {claim.written}; no run does")
+    else:
+        spelled = ", ".join(f"{size:,}" for size in strange)
+        yield Point(Status.WARN, f"README.md names {spelled}, which no log, file or json has")
+
+
+def _readme_bpb(submission: Submission, text: str) -> Iterator[Point]:
+    claim = submission.claims.bpb if submission.claims else None
+    if claim is None:
+        return
+    for written in README_BPB.findall(text):
+        if abs(float(written) - claim) <= 0.51 * 10.0 ** -len(written.partition(".")[2]):
+            yield Point(Status.PASS, f"README.md names the claimed {claim} bpb as {written}")
+            return
+    if README_BPB.search(text):
+        yield Point(Status.WARN, f"README.md never names the claimed {claim} bpb")
+
+
+def score(submission: Submission, options: Options) -> Finding | None:
+    """The claimed bits per byte are the mean, or one seed, of a logged score."""
+    claims = submission.claims
+    if claims is None or claims.bpb is None:
+        return None
+    found = headline(submission)
+    if found is None:
+        return unknown("score", f"val_bpb {claims.bpb}: no log has a score after quantization")
+    said = f"val_bpb {claims.bpb}"
+    if found.claimed == "mean":
+        runs = f"{len(found.by_log)} logs" if len(found.by_log) > 1 else next(iter(found.by_log))
+        return Finding("score", Status.PASS, f"{said} is {found.name} of {runs}")
+    if found.claimed == "single":
+        status = Status.WARN if len(found.by_log) > 1 else Status.PASS
+        text = f"{said} is one seed's {found.name}; their mean is {found.mean_bpb:.6f}"
+        return Finding("score", status, text)
+    before = [s for log in submission.logs for s in log.scores if not s.quantized]
+    if any(abs(one.bpb - claims.bpb) < TOLERANCE for one in before):
+        text = f"{said} is a score before quantization; {found.name} is {found.mean_bpb:.6f}"
+        return Finding("score", Status.FAIL, text)
+    text = f"{said} is no logged score; the last, {found.name}, is {found.mean_bpb:.6f}"
+    return Finding("score", Status.FAIL, text)
+
+
+RULES: tuple[Rule, ...] = (
+    json_valid,
+    json_total,
+    json_parts,
+    json_seeds,
+    score,
+    compliance,
+    readme,
+)

@@ -1,0 +1,147 @@
+"""What the bytes of artifacts say: the codec, the shapes, scales that sit on their floor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
+from packer.submission import Submission
+from packer.submission_account import accounts
+
+CODEC_WORDS = {
+    "zstd": r"zstd|zstandard",
+    "lrzip": r"lrzip|pergroup|per-group",
+    "brotli": r"brotli",
+    "xz": r"lzma|xz",
+    "zlib": r"zlib",
+}
+# "LZMA-packed code" says nothing of the artifact.
+OF_CODE = re.compile(
+    r"[\w+]+[- ](?:(?:packed|compressed|wrapped|minified|self-extracting)[- ]?)*"
+    r"(?:code|script|source|wrapper|train_gpt)\b",
+    re.IGNORECASE,
+)
+MIN_SATURATED = 0.5
+BLOCK = re.compile(r"\b(?:blocks|layers|h)\.(\d+)\.")
+
+
+def codec(submission: Submission, options: Options) -> Finding | None:
+    """The compressor that is named is the one the bytes are under."""
+    points: list[Point] = []
+    for log in submission.logs:
+        if log.fallback is not None:
+            text = f"{log.name}: the compressor was missing: {log.fallback[:120]!r}"
+            points.append(Point(Status.FAIL, text))
+    named = _named(submission)
+    unread = [run for run in accounts(submission) if run.artifact is None]
+    for artifact in submission.artifacts:
+        found = artifact.codec
+        text = f"{artifact.name} is under {found}"
+        if not named or found in ("bytecap", "none"):
+            points.append(Point(Status.PASS, f"{text}; nothing names another"))
+        elif found in named:
+            points.append(Point(Status.PASS, f"{text}, as {named[found]} says"))
+        else:
+            words = ", ".join(f"{word} ({where})" for word, where in named.items())
+            hint = "; the module was missing when it was made" if found == "zlib" else ""
+            points.append(Point(Status.FAIL, f"{text}, while the claim is {words}{hint}"))
+    if not submission.artifacts and not points:
+        return unknown("codec", "no artifact is here; log labels do not tell the codec")
+    if unread and submission.artifacts:
+        names = ", ".join(run.name for run in unread)
+        points.append(Point(Status.UNKNOWN, f"the artifacts of {names} are not here"))
+    return verdict("codec", points, "codecs are as claimed")
+
+
+def _named(submission: Submission) -> dict[str, str]:
+    """Codec -> where it is named. The label int8+zlib is printed whatever is used, so it only
+    counts where nothing else is named."""
+    claims = submission.claims
+    sources = {
+        "the log label": " ".join(log.label or "" for log in submission.logs),
+        "submission.json": OF_CODE.sub("", claims.text) if claims else "",
+        "submission.json's keys": claims.model.key if claims and claims.model else "",
+    }
+    found: dict[str, str] = {}
+    for where, text in sources.items():
+        for word, pattern in CODEC_WORDS.items():
+            if re.search(rf"(?<![a-z])(?:{pattern})(?![a-z])", text.lower().replace("_", " ")):
+                found.setdefault(word, where)
+    if len(found) > 1 and found.get("zlib") == "the log label":
+        del found["zlib"]
+    return found
+
+
+def readable(submission: Submission, options: Options) -> Finding | None:
+    """Artifacts that are here can be read."""
+    if not submission.artifacts:
+        return None
+    points = [
+        Point(Status.UNKNOWN, one.problem)
+        if one.problem is not None
+        else Point(Status.PASS, f"{one.name}: {one.layout}, {len(one.shapes)} tensors")
+        for one in submission.artifacts
+    ]
+    return verdict("artifact", points, "every artifact is read")
+
+
+def scale_floor(submission: Submission, options: Options) -> Finding | None:
+    """Scales clamped from below turn a step per row into one for the whole model."""
+    points = []
+    for one in submission.artifacts:
+        if not one.rows:
+            continue
+        share = one.floored / one.rows
+        text = f"{one.name}: {100 * share:.0f} % of {one.rows:,} row scales sit on their floor"
+        if share >= MIN_SATURATED:
+            text += ": the step is one for the whole model, and its size follows the weights' norm"
+        points.append(Point(Status.WARN if share >= MIN_SATURATED else Status.PASS, text))
+    return verdict("scale-floor", points, "scales are free of their floor") if points else None
+
+
+def shapes(submission: Submission, options: Options) -> Finding | None:
+    """Layers and width of the artifact are those of the code's settings, or of the log."""
+    readable = [one for one in submission.artifacts if one.shapes]
+    if not readable:
+        return None
+    said: dict[str, dict[str, int]] = {}
+    if options.probe is not None and options.probe.settings:
+        said["the code"] = dict(options.probe.settings)
+    for log in submission.logs:
+        facts = {
+            "num_layers": log.num_layers,
+            "model_dim": log.model_dim,
+            "vocab_size": log.vocab_size,
+        }
+        known = {key: value for key, value in facts.items() if value is not None}
+        if known:
+            said[log.name] = known
+    if not said:
+        return unknown("shapes", "neither code (--import) nor log tells layers and width")
+    points = []
+    for one in readable:
+        found = _settings_of(one.shapes)
+        for where, settings in said.items():
+            for key, value in settings.items():
+                if key in found:
+                    good = found[key] == value
+                    text = f"{key} is {found[key]} in {one.name} and {value} in {where}"
+                    points.append(Point(Status.PASS if good else Status.FAIL, text))
+    if not points:
+        return unknown("shapes", "the artifact's tensors have names that are not known")
+    return verdict("shapes", points, "layers and width of code, log and artifact agree")
+
+
+def _settings_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    layers = [int(match[1]) for match in map(BLOCK.search, shapes) if match]
+    if layers:
+        found["num_layers"] = 1 + max(layers)
+    embedding = next((s for n, s in shapes.items() if n.endswith("tok_emb.weight")), None)
+    if embedding is not None and len(embedding) == 2:
+        found["vocab_size"], found["model_dim"] = embedding
+    return found
+
+
+RULES: tuple[Rule, ...] = (codec, readable, scale_floor, shapes)

@@ -1,0 +1,153 @@
+"""What counted code reaches for: the network, data; and what is only pointed at, never judged."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from packer.code_wrapper import unwrap
+from packer.errors import CodeError
+from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
+from packer.submission import Submission
+
+NETWORK_MODULES = {
+    "urllib",
+    "requests",
+    "httpx",
+    "aiohttp",
+    "socket",
+    "ftplib",
+    "huggingface_hub",
+    "datasets",
+    "gdown",
+    "boto3",
+    "wget",
+}
+# Parts of those modules that touch no network, and a module that every launcher uses.
+HARMLESS = {"urllib.parse", "urllib.error"}
+NETWORK_CALLS = re.compile(
+    r"urlopen|urlretrieve|hf_hub_download|snapshot_download|load_dataset|"
+    r"load_state_dict_from_url|(?:requests|httpx)\.(?:get|post)|create_connection"
+)
+SHELL_NETWORK = re.compile(r"\b(?:curl|wget|git clone|pip3? install|apt-get|huggingface-cli)\b")
+DATA_FILES = re.compile(r"docs_selected\.jsonl|\.parquet\b|fineweb_val_docs|val_docs\.", re.I)
+POINTERS = {
+    "test-time training": re.compile(r"\w*(?:ttt|test_time_train)\w*", re.IGNORECASE),
+    "n-gram cache": re.compile(r"\w*(?:n_?gram_?(?:cache|table|count|mix)|backoff)\w*", re.I),
+    "kNN": re.compile(r"\w*(?:knn|nearest_neigh|faiss)\w*", re.IGNORECASE),
+    "SLOT": re.compile(r"\w*(?<![a-z])slot(?:_(?:steps|lr|delta|opt)\w*)?(?![a-z])", re.IGNORECASE),
+    "paid prefix": re.compile(r"\w*(?:paid_?prefix|prefix_(?:tokens|blob|store))\w*", re.I),
+}
+
+
+def sources_of(submission: Submission) -> dict[str, str]:
+    """Name -> text of all counted code, wrappers opened. Raises CodeError: a damaged wrapper."""
+    found: dict[str, str] = {}
+    for file in (*submission.code, *submission.imported):
+        inner = unwrap(file.text)
+        for module, text in (inner or {"": file.text}).items():
+            found[f"{file.path} (unwrapped {module})" if inner else file.path] = text
+    return found
+
+
+def _trees(submission: Submission) -> Iterator[tuple[str, ast.Module | None]]:
+    for name, text in sources_of(submission).items():
+        try:
+            yield name, ast.parse(text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            yield name, None
+
+
+def network(submission: Submission, options: Options) -> Finding | None:
+    """Counted code opens no connection and installs nothing."""
+    if not submission.code:
+        return None
+    points: list[Point] = []
+    try:
+        for name, tree in _trees(submission):
+            if tree is None:
+                points.append(Point(Status.UNKNOWN, f"{name} does not parse as Python"))
+            else:
+                points += _reaches(name, tree)
+    except CodeError as error:
+        points.append(Point(Status.UNKNOWN, f"the code cannot be unwrapped: {error}"))
+    return verdict("network", points, "counted code names no network call")
+
+
+def _reaches(name: str, tree: ast.Module) -> Iterator[Point]:
+    for node in ast.walk(tree):
+        where = f"{name}, line {getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules = [node.module or ""]
+        else:
+            modules = []
+        for module in modules:
+            if module.partition(".")[0] in NETWORK_MODULES and module not in HARMLESS:
+                yield Point(Status.WARN, f"{where}: imports {module}")
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if NETWORK_CALLS.search(called):
+                yield Point(Status.FAIL, f"{where}: calls {called}")
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            shell = SHELL_NETWORK.search(node.value)
+            if shell is not None and len(node.value) < 300:
+                yield Point(Status.WARN, f"{where}: the text {shell[0]!r}, as for a shell")
+
+
+def data_access(submission: Submission, options: Options) -> Finding | None:
+    """Counted code reads no text of the validation set beside its tokens."""
+    if not submission.code:
+        return None
+    try:
+        texts = sources_of(submission)
+    except CodeError:
+        return None  # said under network
+    points = [
+        Point(Status.WARN, f"{name}, line {text.count(chr(10), 0, found.start()) + 1}: {found[0]}")
+        for name, text in texts.items()
+        for found in DATA_FILES.finditer(text)
+    ]
+    return verdict("data-access", points, "counted code names no documents of the data set")
+
+
+def pointers(submission: Submission, options: Options) -> Finding | None:
+    """Test-time training, caches, kNN, SLOT: where they are, for whoever judges them."""
+    if not submission.code:
+        return None
+    points: list[Point] = []
+    try:
+        trees = list(_trees(submission))
+    except CodeError:
+        return None  # said under network
+    for what, pattern in POINTERS.items():
+        places = [
+            f"{name}, line {node.lineno} ({node.name})"
+            for name, tree in trees
+            if tree is not None
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and pattern.fullmatch(node.name)
+        ]
+        if places:
+            more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+            shown = "; ".join(places[:3])
+            points.append(Point(Status.WARN, f"{what}: {shown}{more}; not judged"))
+    return verdict("pointers", points, "no test-time training, n-gram cache, kNN or SLOT by name")
+
+
+def imports(submission: Submission, options: Options) -> Finding | None:
+    """The code imports on a CPU, when asked for."""
+    if options.probe is None:
+        return unknown("import", "the code was not run (--import does)")
+    if (options.probe.problem or "").startswith("ModuleNotFoundError"):
+        text = f"{options.probe.problem}: install what the code needs, and ask again"
+        return unknown("import", text)
+    if options.probe.problem is not None:
+        return Finding("import", Status.FAIL, f"importing the code: {options.probe.problem}")
+    settings = ", ".join(f"{key} {value}" for key, value in options.probe.settings.items())
+    return Finding("import", Status.PASS, f"the code imports on a CPU: {settings or 'no settings'}")
+
+
+RULES: tuple[Rule, ...] = (network, data_access, pointers, imports)

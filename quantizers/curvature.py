@@ -1,0 +1,125 @@
+"""Curvature: how much a change of a weight is felt, from second moments of inputs and gradients.
+
+With labels drawn from the model itself, the KL of a changed model is half a quadratic form in the
+change, and its matrix is the Fisher information of the weights. For a linear map that matrix is
+close to a Kronecker product (Martens and Grosse, arXiv:1503.05671): one factor over columns, the
+second moment H of the map's inputs, and one over rows, of which the diagonal is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .formats import FormatError
+
+# H is a sum of outer products: what is off by more than rounding was not made that way.
+SYMMETRY_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """Curvature of one weight [rows, columns], or of a bank [banks, rows of one, columns].
+
+    A linear map y = W x has
+    hessian: float32 [columns, columns], or [banks, columns, columns]: x xᵀ summed over the uses of
+        the weight at a token, averaged over tokens.
+    fisher: float32 [rows], or [banks · rows of one]: the squared gradient of a sequence's summed
+        nats with respect to y, labels drawn from the model, averaged over uses; None if unknown.
+
+    A table, whose rows are looked up, has the same two with other meanings: `hessian` is g gᵀ
+    averaged over tokens, g the gradient at what the lookup gave, and `fisher` is the share of
+    tokens that read each row, weighted by g². A tied embedding is a head, by those two fields, and
+    a table by `lookup`.
+
+    tokens: how many were averaged over. row_usage: float32 [rows], of a table: the fraction of
+    tokens that read the row. Checked once, here.
+    Raises FormatError: a field of wrong shape or dtype, not finite, not symmetric, or negative.
+    """
+
+    hessian: torch.Tensor
+    fisher: torch.Tensor | None
+    tokens: int
+    row_usage: torch.Tensor | None = None
+    lookup: Curvature | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise FormatError(f"curvature of {self.tokens} tokens says nothing; calibrate on more")
+        check_hessian(self.hessian)
+        if self.fisher is not None:
+            _check_row_values("fisher", self.fisher)
+            if self.hessian.dim() == 3 and len(self.fisher) % len(self.hessian):
+                raise FormatError(
+                    f"fisher has {len(self.fisher)} rows, which {len(self.hessian)} banks "
+                    "cannot share"
+                )
+        if self.row_usage is not None:
+            _check_row_values("row_usage", self.row_usage)
+
+    @property
+    def rounding_hessian(self) -> torch.Tensor:
+        """The second moment that rounding should heed: of a head that is a table too, of both,
+        by how much either is felt.
+        """
+        if self.lookup is None or self.fisher is None or self.lookup.fisher is None:
+            return self.hessian
+        ratio = self.lookup.fisher.mean() / self.fisher.mean().clamp(min=1e-30)
+        return self.hessian + ratio * self.lookup.hessian
+
+    @property
+    def columns(self) -> int:
+        return self.hessian.shape[-1]
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises FormatError: this is not the curvature of a weight of this shape."""
+        banks = self.hessian.shape[0] if self.hessian.dim() == 3 else None
+        rows = 1
+        for size in shape[:-1]:
+            rows *= size
+        if not shape or shape[-1] != self.columns:
+            raise FormatError(
+                f"hessian is {self.columns} wide and the weight has shape {list(shape)}"
+            )
+        if banks is not None and banks != shape[0]:
+            raise FormatError(f"hessian has {banks} banks and the weight has shape {list(shape)}")
+        for name, values in (("fisher", self.fisher), ("row_usage", self.row_usage)):
+            if values is not None and len(values) != rows:
+                raise FormatError(
+                    f"{name} has {len(values)} rows and the weight of shape {list(shape)} {rows}"
+                )
+        if self.lookup is not None:
+            self.lookup.check_shape(shape)
+
+
+def check_hessian(hessian: torch.Tensor) -> None:
+    """Raises FormatError: not float32 [columns, columns] or a stack of such, NaN, asymmetric."""
+    shape = list(hessian.shape)
+    if hessian.dtype != torch.float32 or len(shape) not in (2, 3) or shape[-1] != shape[-2]:
+        raise FormatError(
+            f"hessian is {hessian.dtype} {shape}; float32 [columns, columns] is wanted"
+        )
+    if hessian.numel() == 0:
+        raise FormatError(f"hessian is empty: {shape}")
+    if not bool(torch.isfinite(hessian).all()):
+        raise FormatError("hessian has values that are not finite")
+    largest = float(hessian.abs().max())
+    difference = float((hessian - hessian.mT).abs().max())
+    if difference > SYMMETRY_TOLERANCE * largest:
+        raise FormatError(
+            f"hessian is not symmetric: entries differ by up to {difference:.3g}, "
+            f"where the largest is {largest:.3g}"
+        )
+    smallest = float(hessian.diagonal(dim1=-2, dim2=-1).min())
+    if smallest < 0:
+        raise FormatError(f"hessian has {smallest:.3g} on its diagonal; a mean of squares is never")
+
+
+def _check_row_values(name: str, values: torch.Tensor) -> None:
+    if values.dtype != torch.float32 or values.dim() != 1:
+        raise FormatError(
+            f"{name} is {values.dtype} {list(values.shape)}; float32 [rows] is wanted"
+        )
+    if not bool((torch.isfinite(values) & (values >= 0)).all()):
+        raise FormatError(f"{name} has values that are negative or not finite")

@@ -1,0 +1,226 @@
+"""How codes are chosen so that the errors of one column are made good by the columns after it.
+
+GPTQ (Frantar, Ashkboos, Hoefler and Alistarh, arXiv:2210.17323) rounds a matrix column by column.
+Rounding a weight by e = w - q costs e² / (2 [F⁻¹]_jj) when all weights not yet rounded move by the
+best correction, δ = -e / [F⁻¹]_jj · F⁻¹_:,j, where F is the Hessian of those weights (Optimal Brain
+Surgeon, Hassibi and Stork 1993). With H⁻¹ = Uᵀ U, U upper triangular, row j of U is F⁻¹_j,: over
+√[F⁻¹]_jj for every j at once, so that no inverse has to be updated on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .clip import nearest_codes
+from .formats import FormatError
+
+DAMPING = 0.01  # of the mean diagonal, as in the paper and in PR #1855
+BLOCK = 128  # columns between two updates of all later ones
+DAMPING_STEP = 10.0  # damping grows by this factor when the factorization fails ...
+LARGEST_DAMPING = 1.0  # ... up to here; beyond it little of H is left
+ORDERS = ("descending", "given")  # of the columns: by diagonal, or as they stand
+
+
+@dataclass(frozen=True)
+class RoundingReport:
+    """What happened. damping: the fraction of the mean diagonal that was used.
+
+    wanted_damping: the fraction asked for; a larger one was needed where they differ.
+    dead_columns: inputs that are always zero, whose weights become zero.
+    fell_back: why nearest rounding had to do, in words; None when GPTQ worked.
+    """
+
+    damping: float
+    wanted_damping: float
+    dead_columns: int
+    fell_back: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """What a summary has to say of this tensor, if anything."""
+        if self.fell_back is not None:
+            return f"rounded to nearest: {self.fell_back}"
+        if self.damping > self.wanted_damping:
+            return (
+                f"damping {self.damping:g} of the mean diagonal, not {self.wanted_damping:g}: "
+                "its Hessian has no Cholesky factor otherwise"
+            )
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """codes: float32 integers [rows, columns], columns as they came."""
+
+    codes: torch.Tensor
+    report: RoundingReport
+
+
+@dataclass(frozen=True, eq=False)
+class HessianFactor:
+    """A Hessian made ready, once for all matrices and choices that share it.
+
+    order: int64 [columns], the column rounded first, second, ... upper: float32 [columns, columns],
+    the U of H⁻¹ = Uᵀ U in that order; None if it could not be had. dead: bool [columns], as they
+    came.
+    """
+
+    order: torch.Tensor
+    upper: torch.Tensor | None
+    dead: torch.Tensor
+    report: RoundingReport
+
+
+def gptq(
+    rows: torch.Tensor,
+    hessian: torch.Tensor,
+    scale: torch.Tensor,
+    code_min: int,
+    code_max: int,
+    *,
+    damping: float = DAMPING,
+    block: int = BLOCK,
+    order: str = "descending",
+    zero: torch.Tensor | None = None,
+) -> Rounded:
+    """Codes of float32 rows [rows, columns] under scale [rows] and H [columns, columns].
+
+    zero: bool [rows, columns], weights whose code must be 0 (pruned); later columns make up for it.
+    Where a factor needs more damping, or cannot be had at all, the report says so.
+    """
+    factor = factorize(hessian, damping=damping, order=order)
+    return round_with(factor, rows, scale, code_min, code_max, block=block, zero=zero)
+
+
+def factorize(
+    hessian: torch.Tensor, *, damping: float = DAMPING, order: str = "descending"
+) -> HessianFactor:
+    """U of H [columns, columns] with dead columns set aside and a damped diagonal.
+
+    Raises FormatError: an order that is not one of ORDERS, damping below zero.
+    """
+    if order not in ORDERS or not damping >= 0:
+        raise FormatError(f"order {order!r} or damping {damping}: orders are {', '.join(ORDERS)}")
+    H = hessian.double()
+    diagonal = H.diagonal().clone()
+    dead = diagonal <= 0
+    by = torch.sort(diagonal, descending=True, stable=True).indices
+    chosen = by if order == "descending" else torch.arange(len(diagonal), device=H.device)
+    if bool(dead.all()):
+        report = RoundingReport(damping, damping, int(dead.sum()), "all of its inputs are zero")
+        return HessianFactor(chosen, None, dead, report)
+    alive = ~dead
+    H = H * alive[:, None] * alive[None, :] + torch.diag(dead.double())
+    mean = float(diagonal[alive].sum()) / len(diagonal)
+    upper, used = _damped_factor(H[chosen][:, chosen], mean, damping)
+    failed = (
+        None if upper is not None else f"its Hessian has no Cholesky factor at damping {used:g}"
+    )
+    report = RoundingReport(used, damping, int(dead.sum()), failed)
+    return HessianFactor(chosen, None if upper is None else upper.float(), dead, report)
+
+
+def _damped_factor(
+    H: torch.Tensor, mean: float, damping: float
+) -> tuple[torch.Tensor | None, float]:
+    """(U, the damping it took), or (None, the largest damping tried)."""
+    while True:
+        upper = _inverse_factor(H + damping * mean * torch.eye(len(H), dtype=H.dtype).to(H))
+        if upper is not None or damping >= LARGEST_DAMPING:
+            return upper, damping
+        damping = min(max(damping, DAMPING / DAMPING_STEP) * DAMPING_STEP, LARGEST_DAMPING)
+
+
+def _inverse_factor(H: torch.Tensor) -> torch.Tensor | None:
+    """U, upper triangular, with H⁻¹ = Uᵀ U; None where H is not positive definite.
+
+    H read backwards is L Lᵀ, so H = R Rᵀ with R = L backwards, upper triangular, and U = R⁻¹: one
+    factorization, where inverting H and factorizing the inverse take two and lose digits.
+    """
+    lower, failed = torch.linalg.cholesky_ex(H.flip(0, 1))
+    if int(failed):
+        return None
+    eye = torch.eye(len(H), dtype=H.dtype, device=H.device)
+    upper = torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
+    usable = bool(torch.isfinite(upper).all()) and bool((upper.diagonal() > 0).all())
+    return upper if usable else None
+
+
+def round_with(
+    factor: HessianFactor,
+    rows: torch.Tensor,
+    scale: torch.Tensor,
+    code_min: int,
+    code_max: int,
+    *,
+    block: int = BLOCK,
+    zero: torch.Tensor | None = None,
+) -> Rounded:
+    """`gptq` with a factor at hand; arguments as there."""
+    W = rows.masked_fill(factor.dead, 0.0) if bool(factor.dead.any()) else rows
+    if factor.upper is None:
+        # The weights of inputs that are all zero are kept: this matrix was not calibrated at all.
+        codes = nearest_codes(rows, scale, code_min, code_max)
+        return Rounded(codes if zero is None else codes.masked_fill_(zero, 0), factor.report)
+    ordered = W.T[factor.order].contiguous()  # [columns, rows]: a column is read and written whole
+    forced = None if zero is None else zero.T[factor.order]
+    rounded = _round_columns(
+        ordered, factor.upper, scale.float(), code_min, code_max, block, forced
+    )
+    codes = torch.empty_like(rounded)
+    codes[factor.order] = rounded
+    return Rounded(codes.T.contiguous(), factor.report)
+
+
+def _round_columns(
+    W: torch.Tensor,
+    U: torch.Tensor,
+    scale: torch.Tensor,
+    code_min: int,
+    code_max: int,
+    block: int,
+    zero: torch.Tensor | None,
+) -> torch.Tensor:
+    """Codes [columns, rows] of weights W [columns, rows], which are changed.
+
+    Within a block the paper updates all later columns after each one. Here a column takes the
+    corrections of the block's earlier columns just before it is rounded: the same sums, read once
+    and written once.
+    """
+    columns = len(W)
+    divisor = scale.masked_fill(scale == 0, torch.inf)
+    pivots: Sequence[float] = U.diagonal().tolist()
+    codes = torch.empty_like(W)
+    E = torch.empty(min(block, columns), W.shape[1], dtype=W.dtype, device=W.device)
+    for start in range(0, columns, block):
+        stop = min(start + block, columns)
+        for j in range(start, stop):
+            done = j - start
+            w = torch.addmv(W[j], E[:done].T, U[start:j, j], alpha=-1) if done else W[j]
+            q = torch.div(w, divisor, out=codes[j]).round_().clamp_(code_min, code_max)
+            if zero is not None:
+                q.masked_fill_(zero[j], 0)
+            torch.addcmul(w, q, scale, value=-1, out=E[done]).div_(pivots[j])
+        if stop < columns:
+            W[stop:].addmm_(U[start:stop, stop:].T, E[: stop - start], alpha=-1)
+    return codes
+
+
+def together(reports: Sequence[RoundingReport]) -> RoundingReport:
+    """One report for the matrices of a bank."""
+    if len(reports) == 1:
+        return reports[0]
+    failures = [
+        f"in bank {bank} {report.fell_back}"
+        for bank, report in enumerate(reports)
+        if report.fell_back is not None
+    ]
+    return RoundingReport(
+        max(report.damping for report in reports),
+        reports[0].wanted_damping,
+        sum(report.dead_columns for report in reports),
+        "; ".join(failures) or None,
+    )

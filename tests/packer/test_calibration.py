@@ -1,0 +1,332 @@
+"""Curvature of models, against moments and gradients computed one token at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from packer.quantizers.curvature import Curvature
+from packer.quantizers.formats import FormatError
+from packer.train.model import GPT, GPTConfig
+from torch import Tensor, nn
+
+import packer.calibration
+from packer.calibration import calibrate, token_batches
+from packer.checkpoint import from_state_dict
+from packer.curvature_file import read_curvature, write_curvature
+from packer.errors import CurvatureError
+
+VOCAB, WIDTH, HIDDEN = 7, 4, 6
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) / 2
+
+
+class Banked(nn.Module):
+    """Banks sliced and cast at use, a tied head, a lookup by index, a factor x @ W, a scale."""
+
+    def __init__(self, recurrences: int = 1) -> None:
+        super().__init__()
+        self.recurrences = recurrences
+        self.table = nn.Parameter(normal(VOCAB, WIDTH))
+        self.up = nn.Parameter(normal(2, HIDDEN, WIDTH, seed=1).half())
+        self.down = nn.Parameter(normal(2, HIDDEN, WIDTH, seed=2))
+        self.scale = nn.Parameter(1 + normal(WIDTH, seed=3))
+        self.idle = nn.Parameter(normal(80, 80, seed=4))
+
+    def layers(self) -> list[int]:
+        return [0] + [1] * self.recurrences
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.table[tokens]
+        for layer in self.layers():
+            hidden = torch.tanh(F.linear(x, self.up[layer].to(x.dtype)))
+            x = x + hidden @ self.down[layer]
+        return F.linear(x * self.scale, self.table)
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tensor:
+    return torch.randint(0, VOCAB, (600, 5), generator=torch.Generator().manual_seed(9))
+
+
+def observed(model: Banked, tokens: Tensor) -> dict[str, list[Tensor]]:
+    """Inputs of every use, computed by hand."""
+    found: dict[str, list[Tensor]] = {"up": [], "down": []}
+    x = model.table[tokens]
+    for layer in model.layers():
+        found["up"].append(x.reshape(-1, WIDTH))
+        hidden = torch.tanh(x @ model.up[layer].float().mT)
+        found["down"].append(hidden.reshape(-1, HIDDEN))
+        x = x + hidden @ model.down[layer]
+    found["table"] = [(x * model.scale).reshape(-1, WIDTH)]
+    return {name: [x.detach() for x in uses] for name, uses in found.items()}
+
+
+def test_inputs_of_banked_sliced_and_cast_weights(tokens: Tensor) -> None:
+    model = Banked()
+    found = calibrate(model, [tokens])
+    inputs = observed(model, tokens)
+    up, head = found.by_tensor["up"], found.by_tensor["table"]
+    for layer in (0, 1):
+        x = inputs["up"][layer]
+        torch.testing.assert_close(up.hessian[layer], x.mT @ x / len(x), rtol=1e-4, atol=1e-5)
+    x = inputs["table"][0]
+    torch.testing.assert_close(head.hessian, x.mT @ x / len(x), rtol=1e-4, atol=1e-5)
+    # The rows of x @ W are its inputs: their energies, where the gradient is felt.
+    rows = found.by_tensor["down"].fisher
+    assert rows is not None
+    for layer, x in enumerate(inputs["down"]):
+        mean = x.square().mean(dim=0)
+        torch.testing.assert_close(
+            rows[layer * HIDDEN : (layer + 1) * HIDDEN], mean, rtol=0.3, atol=0.02
+        )
+    assert found.tokens == tokens.numel()
+    assert found.unreached == ("idle",)
+    assert any("idle" in text and "nothing is known" in text for text in found.warnings)
+
+
+def test_predicted_curvature_is_that_of_the_true_divergence(tokens: Tensor) -> None:
+    """½ Σ fisher · Δ H Δᵀ against the KL of slightly changed weights, one weight at a time."""
+    model = Banked().requires_grad_(False)
+    found = calibrate(model, tokens.split(5), seed=1)
+    with torch.no_grad():
+        before = torch.log_softmax(model(tokens), dim=-1)
+        for name in ("up", "down", "scale"):
+            weight = getattr(model, name)
+            kept, measured, predicted = weight.clone(), 0.0, 0.0
+            for draw in range(40):  # the diagonal of the Fisher is right on average over changes
+                weight += 0.02 * normal(*weight.shape, seed=draw)
+                after = torch.log_softmax(model(tokens), dim=-1)
+                measured += float((before.exp() * (before - after)).sum(-1).mean())
+                predicted += half_form(found.by_tensor[name], (weight - kept).float())
+                weight.copy_(kept)
+            assert predicted == pytest.approx(measured, rel=0.3), name
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def half_form(curvature: Curvature, change: Tensor) -> float:
+    assert curvature.fisher is not None
+    banks = curvature.hessian.reshape(-1, curvature.columns, curvature.columns)
+    rows = change.reshape(len(banks), -1, curvature.columns)
+    forms = torch.einsum("bri,bij,brj->br", rows, banks, rows).flatten()
+    return 0.5 * float((curvature.fisher * forms).sum())
+
+
+def test_a_weight_used_several_times_sums_its_uses(tokens: Tensor) -> None:
+    """The middle layer three times, against the same computation unrolled into three layers."""
+    model = Banked(recurrences=3)
+    found = calibrate(model, [tokens]).by_tensor["up"]
+    expected = sum(x.mT @ x / len(x) for x in observed(model, tokens)["up"][1:])
+    torch.testing.assert_close(found.hessian[1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_slices_of_one_weight_do_not_count_as_several_uses(tokens: Tensor) -> None:
+    class Fused(nn.Module):
+        def __init__(self, apart: bool) -> None:
+            super().__init__()
+            self.apart = apart
+            self.embed = nn.Embedding.from_pretrained(normal(VOCAB, WIDTH))
+            self.qkv = nn.Parameter(normal(3 * WIDTH, WIDTH, seed=1))
+            self.head = nn.Linear(WIDTH, VOCAB)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.embed(ids)
+            if self.apart:
+                q, k, v = (F.linear(x, part) for part in self.qkv.chunk(3))
+            else:
+                q, k, v = F.linear(x, self.qkv).chunk(3, dim=-1)
+            return self.head(q * k + v)
+
+    torch.manual_seed(0)
+    together = Fused(False)
+    apart = Fused(True)
+    apart.load_state_dict(together.state_dict())
+    one, other = (calibrate(model, [tokens]).by_tensor["qkv"] for model in (together, apart))
+    torch.testing.assert_close(one.hessian, other.hessian)
+    assert one.fisher is not None and other.fisher is not None
+    torch.testing.assert_close(one.fisher, other.fisher, rtol=1e-4, atol=1e-6)
+
+
+def test_a_tied_embedding_is_a_head_and_a_table(tokens: Tensor) -> None:
+    ids = tokens.clamp(max=VOCAB - 2)  # the last row is never read
+    found = calibrate(Banked(), [ids]).by_tensor["table"]
+    usage = torch.bincount(ids.flatten(), minlength=VOCAB) / ids.numel()
+    assert found.row_usage is not None and found.lookup is not None
+    torch.testing.assert_close(found.row_usage, usage)
+    shares = found.lookup.fisher
+    assert shares is not None and shares.sum() == pytest.approx(1)
+    assert 0 < shares[-1] < 0.01 * shares.max()
+    assert found.fisher is not None and found.lookup.row_usage is not None
+
+
+def test_the_companion_model_is_covered() -> None:
+    torch.manual_seed(0)
+    config = GPTConfig(
+        32, 2, 16, 2, 1, smear_gate=True, bigram_vocab_size=16, bigram_dim=8,
+        value_embedding_dim=8, value_embedding_layers=(1,), embedding_init_std=0.5,
+    )  # fmt: skip
+    model = GPT(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    batches = token_batches(torch.arange(400).numpy() % 32, 20, 400, torch.device("cpu"))
+    found = calibrate(model, batches)
+    assert set(found.by_tensor) == set(model.state_dict())
+    assert found.unreached == ()
+    assert all(one.fisher is not None for one in found.by_tensor.values())
+    assert found.by_tensor["bigram.embed.weight"].row_usage is not None
+
+
+def test_the_model_is_left_as_it_was(tokens: Tensor) -> None:
+    model = Banked().train()
+    model.scale.requires_grad_(False)
+    model.up.grad = torch.ones_like(model.up)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    calibrate(model, [tokens[:20]])
+    assert model.training and not model.scale.requires_grad and model.up.requires_grad
+    assert model.table.grad is None and torch.equal(model.up.grad, torch.ones_like(model.up))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_equal_seeds_give_equal_curvature(tokens: Tensor) -> None:
+    one, again, other = (calibrate(Banked(), [tokens[:50]], seed=s) for s in (3, 3, 4))
+    assert one.sha256 == again.sha256 != other.sha256
+
+
+def test_time_is_a_hard_limit(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock of which every forward takes 0.4 s, so that a slow machine changes nothing."""
+    now = [0.0]
+
+    class Slow(Banked):
+        def forward(self, ids: Tensor) -> Tensor:
+            now[0] += 0.4
+            return super().forward(ids)
+
+    monkeypatch.setattr(packer.calibration.time, "perf_counter", lambda: now[0])
+    found = calibrate(Slow(), tokens.split(50), seconds=3.0)
+    assert found.seconds == pytest.approx(2.8)
+    assert found.tokens == 7 * 50 * tokens.size(1)
+    with pytest.raises(CurvatureError, match=r"within 0\.3 seconds; allow more"):
+        calibrate(Slow(), [tokens[:0]], seconds=0.3)
+
+
+def test_few_tokens_are_warned_of_with_the_rank(tokens: Tensor) -> None:
+    found = calibrate(Banked(), [tokens[:1, :3]])
+    assert any("rank 3 at most" in text for text in found.warnings)
+
+
+def test_bad_models_and_batches_are_refused(tokens: Tensor) -> None:
+    broken = Banked()
+    broken.scale.data[0] = float("inf")
+    state = from_state_dict(Banked().state_dict())
+    with pytest.raises(CurvatureError, match="not finite"):
+        calibrate(broken, [tokens], checkpoint=state)
+    with pytest.raises(CurvatureError, match=r"integer tokens \[windows, time\]"):
+        calibrate(Banked(), [tokens.float()])
+    with pytest.raises(CurvatureError, match="no batch"):
+        calibrate(Banked(), [])
+    with pytest.raises(CurvatureError, match="longer than the 10 tokens"):
+        token_batches(torch.arange(10).numpy(), 16, 100, torch.device("cpu"))
+
+
+def test_without_gradients_inputs_are_still_known(tokens: Tensor) -> None:
+    class Frozen(Banked):
+        @torch.no_grad()
+        def forward(self, ids: Tensor) -> Tensor:
+            return super().forward(ids)
+
+    found = calibrate(Frozen(), [tokens])
+    torch.testing.assert_close(
+        found.by_tensor["up"].hessian, calibrate(Banked(), [tokens]).by_tensor["up"].hessian
+    )
+    assert found.by_tensor["up"].fisher is None
+    assert any("no gradient" in text for text in found.warnings)
+
+
+Spoil = Callable[[dict[str, Tensor]], None]
+
+
+def test_the_file_holds_what_was_found(tmp_path: Path, tokens: Tensor) -> None:
+    model = Banked()
+    found = calibrate(model, [tokens[:50]])
+    write_curvature(tmp_path / "c.safetensors", found)
+    read = read_curvature(tmp_path / "c.safetensors", from_state_dict(model.state_dict()))
+    assert read.sha256 == found.sha256
+    assert read.provenance() == found.provenance()
+    assert read.by_tensor["table"].lookup is not None
+
+
+def test_curvature_of_another_checkpoint_is_refused(tmp_path: Path, tokens: Tensor) -> None:
+    model = Banked()
+    write_curvature(tmp_path / "c.safetensors", calibrate(model, [tokens[:50]]))
+    model.scale.data += 1
+    with pytest.raises(CurvatureError, match="contents"):
+        read_curvature(tmp_path / "c.safetensors", from_state_dict(model.state_dict()))
+
+
+def test_damaged_files_are_refused(tmp_path: Path, tokens: Tensor) -> None:
+    model, path = Banked(), tmp_path / "c.safetensors"
+    state = from_state_dict(model.state_dict())
+    write_curvature(path, calibrate(model, [tokens[:50]]))
+    whole = path.read_bytes()
+    for data in (whole[:-100], whole[:40], b"", b"\xff" * 8 + whole[8:], b"{}"):
+        path.write_bytes(data)
+        with pytest.raises(CurvatureError):
+            read_curvature(path, state)
+    torch.save(model.state_dict(), tmp_path / "c.pt")
+    with pytest.raises(CurvatureError, match="no curvature file"):
+        read_curvature(tmp_path / "c.pt", state)
+    with pytest.raises(CurvatureError):
+        read_curvature(tmp_path / "none", state)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda h: h.fill_(float("nan")), "up: hessian has values that are not finite"),
+        (lambda h: h[0, 0, 1].add_(5), "up: hessian is not symmetric"),
+        (lambda h: h[0, 0, 0].fill_(-1), "up: hessian has -1 on its diagonal"),
+    ],
+)
+def test_spoilt_values_are_refused_by_name(
+    tmp_path: Path, tokens: Tensor, spoil: Callable[[Tensor], Tensor], said: str
+) -> None:
+    model, path = Banked(), tmp_path / "c.safetensors"
+    found = calibrate(model, [tokens[:50]])
+    spoil(found.by_tensor["up"].hessian)
+    write_curvature(path, found)
+    with pytest.raises(CurvatureError, match=said):
+        read_curvature(path, from_state_dict(model.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("hessian", "fisher", "said"),
+    [
+        (torch.eye(3, dtype=torch.float64), None, "float32"),
+        (torch.ones(2, 3), None, r"\[columns, columns\] is wanted"),
+        (torch.zeros(0, 0), None, "empty"),
+        (torch.eye(3), -torch.ones(4), "fisher has values that are negative"),
+        (torch.eye(3), torch.ones(4, 1), r"float32 \[rows\] is wanted"),
+        (torch.eye(3).repeat(2, 1, 1), torch.ones(5), "2 banks cannot share"),
+    ],
+)
+def test_curvature_is_checked_at_construction(
+    hessian: Tensor, fisher: Tensor | None, said: str
+) -> None:
+    with pytest.raises(FormatError, match=said):
+        Curvature(hessian, fisher, 10)
+    with pytest.raises(FormatError, match="0 tokens"):
+        Curvature(torch.eye(3), None, 0)
+
+
+def test_curvature_knows_which_weights_it_fits() -> None:
+    bank = Curvature(torch.eye(3).repeat(2, 1, 1), torch.ones(8), 10)
+    bank.check_shape((2, 4, 3))
+    for shape, said in (((2, 4, 4), "3 wide"), ((4, 2, 3), "2 banks"), ((2, 5, 3), "8 rows")):
+        with pytest.raises(FormatError, match=said):
+            bank.check_shape(shape)

@@ -1,0 +1,891 @@
+"""`packer check` on incidents of the contest, each as a folder with the lines its log had.
+
+Both ways: what was wrong is found, and what only looked wrong is not failed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import zstandard
+from click.testing import Result
+
+from packer.code_wrapper import ENTRY, wrap
+from packer.errors import SubmissionError
+from packer.rules import Finding, Options, check
+from packer.rules.record import seeds_needed, significance
+from packer.submission import read_submission
+
+Run = Callable[..., Result]
+SP1024, SP8192, CASEOPS = 2.442, 3.727, 3.157
+TOKENS = {SP1024: 62_021_632, SP8192: 40_540_160, CASEOPS: 47_851_520}
+LN2 = 0.6931471805599453
+
+
+def code_of(size: int) -> str:
+    """A script of exactly so many bytes, hardly compressible below a third of them."""
+    letters = random.Random(size)
+    text = "import torch\nVALUES = '"
+    body = "".join(letters.choice("abcdefghijklmnopqrstuvwxyz012345") for _ in range(size))
+    return (text + body)[: size - 2] + "'\n"
+
+
+def wordy_code_of(size: int) -> str:
+    """A script of exactly so many bytes that packs to a few percent of them."""
+    lines, i = ["import torch\n"], 0
+    while sum(map(len, lines)) < size - 200:
+        lines.append(f"def layer_{i}(x):  # one more layer of the same kind\n    return x + {i}\n")
+        i += 1
+    text = "".join(lines)
+    return text + "#" * (size - len(text) - 1) + "\n"
+
+
+def log(
+    model: int | None = 15_900_000,
+    code: int | None = 50_000,
+    *,
+    label: str = "int6+zstd",
+    seed: int = 1337,
+    bpb: float = 1.14,
+    ratio: float = SP1024,
+    vocab: int | None = 1024,
+    train_ms: int = 599_500,
+    eval_ms: int = 80_000,
+    tokens: int | None = None,
+    steps: int = 7_000,
+    shards: int = 80,
+    total: int | None = None,
+    before: str = "",
+    after: str = "",
+) -> str:
+    """A training log in the shapes that the contest's scripts print."""
+    nats = bpb * ratio * LN2
+    lines = [
+        "import sys",
+        'log0(f"Total submission size int8+zlib: {total} bytes")',
+        "=" * 100,
+        f"val_loader:shards pattern=./data/fineweb_val_*.bin tokens:{tokens or TOKENS[ratio]}",
+        f"train_loader:dataset:fineweb10B train_shards:{shards}",
+        f"tokenizer_path:./data/tokenizers/fineweb_{vocab}_bpe.model" if vocab else "",
+        f"seed:{seed}",
+        f"step:{steps}/20000 val_loss:{nats - 0.01:.4f} val_bpb:{bpb - 0.01 / ratio / LN2:.4f} "
+        f"train_time:{train_ms}ms step_avg:85.0ms",
+        f"stopping_early: wallclock_cap train_time:{train_ms}ms step:{steps}/20000",
+        "Serialized model: 105783807 bytes",
+        before,
+        f"Code size: {code} bytes" if code is not None else "",
+        f"Total submission size: {105_783_807 + (code or 0)} bytes",
+    ]
+    if model is not None:
+        lines.append(f"Serialized model {label}: {model} bytes")
+        lines.append(f"Total submission size {label}: {total or model + (code or 0)} bytes")
+    lines += [
+        f"final_int6_roundtrip val_loss:{nats + 0.01:.4f} val_bpb:{bpb + 0.01 / ratio / LN2:.4f} "
+        f"eval_time:{eval_ms // 8}ms",
+        f"final_int6_sliding_window val_loss:{nats:.4f} val_bpb:{bpb:.4f} eval_time:{eval_ms}ms",
+        f"final_int6_sliding_window_exact val_loss:{nats:.8f} val_bpb:{bpb:.8f}",
+        after,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What to write: code, logs by name, submission.json, README.md, artifacts by name."""
+
+    code: str | None = None
+    logs: Mapping[str, str] = field(default_factory=dict)
+    claims: Mapping[str, Any] | str | None = None
+    readme: str | None = "A model of 1.14 bpb."
+    artifacts: Mapping[str, bytes | int] = field(default_factory=dict)
+    others: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, path: Path) -> Path:
+        path.mkdir(parents=True, exist_ok=True)
+        texts = {**self.logs, **self.others}
+        if self.code is not None:
+            texts["train_gpt.py"] = self.code
+        if self.claims is not None:
+            claims = self.claims
+            texts["submission.json"] = claims if isinstance(claims, str) else json.dumps(claims)
+        if self.readme is not None:
+            texts["README.md"] = self.readme
+        for name, text in texts.items():
+            (path / name).write_bytes(text.encode())
+        for name, data in self.artifacts.items():
+            if isinstance(data, bytes):
+                (path / name).write_bytes(data)
+            else:  # only its size matters: a file with a hole
+                with (path / name).open("wb") as file:
+                    file.truncate(data)
+        return path
+
+
+def found(folder: Path, **options: Any) -> dict[str, Finding]:
+    return {f.rule: f for f in check(read_submission(folder), Options(**options))}
+
+
+def three(code: int, models: tuple[int, int, int], **facts: Any) -> dict[str, str]:
+    """Logs of three seeds with these models."""
+    bpbs = (1.1390, 1.1400, 1.1410)
+    return {
+        f"train_seed{seed}.log": log(model, code, seed=seed, bpb=bpb, **facts)
+        for seed, model, bpb in zip((42, 1337, 2025), models, bpbs, strict=True)
+    }
+
+
+def artifact(compress: Callable[[bytes], bytes], step: float = 0.01) -> bytes:
+    """A small {w, m} artifact under any compressor."""
+    generator = torch.Generator().manual_seed(1)
+    w: dict[str, torch.Tensor] = {}
+    m: dict[str, Any] = {}
+    for layer in range(2):
+        name = f"blocks.{layer}.mlp.fc.weight"
+        w[f"{name}.q"] = torch.randint(-31, 32, (64, 32), generator=generator, dtype=torch.int8)
+        w[f"{name}.scale"] = torch.full((64,), step, dtype=torch.float16)
+        m[name] = {"type": "int6"}
+    w["tok_emb.weight"] = torch.zeros(128, 32, dtype=torch.float16)
+    m["tok_emb.weight"] = "passthrough_fp16"
+    file = io.BytesIO()
+    torch.save({"w": w, "m": m}, file)
+    return compress(file.getvalue())
+
+
+ZSTD = artifact(zstandard.ZstdCompressor(level=3).compress)
+ZLIB = artifact(lambda data: zlib.compress(data, 9))
+RAW = wordy_code_of(78_688)
+GOOD = Folder(
+    code=code_of(50_000),
+    logs=three(50_000, (15_900_000, 15_910_000, 15_905_000)),
+    claims={
+        "val_bpb": 1.14,
+        "val_loss": 1.14 * SP1024 * LN2,
+        "bytes_total": 15_960_000,
+        "bytes_code": 50_000,
+        "seeds": [42, 1337, 2025],
+        "compliance": {"artifact_under_16mb": True, "train_under_600s": True, "no_slot": True},
+    },
+    readme="Mean 1.1400 bpb over three seeds, 15,960,000 bytes.",
+)
+
+
+@dataclass(frozen=True)
+class Incident:
+    """A pull request. expected: rule -> (status, part of its verdict or evidence)."""
+
+    name: str
+    folder: Folder
+    expected: Mapping[str, tuple[str, str]]
+
+
+def single(**facts: Any) -> Folder:
+    """One run with its code."""
+    claims = facts.pop("claims", {"val_bpb": 1.14})
+    code = facts.pop("shipped", None)
+    readme = facts.pop("readme", "A model of 1.14 bpb.")
+    artifacts = facts.pop("artifacts", {})
+    code_bytes = facts.get("code", 50_000)
+    return Folder(
+        code=code if code is not None else code_of(code_bytes),
+        logs={"train.log": log(**facts)},
+        claims=claims,
+        readme=readme,
+        artifacts=artifacts,
+    )
+
+
+SP8192_FACTS: dict[str, Any] = {"ratio": SP8192, "vocab": 8192, "label": "quantized+brotli"}
+INCIDENTS = [
+    Incident(
+        "#339: int6 MLP too big",
+        single(model=16_100_000, code=70_051),
+        {"cap": ("fail", "OVER by 170,051")},
+    ),
+    Incident(
+        "#372: stale total, no log, the artifact is there",
+        Folder(
+            code=code_of(64_943),
+            claims={"val_bpb": 1.14, "bytes_total": 15_826_438},
+            artifacts={"final_model.int6.ptz": 16_500_000},
+        ),
+        {
+            "cap": ("fail", "16,564,943: OVER by 564,943"),
+            "json-total": ("fail", "15826438 matches no run (16,564,943)"),
+        },
+    ),
+    Incident(
+        "#569: calibration of 256 batches after the training time",
+        single(
+            train_ms=599_980,
+            after="gptq: calibrating with 256 batches\ngptq: calibration done in 94.2s",
+        ),
+        {"train-time": ("fail", "600.0 s + calibration 94.2 s = 694.2 s")},
+    ),
+    Incident(
+        "#1698: over the cap, ticked as under; bytes of spaces counted twice",
+        Folder(
+            code=code_of(50_000),
+            logs=three(
+                50_000,
+                (16_550_916, 16_498_775, 16_424_250),
+                ratio=SP8192,
+                vocab=8192,
+                tokens=TOKENS[SP8192],
+            )
+            | {
+                "train_seed42.log": log(
+                    16_550_916, 50_000, seed=42, bpb=1.0, ratio=SP8192, vocab=8192
+                ).replace("val_bpb:1.00000000", "val_bpb:0.85130000")
+            },
+            claims={"val_bpb": 0.8513, "compliance": {"artifact_under_16mb": True}},
+        ),
+        {
+            "cap": ("fail", "OVER by 600,916"),
+            "compliance": ("fail", "artifact_under_16mb: true is claimed"),
+            "bytes-per-token": ("fail", "train_seed42.log"),
+        },
+    ),
+    Incident(
+        "#1412 as first logged: raw code",
+        single(model=15_976_275, code=78_688, shipped=RAW),
+        {"cap": ("fail", "OVER by 54,963")},
+    ),
+    Incident(
+        "#1412 as merged: the packed code is shipped (not raised)",
+        Folder(
+            code=code_of(23_095),
+            logs={"train.log": log(15_976_275, 78_688, **SP8192_FACTS, bpb=1.09)},
+            claims={"val_bpb": 1.09, "bytes_total": 15_999_370},
+            readme="1.0900 bpb, 15,999,370 bytes",
+        ),
+        {
+            "cap": ("warn", "over by 54,963 as logged, 630 left with the code as shipped"),
+            "json-total": ("pass", "15999370 is the total of the largest run"),
+            "readme": ("pass", ""),
+        },
+    ),
+    Incident(
+        "#1835: the wrapped total is claimed, raw code is logged and shipped",
+        single(
+            model=15_939_298,
+            code=131_149,
+            shipped=wordy_code_of(131_149),
+            claims={"val_bpb": 1.14, "bytes_total": 15_965_718},
+        ),
+        {
+            "cap": ("fail", "OVER by 70,447"),
+            "json-total": ("fail", "the smallest total of any run is 16,070,447"),
+        },
+    ),
+    Incident(
+        "#1530 and on: a wrapper is counted and a readable script shipped (not failed)",
+        Folder(
+            code=wordy_code_of(120_000),
+            logs={
+                "train.log": log(
+                    15_969_354,
+                    27_310,
+                    before="Code size (uncompressed): 120000 bytes\n"
+                    "Code size (compressed): 27310 bytes",
+                ).replace("\nCode size: 27310 bytes", "")
+            },
+            claims={"val_bpb": 1.14, "bytes_total": 15_996_664},
+        ),
+        {
+            "cap": ("warn", "fits only with a packed copy"),
+            "wrapper": ("warn", "counted 27,310 bytes of code, shipped 120,000"),
+            "json-total": ("pass", ""),
+        },
+    ),
+    Incident(
+        "a wrapper is counted that no packing can give",
+        Folder(
+            code=code_of(100_000),
+            logs={
+                "train.log": log(
+                    15_900_000, 9_000, before="Code size (uncompressed): 100000 bytes"
+                ).replace("Code size: 9000", "Code size (compressed): 9000")
+            },
+            claims={"val_bpb": 1.14},
+        ),
+        {"wrapper": ("fail", "the wrapper is not shipped, and packer code needs")},
+    ),
+    Incident(
+        "#102, #135: the parent's total",
+        single(
+            model=17_495_138,
+            code=50_000,
+            claims={"val_bpb": 1.14, "bytes_total": 15_162_375},
+        ),
+        {
+            "cap": ("fail", "OVER by 1,545,138"),
+            "json-total": ("fail", "matches no run (17,545,138)"),
+        },
+    ),
+    Incident(
+        "#160: the repack lies in the folder, the log is of the export before (not failed)",
+        Folder(
+            code=code_of(60_000),
+            logs={"train.log": log(16_579_274, 60_000, label="int8+zlib")},
+            claims={"val_bpb": 1.14, "bytes_total": 15_910_904},
+            artifacts={"final_model.int8.ptz": 15_850_904},
+        ),
+        {
+            "cap": ("warn", "final_model.int8.ptz takes its place"),
+            "json-total": ("pass", "15910904 is the largest total"),
+        },
+    ),
+    Incident(
+        "#207: exported again at the end of the same log (not raised)",
+        single(
+            model=16_000_236,
+            code=32_000,
+            after="Serialized model int6+zstd: 15672854 bytes\n"
+            "Total submission size int6+zstd: 15704854 bytes",
+            claims={"val_bpb": 1.14, "bytes_total": 15_704_854},
+        ),
+        {"cap": ("pass", "at most"), "json-total": ("pass", "")},
+    ),
+    Incident(
+        "#1243: exported again, with a log of its own for the seed (not failed)",
+        Folder(
+            code=code_of(100_000),
+            logs={
+                "train_seed1.log": log(16_087_860, 100_000, seed=1, label="int6+lzma"),
+                "reexport_seed1.log": log(15_822_511, 100_000, seed=1, bpb=1.1415),
+            },
+            claims={"val_bpb": 1.1415, "bytes_total": 15_922_511},
+            readme="1.1415 bpb, 15,922,511 bytes",
+        ),
+        {
+            "cap": ("warn", "reexport_seed1.log takes its place"),
+            "json-total": ("pass", ""),
+            "score": ("pass", "final_int6_sliding_window_exact of reexport_seed1.log"),
+            "seeds": ("warn", "seed 1 has 2 logs"),
+        },
+    ),
+    Incident(
+        "#1747: a leftover int8 path prints a bigger total (not raised)",
+        single(
+            model=15_800_000,
+            code=58_571,
+            label="int6+lzma",
+            after="Serialized model int8+zlib: 24801031 bytes\n"
+            "Total submission size int8+zlib: 24859602 bytes",
+            claims={"val_bpb": 1.14, "bytes_total": 15_858_571},
+        ),
+        {"cap": ("pass", ""), "json-total": ("pass", ""), "sums": ("pass", "")},
+    ),
+    Incident(
+        "#518, #685: the label int8+zlib on a file under zstd (not raised)",
+        Folder(
+            code=code_of(50_000),
+            logs={"train.log": log(len(ZSTD), 50_000, label="int8+zlib")},
+            claims={"val_bpb": 1.14, "blurb": "int6 QAT and zstd-22"},
+            artifacts={"final_model.int8.ptz": ZSTD},
+        ),
+        {"codec": ("pass", "under zstd, as submission.json says"), "artifact": ("pass", "")},
+    ),
+    Incident(
+        "#724, #813: zstd is named, the file is under zlib",
+        Folder(
+            code=code_of(50_000),
+            logs={"train.log": log(len(ZLIB), 50_000, label="int6+zstd")},
+            claims={"val_bpb": 1.14, "blurb": "int6 and zstd-22"},
+            artifacts={"final_model.int6.ptz": ZLIB},
+        ),
+        {"codec": ("fail", "is under zlib, while the claim is zstd")},
+    ),
+    Incident(
+        "#401, #430: the module was missing, as the log says",
+        single(
+            model=16_921_640, code=50_000, before="zstandard not installed, falling back to zlib"
+        ),
+        {"codec": ("fail", "the compressor was missing"), "cap": ("fail", "above 16 MiB")},
+    ),
+    Incident(
+        "#731: 50 bytes over",
+        single(
+            model=15_900_050,
+            code=100_000,
+            claims={"val_bpb": 1.14, "bytes_total": 15_999_919},
+        ),
+        {
+            "cap": ("fail", "OVER by 50"),
+            "json-total": ("fail", "15999919 matches no run (16,000,050)"),
+        },
+    ),
+    Incident(
+        "#705: 16 MiB are not 16 MB",
+        single(model=16_353_242, code=100_000),
+        {"cap": ("fail", "OVER by 453,242")},
+    ),
+    Incident(
+        "#1512 v12: a target in MiB, claimed as MB",
+        single(
+            model=16_572_358,
+            code=100_000,
+            claims={"val_bpb": 1.14, "bytes_total": "15.9 MB"},
+        ),
+        {"cap": ("fail", "OVER by 672,358"), "json-total": ("fail", "counts MiB as MB")},
+    ),
+    Incident(
+        "sizes in MB that are right (not failed)",
+        single(
+            model=15_850_000,
+            code=50_000,
+            claims={"val_bpb": 1.14, "bytes_total": "15.9 MB"},
+        ),
+        {"json-total": ("warn", "write the bytes"), "json": ("warn", "text instead of a number")},
+    ),
+    Incident(
+        "#922, #1776: the model alone as total",
+        single(
+            model=15_897_989,
+            code=190_785,
+            claims={"val_bpb": 1.14, "bytes_total": 15_897_989},
+        ),
+        {
+            "cap": ("fail", "OVER by 88,774"),
+            "json-total": ("fail", "is the model of train.log alone; with code it is 16,088,774"),
+        },
+    ),
+    Incident(
+        "#626: one seed over",
+        Folder(
+            code=code_of(60_000),
+            logs=three(60_000, (15_880_000, 15_953_080, 15_900_000)),
+            claims={"val_bpb": 1.14, "bytes_total": 15_960_000},
+        ),
+        {
+            "cap": ("fail", "train_seed1337.log"),
+            "json-total": ("warn", "is the total of train_seed2025.log; the largest is 16,013,080"),
+        },
+    ),
+    Incident(
+        "#554: the total of another checkpoint",
+        single(
+            model=16_241_660,
+            claims={"val_bpb": 1.14, "bytes_total": 15_983_603},
+        ),
+        {"json-total": ("fail", "it claims to fit"), "cap": ("fail", "OVER by 291,660")},
+    ),
+    Incident(
+        "#1908: training 1.153 s too long",
+        single(train_ms=601_153),
+        {"train-time": ("fail", "1.2 s over")},
+    ),
+    Incident(
+        "the baseline's last step ends 38 ms late (not failed)",
+        single(train_ms=600_038),
+        {"train-time": ("warn", "38 ms over")},
+    ),
+    Incident(
+        "#634, #1060: calibration inside a reserve (not raised)",
+        single(
+            train_ms=586_012,
+            after="gptq:budget_check train:586012ms + gptq:13000ms = 599012ms (budget:600000ms)",
+        ),
+        {"train-time": ("pass", "")},
+    ),
+    Incident(
+        "#728, #1019: 186 s of calibration on its own text (not raised)",
+        single(after="AR self-gen calibration: generated 64 sequences in 186.2s"),
+        {"train-time": ("pass", "")},
+    ),
+    Incident(
+        "an evaluation of eleven minutes",
+        single(eval_ms=660_000, claims={"val_bpb": 1.14, "compliance": {"eval_under_600s": True}}),
+        {"eval-time": ("fail", "660.0 s"), "compliance": ("fail", "eval_under_600s")},
+    ),
+    Incident(
+        "#1923: a cut validation set",
+        single(
+            tokens=9_662_464,
+            ratio=CASEOPS,
+            vocab=8192,
+            before="caseops: bytes from a sidecar",
+        ),
+        {"val-set": ("fail", "20 % of the set is scored"), "bytes-per-token": ("pass", "")},
+    ),
+    Incident(
+        "case operators with the whole set (not raised)",
+        single(ratio=CASEOPS, vocab=8192, before="caseops: bytes from a sidecar"),
+        {"val-set": ("pass", ""), "bytes-per-token": ("pass", "")},
+    ),
+    Incident(
+        "#2127: validation documents in training",
+        single(shards=1_499),
+        {"leak": ("fail", "train_shards 1,499")},
+    ),
+    Incident(
+        "#897: the word mark counted as three bytes",
+        single(ratio=SP1024 * 1.2, tokens=TOKENS[SP1024]),
+        {"bytes-per-token": ("fail", "+20.0 %"), "val-set": ("fail", "120 %")},
+    ),
+    Incident(
+        "#1184: byte tokens counted as three bytes, in a tokenizer of its own",
+        single(ratio=2.5 * 1.0413, vocab=None, tokens=60_520_000),
+        {"bytes-per-token": ("pass", "plausible"), "val-set": ("fail", "104 %")},
+    ),
+    Incident(
+        "#875: 3.5 bytes a token for every token",
+        single(ratio=3.5, tokens=TOKENS[SP1024]),
+        {"bytes-per-token": ("fail", "this tokenizer")},
+    ),
+    Incident(
+        "#1412: LZMA-packed code says nothing of the artifact (not raised)",
+        Folder(
+            code=code_of(50_000),
+            logs={"train.log": log(len(ZLIB), 50_000, label="int8+zlib")},
+            claims={"val_bpb": 1.14, "blurb": "GPTQ, SDClip, and an LZMA-packed code wrapper"},
+            artifacts={"final_model.int6.ptz": ZLIB},
+        ),
+        {"codec": ("pass", "is under zlib")},
+    ),
+    Incident(
+        "raw and wrapped code are both claimed (not raised)",
+        single(
+            claims={
+                "val_bpb": 1.14,
+                "bytes_code": 120_000,
+                "wrapped_code_bytes": 50_000,
+                "bytes_model": 15_900_000,
+                "bytes_total": 15_950_000,
+            },
+        ),
+        {"json-parts": ("pass", ""), "json-total": ("pass", "")},
+    ),
+    Incident(
+        "parts that do not add up to the claimed total",
+        single(
+            claims={
+                "val_bpb": 1.14,
+                "bytes_code": 50_000,
+                "bytes_model": 15_890_000,
+                "bytes_total": 15_950_000,
+            },
+        ),
+        {"json-parts": ("fail", "15890000 is no model of any log or file (15,900,000)")},
+    ),
+    Incident(
+        "values that are none",
+        single(claims={"val_bpb": "TBD — verify", "bytes_total": "pending"}),
+        {"json": ("fail", "claims no val_bpb"), "json-total": ("warn", "claims no total")},
+    ),
+    Incident(
+        "a submission.json with a comma too many",
+        single(claims='{"val_bpb": 1.14,}'),
+        {"json": ("fail", "not valid JSON")},
+    ),
+    Incident(
+        "a score before quantization is claimed",
+        single(claims={"val_bpb": 1.1341}),
+        {"score": ("fail", "before quantization")},
+    ),
+    Incident(
+        "a score nobody logged is claimed",
+        single(claims={"val_bpb": 1.05}),
+        {"score": ("fail", "1.05 is no logged score")},
+    ),
+    Incident(
+        "one log under two seeds' names",
+        Folder(
+            code=code_of(50_000),
+            logs={f"train_seed{s}.log": log(seed=s) for s in (1, 2, 3)},
+            claims={"val_bpb": 1.14, "seeds": [1, 2, 4]},
+        ),
+        {"seeds": ("fail", "4")},
+    ),
+    Incident(
+        "#1726-like: a seed's size is another seed's",
+        Folder(
+            code=code_of(50_000),
+            logs=three(50_000, (15_900_000, 15_910_000, 15_905_000)),
+            claims={
+                "val_bpb": 1.14,
+                "seed_results": {
+                    "42": {"val_bpb": 1.139, "artifact_bytes": 15_960_000, "steps": 7000},
+                    "1337": {"val_bpb": 1.14, "artifact_bytes": 15_960_000},
+                },
+            },
+        ),
+        {"json-seeds": ("fail", "seed 42: claims 15,960,000, logged 15,900,000, 15,950,000")},
+    ),
+    Incident(
+        "three numbers that do not add up",
+        single(total=15_940_000),
+        {"sums": ("fail", "15,900,000 + 50,000 is 15,950,000, printed as 15,940,000")},
+    ),
+]
+
+
+@pytest.mark.parametrize("incident", INCIDENTS, ids=lambda incident: incident.name)
+def test_an_incident(incident: Incident, tmp_path: Path) -> None:
+    findings = found(incident.folder.write(tmp_path / "submission"))
+    for rule, (status, part) in incident.expected.items():
+        said = "\n".join([findings[rule].verdict, *findings[rule].evidence])
+        assert (findings[rule].status.value, part in said) == (status, True), said
+
+
+def test_a_good_submission_passes_every_rule_that_can_be_told(tmp_path: Path) -> None:
+    findings = found(GOOD.write(tmp_path / "good"), sota_nats=(1.14 * SP1024 * LN2 + 0.015,))
+    statuses = {rule: finding.status.value for rule, finding in findings.items()}
+    untold = {"codec": "unknown", "import": "unknown"}
+    assert statuses == dict.fromkeys(statuses, "pass") | untold
+    assert {"cap", "json-total", "train-time", "record", "network", "val-set"} <= set(statuses)
+
+
+def test_what_nothing_tells_is_unknown_and_never_passed(tmp_path: Path) -> None:
+    folder = Folder(code=code_of(900), claims={"val_bpb": 1.1, "bytes_total": 15_000_000})
+    findings = found(folder.write(tmp_path / "bare"))
+    unknown = {rule for rule, finding in findings.items() if finding.status.value == "unknown"}
+    assert unknown >= {"cap", "json-total", "codec", "train-time", "eval-time", "val-set"}
+    assert unknown >= {"bytes-per-token", "score", "seeds", "record", "import"}
+
+
+NETWORK = "import urllib.request\nurllib.request.urlopen('http://example.org')\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "rule", "status", "part"),
+    [
+        (NETWORK, "network", "fail", "line 2: calls urllib.request.urlopen"),
+        ("from urllib.parse import quote\nprint(quote('a'))\n", "network", "pass", ""),
+        ("import requests\n", "network", "warn", "imports requests"),
+        ("import os\nos.system('pip install flash-attn')\n", "network", "warn", "pip install"),
+        ("def f():\n  return datasets.load_dataset('x')\n", "network", "fail", "load_dataset"),
+        ("x = open('docs_selected.jsonl')\n", "data-access", "warn", "line 1: docs_selected"),
+        ("def eval_val_ttt(x):\n  pass\n", "pointers", "warn", "test-time training"),
+        ("class NgramCache:\n  pass\n", "pointers", "warn", "not judged"),
+        ("def slots_of_a_dataclass():\n  pass\n", "pointers", "pass", ""),
+        ("def train(): pass\n", "pointers", "pass", ""),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_code_reaches_for(
+    tmp_path: Path, code: str, rule: str, status: str, part: str, packed: bool
+) -> None:
+    """In plain scripts, and inside self-extracting ones."""
+    if packed:
+        code = wrap({ENTRY: code}).text
+    folder = Folder(code=code, logs={"t.log": log(code=len(code))})
+    finding = found(folder.write(tmp_path / "f"))[rule]
+    said = "\n".join([finding.verdict, *finding.evidence])
+    assert finding.status.value == status, said
+    assert part in said or (packed and "(unwrapped __main__)" in said)
+
+
+def test_code_that_does_not_parse_is_unknown(tmp_path: Path) -> None:
+    finding = found(Folder(code="this is no python\n").write(tmp_path / "f"))["network"]
+    assert finding.status.value == "unknown" and "does not parse" in finding.verdict
+
+
+def test_a_module_beside_the_entry_counts(tmp_path: Path) -> None:
+    entry = "import lossless_caps\n" + code_of(40_000)
+    helper = code_of(9_000)
+    loose = Folder(
+        code=entry, others={"lossless_caps.py": helper}, logs={"t.log": log(code=len(entry))}
+    )
+    finding = found(loose.write(tmp_path / "loose"))["code-files"]
+    assert finding.status.value == "warn" and "lossless_caps.py 9,000" in finding.verdict
+    counted = Folder(
+        code=entry,
+        others={"lossless_caps.py": helper},
+        logs={"t.log": log(15_960_000, len(entry) + 9_000)},
+    )
+    findings = found(counted.write(tmp_path / "counted"))
+    assert findings["code-files"].status.value == "pass"
+    assert findings["cap"].status.value == "fail" and "OVER by 9,021" in findings["cap"].verdict
+
+
+def test_a_model_above_the_cap_needs_no_code_to_be_over(tmp_path: Path) -> None:
+    finding = found(Folder(artifacts={"m.ptz": 16_000_001}).write(tmp_path / "f"))["cap"]
+    assert finding.status.value == "fail" and "the model alone is 16,000,001" in finding.verdict
+
+
+def test_scales_on_the_floor_are_seen_in_a_real_artifact(shared: Path, tmp_path: Path) -> None:
+    data = (shared / "artifacts" / "int8_zlib_12m.ptz").read_bytes()
+    finding = found(Folder(code="x = 1\n", artifacts={"m.ptz": data}).write(tmp_path / "f"))
+    assert finding["scale-floor"].status.value == "warn"
+    assert "% of" in finding["scale-floor"].verdict
+    assert finding["artifact"].status.value == "pass"
+
+
+@pytest.mark.parametrize(("step", "status"), [(1 / 31, "warn"), (0.05, "pass")])
+def test_scales_on_the_floor(tmp_path: Path, step: float, status: str) -> None:
+    data = artifact(lambda raw: zlib.compress(raw, 6), step)
+    findings = found(Folder(code="x = 1\n", artifacts={"m.ptz": data}).write(tmp_path / "f"))
+    assert findings["scale-floor"].status.value == status
+
+
+def test_artifacts_are_told_by_their_bytes(tmp_path: Path) -> None:
+    names = {"weights": ZSTD, "model.bin": ZLIB, "log.txt": ZLIB, "tok.model": b"\x0a\x05<unk>"}
+    submission = read_submission(Folder(code="x = 1\n", artifacts=names).write(tmp_path / "f"))
+    found_codecs = {one.name: one.codec for one in submission.artifacts}
+    assert found_codecs == {"weights": "zstd", "model.bin": "zlib"}
+
+
+def test_an_artifact_that_cannot_be_read_is_unknown(tmp_path: Path) -> None:
+    folder = Folder(code="x = 1\n", artifacts={"m.ptz": b"\x28\xb5\x2f\xfd" + bytes(50)})
+    findings = found(folder.write(tmp_path / "f"))
+    assert findings["artifact"].status.value == "unknown"
+
+
+SOTA = (1.90, 1.901, 1.902)
+
+
+@pytest.mark.parametrize(
+    ("nats", "options", "status", "part"),
+    [
+        ((1.880, 1.881, 1.882), {"sota_nats": SOTA}, "pass", "Welch"),
+        ((1.880, 1.881, 1.882), {"sota_nats": (1.901,)}, "pass", "one-sample"),
+        ((1.897, 1.898, 1.899), {"sota_nats": SOTA}, "fail", "0.005 are needed"),
+        ((1.880, 1.892, 1.896), {"sota_nats": SOTA}, "fail", "more seeds as good"),
+        ((1.894, 1.8955, 1.8975), {"sota_nats": SOTA}, "fail", "not even 30 seeds"),
+        ((1.88,), {"sota_nats": SOTA}, "unknown", "one seed has no p"),
+        ((1.88, 1.881), {}, "unknown", "--sota-nats"),
+        (
+            (1.880, 1.881, 1.882),
+            {"sota_nats": SOTA, "replicated_nats": (1.884, 1.885, 1.886)},
+            "fail",
+            "the baseline as replicated",
+        ),
+    ],
+)
+def test_a_record(
+    tmp_path: Path, nats: tuple[float, ...], options: dict[str, Any], status: str, part: str
+) -> None:
+    logs = {
+        f"seed{i}.log": log(seed=i, bpb=value / SP1024 / LN2) for i, value in enumerate(nats, 1)
+    }
+    folder = Folder(code=code_of(50_000), logs=logs)
+    finding = found(folder.write(tmp_path / "f"), **options)["record"]
+    assert (finding.status.value, part in "\n".join([finding.verdict, *finding.evidence])) == (
+        status,
+        True,
+    ), finding
+
+
+def test_a_record_on_the_word_of_the_json_alone_is_unknown(tmp_path: Path) -> None:
+    results = {str(seed): {"val_loss": 1.88 + seed / 1000} for seed in (1, 2, 3)}
+    folder = Folder(code=code_of(900), claims={"val_bpb": 1.1, "seed_results": results})
+    path = folder.write(tmp_path / "f")
+    finding = found(path, sota_nats=SOTA)["record"]
+    assert finding.status.value == "unknown" and "no log has them" in finding.verdict
+    assert found(path, sota_nats=(1.885,))["record"].status.value == "fail"
+
+
+def test_a_module_that_is_not_installed_is_no_fault_of_the_code(run: Run, tmp_path: Path) -> None:
+    folder = Folder(code="import flash_attn_of_nobody\n").write(tmp_path / "f")
+    findings = json.loads(run("check", folder, "--import", "--json").stdout)["findings"]
+    finding = next(f for f in findings if f["rule"] == "import")
+    assert finding["status"] == "unknown" and "flash_attn_of_nobody" in finding["verdict"]
+
+
+def test_significance_is_that_of_the_textbook() -> None:
+    """Three values with mean 10 and deviation 1 against a limit 2 above: t = 2 √3, two degrees."""
+    p, test = significance((9.0, 10.0, 11.0), (12.005,))
+    assert "one-sample" in test
+    assert p == pytest.approx(0.5 - 3.4641016 / (2 * (3.4641016**2 + 2) ** 0.5), abs=1e-6)
+    needed = seeds_needed((9.0, 10.0, 11.0), (12.005,))
+    assert needed is not None and needed == 5
+
+
+def test_a_gain_in_bits_per_byte_is_not_one_in_nats(tmp_path: Path) -> None:
+    readme = "This improves on the record by 0.0052 bpb. A replicated baseline gave 1.15."
+    folder = Folder(code=code_of(50_000), logs={"t.log": log()}, readme=readme)
+    findings = found(folder.write(tmp_path / "f"), sota_nats=(2.0,))
+    assert findings["gain-unit"].status.value == "warn"
+    assert "0.005 nats are 0.0029" in findings["gain-unit"].verdict
+    record = findings["record"]
+    assert "--replicated-nats" in "\n".join([record.verdict, *record.evidence])
+    quiet = Folder(code=code_of(50_000), logs={"t.log": log()}, readme="Better by 0.006 nats.")
+    assert "gain-unit" not in found(quiet.write(tmp_path / "g"))
+
+
+PROBED = """class Hyperparameters:
+    num_layers = 2
+    model_dim = {width}
+    vocab_size = 128
+if __name__ == "__main__":
+    raise SystemExit("training")
+"""
+
+
+@pytest.mark.parametrize(("width", "status"), [(32, "pass"), (64, "fail")])
+def test_the_imported_code_and_the_artifact_agree(
+    run: Run, tmp_path: Path, width: int, status: str
+) -> None:
+    folder = Folder(code=PROBED.format(width=width), artifacts={"m.ptz": ZSTD})
+    result = run("check", folder.write(tmp_path / "f"), "--import", "--json")
+    findings = {f["rule"]: f for f in json.loads(result.stdout)["findings"]}
+    assert findings["import"]["status"] == "pass"
+    assert findings["shapes"]["status"] == status
+    if status == "fail":
+        assert "model_dim is 32 in m.ptz and 64 in the code" in findings["shapes"]["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("raise RuntimeError('needs a GPU')\n", "needs a GPU"),
+        ("import time\ntime.sleep(60)\n", "more than 1 s"),
+        ("print('PROBED [1')\nimport os\nos._exit(0)\n", "cannot be told"),
+    ],
+)
+def test_code_that_does_not_import(run: Run, tmp_path: Path, code: str, problem: str) -> None:
+    folder = Folder(code=code).write(tmp_path / "f")
+    result = run("check", folder, "--import", "--import-seconds", 1 if "sleep" in code else 30)
+    assert result.exit_code == 1
+    assert problem in result.stdout
+
+
+def test_the_command(run: Run, tmp_path: Path) -> None:
+    good = GOOD.write(tmp_path / "good")
+    result = run("check", good)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1].startswith("0 fail, 0 warn, 3 unknown")
+    bad = INCIDENTS[0].folder.write(tmp_path / "bad")
+    result = run("check", bad, "--json")
+    value = json.loads(result.stdout)
+    assert result.exit_code == 1 and value["failed"] is True
+    assert {"rule", "status", "verdict", "evidence"} == set(value["findings"][0])
+    assert run("check", bad, "--cap", "16.2MB").exit_code == 0
+    # Nothing in the folder is written.
+    assert {path.name for path in bad.iterdir()} == {
+        "README.md",
+        "submission.json",
+        "train.log",
+        "train_gpt.py",
+    }
+
+
+def test_a_folder_with_nothing_to_check(run: Run, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    result = run("check", empty)
+    assert result.exit_code == 1 and "holds no train_gpt.py" in result.output
+    with pytest.raises(SubmissionError, match="not a folder"):
+        read_submission(empty / "nowhere")
+
+
+def test_every_rule_is_documented() -> None:
+    root = Path(__file__).resolve().parents[2]
+    named: set[str] = set()
+    for path in sorted((root / "packer" / "rules").glob("*.py")):
+        found_here = re.findall(r'(?:Finding|verdict|unknown)\(\s*"([a-z-]+)"', path.read_text())
+        named |= set(found_here)
+    text = (root / "docs" / "checker.md").read_text("utf-8")
+    documented = set(re.findall(r"^\| `([a-z-]+)` \|", text, flags=re.MULTILINE))
+    assert documented == named and len(named) >= 20

@@ -1,0 +1,345 @@
+"""`packer fix` on artifacts of others: lossless first, then the cheapest bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import zstandard
+from click.testing import Result
+
+from packer.checkpoint import read_checkpoint
+from packer.decoder import read_weights
+
+Run = Callable[..., Result]
+Weights = dict[str, torch.Tensor]
+
+
+def int_codes(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(int8 codes, float16 scales) by the largest magnitude of each row (PR #162)."""
+    top = 2 ** (bits - 1) - 1
+    scale = (weight.abs().amax(dim=1) / top).clamp(min=1e-12).half()
+    codes = (weight / scale.float()[:, None]).round().clamp(-top - 1, top)
+    return codes.to(torch.int8), scale
+
+
+def artifact(weights: Weights, mlp_bits: int = 6) -> bytes:
+    """{"w", "m"} under zstd: int6, int8 embedding, small tensors float16 or float32."""
+    parts: Weights = {}
+    meanings: dict[str, Any] = {}
+    for name, weight in weights.items():
+        if weight.numel() > 8192 and weight.dim() == 2:
+            bits = 8 if name == "tok_emb.weight" else mlp_bits if ".mlp." in name else 6
+            parts[f"{name}.q"], parts[f"{name}.scale"] = int_codes(weight, bits)
+            meanings[name] = {"type": f"int{bits}"}
+        else:
+            parts[name] = weight if weight.dim() < 2 else weight.half()
+            meanings[name] = "passthrough_ctrl" if weight.dim() < 2 else "passthrough_fp16"
+    buffer = io.BytesIO()
+    torch.save({"w": parts, "m": meanings}, buffer)
+    return zstandard.ZstdCompressor(level=19).compress(buffer.getvalue())
+
+
+def seeded_weights() -> Weights:
+    generator = torch.Generator().manual_seed(5)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return 0.2 * torch.randn(*shape, generator=generator)
+
+    weights = {"tok_emb.weight": normal(256, 64)}
+    for layer in range(3):
+        weights[f"blocks.{layer}.attn.c_q.weight"] = normal(64, 64)
+        weights[f"blocks.{layer}.mlp.fc.weight"] = normal(192, 64)
+        weights[f"blocks.{layer}.mlp.proj.weight"] = normal(64, 192)
+        weights[f"blocks.{layer}.attn_scale"] = normal(64) + 1
+    return weights
+
+
+@pytest.fixture
+def seeded(tmp_path: Path) -> Path:
+    path = tmp_path / "final_model.int6.ptz"
+    path.write_bytes(artifact(seeded_weights()))
+    return path
+
+
+def fixed(run: Run, *arguments: object) -> dict[str, Any]:
+    result = run("fix", *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_lossless_is_enough_where_it_fits(seeded: Path, run: Run) -> None:
+    before = seeded.read_bytes()
+    found = fixed(run, seeded, "--cap", len(before) - 200, "-o", "new.pack")
+    assert found["lossless"] and found["steps"] == [] and found["damage"] == 0
+    assert found["artifact_bytes"] == Path("new.pack").stat().st_size <= len(before) - 200
+    decoded, expected = read_weights(Path("new.pack").read_bytes()), read_checkpoint(seeded).tensors
+    assert set(decoded) == set(expected)
+    assert all(torch.equal(decoded[name], expected[name]) for name in expected)
+    assert seeded.read_bytes() == before
+
+
+@pytest.mark.parametrize("share", [0.98, 0.8, 0.5])
+def test_the_cheapest_bytes_go_first_and_the_rest_stays(
+    seeded: Path, run: Run, share: float
+) -> None:
+    lossless = fixed(run, seeded)["lossless_bytes"]
+    cap = int(lossless * share)
+    found = fixed(run, seeded, "--cap", cap, "--margin", 16, "-o", "new.pack")
+    size = Path("new.pack").stat().st_size
+    assert cap * 0.98 < size <= cap - 16 and found["artifact_bytes"] == size
+    steps = found["steps"]
+    assert lossless - sum(step["saved_bytes"] for step in steps) == size
+    assert found["damage"] == pytest.approx(sum(step["damage"] for step in steps))
+    prices = [step["damage"] / step["saved_bytes"] for step in steps]
+    assert prices == sorted(prices) and all(step["saved_bytes"] > 0 for step in steps)
+    decoded, expected = read_weights(Path("new.pack").read_bytes()), read_checkpoint(seeded).tensors
+    changed = {name for name in expected if not torch.equal(decoded[name], expected[name])}
+    assert changed == {step["tensor"] for step in steps}
+    first = Path("new.pack").read_bytes()
+    fixed(run, seeded, "--cap", cap, "--margin", 16, "-o", "again.pack")
+    assert Path("again.pack").read_bytes() == first
+    assert run("verify", "new.pack").exit_code == 0
+
+
+def test_a_smaller_cap_never_does_less_damage(seeded: Path, run: Run) -> None:
+    lossless = fixed(run, seeded)["lossless_bytes"]
+    damages = [
+        fixed(run, seeded, "--cap", lossless * tenths // 10)["damage"] for tenths in range(4, 10)
+    ]
+    assert damages == sorted(damages, reverse=True) and damages[-1] > 0
+
+
+def test_what_is_refused(seeded: Path, run: Run) -> None:
+    lossless = fixed(run, seeded)["lossless_bytes"]
+    for arguments, code, word in (
+        (("--cap", lossless - 1, "--lossless"), 1, "OVER by 1; nothing was written"),
+        (("--cap", 500), 1, "the smallest possible total is"),
+        (("--cap", lossless, "-o", seeded), 2, "is an input"),
+        (("--cap", 0), 2, "a cap is at least 1 byte"),
+    ):
+        result = run("fix", seeded, *arguments)
+        assert result.exit_code == code and word in result.output, result.output
+    torch.save(seeded_weights(), "plain.pt")
+    result = run("fix", "plain.pt")
+    assert result.exit_code == 1 and "use packer pack" in result.output
+    assert sorted(path.name for path in Path().iterdir()) == [seeded.name, "plain.pt"]
+
+
+def test_nothing_is_written_without_an_output(seeded: Path, run: Run) -> None:
+    result = run("fix", seeded, "--cap", seeded.stat().st_size * 3 // 4)
+    assert result.exit_code == 0 and "not written (no -o)" in result.stdout
+    assert "OVER by" in result.stderr and "fewer (" in result.stderr
+    assert list(Path().resolve().iterdir()) == [seeded]
+
+
+def test_the_loader_is_counted_and_reads_the_weights_alone(seeded: Path, run: Run) -> None:
+    Path("train_gpt.py").write_text("print('train')\n")
+    cap = 15_000 + seeded.stat().st_size * 3 // 4
+    found = fixed(
+        run, seeded, "--cap", cap, "--code", "train_gpt.py", "--loader", "loader.py", "-o", "n.pack"
+    )
+    code = len(Path("train_gpt.py").read_bytes()) + len(Path("loader.py").read_bytes())
+    assert found["code_bytes"] == code
+    assert found["total_bytes"] == code + Path("n.pack").stat().st_size <= cap
+    script = (
+        "import loader, torch\n"
+        "weights = loader.read_weights(open('n.pack', 'rb').read())\n"
+        "torch.save(weights, 'w.pt')"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    loaded = torch.load("w.pt", weights_only=True)
+    expected = read_weights(Path("n.pack").read_bytes())
+    assert set(loaded) == set(expected)
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+
+
+# --- Submission folders -------------------------------------------------------------------------
+
+CODE = (
+    """
+import io, zstandard, torch
+
+
+def unused(a, b):
+    # A long comment that packing leaves out, since nothing of it runs. """
+    + "na " * 800
+    + """
+    return a + b
+
+
+def load(path):
+    blob = zstandard.ZstdDecompressor().decompress(open(path, "rb").read())
+    return torch.load(io.BytesIO(blob), weights_only=True)
+"""
+)
+CLAIMS = {
+    "name": "replay",
+    "val_bpb": 1.2345,
+    "bytes_total": 123,
+    "bytes_code": 7,
+    "bytes_model_int6_zstd": 99,
+    "artifact_bytes": 0,
+    "compliance": {"artifact_under_16mb": True, "three_seeds": True},
+}
+
+
+@pytest.fixture
+def submission(tmp_path: Path) -> Path:
+    folder = tmp_path / "records" / "run"
+    folder.mkdir(parents=True)
+    (folder / "train_gpt.py").write_text(CODE)
+    (folder / "final_model.int6.ptz").write_bytes(artifact(seeded_weights()))
+    (folder / "train_seed1.log").write_text("step:1/1 val_bpb:1.2345\n")
+    (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\2")
+    (folder / "submission.json").write_text(json.dumps(CLAIMS))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def sizes(folder: Path) -> tuple[int, int]:
+    """(code, artifact) as they were."""
+    found = contents(folder)
+    return len(found["train_gpt.py"]), len(found["final_model.int6.ptz"])
+
+
+def test_a_stale_claim_is_corrected_and_nothing_else(submission: Path, run: Run) -> None:
+    """PR #372: the total in submission.json was the parent's."""
+    before, (code, model) = contents(submission), sizes(submission)
+    found = fixed(run, submission, "-o", "new")
+    claims = json.loads(Path("new/submission.json").read_text())
+    assert claims == {
+        **CLAIMS,
+        "bytes_total": code + model,
+        "bytes_code": code,
+        "bytes_model_int6_zstd": model,
+        "artifact_bytes": code + model,
+    }
+    assert found["corrected"]["bytes_total"] == [123, code + model] and found["to_do"] == []
+    assert {**contents(Path("new")), "submission.json": before["submission.json"]} == before
+    assert contents(submission) == before
+
+
+def test_packing_the_code_comes_before_touching_the_artifact(submission: Path, run: Run) -> None:
+    """PR #1412: 78.7 KB of raw code; packed, it fits."""
+    code, model = sizes(submission)
+    found = fixed(run, submission, "--cap", code + model - 1000, "--lossless", "-o", "new")
+    new = contents(Path("new"))
+    assert new["final_model.int6.ptz"] == contents(submission)["final_model.int6.ptz"]
+    assert len(new["train_gpt.py"]) < code - 1000 and "code packed" in found["what"]
+    assert found["total_bytes"] == len(new["train_gpt.py"]) + model
+    assert json.loads(new["submission.json"])["bytes_total"] == found["total_bytes"]
+
+
+def test_the_artifact_is_re_encoded_with_its_loader(submission: Path, run: Run) -> None:
+    weights = seeded_weights()
+    weights["blocks.0.mlp.fc.weight"] = torch.randn(3072, 192, generator=torch.manual_seed(1))
+    (submission / "final_model.int6.ptz").write_bytes(artifact(weights))
+    _, model = sizes(submission)
+    found = fixed(run, submission, "--cap", model - 500, "--lossless", "-o", "new")
+    new = contents(Path("new"))
+    assert set(new) == {
+        *("final_model.int6.pack", "loader.py", "submission.json", "tokenizer.model"),
+        *("train_gpt.py", "train_seed1.log"),
+    }
+    expected = read_checkpoint(submission / "final_model.int6.ptz").tensors
+    decoded = read_weights(new["final_model.int6.pack"])
+    assert all(torch.equal(decoded[name], expected[name]) for name in expected)
+    assert found["artifact_bytes"] == len(new["final_model.int6.pack"])
+    assert found["lossless"] and found["unused_bytes"] >= 0
+    line = CODE[: CODE.index(".decompress(")].count("\n") + 1
+    assert f"train_gpt.py (line {line})" in found["to_do"][0]
+    claims = json.loads(new["submission.json"])
+    assert claims["bytes_model_int6_zstd"] == len(new["final_model.int6.pack"])
+    assert claims["bytes_total"] == found["total_bytes"] == claims["artifact_bytes"]
+
+
+def test_weights_change_last(submission: Path, run: Run) -> None:
+    _, model = sizes(submission)
+    cap = model * 9 // 10
+    refused = run("fix", submission, "--cap", cap, "--lossless", "-o", "new")
+    assert refused.exit_code == 1 and "too many; nothing was written" in refused.output
+    assert not Path("new").exists()
+    result = run("fix", submission, "--cap", cap, "-o", "new")
+    assert result.exit_code == 0 and "measure val_bpb and val_loss again" in result.stdout
+    assert "OVER by" in result.stderr and "submission.json claims 123" in result.stderr
+    assert "bytes saved" in result.stdout and result.stdout.rstrip().endswith("left")
+    first = contents(Path("new"))
+    assert run("fix", submission, "--cap", cap, "-o", "again").exit_code == 0
+    assert contents(Path("again")) == first
+
+
+def test_folders_that_are_refused(submission: Path, run: Run) -> None:
+    def refuse(word: str, *arguments: object, code: int = 1) -> None:
+        result = run("fix", submission, *arguments)
+        assert result.exit_code == code and word in result.output, result.output
+
+    refuse("lies in or around", "-o", submission / "new", code=2)
+    refuse("lies in or around", "-o", submission.parent, code=2)
+    Path("there").mkdir()
+    Path("there/file").touch()
+    refuse("is there already", "-o", "there", code=2)
+    refuse("gets its loader by itself", "--loader", "loader.py", code=2)
+    (submission / "second.ptz").write_bytes((submission / "final_model.int6.ptz").read_bytes())
+    refuse("holds 2 artifacts")
+    (submission / "second.ptz").write_bytes(b"\x78\xda damaged")
+    refuse("zlib data is truncated or damaged")
+    (submission / "second.ptz").unlink()
+    (submission / "submission.json").write_text("{")
+    refuse("is not JSON")
+    (submission / "train_gpt.py").rename(submission / "a.py")
+    (submission / "b.py").touch()
+    refuse("name those that count with --code")
+    assert not Path("new").exists()
+
+
+# --- The int6 model of PR #339, replayed on the reference checkpoint ----------------------------
+
+
+@pytest.fixture(scope="module")
+def replay(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model.pt, its int6 artifact, and what the author planned: int5 on all MLPs."""
+    folder = tmp_path_factory.mktemp("replay")
+    weights = torch.load(shared / "checkpoints/ref6x256.pt", weights_only=True)
+    torch.save(weights, folder / "model.pt")
+    (folder / "int6.ptz").write_bytes(artifact(weights))
+    (folder / "int5.ptz").write_bytes(artifact(weights, mlp_bits=5))
+    return folder
+
+
+def test_one_percent_over_needs_no_loss(replay: Path, run: Run) -> None:
+    size = (replay / "int6.ptz").stat().st_size
+    found = fixed(run, replay / "int6.ptz", "--cap", int(size / 1.0106), "-o", "new.pack")
+    assert found["lossless"] and found["unused_bytes"] >= 0
+
+
+def test_what_lossless_cannot_save_costs_half_of_blanket_int5(
+    replay: Path, shared: Path, run: Run
+) -> None:
+    """3.5 % over even after re-encoding, so that the whole of it must come from coarser tensors."""
+    lossless = fixed(run, replay / "int6.ptz")["lossless_bytes"]
+    cap = int(lossless / 1.035)
+    found = fixed(run, replay / "int6.ptz", "--cap", cap, "-o", "new.pack")
+    assert not found["lossless"] and 0 <= found["unused_bytes"] < 1000
+    scored = run(
+        *("eval", replay / "model.pt", replay / "int5.ptz", "new.pack", "--json"),
+        *("--config", shared / "checkpoints/ref6x256.config.json"),
+        *("--data", shared / "corpus/valid/sherlock.txt"),
+        *("--tokenizer", shared / "tokenizers/fineweb_1024_bpe.model"),
+        *("--window", 256, "--tokens", 6144),
+    )
+    assert scored.exit_code == 0, scored.output
+    _, int5, new = json.loads(scored.stdout)["scores"]
+    assert 0 < new["kl_bits_per_byte"] < int5["kl_bits_per_byte"] / 2

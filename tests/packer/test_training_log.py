@@ -1,0 +1,193 @@
+"""Reading training logs: every documented line, and the traps between them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from packer.training_log import parse_log
+
+RULER = "=" * 100
+DUMP = f'''import torch
+# Total submission size int8+zlib: 99999999 bytes
+def report(code, model):
+    """
+Total submission size int6+zstd: 88888888 bytes
+    """
+    log0(f"Total submission size int8+zlib: {{code + model}} bytes")
+{RULER}
+'''
+
+BASELINE = f"""{DUMP}Running Python 3.12
+{RULER}
+val_loader:shards pattern=./data/fineweb_val_*.bin tokens:62021632
+train_loader:dataset:fineweb10B_sp1024 train_shards:80
+model_params:17059912
+seed:1337
+step:0/20000 val_loss:6.9357 val_bpb:4.1077 train_time:0ms step_avg:0.01ms
+step:13780/20000 val_loss:2.0606 val_bpb:1.2172 train_time:600038ms step_avg:43.54ms
+stopping_early: wallclock_cap train_time:600038ms step:13780/20000
+peak memory allocated: 10184 MiB reserved: 10200 MiB
+Serialized model: 67224983 bytes
+Code size: 47642 bytes
+Total submission size: 67272625 bytes
+Serialized model int8+zlib: 15815847 bytes (payload:17178912 raw_torch:17224025 payload_ratio:3.91x)
+Total submission size int8+zlib: 15863489 bytes
+final_int8_zlib_roundtrip val_loss:2.0727 val_bpb:1.2244 eval_time:1401ms
+final_int8_zlib_roundtrip_exact val_loss:2.07269931 val_bpb:1.22436570
+"""
+
+
+def test_a_baseline_log() -> None:
+    log = parse_log(BASELINE, "train.log")
+    assert (log.model_bytes, log.code_bytes, log.total_bytes) == (15_815_847, 47_642, 15_863_489)
+    assert log.checkpoint_bytes == 67_224_983
+    assert log.totals == (("int8+zlib", 15_863_489),)
+    assert (log.seed, log.parameters, log.vocab_size) == (1337, 17_059_912, 1024)
+    assert (log.val_tokens, log.train_shards) == (62_021_632, 80)
+    assert (log.step, log.steps, log.train_seconds) == (13_780, 20_000, pytest.approx(600.038))
+    assert not log.calibrated and log.fallback is None
+    names = [score.name for score in log.quantized_scores]
+    assert names == ["final_int8_zlib_roundtrip", "final_int8_zlib_roundtrip_exact"]
+    assert log.quantized_scores[-1].bpb == 1.22436570
+    assert log.quantized_scores[0].seconds == pytest.approx(1.401)
+    assert [score.quantized for score in log.scores] == [False, False, True, True]
+
+
+def test_the_dump_of_the_source_is_not_read() -> None:
+    assert parse_log(DUMP, "x.log").totals == ()
+    assert not parse_log(DUMP, "x.log").says_something
+
+
+def test_an_april_log() -> None:
+    log = parse_log(
+        "[rank0]: seed: 314\nmodel_params:35944536\nval_tokens: 40540160\n"
+        "  tokenizer_path: ./data/tokenizers/fineweb_8192_bpe.model\n"
+        "4550/20000 val_loss: 2.8137 val_bpb: 1.0877 train_time: 588000ms\n"
+        "stopping_early: wallclock_cap train_time:588032ms step:4550/20000\n"
+        "GPTQ:collecting Hessians from calibration data...\n"
+        "GPTQ:collected 67 Hessians in 12.6s\n"
+        "diagnostic pre-quantization post-ema val_loss:2.81000000 val_bpb:1.08775000\n"
+        "Serialized model: 135431355 bytes\nCode size (uncompressed): 120000 bytes\n"
+        "Code size (compressed): 16594 bytes\nSerialized model quantized+brotli: 15976325 bytes\n"
+        "Total submission size quantized+brotli: 15992919 bytes\n"
+        "diagnostic quantized val_loss:2.84000000 val_bpb:1.09947000 eval_time:9000ms\n"
+        "quantized_sliding_window val_loss:2.80000000 val_bpb:1.08300000 eval_time:90000ms\n"
+        "ttt_sliding:done val_loss=2.790000 val_bpb=1.080000 elapsed=365.2s\n",
+        "train_seed999.log",
+    )
+    assert (log.model_bytes, log.total_bytes, log.label) == (
+        15_976_325,
+        15_992_919,
+        "quantized+brotli",
+    )
+    assert (log.code_bytes, log.raw_code_bytes) == (16_594, 120_000)
+    assert (log.seed, log.vocab_size, log.val_tokens) == (314, 8192, 40_540_160)
+    assert log.calibrated and log.calibration_seconds == pytest.approx(12.6)
+    assert [score.name for score in log.quantized_scores] == [
+        "diagnostic quantized",
+        "quantized_sliding_window",
+        "ttt_sliding:done",
+    ]
+    assert log.quantized_scores[-1].seconds == pytest.approx(365.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "total", "model"),
+    [
+        # A leftover int8 path prints a second, bigger total.
+        (
+            "Serialized model int6+lzma: 15800000 bytes\nCode size: 58571 bytes\n"
+            "Total submission size int6+lzma: 15858571 bytes\n"
+            "Serialized model int8+zlib: 24801031 bytes\n"
+            "Total submission size int8+zlib: 24859602 bytes\n",
+            15_858_571,
+            15_800_000,
+        ),
+        # Pruning prints a total after every attempt: the last counts.
+        (
+            "Total submission size int6+zstd: 16200000 bytes\n"
+            "Total submission size int6+zstd: 16050000 bytes\n"
+            "Total submission size int6+zstd: 15990000 bytes\n",
+            15_990_000,
+            None,
+        ),
+        ("budget:15992753/16000000 (15.99MB/16.00MB) FITS", 15_992_753, None),
+        ("model:15900000 code:90000 total:15990000 (15.99 MB)", 15_990_000, 15_900_000),
+        # Without a label it is the checkpoint's, unless it is the sum of labelled parts.
+        (
+            "Serialized model: 9 bytes\nCode size: 1 bytes\nTotal submission size: 10 bytes",
+            None,
+            None,
+        ),
+        (
+            "Serialized model int6+zstd: 7 bytes\nCode size: 2 bytes\n"
+            "Total submission size: 9 bytes\n",
+            9,
+            7,
+        ),
+        ("Serialized model int6+zstd: 15,900,000 bytes", None, 15_900_000),
+        ("the Total submission size int6+zstd: 15990000 bytes in a sentence", None, None),
+        ("Total submission size int6+zstd: {total} bytes", None, None),
+    ],
+)
+def test_which_size_counts(text: str, total: int | None, model: int | None) -> None:
+    log = parse_log(text, "a.log")
+    assert (log.total_bytes, log.model_bytes) == (total, model)
+
+
+@pytest.mark.parametrize(
+    ("text", "trained", "calibration", "own_text"),
+    [
+        (
+            "gptq:budget_check train:586012ms + gptq:13000ms = 599012ms (budget:600000ms)",
+            586.012,
+            13.0,
+            False,
+        ),
+        ("step:9/9 train_time:9.8m", 588.0, None, False),
+        ("gptq:reserving 14s for calibration", None, None, False),
+        ("AR self-gen calibration: generated 64 sequences in 186.2s", None, 186.2, True),
+        ("gptq: 66 Hessians in 3.5s, quantized in 10.2s", None, 3.5, False),
+        ("1/8 ranks ready\nstep:3/9 train_loss:2 train_time:5ms", 0.005, None, False),
+        ("gptq: calibrated on 256 batches in 94200ms", None, 94.2, False),
+    ],
+)
+def test_times(text: str, trained: float | None, calibration: float | None, own_text: bool) -> None:
+    log = parse_log(text, "a.log")
+    assert log.train_seconds == (None if trained is None else pytest.approx(trained))
+    assert log.calibration_seconds == (None if calibration is None else pytest.approx(calibration))
+    assert log.own_text is own_text
+
+
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [("train_seed42.log", 42), ("log_s1337.txt", 1337), ("a/seed_7.log", 7), ("train.log", None)],
+)
+def test_the_seed_may_stand_in_the_name(name: str, seed: int | None) -> None:
+    assert parse_log("step:1/2 train_time:5ms", name).seed == seed
+
+
+def test_the_whole_evaluation_and_other_seeds() -> None:
+    log = parse_log("data_seed: 5\ntotal_eval_time: 543.2s\nseed: 7\n3/9 train_loss: 2", "a.log")
+    assert (log.eval_seconds, log.seed, log.step) == (pytest.approx(543.2), 7, 3)
+
+
+def test_a_missing_compressor_is_noticed() -> None:
+    line = "warning: zstandard not installed, falling back to zlib"
+    assert parse_log(f"a\n{line}\n", "a.log").fallback == line
+    assert parse_log("compressor: zstd level 22", "a.log").fallback is None
+
+
+@settings(deadline=None)
+@given(st.text(max_size=400))
+def test_any_text_is_read(text: str) -> None:
+    assert parse_log(text, "any.log").name == "any.log"
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(BASELINE.splitlines()), max_size=30))
+def test_any_lines_in_any_order_are_read(lines: list[str]) -> None:
+    log = parse_log("\n".join(lines), "any.log")
+    assert log.total_bytes in (None, 15_863_489, 88_888_888)

@@ -1,0 +1,55 @@
+"""Curvature of a trained model from its own training data, within the training budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from packer.quantizers.choice import parse_choice
+from packer.quantizers.curvature import Curvature
+from packer.quantizers.formats import FormatError
+from packer.train.ledger import Ledger
+from packer.train.model import model_of
+from packer.train.settings import TrainConfig
+from packer.train.training_data import TrainingData
+from torch import Tensor
+
+from packer.calibration import calibrate, token_batches
+from packer.errors import CurvatureError, PlanError
+
+
+def curvature_of(
+    weights: Mapping[str, Tensor],
+    config: TrainConfig,
+    data: TrainingData,
+    ledger: Ledger,
+    share: float,
+) -> tuple[Mapping[str, Curvature] | None, str]:
+    """(curvature by tensor, or None; what there is to say of it).
+
+    share: of the training budget that is left, which is never exceeded.
+    """
+    tokens = min(config.pack.calibration_tokens, len(data.train))
+    limit = config.schedule.max_wallclock
+    if tokens < config.batch.sequence:
+        return None, ""
+    if limit and not config.schedule.calibration_reserve:
+        return None, "not calibrated: nothing is reserved for it (schedule.calibration_reserve)"
+    seconds = share * (limit - ledger.training_budget) if limit else None
+    model = model_of(config.model, weights)
+    device = next(model.parameters()).device
+    with ledger.time("calibration"):
+        batches = token_batches(data.train, config.batch.sequence, tokens, device)
+        try:
+            found = calibrate(model, batches, seconds=seconds)
+        except CurvatureError as error:
+            return None, f"not calibrated: {error}"
+    return found.by_tensor, f"calibrated on {found.tokens:,} training tokens"
+
+
+def without_gptq(choice: str) -> str:
+    """The choice rounded to nearest, for when there is no curvature. Raises PlanError."""
+    try:
+        return str(replace(parse_choice(choice), rounding="nearest"))
+    except FormatError as error:
+        raise PlanError(str(error)) from None
