@@ -92,7 +92,7 @@ def main() -> None:
 
 
 SECTIONS = {
-    "Everything once": (demo,),
+    "Start here": (demo,),
     "A checkpoint to an artifact": (inspect, calibrate, measure, plan, pack, unpack, verify),
     "What it costs": (report, evaluate, compare, diff),
     "Submissions": (check, fix, code, size),
