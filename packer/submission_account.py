@@ -102,7 +102,7 @@ def _superseder(run: RunAccount, runs: list[RunAccount], submission: Submission)
         claimed.add(round(claims.total.value))
     claimed.discard(None)
     rivals = [other for other in runs if other is not run and other.seed == run.seed]
-    if run.as_logged in claimed:
+    if claimed & {run.as_logged, run.as_shipped}:
         return None
     return next((o.name for o in rivals if claimed & {o.as_logged, o.as_shipped}), None)
 

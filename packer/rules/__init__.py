@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from packer.rules import claimed, evaluation, measured, record, sizes, sources, timing
+from packer.rules import claimed, evaluation, measured, readme, record, sizes, sources, timing
 from packer.rules.finding import Finding, Options, Rule, Status
 from packer.submission import Submission
 
 RULES: tuple[Rule, ...] = (
     *sizes.RULES,
     *claimed.RULES,
+    *readme.RULES,
     *measured.RULES,
     *timing.RULES,
     *evaluation.RULES,

@@ -1,20 +1,19 @@
-"""submission.json against the logs, the files and itself; the README against all of them."""
+"""submission.json against the logs, the files and itself."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
-from packer.claims import ClaimedNumber, Claims
+from packer.claims import ClaimedNumber, Claims, SeedClaim
 from packer.headline import TOLERANCE, headline
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
 from packer.rules.timing import eval_time, train_time
 from packer.submission import Submission
 from packer.submission_account import RunAccount, accounts, largest_total
+from packer.training_log import TrainingLog
 
 MIB = 2**20 / 10**6
-README_BYTES = re.compile(r"(?<![\d.,])(1[0-9](?:[,_]?\d{3}){2})(?![\d.,]*\d)")
-README_BPB = re.compile(r"(?<![\d.])([0-3]\.\d{3,10})(?!\d)")
+MIB_SLACK_BYTES = 6_000  # a number in MiB is rarely written to the byte
 
 
 def json_valid(submission: Submission, options: Options) -> Finding | None:
@@ -56,7 +55,7 @@ def json_total(submission: Submission, options: Options) -> Finding | None:
 
 
 def _totals(runs: tuple[RunAccount, ...]) -> dict[int, str]:
-    """Every total that a claim may mean -> the run it is of; shipped ones win."""
+    """Every total that a claim may mean -> the run it is of."""
     found: dict[int, str] = {}
     for run in runs:
         for total in (run.as_logged, run.as_shipped):
@@ -68,37 +67,37 @@ def _totals(runs: tuple[RunAccount, ...]) -> dict[int, str]:
 def _explained(claim: ClaimedNumber, runs: tuple[RunAccount, ...], totals: dict[int, str]) -> Point:
     """What number the claim is, and whether that is the right one."""
     said = f"{claim.key} {claim.written}"
+    largest = max((_worst(run) for run in runs if run.superseded is None), default=0)
     equal = [total for total in totals if claim.means(total)]
-    current = [run for run in runs if run.superseded is None]
-    largest = max(_worst(run) for run in current)
-    if any(total >= largest for total in equal):
-        return Point(Status.PASS, f"{said} is the largest total")
     if equal:
-        best = max(equal)
-        if any(
-            run.as_shipped == best or run.as_logged == best
-            for run in runs
-            if _worst(run) == largest
-        ):
-            return Point(Status.PASS, f"{said} is the total of the largest run")
-        text = f"{said} is the total of {totals[best]}; the largest is {largest:,}"
-        return Point(Status.WARN, text)
+        return _of_a_run(said, max(equal), largest, runs)
     models = {run.model_bytes: run.name for run in runs if run.model_bytes is not None}
     model = next((size for size in models if claim.means(size)), None)
     if model is not None:
         text = f"{said} is the model of {models[model]} alone; with code it is {largest:,}"
         return Point(Status.FAIL, text)
-    if any(abs(claim.value * MIB - total) <= max(claim.error * MIB, 6_000) for total in totals):
+    slack = max(claim.error * MIB, MIB_SLACK_BYTES)
+    if any(abs(claim.value * MIB - total) <= slack for total in totals):
         return Point(Status.FAIL, f"{said} counts MiB as MB; in bytes it is {largest:,}")
-    mean = sum(totals) / len(totals)
-    if min(totals) < claim.value < max(totals):
-        kind = "the mean" if abs(mean - claim.value) < 1 else "between the totals"
-        return Point(Status.WARN, f"{said} is {kind} of the runs; the largest is {largest:,}")
+    for kind in ([run.as_logged for run in runs], [run.as_shipped for run in runs]):
+        sizes = [size for size in kind if size is not None]
+        if sizes and min(sizes) < claim.value < max(sizes):
+            mean = abs(sum(sizes) / len(sizes) - claim.value) < 1
+            text = f"{said} is {'the mean' if mean else 'between the totals'} of the runs"
+            return Point(Status.WARN, f"{text}; the largest is {largest:,}")
     spelled = ", ".join(f"{total:,}" for total in sorted(totals))
-    return Point(
-        Status.FAIL,
-        f"{said} matches no run ({spelled}): stale, or of files that are not here",
-    )
+    text = f"{said} matches no run ({spelled}): stale, or of files that are not here"
+    return Point(Status.FAIL, text)
+
+
+def _of_a_run(said: str, total: int, largest: int, runs: tuple[RunAccount, ...]) -> Point:
+    """A claim that is some run's total: as logged or as shipped, of the largest run or another."""
+    if total >= largest:
+        return Point(Status.PASS, f"{said} is the largest total")
+    of_it = [run for run in runs if total in (run.as_logged, run.as_shipped)]
+    if any(_worst(run) == largest for run in of_it):
+        return Point(Status.PASS, f"{said} is the total of the largest run")
+    return Point(Status.WARN, f"{said} is the total of {of_it[0].name}; the largest is {largest:,}")
 
 
 def _worst(run: RunAccount) -> int:
@@ -120,9 +119,9 @@ def json_parts(submission: Submission, options: Options) -> Finding | None:
         *_part(claims.model, models, "model"),
         *_parts_and_total(claims),
     ]
-    return (
-        verdict("json-parts", points, "code and model are as logged or shipped") if points else None
-    )
+    if not points:
+        return None
+    return verdict("json-parts", points, "code and model are as logged or shipped")
 
 
 def _part(claim: ClaimedNumber | None, sizes: set[int | None], what: str) -> Iterator[Point]:
@@ -156,30 +155,38 @@ def json_seeds(submission: Submission, options: Options) -> Finding | None:
         return None
     points: list[Point] = []
     for claim in claims.seed_claims:
-        runs = [run for run in accounts(submission) if str(run.seed) == claim.seed]
         logs = [log for log in submission.logs if str(log.seed) == claim.seed]
-        if not logs:
+        if logs:
+            points += [*_seed_size(claim, submission), *_seed_run(claim, logs)]
+        else:
             points.append(Point(Status.UNKNOWN, f"seed {claim.seed}: there is no log of it"))
-            continue
-        sizes = {size for run in runs for size in (run.as_logged, run.as_shipped, run.model_bytes)}
-        sizes.discard(None)
-        if claim.size_bytes is not None and sizes and claim.size_bytes not in sizes:
-            others = [r.seed for r in accounts(submission) if claim.size_bytes == r.as_logged]
-            whose = f", it is seed {others[0]}'s" if others else ""
-            spelled = ", ".join(f"{size:,}" for size in sorted(s for s in sizes if s is not None))
-            text = f"seed {claim.seed}: claims {claim.size_bytes:,}, logged {spelled}{whose}"
-            points.append(Point(Status.FAIL, text))
-        scores = [score.bpb for log in logs for score in log.quantized_scores]
-        if claim.bpb is not None and scores:
-            near = min(scores, key=lambda bpb: abs(bpb - (claim.bpb or 0)))
-            good = abs(near - claim.bpb) < TOLERANCE
-            text = f"seed {claim.seed}: claims {claim.bpb}, the nearest logged score is {near}"
-            points.append(Point(Status.PASS if good else Status.FAIL, text))
-        steps = {log.step for log in logs if log.step is not None}
-        if claim.steps is not None and steps and claim.steps not in steps:
-            text = f"seed {claim.seed}: claims {claim.steps} steps, logged {sorted(steps)}"
-            points.append(Point(Status.FAIL, text))
     return verdict("json-seeds", points, "every seed is as logged")
+
+
+def _seed_size(claim: SeedClaim, submission: Submission) -> Iterator[Point]:
+    runs = accounts(submission)
+    own = [run for run in runs if str(run.seed) == claim.seed]
+    found = {size for run in own for size in (run.as_logged, run.as_shipped, run.model_bytes)}
+    sizes = sorted(size for size in found if size is not None)
+    if claim.size_bytes is None or not sizes or claim.size_bytes in sizes:
+        return
+    others = [run.seed for run in runs if claim.size_bytes in (run.as_logged, run.as_shipped)]
+    whose = f", it is seed {others[0]}'s" if others else ""
+    spelled = ", ".join(f"{size:,}" for size in sizes)
+    text = f"seed {claim.seed}: claims {claim.size_bytes:,}, logged {spelled}{whose}"
+    yield Point(Status.FAIL, text)
+
+
+def _seed_run(claim: SeedClaim, logs: list[TrainingLog]) -> Iterator[Point]:
+    scores = [score.bpb for log in logs for score in log.quantized_scores]
+    if claim.bpb is not None and scores:
+        off, near = min((abs(bpb - claim.bpb), bpb) for bpb in scores)
+        text = f"seed {claim.seed}: claims {claim.bpb}, the nearest logged score is {near}"
+        yield Point(Status.PASS if off < TOLERANCE else Status.FAIL, text)
+    steps = {log.step for log in logs if log.step is not None}
+    if claim.steps is not None and steps and claim.steps not in steps:
+        text = f"seed {claim.seed}: claims {claim.steps} steps, logged {sorted(steps)}"
+        yield Point(Status.FAIL, text)
 
 
 def compliance(submission: Submission, options: Options) -> Finding | None:
@@ -214,54 +221,6 @@ def _holds(finding: Finding) -> bool | None:
     return None if finding.status is Status.UNKNOWN else finding.status is not Status.FAIL
 
 
-def readme(submission: Submission, options: Options) -> Finding | None:
-    """README = submission.json = logs = files, as far as it names numbers."""
-    text = submission.readme
-    if text is None:
-        return Finding("readme", Status.FAIL, "there is no README.md")
-    points = [*_readme_sizes(submission, text), *_readme_bpb(submission, text)]
-    if not points:
-        return unknown("readme", "README.md names no total and no score")
-    return verdict("readme", points, "README.md names the numbers of logs and files")
-
-
-def _readme_sizes(submission: Submission, text: str) -> Iterator[Point]:
-    named = {int(match.replace(",", "").replace("_", "")) for match in README_BYTES.findall(text)}
-    known: set[int] = set()
-    for run in accounts(submission):
-        sizes = (run.as_logged, run.as_shipped, run.model_bytes)
-        known |= {size for size in sizes if size is not None}
-    for log in submission.logs:
-        known |= {size for _, size in (*log.models, *log.totals)}
-        known |= {size for size in (log.parameters, log.checkpoint_bytes) if size is not None}
-    claim = submission.claims.total if submission.claims else None
-    named = {size for size in named if 12_000_000 < size < 20_000_000 and size != 16_000_000}
-    if not named or not known:
-        return
-    matching = sorted(named & known)
-    strange = sorted(named - known)
-    if matching:
-        spelled = ", ".join(f"{size:,}" for size in matching)
-        yield Point(Status.PASS, f"README.md names {spelled}, as logged or shipped")
-    elif claim is not None and any(claim.means(size) for size in strange):
-        yield Point(Status.WARN, f"README.md and submission.json name {claim.written}; no run does")
-    else:
-        spelled = ", ".join(f"{size:,}" for size in strange)
-        yield Point(Status.WARN, f"README.md names {spelled}, which no log, file or json has")
-
-
-def _readme_bpb(submission: Submission, text: str) -> Iterator[Point]:
-    claim = submission.claims.bpb if submission.claims else None
-    if claim is None:
-        return
-    for written in README_BPB.findall(text):
-        if abs(float(written) - claim) <= 0.51 * 10.0 ** -len(written.partition(".")[2]):
-            yield Point(Status.PASS, f"README.md names the claimed {claim} bpb as {written}")
-            return
-    if README_BPB.search(text):
-        yield Point(Status.WARN, f"README.md never names the claimed {claim} bpb")
-
-
 def score(submission: Submission, options: Options) -> Finding | None:
     """The claimed bits per byte are the mean, or one seed, of a logged score."""
     claims = submission.claims
@@ -293,5 +252,4 @@ RULES: tuple[Rule, ...] = (
     json_seeds,
     score,
     compliance,
-    readme,
 )

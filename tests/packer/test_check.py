@@ -579,6 +579,33 @@ INCIDENTS = [
         {"json-parts": ("fail", "15890000 is no model of any log or file (15,900,000)")},
     ),
     Incident(
+        "#525, #557: the README keeps the parent's bytes",
+        single(
+            claims={"val_bpb": 1.14, "bytes_total": 15_950_000},
+            readme="Final: 1.1400 bpb, artifact 15,749,040 bytes",
+        ),
+        {"readme": ("warn", "names 15,749,040, which no log, file or json has")},
+    ),
+    Incident(
+        "a total between what is logged and what is shipped, of one run",
+        single(
+            model=15_900_000,
+            code=20_000,
+            shipped=code_of(90_000),
+            claims={"val_bpb": 1.14, "bytes_total": 15_940_000},
+        ),
+        {"json-total": ("fail", "matches no run (15,920,000, 15,990,000)")},
+    ),
+    Incident(
+        "the mean over seeds as total",
+        Folder(
+            code=code_of(50_000),
+            logs=three(50_000, (15_900_000, 15_910_000, 15_905_003)),
+            claims={"val_bpb": 1.14, "bytes_total": 15_955_001},
+        ),
+        {"json-total": ("warn", "is the mean of the runs; the largest is 15,960,000")},
+    ),
+    Incident(
         "values that are none",
         single(claims={"val_bpb": "TBD — verify", "bytes_total": "pending"}),
         {"json": ("fail", "claims no val_bpb"), "json-total": ("warn", "claims no total")},
