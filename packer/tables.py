@@ -15,6 +15,9 @@ from packer.report import Report, Share, by_role
 
 PIPE_WIDTH = 400  # columns are never cut or wrapped when another program reads them
 
+Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""(columns, lines) of a table, before it is drawn in any way."""
+
 
 def console() -> Console:
     """Standard output."""
@@ -41,7 +44,7 @@ def shape_text(shape: Sequence[int]) -> str:
     return "×".join(str(size) for size in shape) or "scalar"
 
 
-def tensor_rows(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def tensor_rows(report: Report) -> Cells:
     """(columns, a line per tensor): bytes, bits per weight, share, choice, damage."""
     damage_name, damages = _damage_column(report)
     total = max(sum(row.size_bytes for row in report.rows), 1)
@@ -62,7 +65,7 @@ def tensor_rows(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
     return columns, rows
 
 
-def foreign_rows(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def foreign_rows(report: Report) -> Cells:
     """(columns, a line per tensor of another's artifact): uncompressed, and within the file."""
     rows = [
         (
@@ -88,9 +91,7 @@ def _damage_column(report: Report) -> tuple[str, list[float | None]]:
     return ">weight error", [row.weight_error for row in report.rows]
 
 
-def share_rows(
-    title: str, shares: Sequence[Share]
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def share_rows(title: str, shares: Sequence[Share]) -> Cells:
     """(columns, a line per role or layer)."""
     total = max(sum(share.size_bytes for share in shares), 1)
     with_damage = any(share.damage_bpb is not None for share in shares)
