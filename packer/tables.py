@@ -13,6 +13,7 @@ from rich.text import Text
 from packer.difference import Difference
 from packer.report import Report, Share, by_role
 
+Rows = tuple[Sequence[str], Sequence[Sequence[str]]]  # what `table` takes
 PIPE_WIDTH = 400  # columns are never cut or wrapped when another program reads them
 
 
@@ -41,7 +42,7 @@ def shape_text(shape: Sequence[int]) -> str:
     return "×".join(str(size) for size in shape) or "scalar"
 
 
-def tensor_rows(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def tensor_rows(report: Report) -> Rows:
     """(columns, a line per tensor): bytes, bits per weight, share, choice, damage."""
     damage_name, damages = _damage_column(report)
     total = max(sum(row.size_bytes for row in report.rows), 1)
@@ -88,9 +89,7 @@ def _damage_column(report: Report) -> tuple[str, list[float | None]]:
     return ">weight error", [row.weight_error for row in report.rows]
 
 
-def share_rows(
-    title: str, shares: Sequence[Share]
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def share_rows(title: str, shares: Sequence[Share]) -> Rows:
     """(columns, a line per role or layer)."""
     total = max(sum(share.size_bytes for share in shares), 1)
     with_damage = any(share.damage_bpb is not None for share in shares)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def plot_curves(path: Path, lines: Sequence[dict[str, Any]], cap_bytes: int) -> 
     save(axes[0], str(path))
 
 
-def draw_logged(axis: Any, key: str, lines: Sequence[dict[str, Any]], cap_bytes: int) -> None:
+def draw_logged(axis: Any, key: str, lines: Sequence[Mapping[str, Any]], cap_bytes: int) -> None:
     """One of `PANELS` against the step, with the step at which quantization set in."""
     points = [(line["step"], line[key]) for line in lines if key in line]
     if points:
