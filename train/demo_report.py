@@ -163,7 +163,7 @@ def _next_steps(demo: Demo) -> str:
         f"# this model, looked at again\n"
         f"packer report {folder / PLAN}\n"
         f"packer verify {folder / ARTIFACT} --against {folder / CHECKPOINT}\n"
-        f"packer plan {folder / PLAN} --cap 600KB\n"
+        f"packer pack {folder / CHECKPOINT} --cap 600KB -o smaller.pack\n"
         f"# yours\n"
         f"packer inspect model.pt\n"
         f"{OWN.replace(' && ', chr(10))}\n"
