@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from packer.eval.shards import HEADER_BYTES, MAGIC, VERSION
 from packer.eval.token_bytes import TokenBytes
+from packer.train import ledger
 from packer.train.loop import Trainer
 from packer.train.model import GPTConfig
 from packer.train.settings import (
@@ -102,3 +105,11 @@ def tiny_run(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.json"
     path.write_text(json.dumps(run_settings(config)), "utf-8")
     return path
+
+
+@pytest.fixture
+def steady_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger's clock goes on by a fiftieth of a second whenever it is read."""
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks) / 50)
+    monkeypatch.setattr(ledger, "time", clock)

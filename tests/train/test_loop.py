@@ -196,6 +196,7 @@ def test_a_state_of_another_model_is_refused(
         read_state(damaged)
 
 
+@pytest.mark.usefixtures("steady_clock")
 def test_the_clock_ends_a_run_and_calibration_has_its_reserve(
     trainer: Callable[..., Trainer],
 ) -> None:
@@ -204,7 +205,8 @@ def test_the_clock_ends_a_run_and_calibration_has_its_reserve(
     )
     run = trainer(schedule=schedule)
     run.train()
-    assert 0.9 <= run.ledger.seconds["training"] < 1.2
+    assert run.step == 49, "a step takes 0.02 s, and twice as long is left for the last"
+    assert run.ledger.seconds["training"] == pytest.approx(1.0)
     rows = {row.part: row.budget for row in run.ledger.rows()}
     assert rows == {"training": "training", "evaluation": "evaluation"}
 
