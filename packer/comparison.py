@@ -12,13 +12,13 @@ import numpy as np
 
 from packer.account import Limits
 from packer.checkpoint import Checkpoint
+from packer.curvature_set import CurvatureSet
 from packer.errors import CapError
 from packer.evaluation import Evaluated
 from packer.fit import Packed, pack_to_cap
 from packer.knob import RecipePlan, recipe_at, recipe_under_cap
 from packer.measuring import Progress, ignore_progress, measure
 from packer.planning import make_plan
-from packer.quantizers.curvature import Curvature
 from packer.recipes import RECIPES, K, Position, Recipe
 
 OURS = "ours"
@@ -100,7 +100,7 @@ class Workbench:
 
     checkpoint: Checkpoint
     code: Limits
-    curvature: Mapping[str, Curvature]
+    curvature: CurvatureSet
     pins: Mapping[str, str]
     progress: Progress = ignore_progress
 
@@ -150,7 +150,7 @@ class Workbench:
             started = time.perf_counter()
             try:
                 plan = make_plan(measured, self._limits(cap_bytes), self.pins)
-                packed = pack_to_cap(self.checkpoint, plan, self.progress, self.curvature)
+                packed = pack_to_cap(self.checkpoint, plan, self.progress, self.curvature.by_tensor)
             except CapError as error:
                 yield Refused(OURS, cap_bytes, str(error))
                 continue
@@ -162,7 +162,7 @@ class Workbench:
         return Limits(cap_bytes, code.code, code.loader_bytes, code.margin_bytes)
 
     def _packed(self, turned: RecipePlan, cap_bytes: int | None, started: float) -> Contender:
-        packed = pack_to_cap(self.checkpoint, turned.plan, self.progress, self.curvature)
+        packed = pack_to_cap(self.checkpoint, turned.plan, self.progress, self.curvature.by_tensor)
         problems = {**turned.problems, **packed.rounding_problems}
         seconds = time.perf_counter() - started
         return Contender(turned.recipe.name, turned.position, cap_bytes, packed, seconds, problems)
@@ -195,32 +195,34 @@ class EqualKL:
         }
 
 
-def equal_kl(rows: Sequence[Row]) -> tuple[EqualKL, ...]:
-    """Every point of a recipe's curve over k that lies between the ends of ours.
-
-    log KL is interpolated against log bytes.
-    """
-    ours = _points([row for row in rows if row.contender.recipe == OURS])
-    if len(ours) < 2:
-        return ()
-    log_kl, log_bytes = np.log(np.array(sorted((kl, size) for size, kl in ours))).T
-    found = []
+def equal_kl_of(rows: Sequence[Row]) -> tuple[EqualKL, ...]:
+    """Bytes of ours for every point of a recipe's curve over k; none without two points of ours."""
+    ours, theirs = [], []
     for row in rows:
         contender, kl = row.contender, row.kl_bits_per_byte
-        on_curve = contender.cap_bytes is None and contender.position is not None
-        if not on_curve or kl is None or not kl > 0:
+        total = contender.packed.account.total_bytes
+        if kl is None or not kl > 0:
             continue
+        if contender.recipe == OURS:
+            ours.append((total, kl))
+        elif contender.cap_bytes is None:
+            theirs.append((contender.recipe, total, kl))
+    return equal_kl(ours, theirs)
+
+
+def equal_kl(
+    ours: Sequence[tuple[int, float]], theirs: Sequence[tuple[str, int, float]]
+) -> tuple[EqualKL, ...]:
+    """ours: (bytes, KL); theirs: (recipe, bytes, KL). log KL is interpolated against log bytes.
+
+    Points of theirs beyond the ends of our curve are left out: nothing is extrapolated.
+    """
+    if len(set(ours)) < 2:
+        return ()
+    log_kl, log_bytes = np.log(np.array(sorted((kl, total) for total, kl in set(ours)))).T
+    found = []
+    for recipe, total, kl in theirs:
         if log_kl[0] <= math.log(kl) <= log_kl[-1]:
             bytes_of_ours = math.exp(np.interp(math.log(kl), log_kl, log_bytes))
-            total = contender.packed.account.total_bytes
-            found.append(EqualKL(contender.recipe, kl, total, bytes_of_ours))
+            found.append(EqualKL(recipe, kl, total, bytes_of_ours))
     return tuple(found)
-
-
-def _points(rows: Sequence[Row]) -> set[tuple[int, float]]:
-    """(total bytes, KL) of rows that have a KL above zero."""
-    return {
-        (row.contender.packed.account.total_bytes, row.kl_bits_per_byte)
-        for row in rows
-        if row.kl_bits_per_byte is not None and row.kl_bits_per_byte > 0
-    }

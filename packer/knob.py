@@ -11,14 +11,15 @@ from packer.candidates import Measurement
 from packer.checkpoint import Checkpoint
 from packer.errors import CapError
 from packer.measuring import (
+    AnyCurvature,
     Progress,
     ignore_progress,
     measure_choices,
     pinned_choices,
     tensor_infos,
+    tensors_of,
 )
 from packer.planning import PackPlan, make_plan
-from packer.quantizers.curvature import Curvature
 from packer.recipes import PRUNED, K, Position, Recipe, recipe_choices
 from packer.roles import Role, TensorRole
 
@@ -49,7 +50,7 @@ def recipe_under_cap(
     recipe: Recipe,
     limits: Limits,
     *,
-    curvature: Mapping[str, Curvature] | None = None,
+    curvature: AnyCurvature | None = None,
     pins: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
     progress: Progress = ignore_progress,
@@ -89,7 +90,7 @@ def recipe_at(
     position: Position,
     code: Limits,
     *,
-    curvature: Mapping[str, Curvature] | None = None,
+    curvature: AnyCurvature | None = None,
     pins: Mapping[str, str] | None = None,
     progress: Progress = ignore_progress,
 ) -> RecipePlan:
@@ -106,14 +107,14 @@ def _measured(
     checkpoint: Checkpoint,
     recipe: Recipe,
     position: Position,
-    curvature: Mapping[str, Curvature] | None,
+    curvature: AnyCurvature | None,
     pins: Mapping[str, str] | None,
     metadata: Mapping[str, str] | None,
     progress: Progress,
 ) -> tuple[Measurement, tuple[str, ...]]:
     """(one candidate a tensor, tensors rounded to nearest for want of curvature)."""
     infos = tensor_infos(checkpoint)
-    made = recipe_choices(recipe, infos, position, set(curvature or {}))
+    made = recipe_choices(recipe, infos, position, set(tensors_of(curvature)))
     roles = {info.name: TensorRole(Role(info.role), info.layer) for info in infos}
     pinned = {name: str(choice) for name, choice in pinned_choices(pins or {}, roles).items()}
     choices = {**made.choices, **pinned}

@@ -23,6 +23,7 @@ from packer.predicted_damage import (
 from packer.quantizers.choice import Choice, parse_choice
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError
+from packer.quantizers.low_rank import paying_rank
 from packer.quantizers.quantize import dequantize, quantizable, quantize
 from packer.roles import Role, TensorRole, roles_of, select
 from packer.threads import one_torch_thread
@@ -35,6 +36,8 @@ LONG_GRID_ELEMENTS = 4096
 # Steps in units of the standard deviation, three an octave: 0.05 is nearly lossless, 1.6 leaves
 # about one bit per weight. With entropy coding the step, not the bit width, decides size and error.
 STEP_GRID = tuple(0.05 * 2 ** (i / 3) for i in range(16))
+PROBE_CLIP = 50.8  # of int8: a step of 0.4 standard deviations, in the middle of the grid
+CORRECTION_BITS = 4  # of the factors: 8 cost more than they gain, 2 gained less
 
 NO_DATA = "squared weight error times a weight per role; no data was given"
 GIVEN_HESSIANS = (
@@ -72,6 +75,24 @@ def default_choices(weight: torch.Tensor, curvature: Curvature | None = None) ->
     elif weight.dim() >= 1 and weight.numel() >= 16:
         texts += ["int5.row", "int8.tensor", "int6.tensor", "int4.row"]
     return (exact, *(parse_choice(text) for text in texts))
+
+
+def corrected_choices(weight: torch.Tensor, curvature: Curvature | None) -> tuple[Choice, ...]:
+    """Choices with a correction of low rank, for a tensor whose rounding errors, as they are felt,
+    lie in few directions: where its bytes buy more than a finer step. None without a Fisher.
+    """
+    if curvature is None or curvature.fisher is None or not quantizable(weight):
+        return ()
+    if weight.dim() < 2 or weight.numel() < LONG_GRID_ELEMENTS:
+        return ()
+    with one_torch_thread():
+        probe = quantize(weight, parse_choice(f"int8.tensor+kstd@{PROBE_CLIP}+gptq"), curvature)
+        left_over = (weight - dequantize(probe)).float().reshape(-1, weight.shape[-1])
+        rank = paying_rank(left_over, curvature, CORRECTION_BITS)
+    if not rank:
+        return ()
+    format = f"int8.tensor.rank{rank}x{CORRECTION_BITS}"
+    return tuple(parse_choice(f"{format}+kstd@{127 * step:.4g}+gptq") for step in STEP_GRID[6:])
 
 
 def exact_choice(dtype: torch.dtype) -> Choice:
@@ -125,6 +146,9 @@ def measure(
         name: with_pinned(default_choices(weight, by_tensor.get(name)), pinned.get(name))
         for name, weight in checkpoint.tensors.items()
     }
+    for done, (name, weight) in enumerate(checkpoint.tensors.items()):
+        progress(f"{name}: is a correction worth it", done, len(infos))
+        choices[name] += corrected_choices(weight, by_tensor.get(name))
     measured = _measurement(checkpoint, infos, choices, metadata or {}, curvature, progress)
     check_pinned(pinned, measured.candidates)
     return measured

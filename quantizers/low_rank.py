@@ -15,6 +15,9 @@ from .curvature import Curvature
 from .formats import FormatError, LowRank
 from .rounding import DAMPING
 
+LARGEST_OFFERED = 8  # rank; what is felt so much that it needs more is better not rounded
+LEAST_SAVED = 0.02  # bits per weight; less is not worth measuring
+
 Factors = dict[str, torch.Tensor]  # left, right, rank_scale: side values of a LowRank format
 
 
@@ -35,14 +38,48 @@ def correction(
     E = residual.double()
     H, weight = _metric(curvature, rows, columns)
     R = torch.linalg.cholesky(H)
-    _, sizes, right_vectors = torch.linalg.svd(weight[:, None] * E @ R, full_matrices=False)
-    kept = sizes[: format.rank, None].sqrt() * right_vectors[: format.rank]
+    powers, directions = _components(weight[:, None] * E @ R)
+    kept = powers[: format.rank, None].sqrt().sqrt() * directions[: format.rank]
     B = torch.linalg.solve_triangular(R, kept, upper=False, left=False)
     right, right_scale = _rounded(B.float(), format.factor_max)
     B = right.double() * right_scale.double()[:, None]
     A = _fitted(E, B, H)
     left, left_scale = _rounded(A.T.float().contiguous(), format.factor_max)
     return {"left": left, "right": right, "rank_scale": left_scale * right_scale}
+
+
+def paying_rank(residual: torch.Tensor, curvature: Curvature, bits: int) -> int:
+    """The rank up to LARGEST_OFFERED that saves most bytes at equal damage; 0 if none saves enough.
+
+    Halving the step of n weights costs n bits and divides the damage by 4. A correction that leaves
+    a share s of the damage is worth n/2 · log₂(1/s) bits, and costs those of its factors.
+    """
+    rows, columns = residual.shape
+    H, weight = _metric(curvature, rows, columns)
+    R = torch.linalg.cholesky(H)
+    powers, _ = _components(weight[:, None] * residual.double() @ R)
+    powers = powers[: LARGEST_OFFERED + 1]
+    total = (weight[:, None] * residual.double() @ R).square().sum()
+    left = (1 - powers.cumsum(0)[:-1] / total.clamp(min=1e-300)).clamp(min=1e-9)
+    ranks = torch.arange(1, len(left) + 1)
+    saved = residual.numel() / 2 * (1 / left).log2() - bits * ranks * (rows + columns)
+    best = int(saved.argmax()) if len(saved) else 0
+    enough = len(saved) and float(saved[best]) > LEAST_SAVED * residual.numel()
+    return best + 1 if enough else 0
+
+
+def _components(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(squared singular values, largest first; right singular vectors [of them, columns]).
+
+    From the smaller of the two Gram matrices: the whole decomposition takes many times as long, and
+    small singular values, which this cannot tell apart, are of no use here.
+    """
+    wide = matrix.shape[1] > matrix.shape[0]
+    powers, vectors = torch.linalg.eigh(matrix @ matrix.T if wide else matrix.T @ matrix)
+    powers, vectors = powers.flip(0).clamp(min=0), vectors.flip(1)
+    if not wide:
+        return powers, vectors.T
+    return powers, vectors.T @ matrix / powers.sqrt().clamp(min=1e-150)[:, None]
 
 
 def _metric(
@@ -52,7 +89,7 @@ def _metric(
     if curvature is None:
         eye = torch.eye(columns, dtype=torch.float64)
         return eye, torch.ones(rows, dtype=torch.float64)
-    H = curvature.hessian.double()
+    H = curvature.rounding_hessian.double()
     H = H.mean(dim=0) if H.dim() == 3 else H
     damping = DAMPING * float(H.diagonal().mean())
     while int(torch.linalg.cholesky_ex(H + damping * torch.eye(columns)).info):

@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from packer.commands.calibrating import (
-    DEFAULT_TOKENS,
-    DEFAULT_WINDOW,
     MODEL,
-    POSITIVE,
-    TOKENIZER,
     ModelOptions,
     TextOptions,
     curvature_of,
     refusals,
 )
+from packer.commands.comparing import CURVATURE, SCORING, Sizes
 from packer.commands.models import load_subjects, running_foreign
 from packer.commands.options import (
     CODE,
@@ -32,7 +29,6 @@ from packer.commands.options import (
     MARGIN,
     PINS,
     WEIGHTS,
-    Size,
     cap_option,
     print_json,
     say_notes,
@@ -43,88 +39,11 @@ from packer.errors import PackerError
 
 if TYPE_CHECKING:
     from packer.checkpoint import Checkpoint
-    from packer.comparison import Contender, EqualKL, Refused, Row, Workbench
+    from packer.comparison import Contender, Refused, Row, Workbench
+    from packer.curvature_set import CurvatureSet
     from packer.evaluation import Data
-    from packer.quantizers.curvature import Curvature
 
-SCORED_TOKENS, SCORED_WINDOW = 32_768, 256
 MODELS_AT_ONCE = 8  # scored in one pass beside the original; bounds the memory
-
-
-class Sizes(click.ParamType):  # type: ignore[type-arg]
-    """Sizes with commas between them, each as for --cap."""
-
-    name = "sizes"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in str(value).split(",")]
-        sizes = tuple(Size().convert(part, param, ctx) for part in parts)
-        if min(sizes) <= 0:
-            self.fail(f"{value!r}: a cap is at least 1 byte", param, ctx)
-        return sizes
-
-
-CURVATURE = with_options(
-    click.option(
-        "--calibration",
-        multiple=True,
-        metavar="PATH",
-        help="Text or shards to calibrate on; repeat for more.",
-    ),
-    click.option(
-        "--curvature",
-        "curvature_files",
-        multiple=True,
-        type=EXISTING_FILE,
-        help="What `packer calibrate` wrote instead; one for each checkpoint, in their order.",
-    ),
-    click.option(
-        "--calibration-tokens",
-        type=POSITIVE,
-        default=DEFAULT_TOKENS,
-        show_default=True,
-        help="How many tokens to calibrate on.",
-    ),
-    click.option(
-        "--calibration-window",
-        type=POSITIVE,
-        default=DEFAULT_WINDOW,
-        show_default=True,
-        help="What the model sees at once in calibration.",
-    ),
-    click.option(
-        "--seconds", type=click.FloatRange(min=0, min_open=True), help="Calibrate no longer."
-    ),
-    click.option("--seed", type=int, default=0, help="Of the labels drawn; default 0."),
-)
-SCORING = with_options(
-    click.option(
-        "--data",
-        multiple=True,
-        required=True,
-        metavar="PATH",
-        help="Text or shards to score on, not those of --calibration; repeat for more.",
-    ),
-    TOKENIZER,
-    click.option(
-        "--tokens",
-        type=POSITIVE,
-        default=SCORED_TOKENS,
-        show_default=True,
-        help="How many tokens to score.",
-    ),
-    click.option(
-        "--window",
-        type=POSITIVE,
-        default=SCORED_WINDOW,
-        show_default=True,
-        help="What a model sees at once in scoring; windows stand back to back.",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -252,15 +171,15 @@ def _workbench(
 
 def _curvature(
     source: str, loaded: Checkpoint, file: str | None, text: TextOptions, built: ModelOptions
-) -> dict[str, Curvature]:
+) -> CurvatureSet:
     if file is not None:
         from packer.curvature_file import read_curvature
 
-        return dict(read_curvature(file, loaded).by_tensor)
+        return read_curvature(file, loaded)
     started = time.perf_counter()
     found = curvature_of(built.load(source), source, loaded, text.open(), text)
     say_notes([*found.warnings, f"calibrated in {time.perf_counter() - started:.0f} s"])
-    return dict(found.by_tensor)
+    return found
 
 
 def _all(bench: Workbench, cap: int, caps: Sequence[int]) -> Iterator[Contender | Refused]:
@@ -331,11 +250,12 @@ def _evaluated(sources: Sequence[str], scoring: Scoring) -> tuple[Any, ...]:
 
 
 def _show(rows: Sequence[Row], refused: Sequence[Refused], several: bool, as_json: bool) -> None:
-    from packer.comparison import equal_kl
+    from packer.comparison import equal_kl_of
+    from packer.comparison_tables import print_comparison
 
     if several:
         rows = sorted(rows, key=lambda row: row.evaluated.score.bits_per_byte)
-    equal = equal_kl(rows)
+    equal = equal_kl_of(rows)
     if as_json:
         print_json(
             {
@@ -345,47 +265,6 @@ def _show(rows: Sequence[Row], refused: Sequence[Refused], several: bool, as_jso
             }
         )
     else:
-        _print(rows, equal, several)
-        for one in refused:
-            click.echo(f"{one.recipe}: {one.reason}")
+        print_comparison(rows, equal, refused)
     if refused and not rows:
         raise PackerError("nothing fits under the cap")
-
-
-def _print(rows: Sequence[Row], equal: Sequence[EqualKL], several: bool) -> None:
-    from packer import tables
-
-    columns = ("recipe", "knob", ">cap", ">total bytes", ">bits/w", ">KL bpb", ">bits per byte")
-    columns += (">difference", ">± s.e.", ">seconds")
-    lines = [_line(row) for row in rows]
-    if several:
-        columns = ("checkpoint", *columns)
-        lines = [(row.source, *line) for row, line in zip(rows, lines, strict=True)]
-    tables.console().print(tables.table(columns, lines))
-    for row in rows:
-        for name, problem in row.contender.problems.items():
-            click.echo(f"{row.contender.recipe}: {name}: {problem}")
-    for one in equal:
-        click.echo(
-            f"at KL {one.kl_bits_per_byte:.5f}: {one.recipe} {one.recipe_bytes:,} bytes, ours "
-            f"{one.ours_bytes:,.0f}: {one.ratio:.3f}×"
-        )
-
-
-def _line(row: Row) -> tuple[str, ...]:
-    from packer import tables
-
-    contender, difference = row.contender, row.evaluated.difference
-    assert difference is not None
-    return (
-        contender.recipe,
-        "" if contender.position is None else str(contender.position),
-        "" if contender.cap_bytes is None else f"{contender.cap_bytes:,}",
-        f"{contender.packed.account.total_bytes:,}",
-        f"{row.bits_per_weight:.3f}",
-        tables.number(row.kl_bits_per_byte, ".6f"),
-        f"{row.evaluated.score.bits_per_byte:.6f}",
-        f"{difference.delta_bpb:+.6f}",
-        tables.number(difference.stderr_bits_per_byte, ".6f"),
-        f"{contender.seconds:.1f}",
-    )

@@ -1,0 +1,88 @@
+"""Options of `packer compare`: what to calibrate on, and what to score on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from packer.commands.calibrating import DEFAULT_TOKENS, DEFAULT_WINDOW, POSITIVE, TOKENIZER
+from packer.commands.options import EXISTING_FILE, Size, with_options
+
+SCORED_TOKENS, SCORED_WINDOW = 32_768, 256
+
+
+class Sizes(click.ParamType):  # type: ignore[type-arg]
+    """Sizes with commas between them, each as for --cap."""
+
+    name = "sizes"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        sizes = tuple(Size().convert(part, param, ctx) for part in parts)
+        if min(sizes) <= 0:
+            self.fail(f"{value!r}: a cap is at least 1 byte", param, ctx)
+        return sizes
+
+
+CURVATURE = with_options(
+    click.option(
+        "--calibration",
+        multiple=True,
+        metavar="PATH",
+        help="Text or shards to calibrate on; repeat for more.",
+    ),
+    click.option(
+        "--curvature",
+        "curvature_files",
+        multiple=True,
+        type=EXISTING_FILE,
+        help="What `packer calibrate` wrote instead; one for each checkpoint, in their order.",
+    ),
+    click.option(
+        "--calibration-tokens",
+        type=POSITIVE,
+        default=DEFAULT_TOKENS,
+        show_default=True,
+        help="How many tokens to calibrate on.",
+    ),
+    click.option(
+        "--calibration-window",
+        type=POSITIVE,
+        default=DEFAULT_WINDOW,
+        show_default=True,
+        help="What the model sees at once in calibration.",
+    ),
+    click.option(
+        "--seconds", type=click.FloatRange(min=0, min_open=True), help="Calibrate no longer."
+    ),
+    click.option("--seed", type=int, default=0, help="Of the labels drawn; default 0."),
+)
+SCORING = with_options(
+    click.option(
+        "--data",
+        multiple=True,
+        required=True,
+        metavar="PATH",
+        help="Text or shards to score on, not those of --calibration; repeat for more.",
+    ),
+    TOKENIZER,
+    click.option(
+        "--tokens",
+        type=POSITIVE,
+        default=SCORED_TOKENS,
+        show_default=True,
+        help="How many tokens to score.",
+    ),
+    click.option(
+        "--window",
+        type=POSITIVE,
+        default=SCORED_WINDOW,
+        show_default=True,
+        help="What a model sees at once in scoring; windows stand back to back.",
+    ),
+)

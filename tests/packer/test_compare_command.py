@@ -1,0 +1,191 @@
+"""`packer compare`: recipes and our planner on one small model, scored through the file."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+from click.testing import Result
+from packer.train.config import settings_of
+from packer.train.model import GPT, GPTConfig
+
+from packer.comparison import CURVE_K, equal_kl
+from packer.recipes import RECIPES
+
+CONFIG = GPTConfig(64, 2, 64, 4, 2, rope_train_length=64, embedding_init_std=0.5)
+CAP = 78_000
+CAPS = (30_000, 45_000, 60_000, 100_000)
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models of one family, text to calibrate on, text to score on, a tokenizer."""
+    folder = tmp_path_factory.mktemp("lab")
+    for name, layers in (("model", 2), ("smaller", 1)):
+        torch.manual_seed(layers)
+        config = replace(CONFIG, num_layers=layers)
+        model = GPT(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape)
+        torch.save(model.state_dict(), folder / f"{name}.pt")
+        (folder / f"{name}.config.json").write_text(json.dumps(settings_of(config)))
+    words = ["lorem", "ipsum", "dolor", "sit", "amet", "qui", "vexat", "bonum", "jazz", "hyphen"]
+    for seed, name in enumerate(("train", "valid")):
+        chosen = np.random.default_rng(seed).choice(words, 4000)
+        text = "\n".join(" ".join(chosen[i::400]) for i in range(400))
+        (folder / f"{name}.txt").write_text(text)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "train.txt"),
+        model_prefix=str(folder / "t64"),
+        vocab_size=64,
+        model_type="bpe",
+        minloglevel=2,
+        num_threads=1,
+    )
+    return folder
+
+
+def options(lab: Path, *, calibrated: bool = True) -> tuple[object, ...]:
+    amount = ("--calibration-tokens", 2048, "--calibration-window", 64)
+    calibration = ("--calibration", lab / "train.txt", *amount)
+    scoring = ("--data", lab / "valid.txt", "--tokenizer", lab / "t64.model")
+    return (*(calibration if calibrated else ()), *scoring, "--tokens", 4096, "--window", 64)
+
+
+@pytest.fixture(scope="module")
+def compared(lab: Path) -> dict[str, Any]:
+    from click.testing import CliRunner
+
+    from packer.cli import main
+
+    caps = ",".join(map(str, CAPS))
+    arguments = ("compare", lab / "model.pt", "--cap", CAP, "--caps", caps, *options(lab))
+    result = CliRunner().invoke(main, [*map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    value: dict[str, Any] = json.loads(result.stdout)
+    return value
+
+
+def test_every_recipe_and_ours_stand_under_the_cap(compared: dict[str, Any]) -> None:
+    rows = [row for row in compared["rows"] if row["cap_bytes"] == CAP]
+    assert [row["recipe"] for row in rows] == [*RECIPES, "ours"]
+    assert compared["refused"] == []
+    for row in rows:
+        assert 0 < row["total_bytes"] <= CAP
+        assert row["kl_bits_per_byte"] > 0
+        assert row["stderr_bits_per_byte"] > 0
+        assert row["seconds"] > 0
+        assert row["rounding_problems"] == {}
+        assert (row["knob"] is None) == (row["recipe"] == "ours")
+    knobs = {row["recipe"]: row["knob_name"] for row in rows}
+    assert knobs["sdclip-gptq-brotli"] == "k"
+    assert knobs["gptq-lite-int6"] == "reach"
+
+
+def test_curves_of_ours_and_of_recipes_with_a_k(compared: dict[str, Any]) -> None:
+    ours = [row for row in compared["rows"] if row["recipe"] == "ours"]
+    assert [row["cap_bytes"] for row in ours] == sorted({CAP, *CAPS})
+    for rougher, finer in itertools.pairwise(ours):
+        assert rougher["kl_bits_per_byte"] > finer["kl_bits_per_byte"]
+    curve = [row for row in compared["rows"] if row["cap_bytes"] is None]
+    assert [row["knob"] for row in curve] == list(CURVE_K)
+    assert {row["recipe"] for row in curve} == {"sdclip-gptq-brotli"}
+    for finer, rougher in itertools.pairwise(curve):
+        assert finer["total_bytes"] > rougher["total_bytes"]
+    points = {row["total_bytes"]: row["kl_bits_per_byte"] for row in curve}
+    for one in compared["equal_kl"]:
+        assert points[one["recipe_bytes"]] == one["kl_bits_per_byte"]
+        assert one["ratio"] == pytest.approx(one["ours_bytes"] / one["recipe_bytes"], rel=1e-4)
+
+
+def test_a_row_is_what_packing_and_scoring_by_hand_gives(
+    compared: dict[str, Any], lab: Path, run: Run
+) -> None:
+    pack = ("pack", lab / "model.pt", "--recipe", "int6-rowmax-zstd", "--cap", CAP)
+    assert run(*pack, "-o", "r.pack").exit_code == 0
+    scoring = options(lab, calibrated=False)
+    result = run("eval", lab / "model.pt", "r.pack", *scoring, "--json")
+    scored = json.loads(result.stdout)["scores"][1]
+    row = next(row for row in compared["rows"] if row["recipe"] == "int6-rowmax-zstd")
+    assert row["total_bytes"] == Path("r.pack").stat().st_size
+    assert row["kl_bits_per_byte"] == pytest.approx(scored["kl_bits_per_byte"], rel=1e-6)
+    assert row["delta_bits_per_byte"] == pytest.approx(scored["delta_bits_per_byte"], rel=1e-6)
+
+
+def test_curvature_from_a_file_and_a_table_for_people(lab: Path, run: Run) -> None:
+    text = ("--data", lab / "train.txt", "--tokenizer", lab / "t64.model")
+    amount = ("--tokens", 2048, "--window", 64)
+    assert run("calibrate", lab / "model.pt", *text, *amount, "-o", "c.st").exit_code == 0
+    result = run(
+        "compare", lab / "model.pt", "--cap", 30_000, "--curvature", "c.st",
+        "--pin", "tok_emb.weight=int8.row", *options(lab, calibrated=False),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    header, ours, *refused = result.stdout.splitlines()
+    assert header.split()[:4] == ["recipe", "knob", "cap", "total"]
+    assert ours.split()[:2] == ["ours", "30,000"]
+    assert [line.partition(":")[0] for line in refused] == list(RECIPES)
+    assert "(pruned 0.99) it takes" in refused[0]
+
+
+def test_checkpoints_are_ranked_by_bits_per_byte_through_the_file(lab: Path, run: Run) -> None:
+    sources = (lab / "smaller.pt", lab / "model.pt")
+    result = run("compare", *sources, "--cap", 80_000, *options(lab), "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert {row["checkpoint"] for row in rows} == set(map(str, sources))
+    assert {row["recipe"] for row in rows} == {"ours"}
+    assert rows[0]["bits_per_byte"] < rows[1]["bits_per_byte"]
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        ((), 2, "give --calibration TEXT, or --curvature FILE"),
+        (("--calibration", "train.txt", "--caps", "1MB,0"), 2, "a cap is at least 1 byte"),
+        (("--calibration", "train.txt", "--caps", "1MB,x"), 2, "'x' is not a size"),
+        (("--curvature", "model.pt", "--curvature", "model.pt"), 2, "2 --curvature files for 1"),
+        (("--curvature", "train.txt"), 1, "train.txt"),
+        (("--calibration", "no.txt"), 1, "no such data"),
+        (("--calibration", "train.txt", "--pin", "nothing=fp16"), 1, "matches no tensor"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    lab: Path, run: Run, given: tuple[str, ...], code: int, said: str
+) -> None:
+    files = ("train.txt", "model.pt", "no.txt")
+    words = [lab / word if word in files else word for word in given]
+    amount = ("--calibration-tokens", 256, "--calibration-window", 64)
+    rest = (*amount, *options(lab, calibrated=False))
+    result = run("compare", lab / "model.pt", "--cap", CAP, *words, *rest)
+    assert result.exit_code == code, result.output
+    assert said in " ".join(result.stderr.split())
+
+
+def test_several_checkpoints_have_no_curve(lab: Path, run: Run) -> None:
+    sources = (lab / "smaller.pt", lab / "model.pt")
+    result = run("compare", *sources, "--cap", CAP, "--caps", "1MB,2MB", *options(lab))
+    assert result.exit_code == 2
+    assert "--caps draws the curve of one checkpoint" in result.stderr
+
+
+def test_bytes_at_equal_kl_lie_on_a_straight_line_of_logarithms() -> None:
+    """Ours needs bytes = 1000 · KL^-½; theirs is a quarter larger everywhere."""
+    ours = [(round(1000 / math.sqrt(kl)), kl) for kl in (0.04, 0.0025, 0.01)]
+    theirs = [("theirs", round(1250 / math.sqrt(kl)), kl) for kl in (0.05, 0.02, 0.005, 0.001)]
+    found = equal_kl(ours, theirs)
+    assert [one.kl_bits_per_byte for one in found] == [0.02, 0.005]  # the others would be guesses
+    for one in found:
+        assert one.ratio == pytest.approx(0.8, rel=1e-3)
+    assert equal_kl(ours[:1], theirs) == ()
