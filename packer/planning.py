@@ -201,12 +201,12 @@ def check_curvature(pack_plan: PackPlan, sha256: str | None, given: bool) -> Non
 
     sha256: of the curvature given, None where that is not known.
     """
-    rounded = [c.tensor for c in pack_plan.plan.chosen if "+gptq" in c.choice]
+    rounded = [c for c in pack_plan.plan.chosen if "+gptq" in c.choice]
     wanted = pack_plan.measurement.curvature
     if rounded and not given:
         raise PlanError(
-            f"the plan rounds {len(rounded)} tensors with GPTQ, the first {rounded[0]}: give the "
-            "curvature that it was made with, --curvature FILE"
+            f"{rounded[0].tensor}: {rounded[0].choice} needs curvature, as {len(rounded)} of the "
+            "plan's tensors do: give the file that it was made with, --curvature FILE"
         )
     if rounded and wanted is not None and sha256 is not None and sha256 != wanted:
         raise PlanError(

@@ -174,7 +174,7 @@ def test_a_plan_with_curvature_is_packed_with_it(lab: Path, curvature_file: Path
     checkpoint = read_checkpoint(model)
     assert plan["measurement"]["curvature"] == read_curvature(curvature_file, checkpoint).sha256
     refused = run("pack", model, "--plan", "p", "-o", "model.pack")
-    assert refused.exit_code == 1 and "give the curvature" in " ".join(refused.stderr.split())
+    assert refused.exit_code == 1 and "needs curvature, as" in " ".join(refused.stderr.split())
     assert not Path("model.pack").exists()
     packed = run("pack", model, "--plan", "p", *felt, "-o", "model.pack")
     assert packed.exit_code == 0, packed.output
