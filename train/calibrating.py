@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from packer.quantizers.choice import parse_choice
-from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError
 from packer.train.ledger import Ledger
 from packer.train.model import model_of
@@ -14,7 +13,8 @@ from packer.train.settings import TrainConfig
 from packer.train.training_data import TrainingData
 from torch import Tensor
 
-from packer.calibration import calibrate, token_batches
+from packer.calibration import TextSource, calibrate, token_batches
+from packer.curvature_set import CurvatureSet
 from packer.errors import CurvatureError, PlanError
 
 
@@ -24,8 +24,8 @@ def curvature_of(
     data: TrainingData,
     ledger: Ledger,
     share: float,
-) -> tuple[Mapping[str, Curvature] | None, str]:
-    """(curvature by tensor, or None; what there is to say of it).
+) -> tuple[CurvatureSet | None, str]:
+    """(curvature of these weights, or None; what there is to say of it).
 
     share: of the training budget that is left, which is never exceeded.
     """
@@ -41,10 +41,18 @@ def curvature_of(
     with ledger.time("calibration"):
         batches = token_batches(data.train, config.batch.sequence, tokens, device)
         try:
-            found = calibrate(model, batches, seconds=seconds)
+            found = calibrate(model, batches, seconds=seconds, text=_text(data, tokens))
         except CurvatureError as error:
             return None, f"not calibrated: {error}"
-    return found.by_tensor, f"calibrated on {found.tokens:,} training tokens"
+    return found, f"calibrated on {found.tokens:,} training tokens"
+
+
+def _text(data: TrainingData, tokens: int) -> TextSource:
+    """Training data, and the bytes of text behind one of its tokens where that is known."""
+    if data.counter is None:
+        return TextSource("training data")
+    text_bytes = int(data.counter.target_bytes(data.train[:tokens], 1).sum())
+    return TextSource("training data", text_bytes / max(tokens - 1, 1))
 
 
 def without_gptq(choice: str) -> str:

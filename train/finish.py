@@ -12,7 +12,6 @@ from packer.eval import score as scoring
 from packer.eval.batches import Setting
 from packer.eval.errors import EvalError
 from packer.eval.score import Score
-from packer.quantizers.curvature import Curvature
 from packer.train.calibrating import curvature_of, without_gptq
 from packer.train.config import settings_of
 from packer.train.ledger import Ledger
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from packer import api
 from packer.account import Account
+from packer.curvature_set import CurvatureSet
 from packer.errors import CapError, PackerError
 from packer.unpacking import write_weights
 
@@ -125,7 +125,7 @@ def _pack(
     pins: Mapping[str, str],
     config: TrainConfig,
     metadata: Mapping[str, str],
-    curvature: Mapping[str, Curvature] | None,
+    curvature: CurvatureSet | None,
     artifact: Path,
     ledger: Ledger,
 ) -> tuple[Account, str]:
