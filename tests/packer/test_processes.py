@@ -19,6 +19,7 @@ LEAVES = ("quantizers", "budget", "eval", "train")
 PACKAGES = (
     ("packer", ROOT / "packer"),
     ("packer/commands", ROOT / "packer" / "commands"),
+    ("packer/rules", ROOT / "packer" / "rules"),
     *((f"packer/{name}", ROOT / name) for name in LEAVES),
 )
 HOSTILE = (*LEAVES, "tests", "benchmarks", "errors", "files")
