@@ -203,7 +203,7 @@ def check_curvature(pack_plan: PackPlan, sha256: str | None, given: bool) -> Non
     """
     wanted = pack_plan.measurement.curvature
     rounded = [
-        c.tensor
+        c
         for c in pack_plan.plan.chosen
         # A correction of low rank heeds curvature where there is some, and does without otherwise.
         if "+gptq" in c.choice or (".rank" in c.choice and wanted is not None)

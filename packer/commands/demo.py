@@ -19,7 +19,13 @@ from packer.commands.options import EXISTING, JSON, cap_option, print_json, say_
     help="Train on this text, a file or a folder of .txt files; repeat for more.",
 )
 @cap_option(required=False, help="Byte limit of the artifact; default: 1.25MB.")
-@click.option("--seed", type=click.IntRange(min=0), default=1337, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=1337,
+    show_default=True,
+    help="Of the first weights and the order of the text.",
+)
 @JSON
 def demo(output: str, text: tuple[str, ...], cap: int | None, seed: int, as_json: bool) -> None:
     """Train a small language model, fit it under a byte cap, and score it before and after.
