@@ -18,24 +18,10 @@ import torch.nn.functional as F
 from packer.eval.batches import Setting
 from packer.eval.score import nats_per_token
 from packer.train.config import config_from, read_config
-from packer.train.model import GPT, GPTConfig
+from packer.train.model import GPT
+from packer.train.presets import PRESETS
 
-# Shape of the small reference model: what a laptop evaluates in a minute.
-CONFIG = GPTConfig(
-    vocab_size=1024,
-    num_layers=6,
-    model_dim=256,
-    num_heads=8,
-    num_kv_heads=4,
-    rope_dims=16,
-    xsa_last_n=2,
-    ln_scale=True,
-    smear_gate=True,
-    bigram_vocab_size=2048,
-    bigram_dim=64,
-    value_embedding_dim=64,
-    value_embedding_layers=(4, 5),
-)
+CONFIG = PRESETS["small-6l"].model  # what a laptop evaluates in a minute
 CASES = ((256, 64, 32), (256, 256, 32), (1024, 64, 10), (1024, 1024, 8))  # window, stride, windows
 
 

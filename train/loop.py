@@ -17,6 +17,7 @@ from packer.quantizers.attachment import plain_name
 from packer.train.averaging import Averages
 from packer.train.batches import Batches
 from packer.train.ledger import Ledger
+from packer.train.log_line import log_line
 from packer.train.metrics import MetricsLog
 from packer.train.model import GPT, model_of
 from packer.train.optim import make_optimizers, set_rates
@@ -75,9 +76,13 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, config.optimizer)
         self.weights = dict(self._plain_parameters())
         self.averages = Averages(config.averaging, self.weights)
-        self.code_bytes = sum(file.size_bytes for file in count_code(config.pack.code))
-        self.over_size = False
-        self.size = SizeWatch(self.qat.choices, self.weights, config.run.size_share)
+        self.size = SizeWatch(
+            self.qat.choices,
+            self.weights,
+            config.run.size_share,
+            limit=config.pack.size_cap or config.pack.cap,
+            code_bytes=sum(file.size_bytes for file in count_code(config.pack.code)),
+        )
         self.autocast = autocast_dtype(config.run.precision, device)
         self.compiled = compiles(config.run.compile, device)
         self.forward = self._forward()
@@ -240,25 +245,11 @@ class Trainer:
             self.metrics.add(line)
         except OSError as error:
             self.say(f"warning: {self.metrics.path} could not be written ({error.strerror})")
-        self.say(self.log_line(line))
-        self._warn_of_size()
-
-    def _warn_of_size(self) -> None:
-        """Say it once when the predicted size goes over its limit, and once when it is back."""
-        limit = self.config.pack.size_cap or self.config.pack.cap
-        if not limit or self.size.estimate is None:
-            return
-        total = self.size.estimate + self.code_bytes
-        if (total > limit) == self.over_size:
-            return
-        self.over_size = total > limit
-        if self.over_size:
-            self.say(
-                f"warning: the predicted size of {total:,} bytes is over {limit:,} under the "
-                "formats trained for; more weight decay or coarser formats would shrink it"
-            )
-        else:
-            self.say(f"the predicted size of {total:,} bytes is within {limit:,} again")
+        left = remaining_steps(self.config.schedule, self.step, self.ledger.training_budget)
+        self.say(log_line(line, left, self.config.batch.tokens))
+        news = self.size.news()
+        if news is not None:
+            self.say(news)
 
     def _metrics_line(self, evaluated: bool, scale: float | None) -> dict[str, Any]:
         seconds = self.ledger.seconds.get("training", 0.0)
@@ -277,27 +268,6 @@ class Trainer:
             if found is not None:
                 line["bits_per_byte"] = found
         return line
-
-    def log_line(self, line: dict[str, Any]) -> str:
-        """Step, loss, speed and what is left, in one line."""
-        schedule = self.config.schedule
-        seconds = max(line["seconds"], 1e-9)
-        steps = self.step + remaining_steps(schedule, self.step, self.ledger.training_budget)
-        left = (steps - self.step) * seconds / max(self.step, 1)
-        speed = line["tokens"] / seconds
-        parts = [f"step {self.step:,}/{round(steps):,}"]
-        if "loss" in line:
-            parts.append(f"loss {line['loss']:.4f}")
-        if "bits_per_byte" in line:
-            parts.append(f"valid {line['bits_per_byte']:.4f} bpb")
-        if "lr_scale" in line:
-            parts.append(f"lr {line['lr_scale']:.2f}")
-        if "qat_strength" in line:
-            parts.append(f"qat {line['qat_strength']:.2f}")
-        if "size_bytes" in line:
-            parts.append(f"size ≈ {line['size_bytes'] / 1e6:.2f} MB")
-        parts.append(f"{speed:,.0f} tokens/s, {left // 60:.0f}:{left % 60:02.0f} left")
-        return "  ".join(parts)
 
     def evaluate(self, tokens: int) -> float | None:
         """Bits per byte of what the forward sees now; None without validation data."""

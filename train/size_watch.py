@@ -27,12 +27,22 @@ KEEP = parse_choice("fp16")
 
 
 class SizeWatch:
-    """choices: what packing would choose; tensors without one count as fp16. share: of the time."""
+    """choices: what packing would choose; tensors without one count as fp16. share: of the time.
+
+    limit: of artifact and `code_bytes` together; 0 for none.
+    """
 
     def __init__(
-        self, choices: Mapping[str, Choice], weights: Mapping[str, Tensor], share: float
+        self,
+        choices: Mapping[str, Choice],
+        weights: Mapping[str, Tensor],
+        share: float,
+        *,
+        limit: int = 0,
+        code_bytes: int = 0,
     ) -> None:
-        self.share = share
+        self.share, self.limit, self.code_bytes = share, limit, code_bytes
+        self.is_over = False
         self.spent = 0.0
         self.choices = {name: _choice(choices, name, weight) for name, weight in weights.items()}
         self.elements = {name: weight.numel() for name, weight in weights.items()}
@@ -69,6 +79,21 @@ class SizeWatch:
             rate = sum(self.sizes[n] for n in seen) / sum(self.elements[n] for n in seen)
             total += rate * self.elements[name]
         return round(total) + self.header
+
+    def news(self) -> str | None:
+        """Said once when the estimate has gone over its limit, and once when it is back."""
+        if not self.limit or self.estimate is None:
+            return None
+        total = self.estimate + self.code_bytes
+        if (total > self.limit) == self.is_over:
+            return None
+        self.is_over = total > self.limit
+        if not self.is_over:
+            return f"the predicted size of {total:,} bytes is within {self.limit:,} again"
+        return (
+            f"warning: the predicted size of {total:,} bytes is over {self.limit:,} under the "
+            "formats trained for; more weight decay or coarser formats would shrink it"
+        )
 
 
 def _choice(choices: Mapping[str, Choice], name: str, weight: Tensor) -> Choice:

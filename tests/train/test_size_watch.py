@@ -77,6 +77,17 @@ def test_time_is_kept_to_its_share(
     assert watch.spent >= 0.01 * 200 - 0.02
 
 
+def test_crossing_the_limit_is_said_once_each_way(weights: dict[str, torch.Tensor]) -> None:
+    watch = SizeWatch({}, weights, share=0.9, limit=10_000, code_bytes=4_000)
+    said = []
+    for size in (5_000, 5_900, 6_100, 9_000, 5_000, 5_000):
+        watch.sizes = {"w": float(size)}
+        watch.choices, watch.header = {}, 0
+        said.append(watch.news())
+    assert [text is not None for text in said] == [False, False, True, False, True, False]
+    assert "10,100 bytes is over 10,000" in said[2] and "9,000 bytes is within" in said[4]
+
+
 def test_no_share_no_look(weights: dict[str, torch.Tensor]) -> None:
     watch = SizeWatch({}, weights, share=0.0)
     watch.look(weights, 1e6)
