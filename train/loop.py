@@ -102,7 +102,7 @@ class Trainer:
         forward: Any = torch.compile(self.model) if self.compiled else self.model
         if self.world_size > 1:
             forward = torch.nn.parallel.DistributedDataParallel(
-                forward, broadcast_buffers=False, gradient_as_bucket_view=True
+                forward, gradient_as_bucket_view=True
             )
         return forward  # type: ignore[no-any-return]
 
