@@ -49,10 +49,19 @@ class Asked:
 
 
 @click.command(short_help="An artifact that is over the cap, under it.")
-@click.argument("source", type=EXISTING)
+@click.argument("sources", nargs=-1, required=True, type=EXISTING)
 @click.option("-o", "--output", type=click.Path(), help="The new artifact or folder to write.")
 @with_options(
     cap_option(required=False, help="Byte limit, code included; default: 16MB."), CODE, MARGIN
+)
+@click.option(
+    "--new", is_flag=True, help="Make a submission of the folders of three finished runs."
+)
+@click.option(
+    "--about",
+    type=EXISTING_FILE,
+    metavar="JSON",
+    help="With --new, what only its author knows: author, github_id, date, blurb, name.",
 )
 @click.option("--lossless", is_flag=True, help="Change no weight: re-encode the same codes only.")
 @click.option(
@@ -68,11 +77,13 @@ class Asked:
 )
 @with_options(SCORING, CONFIG, TEMPLATE, MAX_MEMORY, JSON)
 def fix(
-    source: str,
+    sources: tuple[str, ...],
     output: str | None,
     cap: int | None,
     code: tuple[str, ...],
     margin: int,
+    new: bool,
+    about: str | None,
     lossless: bool,
     loader: str | None,
     checkpoint: str | None,
@@ -89,25 +100,37 @@ def fix(
     max_memory: int | None,
     as_json: bool,
 ) -> None:
-    """Bring SOURCE, an artifact (.ptz) or a submission folder, under the cap at the least cost.
+    """Bring SOURCES, an artifact (.ptz) or a submission folder, under the cap at the least cost.
 
     \b
     packer fix final_model.int6.ptz --code train_gpt.py -o fixed.pack --loader loader.py
     packer fix records/my_run -o fixed_run
+    packer fix --new runs/seed1 runs/seed2 runs/seed3 -o records/my_run
 
     First without loss: the same codes under our coder, bit-identical weights, checked by decoding;
     in a folder also packed code and a corrected submission.json. If that is not enough, tensors
     are stored more coarsely, those that lose least for the bytes they save, or, with --checkpoint,
     its own weights are planned anew, whichever loses less. With --data and --tokenizer, that is
-    measured before and after. Without -o, says what it would do. SOURCE itself is never touched.
+    measured before and after. Without -o, says what it
+    would do. SOURCES are never touched.
     """
     from packer.commands.fix_artifact import fix_artifact
     from packer.commands.fix_folder import fix_submission
+    from packer.commands.fix_new import make_new
 
     scoring = Scoring(
         data, tokenizer, bytes_table, tokens, window, config, model, model_config, device
     )
     scoring.check()
+    if new:
+        others = (code, margin, lossless, loader, checkpoint, data, config, template)
+        if any(others):
+            raise click.UsageError("--new goes with -o, --cap, --about, --max-memory and --json")
+        make_new(sources, output, cap or CONTEST_CAP, about, max_memory, as_json)
+        return
+    if len(sources) != 1 or about is not None:
+        raise click.UsageError("name one artifact or folder; several, and --about, go with --new")
+    (source,) = sources
     asked = Asked(
         output=output,
         cap=cap or CONTEST_CAP,

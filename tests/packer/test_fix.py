@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -364,6 +365,96 @@ def test_folders_that_are_refused(submission: Path, run: Run) -> None:
     (submission / "b.py").touch()
     refuse("name those that count with --code")
     assert not Path("new").exists()
+
+
+# --- A new submission from finished runs --------------------------------------------------------
+
+RUN_LOG = """seed: {seed}
+step:990/20000 val_loss:2.9 val_bpb:1.71 train_time:598000ms step_avg:604ms
+Serialized model: 99999 bytes
+Code size: {code} bytes
+Serialized model int6+zstd: {model} bytes
+Total submission size int6+zstd: {total} bytes
+final_int6_roundtrip_exact val_loss:{nats:.8f} val_bpb:{bpb:.8f} eval_time:42000ms
+"""
+# Nobody's packed code is below a kilobyte: settings that do not compress.
+RUN_CODE = CODE + f"SETTINGS = {random.Random(0).randbytes(1200).hex()!r}\n"
+NATS_PER_BPB = 0.6931471805599453 * 2.442
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Three finished runs: code, log and artifact each; seed 2 scores best, seed 1 is median."""
+    folders = []
+    for seed, bpb in ((1, 1.70), (2, 1.69), (3, 1.72)):
+        folder = tmp_path / f"run{seed}"
+        folder.mkdir()
+        weights = seeded_weights()
+        weights["blocks.0.mlp.fc.weight"] *= 1 + seed / 10
+        (folder / "train_gpt.py").write_text(RUN_CODE)
+        (folder / "final_model.int6.ptz").write_bytes(artifact(weights))
+        model = (folder / "final_model.int6.ptz").stat().st_size
+        sizes = {"model": model, "code": len(RUN_CODE), "total": model + len(RUN_CODE)}
+        log = RUN_LOG.format(seed=seed, nats=bpb * NATS_PER_BPB, bpb=bpb, **sizes)
+        (folder / "train.log").write_text(log)
+        folders.append(folder)
+    return folders
+
+
+def test_three_runs_become_a_submission_that_the_checker_passes(runs: list[Path], run: Run) -> None:
+    Path("about.json").write_text(json.dumps({"author": "A", "name": "A try", "blurb": "int6."}))
+    found = fixed(run, "--new", *runs, "-o", "new", "--about", "about.json")
+    assert found["to_do"] == ["say in submission.json: github_id, date"]
+    assert {path.name for path in Path("new").iterdir()} == {
+        *("README.md", "submission.json", "train_gpt.py", "final_model.int6.ptz"),
+        *(f"train_seed{seed}.log" for seed in (1, 2, 3)),
+    }
+    new = contents(Path("new"))
+    assert new["train_gpt.py"] == RUN_CODE.encode()
+    assert new["final_model.int6.ptz"] == contents(runs[0])["final_model.int6.ptz"]
+    claims = json.loads(new["submission.json"])
+    largest = max((folder / "final_model.int6.ptz").stat().st_size for folder in runs)
+    assert claims["bytes_total"] == largest + len(RUN_CODE) and claims["name"] == "A try"
+    assert claims["val_bpb"] == pytest.approx((1.70 + 1.69 + 1.72) / 3, abs=1e-8)
+    assert all(claims["compliance"].values()) and len(claims["compliance"]) == 4
+    checked = run("check", "new", "--json")
+    assert checked.exit_code == 0
+    told = json.loads(checked.stdout)["findings"]
+    assert told == found["findings"]  # what was foretold of the folder is what is found in it
+    passed = {finding["rule"] for finding in told if finding["status"] == "pass"}
+    assert passed >= {
+        *("cap", "sums", "code-files", "json", "json-total", "json-parts", "json-seeds", "score"),
+        *("compliance", "readme", "artifact", "train-time", "eval-time", "seeds", "network"),
+    }
+    assert not any(finding["status"] == "fail" for finding in told)
+
+
+def test_code_is_packed_where_the_runs_fit_only_so(runs: list[Path], run: Run) -> None:
+    total = max(json.loads(run("fix", "--new", *runs, "--json").stdout)["totals"].values())
+    found = fixed(run, "--new", *runs, "--cap", total - 500, "-o", "new")
+    assert found["code_bytes"] < len(RUN_CODE) - 500
+    assert Path("new/train_gpt.py").stat().st_size == found["code_bytes"]
+    assert max(found["totals"].values()) == found["submission"]["bytes_total"] <= total - 500
+    checked = run("check", "new", "--cap", total - 500)
+    assert checked.exit_code == 0, checked.output
+
+
+def test_runs_that_are_no_submission(runs: list[Path], run: Run) -> None:
+    def refuse(word: str, *arguments: object, code: int = 1) -> None:
+        result = run("fix", "--new", *arguments, "-o", "new")
+        assert result.exit_code == code and word in result.output, result.output
+        assert not Path("new").exists()
+
+    refuse("a submission needs 3", *runs[:2])
+    refuse("every seed may be there once", runs[0], *runs[:2])
+    refuse("OVER by", *runs, "--cap", 1000)
+    refuse("--new goes with", *runs, "--lossless", code=2)
+    (runs[2] / "train_gpt.py").write_text(RUN_CODE + "# edited\n")
+    refuse("ran different code", *runs)
+    (runs[2] / "train.log").unlink()
+    refuse("one log with its seed", *runs)
+    result = run("fix", *runs)
+    assert result.exit_code == 2 and "go with --new" in result.output
 
 
 # --- The int6 model of PR #339, replayed on the reference checkpoint ----------------------------
