@@ -33,6 +33,7 @@ class Asked:
     code: tuple[str, ...]
     margin: int
     lossless: bool
+    no_recode: bool
     loader: str | None
     checkpoint: str | None
     template: str | None
@@ -65,6 +66,11 @@ class Asked:
 )
 @click.option("--lossless", is_flag=True, help="Change no weight: re-encode the same codes only.")
 @click.option(
+    "--no-recode",
+    is_flag=True,
+    help="Keep the artifact's own layout and codec, so that its code reads it: coarser codes only.",
+)
+@click.option(
     "--loader",
     type=click.Path(dir_okay=False),
     help="Write (and count) the loader, a Python file, too.",
@@ -85,6 +91,7 @@ def fix(
     new: bool,
     about: str | None,
     lossless: bool,
+    no_recode: bool,
     loader: str | None,
     checkpoint: str | None,
     data: tuple[str, ...],
@@ -123,7 +130,7 @@ def fix(
     )
     scoring.check()
     if new:
-        others = (code, margin, lossless, loader, checkpoint, data, config, template)
+        others = (code, margin, lossless, no_recode, loader, checkpoint, data, config, template)
         if any(others):
             raise click.UsageError("--new goes with -o, --cap, --about, --max-memory and --json")
         make_new(sources, output, cap or CONTEST_CAP, about, max_memory, as_json)
@@ -131,12 +138,18 @@ def fix(
     if len(sources) != 1 or about is not None:
         raise click.UsageError("name one artifact or folder; several, and --about, go with --new")
     (source,) = sources
+    if no_recode and (lossless or loader or checkpoint or Path(source).is_dir()):
+        raise click.UsageError(
+            "--no-recode is for one artifact file, whose own code reads the result; it goes "
+            "without --lossless, --loader and --checkpoint"
+        )
     asked = Asked(
         output=output,
         cap=cap or CONTEST_CAP,
         code=code,
         margin=margin,
         lossless=lossless,
+        no_recode=no_recode,
         loader=loader,
         checkpoint=checkpoint,
         template=template or checkpoint,

@@ -58,7 +58,10 @@ def fix_artifact(artifact: str, asked: Asked) -> None:
     say_notes([_spell_lossless(foreign, same)])
     offers: list[Offer] = []
     scores: Scores | None = None
-    if same.account.unused_bytes < asked.margin:
+    if asked.no_recode:
+        offers = [_in_own_layout(foreign, same, limits, asked)]
+        offers, scores = measured(offers, bench)
+    elif same.account.unused_bytes < asked.margin:
         if asked.lossless:
             raise CapError(
                 f"{foreign.source}: re-encoded without loss it takes {same.account}; nothing was "
@@ -72,6 +75,22 @@ def fix_artifact(artifact: str, asked: Asked) -> None:
     if bench is not None and scores is None:
         scores = bench.run({"re-encoded": data})
     _show(foreign, same, offers, scores, asked)
+
+
+def _in_own_layout(foreign: ForeignArtifact, same: Repacked, limits: Limits, asked: Asked) -> Offer:
+    """The artifact as its author writes it, with coarser codes."""
+    from pathlib import Path
+
+    from packer.account import Account
+    from packer.offers import Offer
+    from packer.own_layout import requantize
+    from packer.progress import shown
+
+    allowed = limits.cap_bytes - limits.code_bytes - limits.margin_bytes
+    with shown("looking for bytes") as progress:
+        made = requantize(Path(foreign.source), foreign, same, allowed, asked.max_memory, progress)
+    account = Account(limits.cap_bytes, limits.code_bytes, 0, 0, len(made.data))
+    return Offer("its own layout", made.data, account, made.damage, made.steps)
 
 
 def read_original(foreign: ForeignArtifact, checkpoint: str | None) -> Checkpoint | None:
@@ -154,7 +173,11 @@ def _show(
         name = offers[0].name if offers else "re-encoded"
         click.echo(spell_scores(scores, name, asked.checkpoint or "the artifact as submitted"))
     elif offers:
-        hint = "" if asked.checkpoint else "; --checkpoint CKPT, where there is one, loses less"
+        hint = (
+            ""
+            if asked.checkpoint or asked.no_recode
+            else "; --checkpoint CKPT, where there is one, loses less"
+        )
         click.echo(f"what it costs: the same command with --data TEXT --tokenizer MODEL{hint}")
 
 

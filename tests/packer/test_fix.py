@@ -184,6 +184,37 @@ def test_the_checkpoint_is_one_more_way_and_the_better_one(seeded: Path, run: Ru
     assert refused.exit_code == 1 and "tok_emb.weight has the shape" in refused.output
 
 
+def read_as_its_author_does(path: Path) -> Weights:
+    """Decompressed, loaded and multiplied as PR #162's script does, with nothing of ours."""
+    blob = zstandard.ZstdDecompressor().decompress(path.read_bytes(), max_output_size=1 << 30)
+    held = torch.load(io.BytesIO(blob), weights_only=True)
+    found = {}
+    for name, meaning in held["m"].items():
+        if isinstance(meaning, dict):
+            codes, scale = held["w"][f"{name}.q"], held["w"][f"{name}.scale"]
+            bits = int(meaning["type"].removeprefix("int"))
+            assert -(2 ** (bits - 1)) <= int(codes.min()) and int(codes.max()) < 2 ** (bits - 1)
+            found[name] = codes.float() * scale.float().view(codes.shape[0], 1)
+        else:
+            found[name] = held["w"][name].float()
+    return found
+
+
+def test_without_recoding_its_own_code_reads_the_result(seeded: Path, run: Run) -> None:
+    cap = seeded.stat().st_size * 9 // 10
+    found = fixed(run, seeded, "--cap", cap, "--no-recode", "-o", "new.ptz")
+    assert cap * 0.97 < Path("new.ptz").stat().st_size == found["total_bytes"] <= cap
+    decoded, expected = read_as_its_author_does(Path("new.ptz")), read_as_its_author_does(seeded)
+    changed = {name for name in expected if not torch.equal(decoded[name], expected[name])}
+    assert changed == {step["tensor"] for step in found["steps"]} != set()
+    ours = read_checkpoint("new.ptz").tensors
+    assert set(ours) == set(decoded)
+    assert all(torch.equal(ours[name], decoded[name]) for name in decoded)
+    assert run("fix", seeded, "--no-recode", "--lossless").exit_code == 2
+    refused = run("fix", seeded, "--cap", 5000, "--no-recode", "-o", "none.ptz")
+    assert refused.exit_code == 1 and "without --no-recode" in refused.output
+
+
 def test_options_that_go_with_others(seeded: Path, run: Run) -> None:
     for arguments, word in (
         (("--tokens", 5), "name it with --data"),
@@ -487,14 +518,19 @@ def test_what_lossless_cannot_save_costs_half_of_blanket_int5(
         *("--config", shared / "checkpoints/ref6x256.config.json"),
         *("--data", shared / "corpus/valid/sherlock.txt"),
         *("--tokenizer", shared / "tokenizers/fineweb_1024_bpe.model"),
-        *("--window", 256, "--tokens", 6144),
+        *("--window", 256, "--tokens", 3072),
     )
     found = fixed(run, replay / "int6.ptz", "--cap", cap, "-o", "new.pack", *options)
+    own_cap = int((replay / "int6.ptz").stat().st_size / 1.035)
+    kept = fixed(run, replay / "int6.ptz", "--cap", own_cap, "--no-recode", "-o", "new.ptz")
+    assert kept["unused_bytes"] >= 0
     assert not found["lossless"] and 0 <= found["unused_bytes"] < 1000
-    scored = run("eval", replay / "model.pt", replay / "int5.ptz", "new.pack", "--json", *options)
+    files = (replay / "model.pt", replay / "int5.ptz", "new.pack", "new.ptz")
+    scored = run("eval", *files, "--json", *options)
     assert scored.exit_code == 0, scored.output
-    _, int5, new = json.loads(scored.stdout)["scores"]
+    _, int5, new, own = json.loads(scored.stdout)["scores"]
     assert 0 < new["kl_bits_per_byte"] < int5["kl_bits_per_byte"] / 2
+    assert 0 < own["kl_bits_per_byte"] < int5["kl_bits_per_byte"] / 2
     # fix measured the same file on the same text, but from the artifact as it was.
     told = found["scores"]["coarser tensors"]
     assert told["bits_per_byte"] == pytest.approx(new["bits_per_byte"], abs=1e-9)
