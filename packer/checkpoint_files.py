@@ -77,18 +77,27 @@ def load(path: Path, max_memory: int | None = None) -> Content:
     if _is_safetensors(head):
         value, metadata = _load_safetensors(path)
         return Content(str(path), value, metadata, "none", size, size)
-    return _load_wrapped(path, size, max_memory)
+    return _load_wrapped(path, max_memory)
 
 
-def _load_wrapped(path: Path, size: int, max_memory: int | None) -> Content:
+def _load_wrapped(path: Path, max_memory: int | None) -> Content:
     """A file that is read whole: compressed, or of a container that only artifacts have."""
-    limit, source = output_limit(size, max_memory), str(path)
+    return content_of(path.read_bytes(), path, max_memory)
+
+
+def content_of(whole: bytes, path: Path, max_memory: int | None = None) -> Content:
+    """What the bytes of a compressed file hold. path: its name, for refusals.
+
+    Raises CheckpointError as `load` does.
+    """
+    size, source = len(whole), str(path)
+    limit = output_limit(size, max_memory)
     try:
-        inner = unwrap(path.read_bytes(), limit, source, is_container)
+        inner = unwrap(whole, limit, source, is_container)
     except UnknownBytesError:
         inner = None
     if inner is None or not is_container(inner.data[:64]):
-        head = (path.open("rb").read(8) if inner is None else inner.data[:8]).hex(" ")
+        head = (whole[:8] if inner is None else inner.data[:8]).hex(" ")
         raise CheckpointError(_unknown(path, head, inner.layers if inner else ()))
     data = inner.data
     value, metadata = _load_bytes(data, source, limit)

@@ -8,37 +8,47 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from packer.account import CodeFile, Limits
-from packer.checkpoint import read_checkpoint
-from packer.code_packing import SourceFile, pack_code, read_sources
+from packer.checkpoint import Checkpoint, read_checkpoint
+from packer.code_packing import SourceFile, pack_code
 from packer.errors import CapError, CheckpointError, SubmissionError
 from packer.foreign_tensors import ForeignArtifact
 from packer.measuring import Progress, ignore_progress
+from packer.offers import Offer, offers_under
 from packer.repack import Repacked, assembled, repack
-from packer.repairs import Repair, repair
 from packer.ship import loader_source
+from packer.submission import ENTRY_NAMES, Submission, read_submission
+from packer.submission_account import accounts
+from packer.submission_artifacts import ArtifactFile
 
-ENTRY_NAMES = ("train_gpt.py", "train_gpt_mlx.py", "train.py")
-NO_ARTIFACTS = (".py", ".md", ".json", ".log", ".txt", ".out", ".csv", ".sh", ".toml", ".yaml")
 CLAIMS = "submission.json"
 EDIT_BYTES = 512  # left free for the edit that makes the code use the loader
 TOTAL_KEYS = ("bytes_total", "total_bytes")
 CODE_KEYS = ("bytes_code", "code_bytes")
 EITHER_KEYS = ("artifact_bytes", "artifact_size_bytes", "artifact_bytes_max", "artifact_bytes_mean")
+Judge = Callable[[list[Offer]], list[Offer]]
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What counts in a submission folder. code: the entry first. claims: None without a file."""
+    """What counts in a submission folder.
+
+    artifact: inside the folder, None where only logs speak of it; foreign: None for that, and for
+    an artifact of ours. artifact_bytes: its size, or the largest that a log names. others: runs
+    whose artifacts are not here -> their model bytes. code: the entry first. claims: None without
+    a file.
+    """
 
     root: Path
-    artifact: Path
-    foreign: ForeignArtifact
+    artifact: str | None
+    foreign: ForeignArtifact | None
+    artifact_bytes: int
+    others: Mapping[str, int]
     code: tuple[SourceFile, ...]
     claims: Mapping[str, Any] | None
 
@@ -46,13 +56,19 @@ class Folder:
     def code_bytes(self) -> int:
         return sum(file.size_bytes for file in self.code)
 
+    @property
+    def largest_model(self) -> int:
+        """Bytes of the largest run's model: that run is held against the cap."""
+        return max(self.artifact_bytes, *self.others.values(), 0)
+
 
 @dataclass(frozen=True)
 class FixedFolder:
     """files: name -> new content; all other files are copied as they are. dropped: not copied.
 
     what: the repair in words. code_bytes, artifact_bytes: as counted. to_do: what is left to the
-    author. corrected: claim -> (old value, new value). made: the lossy repair, if one was needed.
+    author. corrected: claim -> (old value, new value). offers: the lossy ways, if one was needed,
+    the one taken first. artifact: the new one's name, None where it is as it was.
     """
 
     files: Mapping[str, bytes]
@@ -63,7 +79,8 @@ class FixedFolder:
     cap_bytes: int
     to_do: tuple[str, ...]
     corrected: Mapping[str, tuple[Any, Any]]
-    made: Repair | None = None
+    offers: tuple[Offer, ...] = ()
+    artifact: str | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -79,36 +96,56 @@ def read_folder(
     """The artifact, told by its content, the code that counts, and the claims.
 
     code: the files that count, the entry first; without them train_gpt.py, or the only Python
-    file. Raises SubmissionError: no artifact or several, no code. CheckpointError: a damaged one.
+    file. Raises SubmissionError: several artifacts, none that a log names, no code.
+    CheckpointError: a damaged artifact.
     """
-    files = sorted(path for path in root.iterdir() if path.is_file() and path.name[0] != ".")
-    likely = [path for path in files if path.suffix.lower() not in NO_ARTIFACTS]
-    read = [(path, _artifact(path, template, max_memory)) for path in likely]
-    found = [(path, foreign) for path, foreign in read if foreign is not None]
-    if len(found) != 1:
+    submission = read_submission(root, code=code, max_memory=max_memory)
+    if not submission.code:
         raise SubmissionError(
-            f"{root}: holds {len(found)} artifacts ({', '.join(path.name for path in likely)} were "
-            "looked at); name the one to fix instead of the folder, or leave one there"
+            f"{root}: {len(submission.beside)} Python files and none is {ENTRY_NAMES[0]}; name "
+            "those that count with --code, the one that is run first"
         )
-    python = [path for path in files if path.suffix == ".py"]
-    entry = next((path for name in ENTRY_NAMES for path in python if path.name == name), None)
-    named = [Path(path) for path in code] or ([entry] if entry else python)
-    if not named or (not code and entry is None and len(python) > 1):
+    artifact = _only_artifact(submission)
+    runs = [run for run in accounts(submission) if run.superseded is None]
+    others = {
+        run.name: run.model_bytes
+        for run in runs
+        if run.model_bytes is not None and run.artifact is None
+    }
+    if artifact is None and not others:
         raise SubmissionError(
-            f"{root}: {len(python)} Python files and none is {ENTRY_NAMES[0]}; name those that "
-            "count with --code, the one that is run first"
+            f"{root}: holds no artifact, and no log tells the size of one; put the artifact there"
         )
-    return Folder(root, *found[0], read_sources(named), _claims(root / CLAIMS))
+    foreign = None
+    if artifact is not None and artifact.codec != "bytecap":
+        path = root / artifact.name
+        foreign = read_checkpoint(path, template=template, max_memory=max_memory).foreign
+    return Folder(
+        root,
+        artifact.name if artifact else None,
+        foreign,
+        artifact.size_bytes if artifact else max(others.values()),
+        others,
+        submission.code,
+        _claims(root / CLAIMS),
+    )
 
 
-def _artifact(path: Path, template: str | None, max_memory: int | None) -> ForeignArtifact | None:
-    """The artifact in a file; a file of another kind is none, unless it is called one."""
-    try:
-        return read_checkpoint(path, template=template, max_memory=max_memory).foreign
-    except CheckpointError:
-        if path.suffix.lower() == ".ptz":
-            raise
-        return None
+def _only_artifact(submission: Submission) -> ArtifactFile | None:
+    """Raises SubmissionError: several, which are fixed one by one. CheckpointError: damaged."""
+    for one in submission.artifacts:
+        if one.problem is not None:
+            raise CheckpointError(one.problem)
+    found = [one for one in submission.artifacts if one.layout != "plain weights"]
+    if len(found) > 1:
+        root = Path(submission.folder)
+        sizes = ", ".join(f"{one.name} {one.size_bytes:,}" for one in found)
+        raise SubmissionError(
+            f"{root}: holds {len(found)} artifacts ({sizes}); fix them one by one, such as packer "
+            f"fix {root / found[0].name} --code {root / submission.code[0].path}, or leave the one "
+            "that is submitted"
+        )
+    return found[0] if found else None
 
 
 def _claims(path: Path) -> Mapping[str, Any] | None:
@@ -129,29 +166,45 @@ def fix_folder(
     margin_bytes: int = 0,
     *,
     lossless: bool = False,
+    original: Checkpoint | None = None,
+    judge: Judge = list,
     progress: Progress = ignore_progress,
 ) -> FixedFolder:
     """The least that brings a folder under the cap.
 
+    original: the checkpoint, one more way. judge: ranks the lossy ways, the best first.
     Raises CapError: nothing does; with `lossless`, nothing that leaves the weights alone does.
     """
-    foreign, allowed = folder.foreign, cap_bytes - margin_bytes
-    raw = folder.code_bytes
-    if raw + foreign.file_bytes <= allowed:
-        return _fixed(folder, cap_bytes, "it fits as it is", {}, raw, foreign.file_bytes)
+    model, allowed = folder.largest_model, cap_bytes - margin_bytes
+    if folder.code_bytes + model <= allowed:
+        return _fixed(folder, cap_bytes, "it fits as it is", {}, folder.code_bytes, model)
     packed = pack_code(folder.code)
-    if packed.packed_bytes + foreign.file_bytes <= allowed:
+    if packed.packed_bytes + model <= allowed:
         return _fixed(
             folder,
             cap_bytes,
             f"code packed, {packed.saved_bytes:,} bytes fewer; the artifact is untouched",
-            {Path(folder.code[0].path).name: packed.text.encode()},
+            {_inside(folder, 0): packed.text.encode()},
             packed.packed_bytes,
-            foreign.file_bytes,
-            dropped=tuple(Path(file.path).name for file in folder.code[1:]),
+            model,
+            dropped=tuple(_inside(folder, at) for at in range(1, len(folder.code))),
         )
-    same = repack(foreign, progress=progress)
-    return _re_encoded(folder, same, cap_bytes, allowed, lossless, progress)
+    if folder.foreign is None:
+        over = packed.packed_bytes + model - allowed
+        why = "it is not here" if folder.artifact is None else f"{folder.artifact} is one of ours"
+        raise CapError(
+            f"{folder.root}: even with packed code it is {over:,} bytes over, so the artifact has "
+            f"to change, and {why}; nothing was written. Put another author's artifact there, or "
+            "pack the checkpoint anew: packer pack CKPT --cap N"
+        )
+    same = repack(folder.foreign, progress=progress)
+    return _re_encoded(folder, same, cap_bytes, allowed, lossless, original, judge, progress)
+
+
+def _inside(folder: Folder, number: int) -> str:
+    """A code file's path inside the folder."""
+    path = Path(folder.code[number].path)
+    return path.name if path.is_absolute() else path.as_posix()
 
 
 def _re_encoded(
@@ -160,17 +213,20 @@ def _re_encoded(
     cap_bytes: int,
     allowed: int,
     lossless: bool,
+    original: Checkpoint | None,
+    judge: Judge,
     progress: Progress,
 ) -> FixedFolder:
     """The folder with its artifact in our coder and, where that is not enough, packed code too."""
+    assert folder.foreign is not None and folder.artifact is not None
     text = loader_source()
     loader = SourceFile("loader.py", "loader", text, len(text.encode()))
     beside = folder.code_bytes + loader.size_bytes
     inside = pack_code((*folder.code, loader)).packed_bytes + EDIT_BYTES
     packs = beside + len(same.data) > allowed and inside < beside
     code_bytes = inside if packs else beside
-    made = None
-    what = f"the same codes re-encoded, {folder.foreign.file_bytes - len(same.data):,} bytes fewer"
+    offers: list[Offer] = []
+    what = f"the same codes re-encoded, {folder.artifact_bytes - len(same.data):,} bytes fewer"
     if code_bytes + len(same.data) > allowed:
         if lossless:
             over = code_bytes + len(same.data) - allowed
@@ -180,27 +236,28 @@ def _re_encoded(
                 "--lossless, tensors would be stored more coarsely"
             )
         limits = Limits(cap_bytes, (CodeFile("code", code_bytes),), 0, cap_bytes - allowed)
-        stored = {name: tensor.stored for name, tensor in folder.foreign.tensors.items()}
-        made = repair(same, stored, limits, progress)
-        what += f", and {len(made.steps)} tensors stored more coarsely"
+        offers = judge(offers_under(limits, folder.foreign, same, original, progress=progress))
+        steps = len(offers[0].steps)
+        more = f"and {steps} tensors stored more coarsely"
+        what = f"{what}, {more}" if steps else "the checkpoint planned anew"
     data, _ = (
-        assembled(same.header, same.encoded, cap_bytes, code_bytes)
-        if made is None
-        else (made.data, None)
+        (offers[0].data, None)
+        if offers
+        else assembled(same.header, same.encoded, cap_bytes, code_bytes)
     )
-    name = f"{folder.artifact.stem}.pack"
-    to_do = _to_do(folder, name, packs, made is not None)
+    name = Path(folder.artifact).with_suffix(".pack").as_posix()
+    beside_entry = Path(_inside(folder, 0)).with_name(loader.path).as_posix()
     fixed = _fixed(
         folder,
         cap_bytes,
         what + ("; code packed with its loader" if packs else ""),
-        {name: data, loader.path: text.encode()},
+        {name: data, beside_entry: text.encode()},
         code_bytes,
         len(data),
-        dropped=(folder.artifact.name,),
-        to_do=to_do,
+        dropped=(folder.artifact,),
+        to_do=_to_do(folder, name, packs, bool(offers)),
     )
-    return replace(fixed, made=made)
+    return replace(fixed, offers=tuple(offers), artifact=name)
 
 
 def _to_do(folder: Folder, name: str, packs: bool, lossy: bool) -> tuple[str, ...]:
@@ -219,6 +276,13 @@ def _to_do(folder: Folder, name: str, packs: bool, lossy: bool) -> tuple[str, ..
         )
     if lossy:
         told.append("the weights changed: measure val_bpb and val_loss again (packer eval)")
+    if folder.others:
+        told.append(
+            f"the totals are of this artifact; fix those of {', '.join(folder.others)} alike, and "
+            "claim the largest"
+        )
+    if "seed_results" in (folder.claims or {}):
+        told.append("seed_results in submission.json are as they were: correct their sizes")
     return tuple(told)
 
 
@@ -253,7 +317,7 @@ def _fixed(
     changed: Mapping[str, tuple[Any, Any]] = {}
     if folder.claims is not None:
         claims, changed = corrected_claims(
-            folder.claims, folder.foreign.file_bytes, code_bytes, artifact_bytes, cap_bytes
+            folder.claims, folder.artifact_bytes, code_bytes, artifact_bytes, cap_bytes
         )
         contents[CLAIMS] = (json.dumps(claims, indent=2, ensure_ascii=False) + "\n").encode()
     return FixedFolder(

@@ -14,7 +14,7 @@ import torch
 
 from packer.account import Account, Limits
 from packer.artifact import encode_tensor, header_bytes
-from packer.budget.plan import Candidate
+from packer.budget.plan import Candidate, Plan
 from packer.measuring import (
     ROLE_WEIGHT,
     Progress,
@@ -78,23 +78,35 @@ def repair(
     stored: how the artifact says each tensor is stored, for people.
     Raises CapError: not even the smallest forms fit; says how small they are.
     """
-    roles = roles_of({name: one.shape for name, one in lossless.tensors.items()}, lossless.ties)
-    candidates: list[Candidate] = []
+    candidates = candidates_of(lossless, progress)
+    plan = solve(candidates, header_bytes(lossless.header), limits)
+    encoded = dict(lossless.encoded)
     with one_torch_thread():
-        for done, (name, one) in enumerate(sorted(lossless.tensors.items())):
-            progress(name, done, len(lossless.tensors))
-            size = lossless.encoded[name].size_bytes
-            candidates.append(Candidate(name, AS_IS, size, 0.0))
-            candidates += coarser(name, one, size, ROLE_WEIGHT[roles[name].role])
-        progress("planned", len(lossless.tensors), len(lossless.tensors))
-        plan = solve(candidates, header_bytes(lossless.header), limits)
-        encoded = dict(lossless.encoded)
         for chosen in plan.chosen:
             if chosen.choice != AS_IS:
                 encoded[chosen.tensor] = encode_tensor(
                     changed(lossless.tensors[chosen.tensor], chosen.choice)
                 )
     data, account = assembled(lossless.header, encoded, limits.cap_bytes, limits.code_bytes)
+    return Repair(data, account, steps_of(plan, lossless, stored), plan.damage, plan.gap)
+
+
+def candidates_of(lossless: Repacked, progress: Progress = ignore_progress) -> list[Candidate]:
+    """Every tensor as it is, and in every coarser form."""
+    roles = roles_of({name: one.shape for name, one in lossless.tensors.items()}, lossless.ties)
+    found: list[Candidate] = []
+    with one_torch_thread():
+        for done, (name, one) in enumerate(sorted(lossless.tensors.items())):
+            progress(name, done, len(lossless.tensors))
+            size = lossless.encoded[name].size_bytes
+            found.append(Candidate(name, AS_IS, size, 0.0))
+            found += coarser(name, one, size, ROLE_WEIGHT[roles[name].role])
+    progress("measured", len(lossless.tensors), len(lossless.tensors))
+    return found
+
+
+def steps_of(plan: Plan, lossless: Repacked, stored: Mapping[str, str]) -> tuple[Step, ...]:
+    """What a plan changes, the cheapest byte first."""
     steps = [
         Step(
             chosen.tensor,
@@ -106,8 +118,7 @@ def repair(
         for chosen in plan.chosen
         if chosen.choice != AS_IS
     ]
-    ranked = tuple(sorted(steps, key=lambda step: (step.damage_per_byte, step.tensor)))
-    return Repair(data, account, ranked, plan.damage, plan.gap)
+    return tuple(sorted(steps, key=lambda step: (step.damage_per_byte, step.tensor)))
 
 
 def coarser(

@@ -148,7 +148,7 @@ def evaluate(
     refuse_overwriting([*sources, *data, tokenizer, bytes_table, config, model_config], plot)
     _check_picture(plot)
     place = choose_device(device)
-    with _refusals(), joined(place) as (rank, world_size):
+    with refusals(), joined(place) as (rank, world_size):
         say = say_notes if rank == 0 else ignore
         opened = evaluation.open_data(
             data,
@@ -170,7 +170,7 @@ def evaluate(
                 model_config=model_config,
                 say=say,
             )
-            setting = _setting(subjects[chosen], window, stride, tokens, batch, rank, world_size)
+            setting = setting_of(subjects[chosen], window, stride, tokens, batch, rank, world_size)
             evaluation.check_models(subjects, opened, setting)  # before a sample trips over it
             continuations = _continue(subjects, opened, sample, setting.window)
             found = _run(subjects, opened, setting, chosen, say)
@@ -217,7 +217,7 @@ def _check_picture(plot: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _refusals() -> Iterator[None]:
+def refusals() -> Iterator[None]:
     """What eval and train refuse, as refusals of the command."""
     from packer.eval.errors import EvalError
     from packer.train.config import ConfigError
@@ -228,7 +228,7 @@ def _refusals() -> Iterator[None]:
         raise PackerError(str(error)) from None
 
 
-def _setting(
+def setting_of(
     subject: Subject,
     window: int | None,
     stride: int | None,

@@ -2,60 +2,87 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from packer.commands.fix_artifact import (
+    measured,
+    offers_json,
+    read_original,
+    scores_json,
+    show_offers,
+)
+from packer.commands.fix_scores import spell_scores
 from packer.commands.options import print_json, say_notes
 from packer.errors import OutputError
 
 if TYPE_CHECKING:
+    from packer.commands.fix import Asked
+    from packer.commands.fix_artifact import Scores
     from packer.folder_fix import FixedFolder, Folder
-    from packer.repairs import Repair
+    from packer.offers import Offer
 
 
-def fix_submission(
-    source: str,
-    output: str | None,
-    cap: int,
-    code: Sequence[str],
-    margin: int,
-    lossless: bool,
-    template: str | None,
-    max_memory: int | None,
-    as_json: bool,
-) -> None:
-    """Reads, repairs, writes and says so. Raises PackerError."""
-    from packer.account import spell_rest
+def fix_submission(source: str, asked: Asked) -> None:
+    """Reads, repairs, measures, writes and says so. Raises PackerError."""
     from packer.folder_fix import fix_folder, read_folder
     from packer.progress import shown
 
-    if output is not None:
-        _refuse_output(source, output)
-    folder = read_folder(Path(source), code, template, max_memory)
-    say_notes(folder.foreign.notes)
-    total = folder.code_bytes + folder.foreign.file_bytes
-    claimed = (folder.claims or {}).get("bytes_total")
-    say_notes(
-        [
-            f"code {folder.code_bytes:,} + artifact {folder.foreign.file_bytes:,} = {total:,}"
-            f"{spell_rest(cap, cap - total)}"
-            + ("" if claimed in (None, total) else f"; submission.json claims {claimed}")
-        ]
-    )
+    if asked.loader is not None:
+        raise click.UsageError("a folder gets its loader by itself; --loader is for artifacts")
+    if asked.output is not None:
+        refuse_output(source, asked.output)
+    folder = read_folder(Path(source), asked.code, asked.template, asked.max_memory)
+    say_notes([*(folder.foreign.notes if folder.foreign else ()), _spell_start(folder, asked.cap)])
+    original = read_original(folder.foreign, asked.checkpoint) if folder.foreign else None
+    bench = asked.bench(str(folder.root / folder.artifact)) if folder.artifact else None
+    if bench is not None:
+        bench.check()
+    scores: Scores | None = None
+
+    def judge(offers: list[Offer]) -> list[Offer]:
+        nonlocal scores
+        best, scores = measured(offers, bench)
+        return best
+
     with shown("fixing") as progress:
-        fixed = fix_folder(folder, cap, margin, lossless=lossless, progress=progress)
-    if output is not None:
-        write_folder(folder, fixed, output)
-    _show(folder, fixed, output, as_json)
+        fixed = fix_folder(
+            folder,
+            asked.cap,
+            asked.margin,
+            lossless=asked.lossless,
+            original=original,
+            judge=judge,
+            progress=progress,
+        )
+    if asked.output is not None:
+        write_folder(folder, fixed, asked.output)
+    if asked.as_json:
+        print_json(_json(folder, fixed, scores, asked.output))
+    else:
+        _show(fixed, scores, asked)
 
 
-def _refuse_output(source: str, output: str) -> None:
+def _spell_start(folder: Folder, cap: int) -> str:
+    from packer.account import spell_rest
+
+    total = folder.code_bytes + folder.largest_model
+    claimed = (folder.claims or {}).get("bytes_total")
+    return (
+        f"code {folder.code_bytes:,} + artifact {folder.largest_model:,} = {total:,}"
+        f"{spell_rest(cap, cap - total)}"
+        + ("" if claimed in (None, total) else f"; submission.json claims {claimed}")
+    )
+
+
+def refuse_output(source: str, output: str) -> None:
     """Raises UsageError: inside the source, or something is there."""
     target, old = Path(output).resolve(), Path(source).resolve()
     if target == old or old in target.parents or target in old.parents:
@@ -66,14 +93,28 @@ def _refuse_output(source: str, output: str) -> None:
 
 def write_folder(folder: Folder, fixed: FixedFolder, output: str) -> None:
     """The new folder, whole or not at all. Raises OutputError."""
+    dropped = {(folder.root / name).resolve() for name in fixed.dropped}
+
+    def left_out(where: str, names: list[str]) -> list[str]:
+        return [name for name in names if (Path(where) / name).resolve() in dropped]
+
+    with making_folder(output) as inside:
+        shutil.copytree(folder.root, inside, ignore=left_out)
+        for name, content in fixed.files.items():
+            (inside / name).write_bytes(content)
+
+
+@contextlib.contextmanager
+def making_folder(output: str) -> Iterator[Path]:
+    """A path to make a folder at, which then takes the place of `output`, or is removed.
+
+    Raises OutputError: it could not be written.
+    """
     target = Path(output).resolve()
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name[:32]}.") as made:
             inside = Path(made) / "folder"
-            left_out = shutil.ignore_patterns(*fixed.dropped) if fixed.dropped else None
-            shutil.copytree(folder.root, inside, ignore=left_out)
-            for name, content in fixed.files.items():
-                (inside / name).write_bytes(content)
+            yield inside
             if target.exists():
                 target.rmdir()
             inside.rename(target)
@@ -82,63 +123,43 @@ def write_folder(folder: Folder, fixed: FixedFolder, output: str) -> None:
         raise OutputError(f"{output}: {reason}; nothing was written. Name another folder") from None
 
 
-def _show(folder: Folder, fixed: FixedFolder, output: str | None, as_json: bool) -> None:
-    if as_json:
-        print_json(_json(folder, fixed, output))
-        return
+def _show(fixed: FixedFolder, scores: Scores | None, asked: Asked) -> None:
     from packer.account import spell_rest
 
-    if fixed.made is not None:
-        show_steps(fixed.made)
+    show_offers(fixed.offers)
     for key, (old, new) in fixed.corrected.items():
         click.echo(f"submission.json: {key} {old} -> {new}")
     for number, line in enumerate(fixed.to_do, 1):
         click.echo(f"to do {number}: {line}")
-    where = f"{output}{os.sep}" if output else "not written (no -o)"
+    if scores is not None:
+        reference = asked.checkpoint or "the artifact as submitted"
+        click.echo(spell_scores(scores, fixed.offers[0].name, reference))
+    where = f"{asked.output}{os.sep}" if asked.output else "not written (no -o)"
     click.echo(
         f"{where}: {fixed.what}: code {fixed.code_bytes:,} + artifact {fixed.artifact_bytes:,} = "
         f"{fixed.total_bytes:,}{spell_rest(fixed.cap_bytes, fixed.cap_bytes - fixed.total_bytes)}"
     )
 
 
-def _json(folder: Folder, fixed: FixedFolder, output: str | None) -> dict[str, Any]:
+def _json(
+    folder: Folder, fixed: FixedFolder, scores: Scores | None, output: str | None
+) -> dict[str, Any]:
     return {
         "source": str(folder.root),
-        "artifact": folder.artifact.name,
+        "artifact": folder.artifact,
         "output": output,
         "was_code_bytes": folder.code_bytes,
-        "was_artifact_bytes": folder.foreign.file_bytes,
+        "was_artifact_bytes": folder.artifact_bytes,
         "what": fixed.what,
         "code_bytes": fixed.code_bytes,
         "artifact_bytes": fixed.artifact_bytes,
         "total_bytes": fixed.total_bytes,
         "cap_bytes": fixed.cap_bytes,
         "unused_bytes": fixed.cap_bytes - fixed.total_bytes,
-        "lossless": fixed.made is None,
-        "steps": [] if fixed.made is None else [vars(step) for step in fixed.made.steps],
+        "lossless": not fixed.offers,
+        "offers": offers_json(fixed.offers),
+        "steps": [vars(step) for step in fixed.offers[0].steps] if fixed.offers else [],
+        "scores": scores_json(scores),
         "corrected": {key: list(pair) for key, pair in fixed.corrected.items()},
         "to_do": list(fixed.to_do),
     }
-
-
-def show_steps(made: Repair) -> None:
-    from packer import tables
-
-    saved, damage, rows = 0, 0.0, []
-    for step in made.steps:
-        saved += step.saved_bytes
-        damage += step.damage
-        rows.append(
-            (
-                step.tensor,
-                step.before,
-                step.after,
-                f"{step.saved_bytes:,}",
-                f"{step.damage:.3g}",
-                f"{saved:,}",
-                f"{damage:.3g}",
-            )
-        )
-    columns = ("tensor", "was", "becomes", ">bytes saved", ">weight error", ">saved so far")
-    tables.console().print(tables.table((*columns, ">error so far"), rows))
-    click.echo()

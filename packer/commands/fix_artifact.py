@@ -1,0 +1,283 @@
+"""`packer fix` on one artifact: re-encoded, repaired or planned anew, whichever loses least."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from packer.commands.fix_scores import Bench, spell_scores
+from packer.commands.options import print_json, read_config, refuse_overwriting, say_notes
+from packer.errors import CapError, CheckpointError
+
+if TYPE_CHECKING:
+    from packer.account import Limits
+    from packer.checkpoint import Checkpoint
+    from packer.commands.fix import Asked
+    from packer.evaluation import Evaluated
+    from packer.foreign_tensors import ForeignArtifact
+    from packer.offers import Offer
+    from packer.repack import Repacked
+    from packer.repairs import Step
+
+Scores = Mapping[str, "Evaluated"]
+
+
+def fix_artifact(artifact: str, asked: Asked) -> None:
+    """Reads, repairs, measures, writes and says so. Raises PackerError."""
+    from packer.checkpoint import read_checkpoint
+    from packer.offers import offers_under
+    from packer.progress import shown
+    from packer.repack import repack
+
+    inputs = [artifact, asked.scoring.config, asked.template, asked.checkpoint, *asked.code]
+    for written in (asked.output, asked.loader):
+        refuse_overwriting(inputs, written)
+    limits = _limits(asked)
+    loaded = read_checkpoint(artifact, template=asked.template, max_memory=asked.max_memory)
+    foreign = loaded.foreign
+    if foreign is None:
+        raise CheckpointError(f"{artifact}: is a checkpoint, not an artifact; use packer pack")
+    say_notes(loaded.notes)
+    original = read_original(foreign, asked.checkpoint)
+    bench = asked.bench(artifact)
+    if bench is not None:
+        bench.check()
+    say_notes([_spell_start(foreign, limits)])
+    metadata = read_config(asked.scoring.config)
+    with shown("re-encoding") as progress:
+        same = repack(
+            foreign,
+            cap_bytes=limits.cap_bytes,
+            code_bytes=limits.code_bytes,
+            metadata=metadata,
+            progress=progress,
+        )
+    say_notes([_spell_lossless(foreign, same)])
+    offers: list[Offer] = []
+    scores: Scores | None = None
+    if asked.no_recode:
+        offers = [_in_own_layout(foreign, same, limits, asked)]
+        offers, scores = measured(offers, bench)
+    elif same.account.unused_bytes < asked.margin:
+        if asked.lossless:
+            raise CapError(
+                f"{foreign.source}: re-encoded without loss it takes {same.account}; nothing was "
+                "written. Without --lossless, tensors would be stored more coarsely."
+            )
+        with shown("looking for bytes") as progress:
+            offers = offers_under(limits, foreign, same, original, metadata, progress)
+        offers, scores = measured(offers, bench)
+    data = offers[0].data if offers else same.data
+    _write(asked.output, asked.loader, data)
+    if bench is not None and scores is None:
+        scores = bench.run({"re-encoded": data})
+    _show(foreign, same, offers, scores, asked)
+
+
+def _in_own_layout(foreign: ForeignArtifact, same: Repacked, limits: Limits, asked: Asked) -> Offer:
+    """The artifact as its author writes it, with coarser codes."""
+    from pathlib import Path
+
+    from packer.account import Account
+    from packer.offers import Offer
+    from packer.own_layout import requantize
+    from packer.progress import shown
+
+    allowed = limits.cap_bytes - limits.code_bytes - limits.margin_bytes
+    with shown("looking for bytes") as progress:
+        made = requantize(Path(foreign.source), foreign, same, allowed, asked.max_memory, progress)
+    account = Account(limits.cap_bytes, limits.code_bytes, 0, 0, len(made.data))
+    return Offer("its own layout", made.data, account, made.damage, made.steps)
+
+
+def read_original(foreign: ForeignArtifact, checkpoint: str | None) -> Checkpoint | None:
+    """The weights that the artifact was made from. Raises CheckpointError: they are of another."""
+    from packer.checkpoint import read_checkpoint
+    from packer.offers import original_of
+
+    return None if checkpoint is None else original_of(foreign, read_checkpoint(checkpoint))
+
+
+def measured(offers: Sequence[Offer], bench: Bench | None) -> tuple[list[Offer], Scores | None]:
+    """(the offers by measured KL, what was measured), or as they are where nothing measures."""
+    from dataclasses import replace
+
+    from packer.offers import ranked
+
+    if bench is None:
+        return list(offers), None
+    scores = bench.run({offer.name: offer.data for offer in offers})
+    known = []
+    for offer in offers:
+        divergence = scores[offer.name].divergence
+        known.append(replace(offer, kl=None if divergence is None else divergence.kl_bits_per_byte))
+    return ranked(known), scores
+
+
+def _limits(asked: Asked) -> Limits:
+    from packer.account import Limits, count_code
+    from packer.ship import loader_source
+
+    loader = len(loader_source().encode()) if asked.loader is not None else 0
+    return Limits(asked.cap, count_code(asked.code), loader, asked.margin)
+
+
+def _write(output: str | None, loader: str | None, data: bytes) -> None:
+    from packer.files import replacing
+    from packer.ship import loader_source
+
+    contents = {output: data, loader: loader_source().encode()}
+    with contextlib.ExitStack() as all_or_none:
+        for path, content in contents.items():
+            if path is not None:
+                all_or_none.enter_context(replacing(path)).write_bytes(content)
+
+
+def _spell_start(foreign: ForeignArtifact, limits: Limits) -> str:
+    from packer.account import spell_rest
+
+    total = limits.code_bytes + foreign.file_bytes
+    return (
+        f"code {limits.code_bytes:,} + artifact {foreign.file_bytes:,} = {total:,}"
+        f"{spell_rest(limits.cap_bytes, limits.cap_bytes - total)}"
+    )
+
+
+def _spell_lossless(foreign: ForeignArtifact, same: Repacked) -> str:
+    saved = foreign.file_bytes - len(same.data)
+    fewer = f"{saved:,} fewer" if saved >= 0 else f"{-saved:,} more"
+    return (
+        f"the same codes re-encoded: {len(same.data):,} bytes, {fewer} "
+        f"({100 * abs(saved) / foreign.file_bytes:.2f} %); all {len(foreign.tensors)} tensors "
+        "decode bit-identical"
+    )
+
+
+def _show(
+    foreign: ForeignArtifact,
+    same: Repacked,
+    offers: Sequence[Offer],
+    scores: Scores | None,
+    asked: Asked,
+) -> None:
+    if asked.as_json:
+        print_json(_json(foreign, same, offers, scores, asked))
+        return
+    show_offers(offers)
+    account = offers[0].account if offers else same.account
+    click.echo(f"{asked.output or 'not written (no -o)'}: {account}")
+    if scores is not None:
+        name = offers[0].name if offers else "re-encoded"
+        click.echo(spell_scores(scores, name, asked.checkpoint or "the artifact as submitted"))
+    elif offers:
+        hint = (
+            ""
+            if asked.checkpoint or asked.no_recode
+            else "; --checkpoint CKPT, where there is one, loses less"
+        )
+        click.echo(f"what it costs: the same command with --data TEXT --tokenizer MODEL{hint}")
+
+
+def show_offers(offers: Sequence[Offer]) -> None:
+    """The ways that fit, the one taken first, and its steps."""
+    from packer import tables
+
+    if len(offers) > 1:
+        rows = [
+            (offer.name, f"{offer.account.total_bytes:,}", f"{offer.damage:.4g}", _kl(offer))
+            for offer in offers
+        ]
+        columns = ("way, the one taken first", ">total bytes", ">weight error", ">KL, bits/byte")
+        tables.console().print(tables.table(columns, rows))
+        click.echo()
+    if offers and offers[0].steps:
+        show_steps(offers[0].steps)
+
+
+def _kl(offer: Offer) -> str:
+    return "" if offer.kl is None else f"{offer.kl:.6f}"
+
+
+def show_steps(steps: Sequence[Step]) -> None:
+    """What each tensor's repair saves and costs, the cheapest byte first."""
+    from packer import tables
+
+    saved, damage, rows = 0, 0.0, []
+    for step in steps:
+        saved += step.saved_bytes
+        damage += step.damage
+        rows.append(
+            (
+                step.tensor,
+                step.before,
+                step.after,
+                f"{step.saved_bytes:,}",
+                f"{step.damage:.3g}",
+                f"{saved:,}",
+                f"{damage:.3g}",
+            )
+        )
+    columns = ("tensor", "was", "becomes", ">bytes saved", ">weight error", ">saved so far")
+    tables.console().print(tables.table((*columns, ">error so far"), rows))
+    click.echo()
+
+
+def offers_json(offers: Sequence[Offer]) -> list[dict[str, Any]]:
+    """Every way that fits, the one taken first."""
+    return [
+        {
+            "name": offer.name,
+            "total_bytes": offer.account.total_bytes,
+            "damage": offer.damage,
+            "kl_bits_per_byte": offer.kl,
+        }
+        for offer in offers
+    ]
+
+
+def scores_json(scores: Scores | None) -> dict[str, Any] | None:
+    return None if scores is None else {name: one.to_json() for name, one in scores.items()}
+
+
+def _json(
+    foreign: ForeignArtifact,
+    same: Repacked,
+    offers: Sequence[Offer],
+    scores: Scores | None,
+    asked: Asked,
+) -> dict[str, Any]:
+    account = offers[0].account if offers else same.account
+    return {
+        "source": foreign.source,
+        "layout": foreign.layout,
+        "codec": foreign.codec,
+        "output": asked.output,
+        "file_bytes": foreign.file_bytes,
+        "lossless_bytes": len(same.data),
+        "artifact_bytes": account.artifact_bytes,
+        "saved_bytes": foreign.file_bytes - account.artifact_bytes,
+        "code_bytes": account.code_bytes,
+        "total_bytes": account.total_bytes,
+        "cap_bytes": account.cap_bytes,
+        "unused_bytes": account.unused_bytes,
+        "lossless": not offers,
+        "damage": offers[0].damage if offers else 0.0,
+        "offers": offers_json(offers),
+        "steps": [vars(step) for step in offers[0].steps] if offers else [],
+        "scores": scores_json(scores),
+        "ties": dict(same.ties),
+        "tensors": [
+            {
+                "name": name,
+                "stored": foreign.tensors[name].stored,
+                "format": str(foreign.tensors[name].quantized.format),
+                "coder": encoded.coder,
+                "raw_bytes": foreign.tensors[name].raw_bytes,
+                "size_bytes": encoded.size_bytes,
+            }
+            for name, encoded in same.encoded.items()
+        ],
+    }

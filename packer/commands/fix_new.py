@@ -1,0 +1,100 @@
+"""`packer fix --new`: a submission folder from finished runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from packer.commands.fix_folder import making_folder, refuse_output
+from packer.commands.options import print_json
+
+if TYPE_CHECKING:
+    from packer.new_submission import NewSubmission
+
+
+def make_new(
+    runs: Sequence[str],
+    output: str | None,
+    cap: int,
+    about: str | None,
+    max_memory: int | None,
+    as_json: bool,
+) -> None:
+    """Reads the runs, writes the folder and says what the checker finds. Raises PackerError."""
+    from packer.new_submission import new_submission, read_run
+    from packer.progress import shown
+
+    for run in runs:
+        if not Path(run).is_dir():
+            raise click.UsageError(f"{run} is not a folder; --new takes the folders of runs")
+        if output is not None:
+            refuse_output(run, output)
+    said = _read_about(about)
+    read = []
+    with shown("reading") as progress:
+        for done, run in enumerate(runs):
+            progress(run, done, len(runs))
+            read.append(read_run(Path(run), max_memory))
+    made = new_submission(read, cap, said, Path(output or "submission").resolve().name)
+    if output is not None:
+        _write(made, output)
+    if as_json:
+        print_json(_json(made, output))
+    else:
+        _show(made, output)
+
+
+def _read_about(path: str | None) -> Mapping[str, Any]:
+    if path is None:
+        return {}
+    try:
+        value = json.loads(Path(path).read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise click.BadParameter(f'{path} holds no object; write one, such as {{"author": ...}}')
+    return value
+
+
+def _write(made: NewSubmission, output: str) -> None:
+    with making_folder(output) as inside:
+        inside.mkdir()
+        for name, content in made.files.items():
+            (inside / name).write_bytes(content)
+        for name, origin in made.copied.items():
+            shutil.copyfile(origin, inside / name)
+
+
+def _show(made: NewSubmission, output: str | None) -> None:
+    from packer.account import spell_rest
+
+    for seed, total in made.totals.items():
+        rest = spell_rest(made.cap_bytes, made.cap_bytes - total)
+        click.echo(f"seed {seed}: code {made.code_bytes:,} + model = {total:,}{rest}")
+    for finding in made.findings:
+        if finding.status.value in ("fail", "warn"):
+            click.echo(f"packer check: {finding.status.value} {finding.rule}: {finding.verdict}")
+    for number, line in enumerate(made.to_do, 1):
+        click.echo(f"to do {number}: {line}")
+    where = f"{output}{os.sep}" if output else "not written (no -o)"
+    names = ", ".join(sorted((*made.files, *made.copied)))
+    click.echo(f"{where}: val_bpb {made.claims['val_bpb']}: {names}")
+
+
+def _json(made: NewSubmission, output: str | None) -> dict[str, Any]:
+    return {
+        "output": output,
+        "files": sorted((*made.files, *made.copied)),
+        "totals": {str(seed): total for seed, total in made.totals.items()},
+        "code_bytes": made.code_bytes,
+        "cap_bytes": made.cap_bytes,
+        "submission": dict(made.claims),
+        "findings": [finding.to_json() for finding in made.findings],
+        "to_do": list(made.to_do),
+    }
