@@ -173,11 +173,13 @@ def solve(candidates: Sequence[Candidate], header_bytes: int, limits: Limits) ->
 
 
 def pinned_texts(measurement: Measurement, pins: Mapping[str, str]) -> dict[str, str]:
-    """Tensor -> pinned choice; the choice must be among the tensor's candidates."""
-    found: dict[str, str] = {}
-    for selector, choice in pins.items():
-        found.update(dict.fromkeys(select(selector, measurement.roles), choice))
+    """Tensor -> pinned choice as measuring spells it; it must be among the tensor's candidates."""
     measured = {(c.tensor, c.choice) for c in measurement.candidates}
+    known = {choice for _, choice in measured}
+    found: dict[str, str] = {}
+    for selector, text in pins.items():
+        choice = text if text in known else respelled(selector, text)
+        found.update(dict.fromkeys(select(selector, measurement.roles), choice))
     for tensor, choice in found.items():
         if (tensor, choice) not in measured:
             raise PlanError(
@@ -185,6 +187,20 @@ def pinned_texts(measurement: Measurement, pins: Mapping[str, str]) -> dict[str,
                 f"instead of its measurements, or measure with --pin '{tensor}={choice}'."
             )
     return found
+
+
+def respelled(selector: str, text: str) -> str:
+    """A choice in the one spelling that measuring gives: kstd@20.0 is kstd@20.
+
+    Raises PlanError: it cannot be read.
+    """
+    from packer.quantizers.choice import parse_choice  # torch, which is not needed otherwise
+    from packer.quantizers.formats import FormatError
+
+    try:
+        return str(parse_choice(text))
+    except FormatError as error:
+        raise PlanError(f"pin {selector}: {error}") from None
 
 
 def restrict(measurement: Measurement, choices: Mapping[str, str]) -> list[Candidate]:
