@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +104,39 @@ def test_the_model_may_write_the_text_itself(lab: Path, run) -> None:
         values.append(json.loads(result.stdout))
     assert values[0]["sha256"] == values[1]["sha256"] != values[2]["sha256"]
     assert values[0]["tokens"] == 96 and "by the model itself" in values[0]["source"]
+
+
+def test_a_calibration_killed_half_way_goes_on(lab: Path, run) -> None:
+    """Killed from outside, as by kill -9, after two of four batches."""
+    command = [
+        "calibrate", lab / "model.pt", "--data", lab / "train.txt", "--tokenizer",
+        lab / "t64.model", "--tokens", 4096, "--window", 64,
+    ]  # fmt: skip
+    assert run(*command, "-o", "whole").exit_code == 0
+    script = f"""
+import os, signal
+from packer import calibration, unfinished_calibration
+from packer.cli import main
+unfinished_calibration.SECONDS_BETWEEN, unfinished_calibration.COST_SHARE = 0.0, 1e9
+observe, seen = calibration._observe, []
+def killed(*arguments):
+    if len(seen) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    seen.append(1)
+    return observe(*arguments)
+calibration._observe = killed
+main({[str(part) for part in command]!r} + ["-o", "c"])
+"""
+    killed = subprocess.run([sys.executable, "-c", script], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert Path("c.partial").exists() and not Path("c").exists()
+    other = run(*command, "-o", "c", "--seed", 1)
+    assert other.exit_code == 1 and "with another --seed" in " ".join(other.stderr.split())
+    again = run(*command, "-o", "c")
+    assert again.exit_code == 0 and "going on from c.partial" in again.stderr
+    checkpoint = read_checkpoint(lab / "model.pt")
+    assert read_curvature("c", checkpoint).sha256 == read_curvature("whole", checkpoint).sha256
+    assert not Path("c.partial").exists()
 
 
 @pytest.mark.parametrize(
