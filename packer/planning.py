@@ -212,18 +212,22 @@ def restrict(measurement: Measurement, choices: Mapping[str, str]) -> list[Candi
     ]
 
 
+def rounded_with_curvature(pack_plan: PackPlan) -> list[Candidate]:
+    """Those of the plan whose codes depend on curvature."""
+    given = pack_plan.measurement.curvature is not None
+    # A correction of low rank heeds curvature where there is some, and does without otherwise.
+    return [
+        c for c in pack_plan.plan.chosen if "+gptq" in c.choice or (".rank" in c.choice and given)
+    ]
+
+
 def check_curvature(pack_plan: PackPlan, sha256: str | None, given: bool) -> None:
     """Raises PlanError: the plan rounds with curvature, and there is none, or another.
 
     sha256: of the curvature given, None where that is not known.
     """
     wanted = pack_plan.measurement.curvature
-    rounded = [
-        c
-        for c in pack_plan.plan.chosen
-        # A correction of low rank heeds curvature where there is some, and does without otherwise.
-        if "+gptq" in c.choice or (".rank" in c.choice and wanted is not None)
-    ]
+    rounded = rounded_with_curvature(pack_plan)
     if rounded and not given:
         raise PlanError(
             f"{rounded[0].tensor}: {rounded[0].choice} needs curvature, as {len(rounded)} of the "

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from packer.commands.models import load_subjects, running_foreign
-from packer.commands.options import EXISTING_FILE, say_notes, with_options
+from packer.commands.options import EXISTING_FILE, WRITABLE, say_notes, with_options
 from packer.commands.processes import choose_device
 from packer.errors import PackerError
 
@@ -311,13 +312,22 @@ CURVATURE = with_options(
 )
 
 
+CURVATURE_OUT = click.option(
+    "--curvature-out",
+    type=WRITABLE,
+    help="Write the curvature that --calibration gave here; default: OUTPUT's name with "
+    ".curvature.safetensors at its end.",
+)
+
+
 @dataclass(frozen=True)
 class CurvatureOptions:
-    """What a command that measures was told of curvature."""
+    """What a command that measures was told of curvature. out: where to write what it makes."""
 
     file: str | None
     text: TextOptions
     built: ModelOptions
+    out: str | None = None
 
     @property
     def given(self) -> bool:
@@ -326,6 +336,26 @@ class CurvatureOptions:
     def check(self) -> None:
         """Raises UsageError: options that go with a text, without one."""
         self.built.check()
+        if self.out is not None and (self.file is not None or not self.text.given):
+            raise click.UsageError(
+                "--curvature-out is where curvature made with --calibration goes; here none is made"
+            )
+
+    def writes(self, output: str | None) -> tuple[str | None, ...]:
+        """Every file that the command writes, to be checked against its inputs.
+
+        Raises UsageError: the output itself is to hold the curvature.
+        """
+        if self.file is not None or not self.text.given:
+            return (output,)
+        path = self.out or (None if output is None else beside(output))
+        if (
+            path is not None
+            and output is not None
+            and Path(path).resolve() == Path(output).resolve()
+        ):
+            raise click.UsageError(f"{output} cannot hold the curvature too; name another file")
+        return (output, path)
 
     def read(self, loaded: Checkpoint) -> CurvatureSet | None:
         """From the file alone. Raises CurvatureError."""
@@ -375,6 +405,26 @@ def feel(source: str, loaded: Checkpoint, options: CurvatureOptions) -> Felt:
             curvature = replace(curvature, seconds=curvature.seconds + spent)
             say_notes([f"calibrated on {curvature.spell()}", *curvature.warnings])
         return Felt(curvature, bench_of(model, loaded, curvature, data, text, held_out=True))
+
+
+def beside(output: str) -> str:
+    """Where the curvature behind a plan or measurements is written: plan.curvature.safetensors."""
+    return f"{output.removesuffix('.json')}.curvature.safetensors"
+
+
+def kept_curvature(felt: Felt, options: CurvatureOptions, output: str | None) -> str | None:
+    """The file with the curvature that was used, written where it was made here.
+
+    None where there is none, or nothing is written at all. Raises OutputError.
+    """
+    from packer.curvature_file import write_curvature
+
+    if options.file is not None or felt.curvature is None:
+        return options.file
+    path = options.out or (None if output is None else beside(output))
+    if path is not None:
+        write_curvature(path, felt.curvature)
+    return path
 
 
 def bench_of(
