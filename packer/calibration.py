@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from packer.eval.foreign_forward import named_module
 from packer.eval.forward import AnyModel, device_of, evaluation_mode, tail_logits
 from packer.eval.shards import TokenStream
 from packer.quantizers.curvature import Curvature
+from packer.unfinished_calibration import Unfinished, UnfinishedFile
 from packer.weight_uses import WeightUses
 
 Progress = Callable[[str, int, int], None]
@@ -47,13 +49,15 @@ def calibrate(
     text: TextSource | None = None,
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
+    unfinished: UnfinishedFile | None = None,
 ) -> CurvatureSet:
     """Second moments of the inputs of every linear map and the Fisher of its outputs.
 
     batches: int64 [windows, time], read by the model as they are; labels are drawn from its own
     predictions (`seed`), which makes the Fisher a true one. seconds: no batch is begun that may
     not end within so many. checkpoint: the weights whose fingerprint the result carries and whose
-    names it has; default: the model's own state dict. The model is left as it was.
+    names it has; default: the model's own state dict. unfinished: where sums are kept now and then,
+    and from where an earlier run of the same batches goes on. The model is left as it was.
     Raises CurvatureError: no batch could be read in time, or a model that gives no gradients at
     all or logits that are not finite. ScoreError: a model that only tells losses.
     """
@@ -66,11 +70,23 @@ def calibrate(
     uses = WeightUses(live_weights(module, checkpoint))
     generator = torch.Generator(device_of(model)).manual_seed(seed)
     contents = contents_fingerprint(checkpoint)
-    tokens, vocab_size = 0, None
+    done, tokens, vocab_size = 0, 0, None
+    earlier = None if unfinished is None else unfinished.read()
+    if earlier is not None:
+        _go_on(earlier, uses, generator, device_of(model))
+        done, tokens, vocab_size = earlier.batches, earlier.tokens, earlier.vocab_size
+        started -= earlier.seconds
+
+    def so_far() -> Unfinished:
+        spent = time.perf_counter() - started
+        return Unfinished(done, tokens, vocab_size, spent, uses.sums(), generator.get_state())
+
     with evaluation_mode([model]), gradients_for(uses.weights.values()):
-        for batch in within(batches, seconds, started, progress):
+        for batch in within(batches, seconds, started, progress, done):
             vocab_size = _observe(model, uses, batch.to(device_of(model)), generator)
-            tokens += batch.numel()
+            done, tokens = done + 1, tokens + batch.numel()
+            if unfinished is not None:
+                unfinished.offer(so_far)
     if tokens == 0:
         raise CurvatureError(
             f"no batch of {text.words} was read"
@@ -135,12 +151,16 @@ def gradients_for(weights: Iterable[Tensor]) -> Iterator[None]:
 
 
 def within(
-    batches: Iterable[Tensor], seconds: float | None, started: float, progress: Progress | None
+    batches: Iterable[Tensor],
+    seconds: float | None,
+    started: float,
+    progress: Progress | None,
+    first: int = 0,
 ) -> Iterator[Tensor]:
-    """The batches for which the time lasts, going by the longest so far."""
+    """The batches from `first` for which the time lasts, going by the longest so far."""
     total = len(batches) if isinstance(batches, Sequence) else 0
     longest = 0.0
-    for done, batch in enumerate(batches):
+    for done, batch in enumerate(itertools.islice(batches, first, None), start=first):
         begun = time.perf_counter()
         if seconds is not None and begun - started + longest > WORKING_SHARE * seconds:
             return
@@ -148,6 +168,17 @@ def within(
             progress("batches", done, max(total, done + 1))
         yield batch
         longest = max(longest, time.perf_counter() - begun)
+
+
+def _go_on(
+    earlier: Unfinished, uses: WeightUses, generator: torch.Generator, device: torch.device
+) -> None:
+    """Raises CurvatureError: the sums are not of these weights."""
+    try:
+        uses.restore(earlier.sums, device)
+        generator.set_state(earlier.generator)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise CurvatureError(f"the unfinished calibration is damaged: {error}") from None
 
 
 def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, generator: torch.Generator) -> int:

@@ -20,6 +20,7 @@ from packer.knob import RecipePlan, recipe_at, recipe_under_cap
 from packer.measuring import Progress, ignore_progress, measure
 from packer.planning import make_plan
 from packer.recipes import RECIPES, K, Position, Recipe
+from packer.trials import DamageBench, fit_to_model
 
 OURS = "ours"
 CURVE_K = (8.0, 10.0, 12.85, 16.0, 20.0)
@@ -95,13 +96,14 @@ class Row:
 @dataclass(frozen=True)
 class Workbench:
     """One checkpoint and what every contender shares. code: counted beside the file, and its
-    margin; the cap in it is not read.
+    margin; the cap in it is not read. trials: to fit our predicted damage on, None for as it is.
     """
 
     checkpoint: Checkpoint
     code: Limits
     curvature: CurvatureSet
     pins: Mapping[str, str]
+    trials: DamageBench | None = None
     progress: Progress = ignore_progress
 
     def recipes_under(self, cap_bytes: int) -> Iterator[Contender | Refused]:
@@ -138,13 +140,15 @@ class Workbench:
             yield self._packed(turned, None, started)
 
     def ours_under(self, caps: Sequence[int]) -> Iterator[Contender | Refused]:
-        """Our planner at every cap; measured once."""
+        """Our planner at every cap; measured and fitted once."""
         if not caps:
             return
         started = time.perf_counter()
         measured = measure(
             self.checkpoint, pins=self.pins, curvature=self.curvature, progress=self.progress
         )
+        if self.trials is not None:
+            measured = fit_to_model(measured, self.trials, self.progress)
         measuring = time.perf_counter() - started
         for cap_bytes in caps:
             started = time.perf_counter()

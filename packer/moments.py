@@ -31,6 +31,8 @@ class MapMoments:
     for every row the trace of the true curvature.
     """
 
+    SUMS = ("hessian", "row_sums", "row_weights")
+
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         self.banks = shape[0] if len(shape) == 3 else 1
         self.stacked = len(shape) == 3
@@ -71,6 +73,8 @@ class MapMoments:
 class TableMoments:
     """Of a weight whose rows are looked up: how often each is read, and how that is felt."""
 
+    SUMS = ("reads", "gradient", "row_energy")
+
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         rows, columns = shape
         self.reads = torch.zeros(rows, dtype=torch.float64, device=device)
@@ -103,6 +107,8 @@ class TableMoments:
 
 class ParameterMoments:
     """Of any other small weight: the second moment of its own gradient."""
+
+    SUMS = ("gradient", "row_energy")
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         self.columns = shape[-1] if shape else 1

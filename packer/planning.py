@@ -173,11 +173,13 @@ def solve(candidates: Sequence[Candidate], header_bytes: int, limits: Limits) ->
 
 
 def pinned_texts(measurement: Measurement, pins: Mapping[str, str]) -> dict[str, str]:
-    """Tensor -> pinned choice; the choice must be among the tensor's candidates."""
-    found: dict[str, str] = {}
-    for selector, choice in pins.items():
-        found.update(dict.fromkeys(select(selector, measurement.roles), choice))
+    """Tensor -> pinned choice as measuring spells it; it must be among the tensor's candidates."""
     measured = {(c.tensor, c.choice) for c in measurement.candidates}
+    known = {choice for _, choice in measured}
+    found: dict[str, str] = {}
+    for selector, text in pins.items():
+        choice = text if text in known else respelled(selector, text)
+        found.update(dict.fromkeys(select(selector, measurement.roles), choice))
     for tensor, choice in found.items():
         if (tensor, choice) not in measured:
             raise PlanError(
@@ -185,6 +187,20 @@ def pinned_texts(measurement: Measurement, pins: Mapping[str, str]) -> dict[str,
                 f"instead of its measurements, or measure with --pin '{tensor}={choice}'."
             )
     return found
+
+
+def respelled(selector: str, text: str) -> str:
+    """A choice in the one spelling that measuring gives: kstd@20.0 is kstd@20.
+
+    Raises PlanError: it cannot be read.
+    """
+    from packer.quantizers.choice import parse_choice  # torch, which is not needed otherwise
+    from packer.quantizers.formats import FormatError
+
+    try:
+        return str(parse_choice(text))
+    except FormatError as error:
+        raise PlanError(f"pin {selector}: {error}") from None
 
 
 def restrict(measurement: Measurement, choices: Mapping[str, str]) -> list[Candidate]:
@@ -196,18 +212,22 @@ def restrict(measurement: Measurement, choices: Mapping[str, str]) -> list[Candi
     ]
 
 
+def rounded_with_curvature(pack_plan: PackPlan) -> list[Candidate]:
+    """Those of the plan whose codes depend on curvature."""
+    given = pack_plan.measurement.curvature is not None
+    # A correction of low rank heeds curvature where there is some, and does without otherwise.
+    return [
+        c for c in pack_plan.plan.chosen if "+gptq" in c.choice or (".rank" in c.choice and given)
+    ]
+
+
 def check_curvature(pack_plan: PackPlan, sha256: str | None, given: bool) -> None:
     """Raises PlanError: the plan rounds with curvature, and there is none, or another.
 
     sha256: of the curvature given, None where that is not known.
     """
     wanted = pack_plan.measurement.curvature
-    rounded = [
-        c
-        for c in pack_plan.plan.chosen
-        # A correction of low rank heeds curvature where there is some, and does without otherwise.
-        if "+gptq" in c.choice or (".rank" in c.choice and wanted is not None)
-    ]
+    rounded = rounded_with_curvature(pack_plan)
     if rounded and not given:
         raise PlanError(
             f"{rounded[0].tensor}: {rounded[0].choice} needs curvature, as {len(rounded)} of the "

@@ -106,6 +106,11 @@ def held_out_part(length: int, tokens: int, window: int) -> tuple[int, int]:
     return (whole - count) * window, count
 
 
+def windows_with_trials(calibrated: int) -> int:
+    """Windows of a text whose first `calibrated` may be read, the rest being held out."""
+    return calibrated + max(1, calibrated // HELD_OUT) + 1  # one more: the last token has no next
+
+
 def fit_to_model(
     measurement: Measurement, bench: DamageBench, progress: Progress = ignore_progress
 ) -> Measurement:

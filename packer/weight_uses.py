@@ -19,6 +19,7 @@ COPIES = {
     "cuda",
 }  # fmt: skip
 PRODUCTS = {torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__}
+KINDS: Mapping[str, Any] = {"map": MapMoments, "table": TableMoments, "parameter": ParameterMoments}
 MAX_GRADIENT_COLUMNS = 4096  # of a weight whose own gradient is kept as a full second moment
 
 
@@ -89,6 +90,35 @@ class WeightUses(TorchFunctionMode):
         if name not in self.parameters:
             self.parameters[name] = ParameterMoments(shape, gradient.device)
         self.parameters[name].add(gradient)
+
+    def sums(self) -> dict[str, torch.Tensor]:
+        """All sums so far, by kind/field/name: enough to go on from, between two batches."""
+        return {
+            f"{kind}/{field}/{name}": getattr(moments, field)
+            for kind, by_name in self._kinds().items()
+            for name, moments in by_name.items()
+            for field in moments.SUMS
+        }
+
+    def restore(self, sums: Mapping[str, torch.Tensor], device: torch.device) -> None:
+        """Sums of an earlier run over the same weights take the place of those so far.
+
+        Raises ValueError: a sum of no weight here, or of another shape.
+        """
+        for key, value in sums.items():
+            kind, field, name = key.split("/", 2)
+            if kind not in KINDS or name not in self.weights or field not in KINDS[kind].SUMS:
+                raise ValueError(f"there is no sum {key!r}")
+            by_name = self._kinds()[kind]
+            if name not in by_name:
+                by_name[name] = KINDS[kind](tuple(self.weights[name].shape), device)
+            place = getattr(by_name[name], field)
+            if place.shape != value.shape or place.dtype != value.dtype:
+                raise ValueError(f"{key} is {value.dtype} {list(value.shape)}")
+            place.copy_(value)
+
+    def _kinds(self) -> dict[str, dict[str, Any]]:
+        return {"map": self.maps, "table": self.tables, "parameter": self.parameters}
 
     def end_batch(self) -> None:
         """Let go of what belonged to one forward."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -85,14 +86,18 @@ def calibrate(
 
     For every linear map the second moment of its inputs and the Fisher of its outputs, labels drawn
     from the model itself; for tables how often each row is read. The time it took is printed,
-    because where a contest counts it, it counts as training; --seconds limits it.
+    because where a contest counts it, it counts as training; --seconds limits it. One that is cut
+    off goes on from OUTPUT.partial when the same command is given again.
     """
     from packer.checkpoint import read_checkpoint
     from packer.curvature_file import write_curvature
 
     if bool(data) == (self_generate is not None):
         raise click.UsageError("give --data, or --self-generate TOKENS in its place")
-    refuse_overwriting([checkpoint, *data, tokenizer, bytes_table, config, model_config], output)
+    kept_at = f"{output}.partial"
+    for written in (output, kept_at):
+        inputs = [checkpoint, *data, tokenizer, bytes_table, config, model_config]
+        refuse_overwriting(inputs, written)
     built = ModelOptions(config, model, model_config, device, weights, drop)
     built.check()
     text = TextOptions(data, tokenizer, bytes_table, tokens, window, seconds, seed)
@@ -104,9 +109,10 @@ def calibrate(
         if opened is None:
             assert self_generate is not None
             opened, text, spent = written_by(made, replace(text, tokens=self_generate))
-        found = curvature_of(made, checkpoint, loaded, opened, text)
+        found = curvature_of(made, checkpoint, loaded, opened, text, kept_at)
     found = replace(found, seconds=found.seconds + spent)
     write_curvature(output, found)
+    Path(kept_at).unlink(missing_ok=True)
     _show(found, output, as_json)
 
 

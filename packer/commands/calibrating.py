@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from packer.commands.models import load_subjects, running_foreign
-from packer.commands.options import EXISTING_FILE, say_notes, with_options
+from packer.commands.options import EXISTING_FILE, WRITABLE, say_notes, with_options
 from packer.commands.processes import choose_device
 from packer.errors import PackerError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from packer.candidates import Measurement
     from packer.checkpoint import Checkpoint
     from packer.curvature_set import CurvatureSet
@@ -112,7 +115,10 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class TextOptions:
-    """Which text, and how much of it, a command was told to calibrate on."""
+    """Which text, and how much of it, a command was told to calibrate on.
+
+    self_generate: calibrate on so many tokens that the model writes, in place of data.
+    """
 
     data: Sequence[str]
     tokenizer: str | None
@@ -121,6 +127,12 @@ class TextOptions:
     window: int = DEFAULT_WINDOW
     seconds: float | None = None
     seed: int = 0
+    self_generate: int | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any text, be it the model's own."""
+        return bool(self.data) or self.self_generate is not None
 
     def open(self) -> Data:
         """The text's tokens. Raises PackerError, EvalError."""
@@ -142,20 +154,34 @@ def refusals() -> Iterator[None]:
 
 
 def curvature_of(
-    model: AnyModel, name: str, checkpoint: Checkpoint, data: Data, text: TextOptions
+    model: AnyModel,
+    name: str,
+    checkpoint: Checkpoint,
+    data: Data,
+    text: TextOptions,
+    kept_at: str | None = None,
 ) -> CurvatureSet:
-    """Curvature on a text, with a progress bar. Raises PackerError, EvalError."""
+    """Curvature on a text, with a progress bar. kept_at: a file to keep what is under way in, and
+    to go on from. Raises PackerError, EvalError.
+    """
     from packer.calibration import TextSource, calibrate, token_batches
     from packer.eval.batches import Setting
     from packer.eval.forward import device_of
     from packer.eval.score import bytes_per_token
     from packer.evaluation import Subject, check_models
     from packer.progress import shown
+    from packer.unfinished_calibration import UnfinishedFile
 
     check_models([Subject(name, "checkpoint", model, 0)], data, Setting(text.window))
     batches = token_batches(data.stream, text.window, text.tokens, device_of(model))
     count = sum(batch.numel() for batch in batches)
     source = TextSource(", ".join(text.data), bytes_per_token(data.stream, data.counter, count))
+    unfinished = None
+    if kept_at is not None:
+        known_by = what_makes_it(model, checkpoint, batches, text)
+        unfinished = UnfinishedFile(kept_at, known_by)
+        if unfinished.path.exists():
+            say_notes([f"going on from {kept_at}, where a calibration was cut off"])
     with shown("calibrating") as progress:
         return calibrate(
             model,
@@ -165,7 +191,32 @@ def curvature_of(
             text=source,
             checkpoint=checkpoint,
             progress=progress,
+            unfinished=unfinished,
         )
+
+
+def what_makes_it(
+    model: AnyModel, checkpoint: Checkpoint, batches: Sequence[Tensor], text: TextOptions
+) -> dict[str, str]:
+    """What tells one calibration from another, in words by what they are about."""
+    import hashlib
+
+    from packer.checkpoint import contents_fingerprint
+    from packer.eval.foreign_forward import named_module
+    from packer.eval.forward import device_of
+
+    module, tokens = named_module(model), hashlib.sha256()
+    for batch in batches:
+        tokens.update(f"{list(batch.shape)} ".encode())
+        tokens.update(batch.numpy().data)
+    built = f"{module!r} {getattr(module, 'config', None)!r}"
+    return {
+        "checkpoint": contents_fingerprint(checkpoint),
+        "text, --tokens or --window": tokens.hexdigest(),
+        "--seed": str(text.seed),
+        "model": hashlib.sha256(built.encode()).hexdigest(),
+        "--device": device_of(model).type,
+    }
 
 
 def written_by(model: AnyModel, text: TextOptions) -> tuple[Data, TextOptions, float]:
@@ -218,6 +269,16 @@ def written_by(model: AnyModel, text: TextOptions) -> tuple[Data, TextOptions, f
     return data, told, spent
 
 
+def written_for_trials(model: AnyModel, text: TextOptions) -> tuple[Data, TextOptions, float]:
+    """As `written_by`, with as much more at the end as is held out to measure damage on."""
+    from packer.trials import windows_with_trials
+
+    assert text.self_generate is not None
+    windows = windows_with_trials(-(-text.self_generate // text.window))
+    data, told, spent = written_by(model, replace(text, tokens=windows * text.window))
+    return data, replace(told, tokens=text.self_generate), spent
+
+
 CURVATURE = with_options(
     click.option(
         "--curvature",
@@ -251,21 +312,50 @@ CURVATURE = with_options(
 )
 
 
+CURVATURE_OUT = click.option(
+    "--curvature-out",
+    type=WRITABLE,
+    help="Write the curvature that --calibration gave here; default: OUTPUT's name with "
+    ".curvature.safetensors at its end.",
+)
+
+
 @dataclass(frozen=True)
 class CurvatureOptions:
-    """What a command that measures was told of curvature."""
+    """What a command that measures was told of curvature. out: where to write what it makes."""
 
     file: str | None
     text: TextOptions
     built: ModelOptions
+    out: str | None = None
 
     @property
     def given(self) -> bool:
-        return self.file is not None or bool(self.text.data)
+        return self.file is not None or self.text.given
 
     def check(self) -> None:
         """Raises UsageError: options that go with a text, without one."""
         self.built.check()
+        if self.out is not None and (self.file is not None or not self.text.given):
+            raise click.UsageError(
+                "--curvature-out is where curvature made with --calibration goes; here none is made"
+            )
+
+    def writes(self, output: str | None) -> tuple[str | None, ...]:
+        """Every file that the command writes, to be checked against its inputs.
+
+        Raises UsageError: the output itself is to hold the curvature.
+        """
+        if self.file is not None or not self.text.given:
+            return (output,)
+        path = self.out or (None if output is None else beside(output))
+        if (
+            path is not None
+            and output is not None
+            and Path(path).resolve() == Path(output).resolve()
+        ):
+            raise click.UsageError(f"{output} cannot hold the curvature too; name another file")
+        return (output, path)
 
     def read(self, loaded: Checkpoint) -> CurvatureSet | None:
         """From the file alone. Raises CurvatureError."""
@@ -301,16 +391,40 @@ def feel(source: str, loaded: Checkpoint, options: CurvatureOptions) -> Felt:
     from packer.trials import held_out_part
 
     text = options.text
-    if not text.data:
+    if not text.given:
         return Felt(curvature, None)
     with refusals(), running_foreign(options.built.model):
-        data, model = text.open(), options.built.load(source)
+        spent, data = 0.0, None if text.self_generate else text.open()
+        model = options.built.load(source)
+        if data is None:
+            data, text, spent = written_for_trials(model, text)
         if curvature is None:
             first, _ = held_out_part(len(data.stream), text.tokens, text.window)
             seen = replace(text, tokens=max(min(text.tokens, first), text.window))
             curvature = curvature_of(model, source, loaded, data, seen)
+            curvature = replace(curvature, seconds=curvature.seconds + spent)
             say_notes([f"calibrated on {curvature.spell()}", *curvature.warnings])
         return Felt(curvature, bench_of(model, loaded, curvature, data, text, held_out=True))
+
+
+def beside(output: str) -> str:
+    """Where the curvature behind a plan or measurements is written: plan.curvature.safetensors."""
+    return f"{output.removesuffix('.json')}.curvature.safetensors"
+
+
+def kept_curvature(felt: Felt, options: CurvatureOptions, output: str | None) -> str | None:
+    """The file with the curvature that was used, written where it was made here.
+
+    None where there is none, or nothing is written at all. Raises OutputError.
+    """
+    from packer.curvature_file import write_curvature
+
+    if options.file is not None or felt.curvature is None:
+        return options.file
+    path = options.out or (None if output is None else beside(output))
+    if path is not None:
+        write_curvature(path, felt.curvature)
+    return path
 
 
 def bench_of(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,10 @@ import click
 
 from packer.commands.calibrating import (
     MODEL,
+    CurvatureOptions,
     ModelOptions,
     TextOptions,
-    curvature_of,
+    feel,
     refusals,
 )
 from packer.commands.comparing import CURVATURE, SCORING, Sizes
@@ -38,9 +38,7 @@ from packer.commands.processes import choose_device
 from packer.errors import PackerError
 
 if TYPE_CHECKING:
-    from packer.checkpoint import Checkpoint
     from packer.comparison import Contender, Refused, Row, Workbench
-    from packer.curvature_set import CurvatureSet
     from packer.evaluation import Data
 
 MODELS_AT_ONCE = 8  # scored in one pass beside the original; bounds the memory
@@ -82,6 +80,7 @@ def compare(
     calibration_window: int,
     seconds: float | None,
     seed: int,
+    self_generate: int | None,
     data: tuple[str, ...],
     tokenizer: str | None,
     bytes_table: str | None,
@@ -108,7 +107,7 @@ def compare(
     from packer.account import Limits, count_code
     from packer.evaluation import open_data
 
-    _check_usage(checkpoints, caps, calibration, curvature_files)
+    _check_usage(checkpoints, caps, calibration, curvature_files, self_generate)
     built = ModelOptions(config, model, model_config, device, weights, drop)
     built.check()
     text = TextOptions(
@@ -119,6 +118,7 @@ def compare(
         calibration_window,
         seconds,
         seed,
+        self_generate,
     )
     limits = Limits(cap, count_code(code), margin_bytes=margin)
     with refusals(), running_foreign(model):
@@ -128,7 +128,8 @@ def compare(
         refused: list[Refused] = []
         for number, source in enumerate(checkpoints):
             file = curvature_files[number] if curvature_files else None
-            bench = _workbench(source, file, text, built, limits, dict(pins))
+            options = CurvatureOptions(file, text, built)
+            bench = _workbench(source, options, limits, dict(pins))
             wanted = _ours_alone(bench, cap) if len(checkpoints) > 1 else _all(bench, cap, caps)
             scored, failed = _scored(source, wanted, scoring)
             rows += scored
@@ -141,9 +142,14 @@ def _check_usage(
     caps: Sequence[int],
     calibration: Sequence[str],
     curvature_files: Sequence[str],
+    self_generate: int | None,
 ) -> None:
-    if bool(calibration) == bool(curvature_files):
-        raise click.UsageError("give --calibration TEXT, or --curvature FILE in its place")
+    if not calibration and not curvature_files and self_generate is None:
+        raise click.UsageError(
+            "give --calibration TEXT or --self-generate TOKENS, --curvature FILE, or both"
+        )
+    if calibration and self_generate is not None:
+        raise click.UsageError("--self-generate takes the place of --calibration; give one")
     if curvature_files and len(curvature_files) != len(checkpoints):
         raise click.UsageError(
             f"{len(curvature_files)} --curvature files for {len(checkpoints)} checkpoints; each "
@@ -154,32 +160,16 @@ def _check_usage(
 
 
 def _workbench(
-    source: str,
-    file: str | None,
-    text: TextOptions,
-    built: ModelOptions,
-    limits: Any,
-    pins: dict[str, str],
+    source: str, options: CurvatureOptions, limits: Any, pins: dict[str, str]
 ) -> Workbench:
     from packer.checkpoint import read_checkpoint
     from packer.comparison import Workbench
 
-    loaded = read_checkpoint(source, weights=built.weights, drop=built.drop)
+    loaded = read_checkpoint(source, weights=options.built.weights, drop=options.built.drop)
     say_notes(loaded.notes)
-    return Workbench(loaded, limits, _curvature(source, loaded, file, text, built), pins)
-
-
-def _curvature(
-    source: str, loaded: Checkpoint, file: str | None, text: TextOptions, built: ModelOptions
-) -> CurvatureSet:
-    if file is not None:
-        from packer.curvature_file import read_curvature
-
-        return read_curvature(file, loaded)
-    started = time.perf_counter()
-    found = curvature_of(built.load(source), source, loaded, text.open(), text)
-    say_notes([*found.warnings, f"calibrated in {time.perf_counter() - started:.0f} s"])
-    return found
+    felt = feel(source, loaded, options)
+    assert felt.curvature is not None
+    return Workbench(loaded, limits, felt.curvature, pins, felt.bench)
 
 
 def _all(bench: Workbench, cap: int, caps: Sequence[int]) -> Iterator[Contender | Refused]:

@@ -34,14 +34,15 @@ CURVATURE = with_options(
         "--calibration",
         multiple=True,
         metavar="PATH",
-        help="Text or shards to calibrate on; repeat for more.",
+        help="Text or shards: calibrate on them (unless --curvature is given), and fit our "
+        "predicted damage to true measurements on their end; repeat for more.",
     ),
     click.option(
         "--curvature",
         "curvature_files",
         multiple=True,
         type=EXISTING_FILE,
-        help="What `packer calibrate` wrote instead; one for each checkpoint, in their order.",
+        help="What `packer calibrate` wrote; one for each checkpoint, in their order.",
     ),
     click.option(
         "--calibration-tokens",
@@ -61,6 +62,13 @@ CURVATURE = with_options(
         "--seconds", type=click.FloatRange(min=0, min_open=True), help="Calibrate no longer."
     ),
     click.option("--seed", type=int, default=0, help="Of the labels drawn; default 0."),
+    click.option(
+        "--self-generate",
+        type=click.IntRange(min=2),
+        metavar="TOKENS",
+        help="In place of --calibration: so many tokens that the model writes itself, at "
+        "temperature 0.8.",
+    ),
 )
 SCORING = with_options(
     click.option(

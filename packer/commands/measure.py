@@ -6,10 +6,12 @@ import click
 
 from packer.commands.calibrating import (
     CURVATURE,
+    CURVATURE_OUT,
     CurvatureOptions,
     ModelOptions,
     TextOptions,
     feel,
+    kept_curvature,
 )
 from packer.commands.options import (
     CONFIG,
@@ -32,7 +34,7 @@ from packer.commands.options import (
 @click.command(short_help="Every tensor under every format.")
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--output", type=WRITABLE, default="candidates.json", show_default=True)
-@with_options(PINS, CURVATURE, CONFIG, WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
+@with_options(PINS, CURVATURE, CURVATURE_OUT, CONFIG, WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
 def measure(
     checkpoint: str,
     output: str,
@@ -46,6 +48,7 @@ def measure(
     model: str | None,
     model_config: str | None,
     device: str | None,
+    curvature_out: str | None,
     config: str | None,
     weights: str | None,
     drop: tuple[str, ...],
@@ -65,9 +68,10 @@ def measure(
 
     text = TextOptions(calibration, tokenizer, bytes_table, calibration_tokens, calibration_window)
     built = ModelOptions(config, model, model_config, device, weights, drop, template, max_memory)
-    options = CurvatureOptions(curvature_file, text, built)
+    options = CurvatureOptions(curvature_file, text, built, curvature_out)
     options.check()
-    refuse_overwriting([checkpoint, config, template, curvature_file, *calibration], output)
+    for written in options.writes(output):
+        refuse_overwriting([checkpoint, config, template, curvature_file, *calibration], written)
     metadata = read_config(config)
     loaded = read_checkpoint(checkpoint, **built.opening)
     say_notes(loaded.notes)
@@ -82,8 +86,9 @@ def measure(
         )
     found = felt.fitted(found)
     write_json(output, found.to_json())
+    kept = kept_curvature(felt, options, output)
     if as_json:
-        print_json({**found.to_json(), "output": output})
+        print_json({**found.to_json(), "output": output, "curvature_file": kept})
         return
     click.echo(
         f"{output}: {len(found.candidates):,} candidates for {len(found.tensors)} tensors of "
@@ -91,3 +96,5 @@ def measure(
     )
     if found.damage_fit is not None:
         click.echo(f"fitted to {found.damage_fit.spell()}")
+    if kept is not None and kept != curvature_file:
+        click.echo(f"{kept}: the curvature, which packing asks for")

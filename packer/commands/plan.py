@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from packer.commands.calibrating import (
     CURVATURE,
+    CURVATURE_OUT,
     CurvatureOptions,
     Felt,
     ModelOptions,
     TextOptions,
     bench_of,
+    beside,
     feel,
+    kept_curvature,
     refusals,
 )
 from packer.commands.models import running_foreign
@@ -63,7 +67,7 @@ WHAT_IF = click.option(
     help="Text or shards: measure what the plan really does there, fit and plan again, at most "
     "three times, and keep the best.",
 )
-@with_options(CURVATURE, WHAT_IF, CONFIG, WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
+@with_options(CURVATURE, CURVATURE_OUT, WHAT_IF, CONFIG, WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
 def plan(
     source: str,
     cap: int,
@@ -82,6 +86,7 @@ def plan(
     model: str | None,
     model_config: str | None,
     device: str | None,
+    curvature_out: str | None,
     what_if: bool,
     config: str | None,
     weights: str | None,
@@ -99,12 +104,13 @@ def plan(
     from packer.account import Limits, count_code
     from packer.files import write_json
 
-    inputs = [source, config, template, curvature_file, *code, *calibration, *measure_on]
-    refuse_overwriting(inputs, output)
     built = ModelOptions(config, model, model_config, device, weights, drop, template, max_memory)
     text = TextOptions(calibration, tokenizer, bytes_table, calibration_tokens, calibration_window)
-    options = CurvatureOptions(curvature_file, text, built)
+    options = CurvatureOptions(curvature_file, text, built, curvature_out)
     options.check()
+    for written in options.writes(output):
+        inputs = [source, config, template, curvature_file, *code, *calibration, *measure_on]
+        refuse_overwriting(inputs, written)
     loader_bytes = _loader_bytes() if loader else 0
     limits = Limits(cap, count_code(code), loader_bytes, margin)
     metadata = {} if measure_on and _is_json(source) else read_config(config)
@@ -119,16 +125,23 @@ def plan(
         made = make_plan(measured.measurement, limits, measured.pins)
     if output:
         write_json(output, made.to_json())
+    kept = curvature_file
+    if measured.felt is not None:
+        kept = kept_curvature(measured.felt, options, output)
+    elif kept is None and Path(beside(source)).is_file():
+        kept = beside(source)
     changes = _what_if(made) if what_if else ()
     show(made, source, output, changes, as_json, checked)
     if output and not as_json:
-        click.echo(f"next: {_next_command(made, output, curvature_file, built)}")
+        click.echo(f"next: {_next_command(made, output, kept, built)}")
 
 
 def _next_command(made: PackPlan, plan: str, curvature: str | None, built: ModelOptions) -> str:
     """What packs this plan; the plan fits only the same weights without the same tensors."""
+    from packer.planning import rounded_with_curvature
+
     words = ["packer", "pack", made.measurement.source, "--plan", plan, "-o", "model.pack"]
-    if any("+gptq" in candidate.choice for candidate in made.plan.chosen):
+    if rounded_with_curvature(made):
         words += ["--curvature", curvature or "curvature.safetensors"]
     for option in ("weights", "template", "max_memory"):
         if built.opening[option]:

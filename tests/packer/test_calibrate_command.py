@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +107,39 @@ def test_the_model_may_write_the_text_itself(lab: Path, run) -> None:
     assert values[0]["tokens"] == 96 and "by the model itself" in values[0]["source"]
 
 
+def test_a_calibration_killed_half_way_goes_on(lab: Path, run) -> None:
+    """Killed from outside, as by kill -9, after two of four batches."""
+    command = [
+        "calibrate", lab / "model.pt", "--data", lab / "train.txt", "--tokenizer",
+        lab / "t64.model", "--tokens", 4096, "--window", 64,
+    ]  # fmt: skip
+    assert run(*command, "-o", "whole").exit_code == 0
+    script = f"""
+import os, signal
+from packer import calibration, unfinished_calibration
+from packer.cli import main
+unfinished_calibration.SECONDS_BETWEEN, unfinished_calibration.COST_SHARE = 0.0, 1e9
+observe, seen = calibration._observe, []
+def killed(*arguments):
+    if len(seen) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    seen.append(1)
+    return observe(*arguments)
+calibration._observe = killed
+main({[str(part) for part in command]!r} + ["-o", "c"])
+"""
+    killed = subprocess.run([sys.executable, "-c", script], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert Path("c.partial").exists() and not Path("c").exists()
+    other = run(*command, "-o", "c", "--seed", 1)
+    assert other.exit_code == 1 and "with another --seed" in " ".join(other.stderr.split())
+    again = run(*command, "-o", "c")
+    assert again.exit_code == 0 and "going on from c.partial" in again.stderr
+    checkpoint = read_checkpoint(lab / "model.pt")
+    assert read_curvature("c", checkpoint).sha256 == read_curvature("whole", checkpoint).sha256
+    assert not Path("c.partial").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
@@ -181,6 +218,31 @@ def test_a_plan_with_curvature_is_packed_with_it(lab: Path, curvature_file: Path
     assert Path("model.pack").stat().st_size <= 12_000
     other = run("plan", lab / "banked.pt", "--cap", "12KB", *felt)
     assert other.exit_code == 1 and "contents" in other.stderr
+
+
+def test_the_next_command_works_as_printed(lab: Path, run) -> None:
+    text = ("--calibration", lab / "train.txt", "--tokenizer", lab / "t64.model")
+    amount = ("--calibration-tokens", 1024, "--calibration-window", 64)
+    pin = ("--pin", "mlp-in=int4.row+gptq")
+    planned = run("plan", lab / "model.pt", "--cap", "12KB", *text, *amount, *pin, "-o", "p.json")
+    assert planned.exit_code == 0, planned.output
+    command = shlex.split(planned.stdout.splitlines()[-1].removeprefix("next: packer "))
+    assert command[-2:] == ["--curvature", "p.curvature.safetensors"]
+    packed = run(*command)
+    assert packed.exit_code == 0, packed.output
+    assert Path("model.pack").stat().st_size <= 12_000
+    again = run("plan", "p.json", "--cap", "13KB", "-o", "again.json")
+    command = shlex.split(again.stdout.splitlines()[-1].removeprefix("next: packer "))
+    assert run(*command).exit_code == 0
+    measured = run("measure", lab / "model.pt", *text, *amount, "--curvature-out", "c.st", "--json")
+    assert json.loads(measured.stdout)["curvature_file"] == "c.st"
+    checkpoint = read_checkpoint(lab / "model.pt")
+    made = read_curvature("c.st", checkpoint)
+    assert made.sha256 == read_curvature("p.curvature.safetensors", checkpoint).sha256
+    nothing = run("plan", lab / "model.pt", "--cap", "12KB", "--curvature-out", "c.st")
+    assert nothing.exit_code == 2 and "here none is made" in nothing.stderr
+    both = run("measure", lab / "model.pt", *text, "-o", "c", "--curvature-out", "c")
+    assert both.exit_code == 2 and "cannot hold the curvature too" in both.stderr
 
 
 def test_calibration_text_fits_the_damage(lab: Path, run) -> None:

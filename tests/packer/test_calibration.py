@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,12 @@ from packer.train.model import GPT, GPTConfig
 from torch import Tensor, nn
 
 import packer.calibration
+import packer.unfinished_calibration
 from packer.calibration import calibrate, token_batches
 from packer.checkpoint import from_state_dict
 from packer.curvature_file import read_curvature, write_curvature
 from packer.errors import CurvatureError
+from packer.unfinished_calibration import UnfinishedFile
 
 VOCAB, WIDTH, HIDDEN = 7, 4, 6
 
@@ -330,3 +332,65 @@ def test_curvature_knows_which_weights_it_fits() -> None:
     for shape, said in (((2, 4, 4), "3 wide"), ((4, 2, 3), "2 banks"), ((2, 5, 3), "8 rows")):
         with pytest.raises(FormatError, match=said):
             bank.check_shape(shape)
+
+
+class CutOff(list[Tensor]):
+    """Batches that are cut off before one of them, as Ctrl-C would, and counted."""
+
+    def __init__(self, batches: list[Tensor], before: int | None = None) -> None:
+        super().__init__(batches)
+        self.before = before
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for number, batch in enumerate(super().__iter__()):
+            if number == self.before:
+                raise KeyboardInterrupt
+            yield batch
+
+
+@pytest.fixture
+def kept_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packer.unfinished_calibration, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(packer.unfinished_calibration, "COST_SHARE", 1e9)
+
+
+@pytest.mark.usefixtures("kept_at_once")
+def test_a_calibration_that_was_cut_off_goes_on_to_the_same_values(
+    tokens: Tensor, tmp_path: Path
+) -> None:
+    model, batches = Banked(), list(torch.split(tokens, 100))
+    whole = calibrate(model, batches)
+    file = UnfinishedFile(tmp_path / "c.partial", {"text": "one"})
+    for before in (2, 5):
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(model, CutOff(batches, before), unfinished=file)
+        kept = file.read()
+        assert kept is not None and kept.batches == before and kept.tokens == before * 500
+    again = calibrate(model, batches, unfinished=file)
+    assert again.sha256 == whole.sha256 and again.tokens == whole.tokens
+    assert again.seconds >= kept.seconds
+    finished = file.read()
+    assert finished is not None and finished.batches == len(batches)
+    assert calibrate(model, batches, unfinished=file).sha256 == whole.sha256
+
+
+@pytest.mark.usefixtures("kept_at_once")
+def test_what_another_calibration_left_is_refused(tokens: Tensor, tmp_path: Path) -> None:
+    path, batches = tmp_path / "c.partial", list(torch.split(tokens, 300))
+    calibrate(Banked(), batches, unfinished=UnfinishedFile(path, {"--seed": "0"}))
+    with pytest.raises(CurvatureError, match=r"c\.partial is .* with another --seed"):
+        UnfinishedFile(path, {"--seed": "1"}).read()
+    with pytest.raises(CurvatureError, match="damaged: there is no sum 'map/hessian/down'"):
+        calibrate(
+            nn.Sequential(nn.Embedding(VOCAB, VOCAB)),
+            batches,
+            unfinished=UnfinishedFile(path, {"--seed": "0"}),
+        )
+    whole = path.read_bytes()
+    for bad in (b"", whole[:200], whole[: len(whole) // 2], b"{" * 5000):
+        path.write_bytes(bad)
+        with pytest.raises(CurvatureError, match=r"Remove it to start anew"):
+            UnfinishedFile(path, {"--seed": "0"}).read()
+    write_curvature(path, calibrate(Banked(), batches))
+    with pytest.raises(CurvatureError, match="is no unfinished calibration"):
+        UnfinishedFile(path, {"--seed": "0"}).read()

@@ -152,7 +152,7 @@ def test_checkpoints_are_ranked_by_bits_per_byte_through_the_file(lab: Path, run
 @pytest.mark.parametrize(
     ("given", "code", "said"),
     [
-        ((), 2, "give --calibration TEXT, or --curvature FILE"),
+        ((), 2, "give --calibration TEXT or --self-generate"),
         (("--calibration", "train.txt", "--caps", "1MB,0"), 2, "a cap is at least 1 byte"),
         (("--calibration", "train.txt", "--caps", "1MB,x"), 2, "'x' is not a size"),
         (("--curvature", "model.pt", "--curvature", "model.pt"), 2, "2 --curvature files for 1"),
@@ -189,3 +189,21 @@ def test_bytes_at_equal_kl_lie_on_a_straight_line_of_logarithms() -> None:
     for one in found:
         assert one.ratio == pytest.approx(0.8, rel=1e-3)
     assert equal_kl(ours[:1], theirs) == ()
+
+
+def test_ours_is_fitted_to_a_text_of_the_model_itself(lab: Path, run: Run) -> None:
+    weights = torch.load(lab / "model.pt", weights_only=True)
+    weights["tok_emb.weight"] *= 0.2  # less sure of itself, it does not write one piece for ever
+    torch.save(weights, "tame.pt")
+    config = ("--config", lab / "model.config.json")
+    arguments = ("compare", "tame.pt", "--cap", 30_000, *config, *options(lab, calibrated=False))
+    own = ("--self-generate", 192, "--calibration-window", 64)
+    result = run(*arguments, *own, "--json")
+    assert result.exit_code == 0, result.output
+    assert "192 tokens of text by the model itself (temperature 0.8)" in result.stderr
+    (row,) = json.loads(result.stdout)["rows"]
+    assert row["recipe"] == "ours" and row["kl_bits_per_byte"] > 0
+    both = run(*arguments, *own, "--calibration", lab / "train.txt")
+    assert both.exit_code == 2 and "takes the place of --calibration" in both.stderr
+    neither = run(*arguments)
+    assert neither.exit_code == 2 and "give --calibration TEXT or" in neither.stderr

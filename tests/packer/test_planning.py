@@ -376,6 +376,16 @@ def test_a_policy_takes_no_other_pins(measured: Measurement) -> None:
         api.plan(measured, CAP, policy=made, pins={"late-k": "fp16"})
 
 
+def test_a_pin_may_be_spelled_in_another_way(weights: Weights) -> None:
+    measured = api.measure(weights, pins={"late-k": "int6.row+kstd@20.0000"})
+    for spelled in ("int6.row+kstd@20.0000", "int6.row+kstd@2e1", "int6.row+kstd@20"):
+        made = api.plan(measured, CAP, pins={"late-k": spelled})
+        assert made.pins == {"blocks.1.attn.c_k.weight": "int6.row+kstd@20"}
+        assert made.choices["blocks.1.attn.c_k.weight"] == "int6.row+kstd@20"
+    with pytest.raises(PlanError, match="pin late-k: "):
+        api.plan(measured, CAP, pins={"late-k": "int6.row+kstd@twenty"})
+
+
 def test_a_plan_with_gptq_needs_the_curvature_it_was_measured_with(weights: Weights) -> None:
     name = "blocks.0.mlp.fc.weight"
     inputs = torch.randn(200, 32, generator=torch.Generator().manual_seed(1))
