@@ -33,7 +33,7 @@ def quadratic_forms(change: Tensor, hessian: Tensor) -> Tensor:
     grouped = change.float().reshape(len(banks), -1, columns)
     forms = []
     for rows, H in zip(grouped, banks, strict=True):
-        for block in rows.split(max(1, BLOCK_ELEMENTS // columns)):  # type: ignore[no-untyped-call]
+        for block in torch.split(rows, max(1, BLOCK_ELEMENTS // columns)):
             forms.append(((block @ H) * block).sum(dim=-1, dtype=torch.float64))
     return torch.cat(forms).clamp(min=0)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from packer.api import inspect, measure, pack, plan, unpack, verify
+    from packer.api import calibrate, inspect, measure, pack, plan, unpack, verify
 
-__all__ = ["inspect", "measure", "pack", "plan", "unpack", "verify"]
+__all__ = ["calibrate", "inspect", "measure", "pack", "plan", "unpack", "verify"]
 
 # In a source checkout the leaf packages stand beside this folder; installed, they are inside it.
 if not (Path(__file__).parent / "quantizers").is_dir():

@@ -1,4 +1,4 @@
-"""What the commands do, callable with values: inspect, measure, plan, pack, unpack, verify.
+"""What the commands do, callable with values: inspect, calibrate, measure, plan, pack, and so on.
 
     from packer import pack, plan
     weights = model.state_dict()
@@ -12,28 +12,43 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from packer import inspection, measuring, unpacking
+from packer import calibration, inspection, measuring, unpacking
 from packer.account import Limits, count_code
 from packer.artifact_files import reading_artifact
+from packer.calibration import TextSource
 from packer.candidates import Measurement
 from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
+from packer.curvature_file import write_curvature
+from packer.curvature_given import given_curvature
+from packer.curvature_set import CurvatureSet
 from packer.decoder import MAX_DECODED_BYTES, decode_weights, parse
 from packer.errors import CapError, PlanError
+from packer.eval.foreign_forward import adapt
+from packer.eval.forward import AnyModel, TailLogits
 from packer.files import is_json, replacing, write_json
 from packer.fit import Packed, pack_to_cap
 from packer.knob import RecipePlan, recipe_under_cap
-from packer.measuring import Progress, ignore_progress
-from packer.planning import PackPlan, follow_policy, make_plan, read_measurement, read_plan
+from packer.measuring import AnyCurvature, Progress, ignore_progress, tensors_of
+from packer.planning import (
+    PackPlan,
+    check_curvature,
+    follow_policy,
+    make_plan,
+    read_measurement,
+    read_plan,
+)
 from packer.quantizers.curvature import Curvature
 from packer.recipes import find_recipe
 from packer.ship import loader_source
 
 PathLike = str | os.PathLike[str]
+CurvatureLike = PathLike | CurvatureSet | Mapping[str, Curvature]
 CheckpointLike = PathLike | Mapping[str, torch.Tensor] | Checkpoint
 
 
@@ -56,17 +71,22 @@ def measure(
     *,
     pins: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
-    curvature: Mapping[str, Curvature] | None = None,
+    curvature: CurvatureLike | None = None,
+    hessians: Mapping[str, torch.Tensor] | None = None,
     out: PathLike | None = None,
     progress: Progress = ignore_progress,
 ) -> Measurement:
     """Every tensor under every choice; written to `out` (candidates.json) when given.
 
     pins: selector -> choice, measured as well. metadata: text that goes into the artifact.
-    curvature: by tensor, for choices with +gptq.
+    curvature: what `calibrate` gave or wrote, which predicts damage in bits per byte and lets GPTQ
+    round; or Curvature by tensor. hessians: in its place second moments of the inputs alone,
+    [columns, columns] by tensor, with which GPTQ rounds.
     """
+    loaded = load(checkpoint)
+    felt = given_curvature(loaded, curvature, hessians)
     measured = measuring.measure(
-        load(checkpoint), pins=pins, metadata=metadata, curvature=curvature, progress=progress
+        loaded, pins=pins, metadata=metadata, curvature=felt, progress=progress
     )
     if out is not None:
         write_json(out, measured.to_json())
@@ -83,7 +103,8 @@ def plan(
     pins: Mapping[str, str] | None = None,
     policy: PathLike | PackPlan | None = None,
     metadata: Mapping[str, str] | None = None,
-    curvature: Mapping[str, Curvature] | None = None,
+    curvature: CurvatureLike | None = None,
+    hessians: Mapping[str, torch.Tensor] | None = None,
     out: PathLike | None = None,
     progress: Progress = ignore_progress,
 ) -> PackPlan:
@@ -92,17 +113,21 @@ def plan(
     source: a checkpoint, which is measured first, or measurements (candidates.json, plan.json).
     code: files counted as code. loader: count the loader too. margin_bytes: left free on purpose.
     pins: selector -> choice. policy: another run's plan, whose choices and pins are kept; tensors
-    step down only where they do not fit. curvature: by tensor, for choices with +gptq.
+    step down only where they do not fit. curvature, hessians: as in `measure`.
     Raises CapError: nothing fits; says the smallest size reachable. PlanError, SelectorError.
     """
     loader_bytes = len(loader_source().encode()) if loader else 0
     limits = Limits(cap_bytes, count_code(code), loader_bytes, margin_bytes)
     if policy is not None and pins:
         raise PlanError("a policy carries its own pins; plan without it to pin other tensors")
+    felt: AnyCurvature | None = None
+    if curvature is not None or hessians is not None:
+        source = _checkpoint_of(source)
+        felt = given_curvature(source, curvature, hessians)
     if policy is not None:
-        made = _under_policy(load_plan(policy), source, limits, metadata, curvature, progress)
+        made = _under_policy(load_plan(policy), source, limits, metadata, felt, progress)
     else:
-        measurement, earlier = _measurement_of(source, pins, metadata, curvature, progress)
+        measurement, earlier = _measurement_of(source, pins, metadata, felt, progress)
         made = make_plan(measurement, limits, {**earlier, **(pins or {})})
     if out is not None:
         write_json(out, made.to_json())
@@ -119,7 +144,8 @@ def plan_recipe(
     margin_bytes: int = 0,
     pins: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
-    curvature: Mapping[str, Curvature] | None = None,
+    curvature: CurvatureLike | None = None,
+    hessians: Mapping[str, torch.Tensor] | None = None,
     progress: Progress = ignore_progress,
 ) -> RecipePlan:
     """The plan of a named recipe (`packer.recipes`) whose knob was turned until its file fits.
@@ -129,15 +155,58 @@ def plan_recipe(
     """
     loader_bytes = len(loader_source().encode()) if loader else 0
     limits = Limits(cap_bytes, count_code(code), loader_bytes, margin_bytes)
+    loaded = load(checkpoint)
+    felt = given_curvature(loaded, curvature, hessians)
     return recipe_under_cap(
-        load(checkpoint),
+        loaded,
         find_recipe(recipe),
         limits,
-        curvature=curvature,
+        curvature=None if felt is None else tensors_of(felt),
         pins=pins,
         metadata=metadata,
         progress=progress,
     )
+
+
+def calibrate(
+    model: Any,
+    batches: Iterable[torch.Tensor],
+    *,
+    seconds: float | None = None,
+    seed: int = 0,
+    bytes_per_token: float | None = None,
+    out: PathLike | None = None,
+    progress: Progress = ignore_progress,
+) -> CurvatureSet:
+    """How much every weight of a torch module is felt; written to `out` (.safetensors) when given.
+
+    model: gives logits for tokens [windows, time], or a loss from `cross_entropy`. batches: int64
+    tokens [windows, time]. seconds: a hard limit. bytes_per_token: of the text, so that damage is
+    in bits per byte. The model is left as it was.
+    Raises CurvatureError, ModelError: see packer.calibration and packer.eval.foreign_forward.
+    """
+    text = TextSource("batches of a training script", bytes_per_token)
+    runs: AnyModel = model  # one that can leave out positions needs no adapter
+    if not isinstance(model, TailLogits):
+        runs = adapt(model, type(model).__name__)
+    found = calibration.calibrate(
+        runs, batches, seconds=seconds, seed=seed, text=text, progress=progress
+    )
+    if out is not None:
+        write_curvature(out, found)
+    return found
+
+
+def _checkpoint_of(source: object) -> Checkpoint:
+    """Raises PlanError: measurements, which have their curvature already."""
+    if isinstance(source, Measurement | PackPlan) or (
+        isinstance(source, str | os.PathLike) and is_json(source)
+    ):
+        raise PlanError(
+            "measurements carry the damage they were measured with; give the checkpoint to measure "
+            "it with other curvature"
+        )
+    return load(source)  # type: ignore[arg-type]
 
 
 def load_plan(plan: PathLike | PackPlan) -> PackPlan:
@@ -149,7 +218,7 @@ def _measurement_of(
     source: CheckpointLike | Measurement | PackPlan,
     pins: Mapping[str, str] | None,
     metadata: Mapping[str, str] | None,
-    curvature: Mapping[str, Curvature] | None,
+    curvature: AnyCurvature | None,
     progress: Progress,
 ) -> tuple[Measurement, Mapping[str, str]]:
     """(measurements, pins of an earlier plan)."""
@@ -170,7 +239,7 @@ def _under_policy(
     source: CheckpointLike | Measurement | PackPlan,
     limits: Limits,
     metadata: Mapping[str, str] | None,
-    curvature: Mapping[str, Curvature] | None,
+    curvature: AnyCurvature | None,
     progress: Progress,
 ) -> PackPlan:
     """Measures the policy's own choices first, and all others only when those do not fit."""
@@ -198,13 +267,14 @@ def pack(
     *,
     out: PathLike | None = None,
     loader: PathLike | None = None,
-    curvature: Mapping[str, Curvature] | None = None,
+    curvature: CurvatureLike | None = None,
+    hessians: Mapping[str, torch.Tensor] | None = None,
     progress: Progress = ignore_progress,
 ) -> Packed:
     """The artifact of a plan, weighed: never over the plan's cap; written to `out` when given.
 
-    loader: also write the loader there; the plan must have counted it. curvature: by tensor, what
-    the plan's choices with +gptq were measured with.
+    loader: also write the loader there; the plan must have counted it. curvature, hessians: what
+    the plan's choices with +gptq were measured with, as in `measure`.
     Raises PlanError: the plan is for other contents, counts no loader, or needs curvature that is
     not there. CapError: nothing fits.
     """
@@ -215,7 +285,11 @@ def pack(
             f"the plan counts {made.limits.loader_bytes:,} bytes of loader, and the loader has "
             f"{len(source.encode()):,}. Plan again with --loader."
         )
-    packed = pack_to_cap(load(checkpoint), made, progress, curvature)
+    loaded = load(checkpoint)
+    felt = given_curvature(loaded, curvature, hessians)
+    known = felt.sha256 if isinstance(felt, CurvatureSet) else None
+    check_curvature(made, known, felt is not None)
+    packed = pack_to_cap(loaded, made, progress, tensors_of(felt))
     contents = {out: packed.data, loader: source.encode()}
     with contextlib.ExitStack() as all_or_none:
         for path, data in contents.items():
@@ -249,7 +323,8 @@ def verify(
     plan: PathLike | PackPlan | None = None,
     progress: Progress = ignore_progress,
     *,
-    curvature: Mapping[str, Curvature] | None = None,
+    curvature: CurvatureLike | None = None,
+    hessians: Mapping[str, torch.Tensor] | None = None,
 ) -> unpacking.Verification:
     """Checksum and decoding; with a checkpoint the error of every tensor; with a plan its codes.
 
@@ -259,8 +334,11 @@ def verify(
     """
     checkpoint = None if against is None else load(against)
     choices = None if plan is None else load_plan(plan).choices
+    felt = None if checkpoint is None else given_curvature(checkpoint, curvature, hessians)
     with _reading(artifact):
-        return unpacking.verify(_bytes_of(artifact), checkpoint, choices, progress, curvature)
+        return unpacking.verify(
+            _bytes_of(artifact), checkpoint, choices, progress, tensors_of(felt) or None
+        )
 
 
 def _bytes_of(artifact: PathLike | bytes) -> bytes:

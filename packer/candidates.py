@@ -75,15 +75,17 @@ class Measurement:
         return replace(self, candidates=candidates)
 
     def fitted(self, fit: DamageFit) -> Measurement:
-        """The same with damages multiplied by these factors in place of earlier ones."""
+        """The same with damages multiplied by these factors in place of earlier ones.
+
+        Without curvature the factors are of weight errors, and make bits per byte of them.
+        """
         before = self.damage_fit
         scale = {
             tensor.name: fit.factor(tensor.role) / (before.factor(tensor.role) if before else 1.0)
             for tensor in self.tensors
         }
         candidates = tuple(
-            c if c.damage_bpb is None else replace(c, damage_bpb=scale[c.tensor] * c.damage_bpb)
-            for c in self.candidates
+            replace(c, damage_bpb=scale[c.tensor] * c.damage) for c in self.candidates
         )
         return replace(self, candidates=candidates, damage_fit=fit)
 

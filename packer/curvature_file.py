@@ -55,13 +55,13 @@ def read_curvature(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Curv
     except FormatError as error:
         raise CurvatureError(f"{source}: {error}. {AGAIN}") from None
     made = CurvatureSet(by_tensor, **provenance)
-    check_tensors(made, checkpoint)
+    check_tensors(by_tensor, checkpoint)
     return made
 
 
-def check_tensors(curvature: CurvatureSet, checkpoint: Checkpoint) -> None:
+def check_tensors(by_tensor: Mapping[str, Curvature], checkpoint: Checkpoint) -> None:
     """Raises CurvatureError: curvature of a tensor that is not there, or has another shape."""
-    for name, one in curvature.by_tensor.items():
+    for name, one in by_tensor.items():
         weight = checkpoint.tensors.get(name)
         if weight is None:
             near = checkpoint.ties.get(name)

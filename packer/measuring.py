@@ -189,7 +189,7 @@ def _measurement(
     progress: Progress,
 ) -> Measurement:
     candidates: list[Candidate] = []
-    whole = curvature if isinstance(curvature, CurvatureSet) else None
+    whole = whole_set(curvature)
     by_tensor = tensors_of(curvature)
 
     with one_torch_thread():
@@ -211,7 +211,7 @@ def _measurement(
         ties=checkpoint.ties,
         metadata=all_metadata,
         damage_source=spell_damage(finished, by_tensor, whole, guessed),
-        curvature=None if whole is None else whole.sha256,
+        curvature=curvature.sha256 if isinstance(curvature, CurvatureSet) else None,
     )
 
 
@@ -225,6 +225,16 @@ def spell_damage(
     if whole is not None and candidates and candidates[0].damage_bpb is not None:
         return spell_source(whole, guessed)
     return GIVEN_HESSIANS if by_tensor else NO_DATA
+
+
+def whole_set(curvature: AnyCurvature | None) -> CurvatureSet | None:
+    """What damage in bits per byte can be computed from; None without the Fisher of any rows."""
+    if curvature is None or isinstance(curvature, CurvatureSet):
+        return curvature
+    if all(one.fisher is None for one in curvature.values()):
+        return None
+    tokens = max(one.tokens for one in curvature.values())
+    return CurvatureSet(curvature, None, "curvature that was given", tokens, 0.0, None, None)
 
 
 def tensors_of(curvature: AnyCurvature | None) -> Mapping[str, Curvature]:

@@ -196,6 +196,25 @@ def restrict(measurement: Measurement, choices: Mapping[str, str]) -> list[Candi
     ]
 
 
+def check_curvature(pack_plan: PackPlan, sha256: str | None, given: bool) -> None:
+    """Raises PlanError: the plan rounds with curvature, and there is none, or another.
+
+    sha256: of the curvature given, None where that is not known.
+    """
+    rounded = [c for c in pack_plan.plan.chosen if "+gptq" in c.choice]
+    wanted = pack_plan.measurement.curvature
+    if rounded and not given:
+        raise PlanError(
+            f"{rounded[0].tensor}: {rounded[0].choice} needs curvature, as {len(rounded)} of the "
+            "plan's tensors do: give the file that it was made with, --curvature FILE"
+        )
+    if rounded and wanted is not None and sha256 is not None and sha256 != wanted:
+        raise PlanError(
+            f"the plan was made with curvature {wanted[:12]}, and this is {sha256[:12]}: its codes "
+            "and sizes would differ. Give the file it was made with, or plan again"
+        )
+
+
 def replan(pack_plan: PackPlan, measurement: Measurement) -> PackPlan:
     """The same limits and pins over corrected measurements. Raises CapError."""
     candidates = restrict(measurement, pack_plan.pins)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
 
-from packer.commands.models import load_subjects
+from packer.commands.models import load_subjects, running_foreign
 from packer.commands.options import EXISTING_FILE, say_notes, with_options
 from packer.commands.processes import choose_device
 from packer.errors import PackerError
 
 if TYPE_CHECKING:
+    from packer.candidates import Measurement
     from packer.checkpoint import Checkpoint
     from packer.curvature_set import CurvatureSet
     from packer.eval.forward import AnyModel
     from packer.evaluation import Data
+    from packer.trials import DamageBench
 
 DEFAULT_TOKENS = 32_768
 DEFAULT_WINDOW = 512
@@ -203,3 +205,122 @@ def written_by(model: AnyModel, text: TextOptions) -> tuple[Data, TextOptions, f
         text.seed,
     )
     return data, told, spent
+
+
+CURVATURE = with_options(
+    click.option(
+        "--curvature",
+        "curvature_file",
+        type=EXISTING_FILE,
+        help="What `packer calibrate` wrote for this checkpoint.",
+    ),
+    click.option(
+        "--calibration",
+        multiple=True,
+        metavar="PATH",
+        help="Text or shards: calibrate on them (unless --curvature is given), and fit the "
+        "predicted damage to true measurements on their last fifth.",
+    ),
+    click.option(
+        "--calibration-tokens",
+        type=POSITIVE,
+        default=DEFAULT_TOKENS,
+        show_default=True,
+        help="How many tokens to calibrate on.",
+    ),
+    click.option(
+        "--calibration-window",
+        type=POSITIVE,
+        default=DEFAULT_WINDOW,
+        show_default=True,
+        help="What the model sees at once in calibration.",
+    ),
+    TOKENIZER,
+    MODEL,
+)
+
+
+@dataclass(frozen=True)
+class CurvatureOptions:
+    """What a command that measures was told of curvature."""
+
+    file: str | None
+    text: TextOptions
+    built: ModelOptions
+
+    @property
+    def given(self) -> bool:
+        return self.file is not None or bool(self.text.data)
+
+    def check(self) -> None:
+        """Raises UsageError: options that go with a text, without one."""
+        self.built.check()
+
+    def read(self, loaded: Checkpoint) -> CurvatureSet | None:
+        """From the file alone. Raises CurvatureError."""
+        from packer.curvature_file import read_curvature
+
+        return None if self.file is None else read_curvature(self.file, loaded)
+
+
+@dataclass(frozen=True)
+class Felt:
+    """Curvature of a checkpoint, and with a text the bench that predictions are fitted on."""
+
+    curvature: CurvatureSet | None
+    bench: DamageBench | None
+
+    def fitted(self, measured: Measurement) -> Measurement:
+        """The measurement, fitted where there is a bench; with a progress bar."""
+        from packer.progress import shown
+        from packer.trials import fit_to_model
+
+        if self.bench is None or measured.curvature is None:
+            return measured
+        with shown("fitting") as progress:
+            return fit_to_model(measured, self.bench, progress)
+
+
+def feel(source: str, loaded: Checkpoint, options: CurvatureOptions) -> Felt:
+    """Reads or makes the curvature that a command was told to use.
+
+    Raises PackerError: see `read_curvature`, `calibrate` and `open_data`.
+    """
+    curvature = options.read(loaded)
+    from packer.trials import held_out_part
+
+    text = options.text
+    if not text.data:
+        return Felt(curvature, None)
+    with refusals(), running_foreign(options.built.model):
+        data, model = text.open(), options.built.load(source)
+        if curvature is None:
+            first, _ = held_out_part(len(data.stream), text.tokens, text.window)
+            seen = replace(text, tokens=max(min(text.tokens, first), text.window))
+            curvature = curvature_of(model, source, loaded, data, seen)
+            say_notes([f"calibrated on {curvature.spell()}", *curvature.warnings])
+        return Felt(curvature, bench_of(model, loaded, curvature, data, text, held_out=True))
+
+
+def bench_of(
+    model: AnyModel,
+    loaded: Checkpoint,
+    curvature: CurvatureSet | None,
+    data: Data,
+    text: TextOptions,
+    *,
+    held_out: bool,
+) -> DamageBench:
+    """A bench on a text. Raises CurvatureError, EvalError."""
+    from packer.trials import damage_bench
+
+    return damage_bench(
+        model,
+        loaded,
+        curvature,
+        data,
+        ", ".join(text.data),
+        tokens=text.tokens,
+        window=text.window,
+        held_out=held_out,
+    )

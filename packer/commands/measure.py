@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import click
 
+from packer.commands.calibrating import (
+    CURVATURE,
+    CurvatureOptions,
+    ModelOptions,
+    TextOptions,
+    feel,
+)
 from packer.commands.options import (
     CONFIG,
     DROP,
@@ -23,11 +30,20 @@ from packer.commands.options import (
 @click.command(short_help="Every tensor under every format.")
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--output", type=WRITABLE, default="candidates.json", show_default=True)
-@with_options(PINS, CONFIG, WEIGHTS, DROP, JSON)
+@with_options(PINS, CURVATURE, CONFIG, WEIGHTS, DROP, JSON)
 def measure(
     checkpoint: str,
     output: str,
     pins: tuple[tuple[str, str], ...],
+    curvature_file: str | None,
+    calibration: tuple[str, ...],
+    calibration_tokens: int,
+    calibration_window: int,
+    tokenizer: str | None,
+    bytes_table: str | None,
+    model: str | None,
+    model_config: str | None,
+    device: str | None,
     config: str | None,
     weights: str | None,
     drop: tuple[str, ...],
@@ -36,19 +52,32 @@ def measure(
     """Measure every tensor of CHECKPOINT under every format: real coded bytes and damage.
 
     The file written can be planned for any cap in a second: packer plan candidates.json --cap 16MB.
+    With --calibration or --curvature, damage is predicted in bits per byte and GPTQ rounds.
     """
     from packer import api
     from packer.checkpoint import read_checkpoint
+    from packer.files import write_json
     from packer.progress import shown
 
-    refuse_overwriting([checkpoint, config], output)
+    text = TextOptions(calibration, tokenizer, bytes_table, calibration_tokens, calibration_window)
+    built = ModelOptions(config, model, model_config, device, weights, drop)
+    options = CurvatureOptions(curvature_file, text, built)
+    options.check()
+    refuse_overwriting([checkpoint, config, curvature_file, *calibration], output)
     metadata = read_config(config)
     loaded = read_checkpoint(checkpoint, weights=weights, drop=drop)
     say_notes(loaded.notes)
+    felt = feel(checkpoint, loaded, options)
     with shown("measuring") as progress:
         found = api.measure(
-            loaded, pins=dict(pins), metadata=metadata, out=output, progress=progress
+            loaded,
+            pins=dict(pins),
+            metadata=metadata,
+            curvature=felt.curvature,
+            progress=progress,
         )
+    found = felt.fitted(found)
+    write_json(output, found.to_json())
     if as_json:
         print_json({**found.to_json(), "output": output})
         return
@@ -56,3 +85,5 @@ def measure(
         f"{output}: {len(found.candidates):,} candidates for {len(found.tensors)} tensors of "
         f"{checkpoint}; damage is the {found.damage_source}"
     )
+    if found.damage_fit is not None:
+        click.echo(f"fitted to {found.damage_fit.spell()}")

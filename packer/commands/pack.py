@@ -7,6 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from packer.commands.calibrating import (
+    CURVATURE,
+    CurvatureOptions,
+    Felt,
+    ModelOptions,
+    TextOptions,
+    feel,
+)
 from packer.commands.options import (
     CODE,
     CONFIG,
@@ -28,6 +36,8 @@ from packer.commands.options import (
 from packer.commands.plan import spell_quality
 
 if TYPE_CHECKING:
+    from packer.candidates import Measurement
+    from packer.checkpoint import Checkpoint
     from packer.fit import Packed
     from packer.knob import RecipePlan
     from packer.planning import PackPlan
@@ -41,7 +51,7 @@ if TYPE_CHECKING:
 @click.option("--recipe", metavar="NAME", help="A recipe people know, made to fit under --cap.")
 @with_options(cap_option(required=False), CODE, MARGIN, PINS)
 @click.option("--loader", type=WRITABLE, help="Write (and count) the loader, a Python file, too.")
-@with_options(CONFIG, WEIGHTS, DROP, JSON)
+@with_options(CURVATURE, CONFIG, WEIGHTS, DROP, JSON)
 def pack(
     checkpoint: str,
     output: str,
@@ -53,6 +63,15 @@ def pack(
     margin: int,
     pins: tuple[tuple[str, str], ...],
     loader: str | None,
+    curvature_file: str | None,
+    calibration: tuple[str, ...],
+    calibration_tokens: int,
+    calibration_window: int,
+    tokenizer: str | None,
+    bytes_table: str | None,
+    model: str | None,
+    model_config: str | None,
+    device: str | None,
     config: str | None,
     weights: str | None,
     drop: tuple[str, ...],
@@ -70,17 +89,26 @@ def pack(
     from packer.checkpoint import read_checkpoint
     from packer.progress import shown
 
+    text = TextOptions(calibration, tokenizer, bytes_table, calibration_tokens, calibration_window)
+    built = ModelOptions(config, model, model_config, device, weights, drop)
+    options = CurvatureOptions(curvature_file, text, built)
+    options.check()
     _check_usage(plan_file, policy, recipe, cap, bool(code or margin or pins or config))
+    if plan_file is not None and calibration:
+        raise click.UsageError(
+            "a --plan is packed with the curvature it was made with: --curvature"
+        )
     if policy is not None and pins:
         raise click.UsageError("--policy carries its own pins; leave --pin out, or plan anew")
     for written in (output, loader):
-        refuse_overwriting([checkpoint, plan_file, policy, config, *code], written)
+        refuse_overwriting([checkpoint, plan_file, policy, config, curvature_file, *code], written)
     _refuse_one_for_both(output, loader)
     metadata = read_config(config)
     made = None if plan_file is None else api.load_plan(plan_file)
     loaded = read_checkpoint(checkpoint, weights=weights, drop=drop)
     say_notes(loaded.notes)
-    turned = None
+    felt = feel(checkpoint, loaded, options)
+    turned, source = None, _to_plan(loaded, felt, dict(pins), metadata, made, policy, recipe)
     with shown("packing") as progress:
         if recipe is not None:
             assert cap is not None
@@ -93,13 +121,14 @@ def pack(
                 margin_bytes=margin,
                 pins=dict(pins),
                 metadata=metadata,
+                curvature=felt.curvature,
                 progress=progress,
             )
             made = turned.plan
         elif made is None:
             assert cap is not None
             made = api.plan(
-                loaded,
+                source,
                 cap,
                 code=code,
                 loader=loader is not None,
@@ -107,10 +136,40 @@ def pack(
                 pins=dict(pins),
                 policy=policy,
                 metadata=metadata,
+                curvature=felt.curvature if source is loaded else None,
                 progress=progress,
             )
-        packed = api.pack(loaded, made, out=output, loader=loader, progress=progress)
+        packed = api.pack(
+            loaded,
+            made,
+            out=output,
+            loader=loader,
+            curvature=felt.curvature,
+            progress=progress,
+        )
     _show(packed, output, loader, as_json, policy is not None, turned)
+
+
+def _to_plan(
+    loaded: Checkpoint,
+    felt: Felt,
+    pins: dict[str, str],
+    metadata: dict[str, str],
+    made: PackPlan | None,
+    policy: str | None,
+    recipe: str | None,
+) -> Checkpoint | Measurement:
+    """The checkpoint, or where damage can be fitted to a model, its fitted measurements."""
+    from packer import api
+    from packer.progress import shown
+
+    if felt.bench is None or made is not None or policy is not None or recipe is not None:
+        return loaded
+    with shown("measuring") as progress:
+        measured = api.measure(
+            loaded, pins=pins, metadata=metadata, curvature=felt.curvature, progress=progress
+        )
+    return felt.fitted(measured)
 
 
 def _check_usage(

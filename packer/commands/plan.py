@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from packer.commands.calibrating import (
+    CURVATURE,
+    CurvatureOptions,
+    Felt,
+    ModelOptions,
+    TextOptions,
+    bench_of,
+    feel,
+    refusals,
+)
+from packer.commands.models import running_foreign
 from packer.commands.options import (
     CODE,
     CONFIG,
@@ -27,7 +39,10 @@ from packer.commands.options import (
 
 if TYPE_CHECKING:
     from packer.budget.frontier import WhatIf
+    from packer.candidates import Measurement
+    from packer.checkpoint import Checkpoint
     from packer.planning import PackPlan
+    from packer.trials import CheckedPlan
 
 LOADER = click.option("--loader", is_flag=True, help="Count the loader's bytes too.")
 WHAT_IF = click.option(
@@ -39,7 +54,14 @@ WHAT_IF = click.option(
 @click.argument("source", type=EXISTING)
 @with_options(cap_option(required=True), CODE, LOADER, MARGIN, PINS)
 @click.option("-o", "--output", type=WRITABLE, help="Write the plan here, for `packer pack`.")
-@with_options(WHAT_IF, CONFIG, WEIGHTS, DROP, JSON)
+@click.option(
+    "--measure-on",
+    multiple=True,
+    metavar="PATH",
+    help="Text or shards: measure what the plan really does there, fit and plan again, at most "
+    "three times, and keep the best.",
+)
+@with_options(CURVATURE, WHAT_IF, CONFIG, WEIGHTS, DROP, JSON)
 def plan(
     source: str,
     cap: int,
@@ -48,6 +70,16 @@ def plan(
     margin: int,
     pins: tuple[tuple[str, str], ...],
     output: str | None,
+    measure_on: tuple[str, ...],
+    curvature_file: str | None,
+    calibration: tuple[str, ...],
+    calibration_tokens: int,
+    calibration_window: int,
+    tokenizer: str | None,
+    bytes_table: str | None,
+    model: str | None,
+    model_config: str | None,
+    device: str | None,
     what_if: bool,
     config: str | None,
     weights: str | None,
@@ -57,26 +89,47 @@ def plan(
     """Choose a format for every tensor, so that file and code fit the cap at the least damage.
 
     SOURCE is a checkpoint, which is measured first, or a file of measurements (candidates.json, or
-    an earlier plan.json), which is planned anew in a second.
+    an earlier plan.json), which is planned anew in a second. With --calibration or --curvature,
+    damage is predicted in bits per byte and GPTQ rounds.
     """
     from packer.account import Limits, count_code
     from packer.files import write_json
 
-    refuse_overwriting([source, config, *code], output)
+    inputs = [source, config, curvature_file, *code, *calibration, *measure_on]
+    refuse_overwriting(inputs, output)
+    built = ModelOptions(config, model, model_config, device, weights, drop)
+    text = TextOptions(calibration, tokenizer, bytes_table, calibration_tokens, calibration_window)
+    options = CurvatureOptions(curvature_file, text, built)
+    options.check()
     loader_bytes = _loader_bytes() if loader else 0
     limits = Limits(cap, count_code(code), loader_bytes, margin)
-    made = _plan(source, limits, dict(pins), read_config(config), weights, drop)
+    metadata = {} if measure_on and _is_json(source) else read_config(config)
+    measured = _measured(source, options, dict(pins), metadata, measure_on)
+    checked: tuple[CheckedPlan, ...] = ()
+    if measure_on:
+        checked = _checked(measured, limits, replace(text, data=measure_on), built)
+        made = min(checked, key=lambda one: one.measured).plan
+    else:
+        from packer.planning import make_plan
+
+        made = make_plan(measured.measurement, limits, measured.pins)
     if output:
         write_json(output, made.to_json())
     changes = _what_if(made) if what_if else ()
-    show(made, source, output, changes, as_json)
+    show(made, source, output, changes, as_json, checked)
     if output and not as_json:
-        click.echo(f"next: {_next_command(made.measurement.source, output, weights, drop)}")
+        command = _next_command(made, output, curvature_file, weights, drop)
+        click.echo(f"next: {command}")
 
 
-def _next_command(checkpoint: str, plan: str, weights: str | None, drop: tuple[str, ...]) -> str:
+def _next_command(
+    made: PackPlan, plan: str, curvature: str | None, weights: str | None, drop: tuple[str, ...]
+) -> str:
     """What packs this plan; the plan fits only the same weights without the same tensors."""
-    chosen = ["--weights", weights] if weights else []
+    checkpoint, chosen = made.measurement.source, []
+    if any("+gptq" in candidate.choice for candidate in made.plan.chosen):
+        chosen += ["--curvature", curvature or "curvature.safetensors"]
+    chosen += ["--weights", weights] if weights else []
     left_out = [part for glob in drop for part in ("--drop", glob)]
     words = ["packer", "pack", checkpoint, "--plan", plan, "-o", "model.pack", *chosen, *left_out]
     return shlex.join(words)
@@ -88,31 +141,89 @@ def _loader_bytes() -> int:
     return len(loader_source().encode())
 
 
-def _plan(
+@dataclass(frozen=True)
+class _Measured:
+    """What is planned from, and what it was measured with; loaded is None where nobody asked."""
+
+    measurement: Measurement
+    pins: dict[str, str]
+    loaded: Checkpoint | None
+    felt: Felt | None
+
+
+def _is_json(source: str) -> bool:
+    from packer.files import is_json
+
+    return is_json(source)
+
+
+def _measured(
     source: str,
-    limits: Any,
+    options: CurvatureOptions,
     pins: dict[str, str],
     metadata: dict[str, str],
-    weights: str | None,
-    drop: tuple[str, ...],
-) -> PackPlan:
-    from packer.files import is_json
-    from packer.planning import make_plan, read_measurement
+    measure_on: tuple[str, ...],
+) -> _Measured:
+    built = options.built
+    if _is_json(source):  # nothing of this path needs torch: a new cap takes under a second
+        if built.weights or built.drop or metadata or options.text.data:
+            raise click.UsageError(
+                "--weights, --drop, --config and --calibration need the checkpoint as SOURCE"
+            )
+        from packer.planning import read_measurement
 
-    if is_json(source):  # nothing of this path needs torch: a new cap takes under a second
-        if weights or drop or metadata:
-            raise click.UsageError("--weights, --drop and --config need the checkpoint as SOURCE")
         measurement, earlier = read_measurement(source)
-        return make_plan(measurement, limits, {**earlier, **pins})
+        found = _Measured(measurement, {**earlier, **pins}, None, None)
+        return _with_checkpoint(found, options) if measure_on else found
     from packer import measuring
     from packer.checkpoint import read_checkpoint
     from packer.progress import shown
 
-    loaded = read_checkpoint(source, weights=weights, drop=drop)
+    loaded = read_checkpoint(source, weights=built.weights, drop=built.drop)
     say_notes(loaded.notes)
+    felt = feel(source, loaded, options)
     with shown("measuring") as progress:
-        measured = measuring.measure(loaded, pins=pins, metadata=metadata, progress=progress)
-    return make_plan(measured, limits, pins)
+        measured = measuring.measure(
+            loaded, pins=pins, metadata=metadata, curvature=felt.curvature, progress=progress
+        )
+    return _Measured(felt.fitted(measured), pins, loaded, felt)
+
+
+def _with_checkpoint(found: _Measured, options: CurvatureOptions) -> _Measured:
+    """Measurements and the checkpoint they name. Raises PlanError: that has changed since."""
+    from packer.checkpoint import contents_fingerprint, read_checkpoint
+    from packer.errors import PlanError
+
+    measurement = found.measurement
+    loaded = read_checkpoint(measurement.source)
+    if contents_fingerprint(loaded) != measurement.contents:
+        raise PlanError(
+            f"{measurement.source} has other contents than when it was measured; measure it again"
+        )
+    curvature = options.read(loaded)
+    given = None if curvature is None else curvature.sha256
+    if measurement.curvature is not None and given != measurement.curvature:
+        raise PlanError(
+            "the measurements were made with curvature "
+            f"{measurement.curvature[:12]}: give that file, --curvature FILE"
+        )
+    return replace(found, loaded=loaded, felt=Felt(curvature, None))
+
+
+def _checked(
+    measured: _Measured, limits: Any, text: TextOptions, built: ModelOptions
+) -> tuple[CheckedPlan, ...]:
+    """Every round of a plan that is measured on a text."""
+    from packer.progress import shown
+    from packer.trials import plan_and_check
+
+    assert measured.loaded is not None and measured.felt is not None
+    with refusals(), running_foreign(built.model):
+        data, model = text.open(), built.load(measured.measurement.source)
+        curvature = measured.felt.curvature
+        bench = bench_of(model, measured.loaded, curvature, data, text, held_out=False)
+        with shown("measuring plans") as progress:
+            return plan_and_check(measured.measurement, limits, measured.pins, bench, progress)
 
 
 def _what_if(made: PackPlan) -> tuple[WhatIf, ...]:
@@ -128,6 +239,7 @@ def show(
     output: str | None,
     changes: tuple[WhatIf, ...],
     as_json: bool,
+    checked: tuple[CheckedPlan, ...] = (),
 ) -> None:
     """The plan as tables or JSON."""
     from packer import tables
@@ -145,6 +257,10 @@ def show(
             }
             for one in changes
         ]
+        value["measured_rounds"] = [
+            {"predicted_damage_bpb": one.predicted, "measured_damage_bpb": one.measured}
+            for one in checked
+        ]
         print_json({**value, "output": output})
         return
     tables.print_report(report, every_tensor=True)
@@ -154,6 +270,8 @@ def show(
     click.echo(spell_quality(made))
     for one in changes:
         click.echo(spell_what_if(one, made.plan.damage_kind))
+    for number, tried in enumerate(checked, start=1):
+        click.echo(spell_checked(number, tried) + ("; kept" if tried.plan is made else ""))
 
 
 def spell_quality(made: PackPlan) -> str:
@@ -166,9 +284,18 @@ def spell_quality(made: PackPlan) -> str:
         else f"the best plan is at most {100 * plan.gap:.2g} % lower"
     )
     text = f"predicted damage ({plan.damage_kind}) {plan.damage:.4g}{price}; {proof}"
-    if plan.damage_kind == "weight_error":
-        text += f"\ndamage is the {made.measurement.damage_source}"
+    text += f"\ndamage is the {made.measurement.damage_source}"
+    if made.measurement.damage_fit is not None:
+        text += f"\nfitted to {made.measurement.damage_fit.spell()}"
     return text
+
+
+def spell_checked(number: int, one: CheckedPlan) -> str:
+    """Predicted against measured damage of one round."""
+    text = f"round {number}: measured damage {one.measured:.4g}"
+    if one.predicted is None or one.ratio is None:
+        return text + ", predicted in other units"
+    return text + f", predicted {one.predicted:.4g}, {one.ratio:.2f} times that"
 
 
 def spell_what_if(one: WhatIf, damage_kind: str) -> str:

@@ -145,3 +145,71 @@ def test_few_tokens_are_warned_of(lab: Path, run) -> None:
     result = run("calibrate", lab / "model.pt", *text, "--tokens", 32, "--window", 32)
     assert result.exit_code == 0
     assert "rank 32 at most" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def curvature_file(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Curvature of model.pt on 1,024 tokens."""
+    from click.testing import CliRunner
+
+    from packer.cli import main
+
+    path = tmp_path_factory.mktemp("felt") / "c.safetensors"
+    text = ["--data", lab / "train.txt", "--tokenizer", lab / "t64.model", "--tokens", 1024]
+    command = ["calibrate", lab / "model.pt", *text, "--window", 64, "-o", path]
+    result = CliRunner().invoke(main, [str(part) for part in command])
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def test_a_plan_with_curvature_is_packed_with_it(lab: Path, curvature_file: Path, run) -> None:
+    model = lab / "model.pt"
+    felt = ("--curvature", curvature_file)
+    planned = run("plan", model, "--cap", "12KB", *felt, "--pin", "mlp-in=int4.row+gptq", "-o", "p")
+    assert planned.exit_code == 0, planned.output
+    assert "predicted damage (damage_bpb)" in planned.stdout
+    assert "1,024 tokens of" in planned.stdout
+    assert f"--curvature {curvature_file}" in planned.stdout.splitlines()[-1]
+    plan = json.loads(Path("p").read_text())
+    checkpoint = read_checkpoint(model)
+    assert plan["measurement"]["curvature"] == read_curvature(curvature_file, checkpoint).sha256
+    refused = run("pack", model, "--plan", "p", "-o", "model.pack")
+    assert refused.exit_code == 1 and "needs curvature, as" in " ".join(refused.stderr.split())
+    assert not Path("model.pack").exists()
+    packed = run("pack", model, "--plan", "p", *felt, "-o", "model.pack")
+    assert packed.exit_code == 0, packed.output
+    assert Path("model.pack").stat().st_size <= 12_000
+    other = run("plan", lab / "banked.pt", "--cap", "12KB", *felt)
+    assert other.exit_code == 1 and "contents" in other.stderr
+
+
+def test_calibration_text_fits_the_damage(lab: Path, run) -> None:
+    text = ("--calibration", lab / "train.txt", "--tokenizer", lab / "t64.model")
+    amount = ("--calibration-tokens", 1024, "--calibration-window", 64)
+    result = run("measure", lab / "model.pt", *text, *amount)
+    assert result.exit_code == 0, result.output
+    assert "fitted to" in result.stdout and "192 tokens of the end of" in result.stdout
+    value = json.loads(Path("candidates.json").read_text())
+    assert value["damage_fit"]["tokens"] == 192 and value["damage_fit"]["error"] < 1
+    assert {"mlp-in", "token-embedding"} <= set(value["damage_fit"]["factors"])
+    planned = run("plan", "candidates.json", "--cap", "13KB", "-o", "p")
+    assert planned.exit_code == 0 and "fitted to" in planned.stdout
+    late = run("plan", "candidates.json", "--cap", "13KB", *text)
+    assert late.exit_code == 2 and "need the checkpoint as SOURCE" in late.stderr
+
+
+def test_a_plan_is_measured_on_a_text(lab: Path, curvature_file: Path, run) -> None:
+    text = ("--measure-on", lab / "train.txt", "--tokenizer", lab / "t64.model")
+    amount = ("--calibration-tokens", 512, "--calibration-window", 64)
+    felt = ("--curvature", curvature_file)
+    result = run("plan", lab / "model.pt", "--cap", "12KB", *felt, *text, *amount, "-o", "p")
+    assert result.exit_code == 0, result.output
+    assert "round 1: measured damage" in result.stdout and "; kept" in result.stdout
+    assert ", predicted " in result.stdout
+    again = run("plan", "p", "--cap", "12KB", *felt, *text, *amount, "--json")
+    rounds = json.loads(again.stdout)["measured_rounds"]
+    assert rounds and all(one["measured_damage_bpb"] > 0 for one in rounds)
+    blind = run("plan", "p", "--cap", "12KB", *text, *amount)
+    assert blind.exit_code == 1 and "give that file" in " ".join(blind.stderr.split())
+    without = run("plan", lab / "model.pt", "--cap", "12KB", *text, *amount)
+    assert without.exit_code == 0 and "predicted in other units" in without.stdout
