@@ -147,14 +147,13 @@ def measure(
     roles = {info.name: TensorRole(Role(info.role), info.layer) for info in infos}
     pinned = pinned_choices(pins or {}, roles)
     by_tensor = tensors_of(curvature)
-    choices = {
-        name: with_pinned(default_choices(weight, by_tensor.get(name)), pinned.get(name))
-        for name, weight in checkpoint.tensors.items()
-    }
-    for done, (name, weight) in enumerate(checkpoint.tensors.items()):
-        progress(f"{name}: is a correction worth it", done, len(infos))
-        choices[name] += corrected_choices(weight, by_tensor.get(name))
-    measured = _measurement(checkpoint, infos, choices, metadata or {}, curvature, progress)
+
+    def choices_of(name: str) -> tuple[Choice, ...]:
+        weight, felt = checkpoint.tensors[name], by_tensor.get(name)
+        offered = (*default_choices(weight, felt), *corrected_choices(weight, felt))
+        return with_pinned(offered, pinned.get(name))
+
+    measured = _measurement(checkpoint, infos, choices_of, metadata or {}, curvature, progress)
     check_pinned(pinned, measured.candidates)
     return measured
 
@@ -175,7 +174,8 @@ def measure_choices(
         raise PlanError(f"no choice is given for {', '.join(missing[:5])}; plan this checkpoint")
     parsed = {name: (_parsed(name, choices[name]),) for name in checkpoint.tensors}
     infos = tensor_infos(checkpoint)
-    measured = _measurement(checkpoint, infos, parsed, metadata or {}, curvature, progress)
+    choices_of = parsed.__getitem__
+    measured = _measurement(checkpoint, infos, choices_of, metadata or {}, curvature, progress)
     check_pinned({name: choice for name, (choice,) in parsed.items()}, measured.candidates)
     return measured
 
@@ -183,7 +183,7 @@ def measure_choices(
 def _measurement(
     checkpoint: Checkpoint,
     infos: tuple[TensorInfo, ...],
-    choices: Mapping[str, Sequence[Choice]],
+    choices_of: Callable[[str], Sequence[Choice]],
     metadata: Mapping[str, str],
     curvature: AnyCurvature | None,
     progress: Progress,
@@ -197,7 +197,7 @@ def _measurement(
             progress(info.name, done, len(infos))
             weight = checkpoint.tensors[info.name]
             felt = by_tensor.get(info.name)
-            candidates += measure_tensor(info, weight, choices[info.name], felt, whole)
+            candidates += measure_tensor(info, weight, choices_of(info.name), felt, whole)
     progress("measured", len(infos), len(infos))
     finished, guessed = complete(candidates, infos)
     all_metadata = dict(sorted({**checkpoint.metadata, **metadata}.items()))

@@ -201,8 +201,13 @@ def check_curvature(pack_plan: PackPlan, sha256: str | None, given: bool) -> Non
 
     sha256: of the curvature given, None where that is not known.
     """
-    rounded = [c for c in pack_plan.plan.chosen if "+gptq" in c.choice]
     wanted = pack_plan.measurement.curvature
+    rounded = [
+        c
+        for c in pack_plan.plan.chosen
+        # A correction of low rank heeds curvature where there is some, and does without otherwise.
+        if "+gptq" in c.choice or (".rank" in c.choice and wanted is not None)
+    ]
     if rounded and not given:
         raise PlanError(
             f"{rounded[0].tensor}: {rounded[0].choice} needs curvature, as {len(rounded)} of the "

@@ -173,7 +173,7 @@ def _requantize_problem(
     parsed = parse_choice(choice)
     if parsed.format != quantized.format:
         return f"the plan says {choice}, the file holds {quantized.format}"
-    if parsed.rounding == "gptq" and curvature is None:
+    if parsed.rounding != "nearest" and curvature is None:
         return None
     again = quantize(weight, parsed, curvature)
     if not torch.equal(again.codes, quantized.codes):

@@ -56,7 +56,7 @@ def test_the_five_lines_of_the_documentation(
 
 
 def test_the_module_offers_what_it_lists() -> None:
-    assert packer.__all__ == ["inspect", "measure", "pack", "plan", "unpack", "verify"]
+    assert packer.__all__ == ["calibrate", "inspect", "measure", "pack", "plan", "unpack", "verify"]
     for name in packer.__all__:
         function = getattr(packer, name)
         assert function is getattr(api, name)
