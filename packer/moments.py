@@ -82,9 +82,7 @@ class MapMoments:
             mean_weight = self.row_weights.mean().clamp(min=1e-30)
             outputs = _symmetric(self.outputs / mean_weight)
             outputs = outputs if self.stacked else outputs[0]
-        return Curvature(
-            hessian if self.stacked else hessian[0], fisher, tokens, outputs=outputs
-        )
+        return Curvature(hessian if self.stacked else hessian[0], fisher, tokens, outputs=outputs)
 
     def _fisher(self, tokens: int) -> torch.Tensor | None:
         """float32 [rows], the mean squared gradient; None where no gradient came back."""

@@ -26,7 +26,7 @@ from .formats import (
 CODERS = ("ans", "zstd", "brotli", "lzma", "zlib", "raw")
 UNIFORM_RANGES = ("absmax", "percentile", "percentile-matrix", "kstd", "mse")
 TERNARY_RANGES = ("mse", "absmean")
-ROUNDINGS = ("nearest", "gptq")
+ROUNDINGS = ("nearest", "gptq", "gptq2")  # the last of stepped formats alone
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Choice:
     range_rule: how a row's scale is chosen; range_value: its parameter (k of `kstd`).
     reach: codes are held to ±reach, fewer than the format has; None: all of them.
     prune: fraction of smallest magnitudes set to zero first, in [0, 1).
-    rounding: how codes are chosen under a scale; `gptq` needs curvature.
+    rounding: how codes are chosen under a scale; `gptq` needs curvature, and `gptq2` also that of
+        outputs.
     step: of a stepped format, and of no other: the mean step in units of the rms weight.
     """
 
@@ -94,8 +95,8 @@ class Choice:
                 f"reach is a whole number from 1 to {self.format.code_max - 1} for {self.format}, "
                 f"found {self.reach}"
             )
-        if self.rounding not in ROUNDINGS:
-            raise FormatError(f"unknown rounding {self.rounding!r}; it is {', '.join(ROUNDINGS)}")
+        if self.rounding not in ROUNDINGS[:2]:
+            raise FormatError(f"{self.format} rounds by {' or '.join(ROUNDINGS[:2])}")
 
     @property
     def code_range(self) -> tuple[int, int]:

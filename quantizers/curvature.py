@@ -8,6 +8,7 @@ second moment H of the map's inputs, and one over rows, of which the diagonal is
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -74,7 +75,7 @@ class Curvature:
                 f"{list(self.hessian.shape)}"
             )
 
-    @property
+    @functools.cached_property
     def row_factors(self) -> torch.Tensor | None:
         """float32 [banks, rows of one, rows of one]: how changes of rows are felt together, their
         own Fisher on the diagonal, and the correlations that were seen drawn towards none.

@@ -39,7 +39,7 @@ from .formats import (
 from .low_rank import correction
 from .prune import prune_smallest
 from .rounding import HessianFactor, RoundingReport, factorize, round_with, together
-from .stepping import step_weights, stepped_codes
+from .stepping import step_sizes, stepped_codes
 
 
 def quantize(
@@ -91,10 +91,13 @@ def _stepped(
     shape, rows = tuple(weight.shape), weight.float().reshape(row_shape(tuple(weight.shape)))
     assert choice.step is not None
     factors: tuple[HessianFactor, ...] = ()
-    if choice.rounding == "gptq":
+    outputs: tuple[HessianFactor, ...] = ()
+    if choice.rounding != "nearest":
         factors = _factors(_needed(choice, curvature, shape))
-    side = step_weights(rows, format, choice.step, curvature if factors else None, factors)
-    codes, report = stepped_codes(rows, format, side, factors)
+    if choice.rounding == "gptq2":
+        outputs = _output_factors(choice, _needed(choice, curvature, shape))
+    side = step_sizes(rows, format, choice.step, curvature if factors else None, factors, outputs)
+    codes, report = stepped_codes(rows, format, side, factors, outputs)
     return QuantizedTensor(format, shape, weight.dtype, codes, side), report
 
 
@@ -134,6 +137,21 @@ def _factors(curvature: Curvature) -> tuple[HessianFactor, ...]:
     hessian = curvature.rounding_hessian
     banks = hessian if hessian.dim() == 3 else hessian[None]
     return tuple(factorize(hessian) for hessian in banks)
+
+
+@functools.lru_cache(maxsize=1)
+def _kept_output_factors(curvature: Curvature) -> tuple[HessianFactor, ...] | None:
+    if curvature.row_factors is None:
+        return None
+    return tuple(factorize(outputs) for outputs in curvature.row_factors)
+
+
+def _output_factors(choice: Choice, curvature: Curvature) -> tuple[HessianFactor, ...]:
+    """Raises FormatError: the curvature says nothing of outputs."""
+    factors = _kept_output_factors(curvature)
+    if factors is None:
+        raise FormatError(f"{choice} needs the curvature of outputs, which this tensor has not")
+    return factors
 
 
 def quantizable(weight: torch.Tensor) -> bool:

@@ -21,6 +21,7 @@ from .curvature import Curvature
 from .formats import Stepped
 from .rounding import HessianFactor, RoundingReport, round_with, together
 from .step_grid import MAX_SHRINK, nearest_indices, steps_of
+from .two_sided import round_both_ways
 
 # Rows follow their Fisher to this power instead of 1: what a sample says of a row, another sample
 # and a finite step only bear out in part. 0.5 to 1 are within 1 % of each other in bytes.
@@ -33,19 +34,23 @@ ROW_STRIDE = COLUMN_STRIDE = 1  # of the grid: 8 steps to the octave
 Side = dict[str, torch.Tensor]
 
 
-def step_weights(
+def step_sizes(
     rows: torch.Tensor,
     format: Stepped,
     step: float,
     curvature: Curvature | None = None,
     factors: Sequence[HessianFactor] = (),
+    outputs: Sequence[HessianFactor] = (),
 ) -> Side:
     """Side values of `format` for float32 rows [rows, columns], their geometric mean step being
-    `step` times the rms weight. factors: of the curvature, one per bank.
+    `step` times the rms weight. factors: of H, one per bank; outputs: of G, for two-sided GPTQ.
     """
     mean = step * float(rows.square().mean().sqrt())
     row, column = torch.ones(1), torch.ones(rows.shape[1])
-    if format.rows and curvature is not None and curvature.fisher is not None:
+    if format.rows and outputs:
+        pivots = [_in_place(factor).double() for factor in outputs]
+        row = _bounded(torch.cat(pivots).pow(FISHER_POWER))
+    elif format.rows and curvature is not None and curvature.fisher is not None:
         row = _bounded(row_curvature(curvature).pow(-FISHER_POWER / 2))
     if format.rows:
         row = row.expand(len(rows))
@@ -96,14 +101,19 @@ def _pivots(factors: Sequence[HessianFactor]) -> torch.Tensor:
     """
     logs = []
     for factor in factors:
-        column = torch.zeros(len(factor.order))
+        column = _in_place(factor).log()
         if factor.upper is not None:
-            column[factor.order] = factor.upper.diagonal().log()
-            alive = ~factor.dead
-            column[factor.dead] = column[alive].mean()
-            column -= column.mean()
-        logs.append(column)
+            column[factor.dead] = column[~factor.dead].mean()
+        logs.append(column - column.mean())
     return torch.stack(logs).mean(dim=0).exp()
+
+
+def _in_place(factor: HessianFactor) -> torch.Tensor:
+    """float32 [columns]: the diagonal of U, columns as they came; ones where there is no U."""
+    pivots = torch.ones(len(factor.order))
+    if factor.upper is not None:
+        pivots[factor.order] = factor.upper.diagonal()
+    return pivots
 
 
 def _bounded(values: torch.Tensor) -> torch.Tensor:
@@ -123,9 +133,14 @@ def _shrink(rows: torch.Tensor, side: Side) -> int:
 
 
 def stepped_codes(
-    rows: torch.Tensor, format: Stepped, side: Side, factors: Sequence[HessianFactor] = ()
+    rows: torch.Tensor,
+    format: Stepped,
+    side: Side,
+    factors: Sequence[HessianFactor] = (),
+    outputs: Sequence[HessianFactor] = (),
 ) -> tuple[torch.Tensor, RoundingReport | None]:
-    """int16 codes [rows, columns] of float32 rows; by GPTQ where there are factors.
+    """int16 codes [rows, columns] of float32 rows; by GPTQ where there are factors, of both kinds
+    in both directions.
 
     The factor of a matrix whose columns are divided by their steps is the old one, so divided.
     """
@@ -138,11 +153,15 @@ def stepped_codes(
     size, codes, reports = len(rows) // len(factors), torch.empty(rows.shape), []
     for bank, factor in enumerate(factors):
         here = slice(bank * size, (bank + 1) * size)
-        rounded = round_with(
-            _divided(factor, column), scaled[here], per_row[here], *limits, shrink=shrink
-        )
-        codes[here] = rounded.codes
-        reports.append(rounded.report)
+        divided = _divided(factor, column)
+        reports.append(factor.report)
+        if outputs and divided.upper is not None and outputs[bank].upper is not None:
+            codes[here] = round_both_ways(
+                divided, outputs[bank], scaled[here], per_row[here], *limits, shrink
+            )
+        else:
+            rounded = round_with(divided, scaled[here], per_row[here], *limits, shrink=shrink)
+            codes[here] = rounded.codes
     return codes.to(torch.int16), together(reports)
 
 
