@@ -44,6 +44,21 @@ def second_order_nats(change: Tensor, hessian: Tensor, row_weights: Tensor) -> f
     return 0.5 * float((row_weights.double() * forms).sum())
 
 
+def kronecker_nats(change: Tensor, hessian: Tensor, factors: Tensor) -> float:
+    """½ tr(G Δ H Δᵀ), in nats a token, summed over banks.
+
+    change: [rows, columns]. hessian: [columns, columns] or a stack. factors: G of every bank,
+    [banks, rows of one, rows of one].
+    """
+    columns = change.size(-1)
+    banks = hessian.reshape(-1, columns, columns)
+    grouped = change.float().reshape(len(banks), -1, columns)
+    total = 0.0
+    for rows, H, G in zip(grouped, banks, factors, strict=True):
+        total += float(((G @ rows) * (rows @ H)).sum(dtype=torch.float64))
+    return 0.5 * max(total, 0.0)
+
+
 @dataclass(frozen=True, eq=False)
 class DamageMeter:
     """Measures the divergence of a model from itself with some weights changed.

@@ -8,21 +8,33 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from packer import decoder
-from packer.entropy import CODER_IDS, CODER_NAMES, compress, encode_elements, encode_stream, varint
+from packer.entropy import (
+    CODER_IDS,
+    CODER_NAMES,
+    compress,
+    encode_ans,
+    encode_elements,
+    encode_stream,
+    varint,
+)
 from packer.quantizers.formats import (
     FACTOR_BITS,
     FormatError,
     LowRank,
     Passthrough,
     QuantizedTensor,
+    Stepped,
     TensorFormat,
     Ternary,
     Uniform,
 )
-from packer.stream_decoder import ArtifactError
+from packer.quantizers.step_grid import PER_OCTAVE, nearest_indices
+from packer.step_decoder import STEPPED
+from packer.stream_decoder import ANS, ArtifactError
 
 _PASSTHROUGH = ("raw", "fp32", "fp16", "bf16")
 
@@ -122,6 +134,8 @@ def encode_tensor(quantized: QuantizedTensor, coder: str | None = None) -> Encod
         payload = encode_elements(quantized.codes.numpy(), coder)
         block = format_bytes(quantized.format) + _stream(*payload)
         return EncodedTensor(block, CODER_NAMES[payload[0]], 0, len(payload[1]))
+    if isinstance(quantized.format, Stepped):
+        return _encode_stepped(quantized, quantized.format)
     scale = quantized.side["scale"]
     payload = encode_stream(quantized.codes.numpy(), coder, scale.float().numpy())
     side, factors = _encode_numbers(scale), _encode_factors(quantized)
@@ -133,6 +147,31 @@ def encode_tensor(quantized: QuantizedTensor, coder: str | None = None) -> Encod
     )
     side_bytes = sum(len(data) for _, data in (side, *factors))
     return EncodedTensor(block, CODER_NAMES[payload[0]], side_bytes, len(payload[1]))
+
+
+def _encode_stepped(quantized: QuantizedTensor, format: Stepped) -> EncodedTensor:
+    row, column = quantized.side["row"], quantized.side.get("column")
+    steps = _encode_steps(row, format.rows)
+    if column is not None:
+        steps += _encode_steps(column, True)
+    scales = row.numpy(), None if column is None else column.numpy()
+    payload = encode_ans(quantized.codes.numpy(), *scales)
+    shrink = bytes([int(quantized.side["shrink"])])
+    block = format_bytes(format) + shrink + steps + _stream(ANS, payload)
+    return EncodedTensor(block, "ans", len(shrink + steps), len(payload))
+
+
+def _encode_steps(steps: torch.Tensor, several: bool) -> bytes:
+    """The steps of one axis: base, and where there are several the stride and their stream."""
+    indices = nearest_indices(steps)
+    if not several:
+        return int(indices[0]).to_bytes(2, "little", signed=True)
+    middle = int(indices.max() + indices.min()) // 2 if indices.size else 0
+    strides = (PER_OCTAVE, 4, 2, 1)
+    stride = next(s for s in strides if not ((indices - middle) % s).any())
+    symbols = ((indices - middle) // stride)[None]
+    coded = encode_stream(symbols.clip(-127, 127).astype(np.int8), None)
+    return middle.to_bytes(2, "little", signed=True) + bytes([stride]) + _stream(*coded)
 
 
 def _encode_numbers(values: torch.Tensor) -> tuple[int, bytes]:
@@ -156,6 +195,8 @@ def _stream(coder: int, data: bytes) -> bytes:
 
 def format_bytes(format: TensorFormat) -> bytes:
     """How a block begins."""
+    if isinstance(format, Stepped):
+        return bytes([STEPPED | format.rows << 1 | int(format.columns)])
     if isinstance(format, LowRank):
         first = decoder.LOW_RANK + FACTOR_BITS.index(format.bits)
         return bytes([first, format.rank, format_byte(format.base)])
@@ -173,6 +214,8 @@ def format_byte(format: Passthrough | Uniform | Ternary) -> int:
 
 def stored_format(stored: decoder.StoredTensor) -> TensorFormat:
     """The format of a tensor that decoder.parse has accepted."""
+    if stored.steps:
+        return Stepped(stored.format & 2 != 0, stored.format & 1 != 0)
     base = format_of(stored.format)
     if not stored.rank or isinstance(base, Passthrough):
         return base
@@ -191,9 +234,13 @@ def format_of(byte: int) -> Passthrough | Uniform | Ternary:
 
 def quantized_tensor(stored: decoder.StoredTensor) -> QuantizedTensor:
     """Raises ArtifactError: streams are damaged, or codes leave the format's range."""
-    codes, scale = decoder.decode_codes(stored)
     dtype = getattr(torch, stored.dtype)
-    side = {} if scale is None else {"scale": scale}
+    if stored.steps:
+        side = {k: v for k, v in decoder.decode_stepping(stored).items() if v is not None}
+        codes = side.pop("codes")
+    else:
+        codes, scale = decoder.decode_codes(stored)
+        side = {} if scale is None else {"scale": scale}
     if stored.rank:
         side |= decoder.decode_factors(stored)
     try:

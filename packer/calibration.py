@@ -222,7 +222,9 @@ def collect(uses: WeightUses, tokens: int) -> dict[str, Curvature]:
         if name in uses.maps:
             one = uses.maps[name].curvature(tokens)
             usage = None if table is None else table.row_usage
-            found[name] = Curvature(one.hessian, one.fisher, tokens, usage, table)
+            found[name] = Curvature(
+                one.hessian, one.fisher, tokens, usage, table, outputs=one.outputs
+            )
         elif table is not None:
             found[name] = table
         elif name in uses.parameters:

@@ -139,4 +139,5 @@ def _one(
     if f"{prefix}hessian" not in parts:
         raise FormatError(f"there is no {prefix}hessian")
     fisher, usage = parts.get(f"{prefix}fisher"), parts.get(f"{prefix}row_usage")
-    return Curvature(parts[f"{prefix}hessian"], fisher, tokens, usage, lookup)
+    outputs = parts.get(f"{prefix}outputs")
+    return Curvature(parts[f"{prefix}hessian"], fisher, tokens, usage, lookup, outputs)

@@ -14,7 +14,7 @@ import torch
 from packer.fingerprint import bytes_of
 from packer.quantizers.curvature import Curvature
 
-FIELDS = ("hessian", "fisher", "row_usage")
+FIELDS = ("hessian", "fisher", "row_usage", "outputs")
 
 
 @dataclass(frozen=True, eq=False)

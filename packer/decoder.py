@@ -19,8 +19,10 @@ import torch
 from packer.quantizers.dequantize import (
     dequantize_low_rank,
     dequantize_scaled,
+    dequantize_stepped,
     dequantize_stored,
 )
+from packer.step_decoder import STEPPED, StoredSteps, decode_stepped, parse_base, parse_stride
 from packer.stream_decoder import ArtifactError, decode_elements, decode_stream, decompress
 
 MAGIC = b"\x93BYTECAP"
@@ -28,9 +30,10 @@ VERSION = 1
 CHECKSUM_BYTES = 8
 MAX_HEADER_BYTES = 1 << 26
 MAX_DECODED_BYTES = 1 << 34
-# Format bytes: 0 raw, 1 fp32, 2 fp16, 3 bf16; 0x40 ternary.row; integers are 0x80 + (bits - 1) * 8,
-# plus 4 for scales per row, 2 for the wide range, 1 for float32 scales. Before the byte of a scaled
-# format may stand a correction of low rank: 0xC0 to 0xC2 for factors of 2, 4 or 8 bits, and a rank.
+# Format bytes: 0 raw, 1 fp32, 2 fp16, 3 bf16; 0x40 ternary.row; 0x60 step, plus 2 per row and 1 per
+# column; integers are 0x80 + (bits - 1) * 8, plus 4 for scales per row, 2 for the wide range, 1 for
+# float32 scales. Before the byte of a scaled format may stand a correction of low rank: 0xC0 to
+# 0xC2 for factors of 2, 4 or 8 bits, and a rank.
 TERNARY = 0x40
 LOW_RANK = 0xC0
 DTYPES = (
@@ -45,7 +48,8 @@ class StoredTensor:
     """One tensor as it lies in the file; streams are (coder, bytes).
 
     rank: of the correction, 0 without one. factor_bits: of its factors. factors: its streams, of
-    rank_scale, left and right.
+    rank_scale, left and right. steps: of a stepped format, of rows and then of columns; shrink: how
+    much nearer to zero its codes lie; steps_bytes: what both take.
     """
 
     name: str
@@ -58,6 +62,9 @@ class StoredTensor:
     rank: int = 0
     factor_bits: int = 0
     factors: tuple[tuple[int, memoryview], ...] = ()
+    steps: tuple[StoredSteps, ...] = ()
+    shrink: int = 0
+    steps_bytes: int = 0
 
     @property
     def rows(self) -> int:
@@ -202,6 +209,8 @@ def read_tensor(reader: Reader, name: str, dtype: str, shape: list[int]) -> Stor
     if LOW_RANK <= format < LOW_RANK + 3:
         bits, rank, format = 2 << (format - LOW_RANK), *reader.take(2)
         check_rank(name, rank, format, shape)
+    if STEPPED <= format < STEPPED + 4 and not rank:
+        return read_stepped(reader, start, name, dtype, shape, format)
     if not (format <= 3 or format == TERNARY or 0x88 <= format < 0xC0):
         raise ArtifactError(f"tensor {name}: format byte {format:#04x} is unknown")
     scale = reader.stream() if format >= TERNARY else None
@@ -209,6 +218,35 @@ def read_tensor(reader: Reader, name: str, dtype: str, shape: list[int]) -> Stor
     factors = tuple(reader.stream() for _ in range(3)) if rank else ()
     size = reader.at - start
     return StoredTensor(name, dtype, tuple(shape), format, scale, codes, size, rank, bits, factors)
+
+
+def read_stepped(
+    reader: Reader, start: int, name: str, dtype: str, shape: list[int], format: int
+) -> StoredTensor:
+    shrink = reader.take(1)[0]
+    steps = [read_steps(reader, format & 2 != 0)]
+    if format & 1:
+        steps.append(read_steps(reader, True))
+    side, codes, kept = reader.at - start - 1, reader.stream(), tuple(steps)
+    return StoredTensor(
+        name,
+        dtype,
+        tuple(shape),
+        format,
+        None,
+        codes,
+        reader.at - start,
+        steps=kept,
+        shrink=shrink,
+        steps_bytes=side,
+    )
+
+
+def read_steps(reader: Reader, several: bool) -> StoredSteps:
+    base = parse_base(reader.take(2))
+    if not several:
+        return StoredSteps(base, 1, None)
+    return StoredSteps(base, parse_stride(reader.take(1)[0]), reader.stream())
 
 
 def check_rank(name: str, rank: int, format: int, shape: list[int]) -> None:
@@ -230,6 +268,8 @@ def stored_dtype(format: int, dtype: str) -> torch.dtype:
 def decode_weight(stored: StoredTensor) -> torch.Tensor:
     """The weights of one tensor. Raises ArtifactError."""
     dtype = getattr(torch, stored.dtype)
+    if stored.steps:
+        return dequantize_stepped(**decode_stepping(stored), shape=stored.shape, dtype=dtype)
     codes, scale = decode_codes(stored)
     if scale is None:
         kept = stored_dtype(stored.format, stored.dtype)
@@ -257,6 +297,16 @@ def decode_codes(stored: StoredTensor) -> tuple[torch.Tensor, torch.Tensor | Non
     except ArtifactError as error:
         raise ArtifactError(f"tensor {stored.name}: {error}") from None
     return torch.from_numpy(codes), scale
+
+
+def decode_stepping(stored: StoredTensor) -> dict[str, Any]:
+    """codes, row, column and shrink of a stepped format, as `dequantize_stepped` takes them."""
+    try:
+        return decode_stepped(
+            stored.codes, stored.steps, stored.shrink, stored.rows, stored.columns
+        )
+    except ArtifactError as error:
+        raise ArtifactError(f"tensor {stored.name}: {error}") from None
 
 
 def decode_factors(stored: StoredTensor) -> dict[str, torch.Tensor]:

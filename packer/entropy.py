@@ -32,8 +32,11 @@ _CLASS_COUNTS = (1, 2, 4, 8)
 _SAMPLED_ELEMENTS = 1 << 17
 _SMALLEST_CLASSED = 256  # fewer codes cannot pay for a second table
 _BLOCK_ELEMENTS = 1 << 20
+_LARGEST_REACH = 127  # of int16 codes
+_EXCESS_BITS = 16
+_BITS_PER_MAGNITUDE = 3.0  # of a code and its negative in one table, about
 
-Codes = npt.NDArray[np.int8]
+Codes = npt.NDArray[Any]  # int8, or int16 of stepped formats
 Numbers = npt.NDArray[np.int64]
 
 
@@ -44,6 +47,7 @@ class Classes:
     kind: int
     rows: int
     columns: int
+    columns_by_scale: bool = False
 
 
 def varint(value: int) -> bytes:
@@ -105,28 +109,60 @@ def compress(raw: bytes, coder: str) -> bytes:
     return lzma.compress(raw, lzma.FORMAT_RAW, filters=filters)
 
 
-def encode_ans(codes: Codes, scale: npt.NDArray[Any] | None) -> bytes:
-    """The ANS stream of int8 codes [rows, columns]; `scale` [rows] may class the rows for free."""
+def encode_ans(
+    codes: Codes,
+    scale: npt.NDArray[Any] | None = None,
+    column_scale: npt.NDArray[Any] | None = None,
+) -> bytes:
+    """The ANS stream of int8 or int16 codes [rows, columns].
+
+    scale [rows] may class the rows for free, and column_scale [columns] the columns of int16 codes.
+    """
     import constriction
 
-    reach = max(int(codes.max()), -int(codes.min())) if codes.size else 0
-    if reach == 0:
+    largest = max(int(codes.max()), -int(codes.min())) if codes.size else 0
+    if largest == 0:
         return bytes(2)
-    classes, row_class, column_class = choose_classes(codes, reach, scale)
+    wide = codes.dtype != np.int8
+    reach = _open_reach(codes, largest) if wide else largest
     coder = constriction.stream.stack.AnsCoder()
+    if reach < largest:
+        _push_excess(coder, codes, reach)
+    clipped = codes.clip(-reach, reach).astype(np.int8) if wide else codes
+    classes, row_class, column_class = choose_classes(clipped, reach, scale, column_scale)
     for cell, _, _ in reversed(stream_decoder.class_cells(row_class, column_class)):
-        symbols = codes[cell].astype(np.int32).ravel()
+        symbols = clipped[cell].astype(np.int32).ravel()
         symbols += reach
         levels = count_levels(np.bincount(symbols, minlength=2 * reach + 1))
         coder.encode_reverse(symbols, stream_decoder.categorical(level_counts()[levels]))
         _push_table(coder, levels, reach)
-    _push_classes(coder, column_class, classes.columns)
+    if not classes.columns_by_scale:
+        _push_classes(coder, column_class, classes.columns)
     if classes.kind == 2:
         _push_classes(coder, row_class, classes.rows)
     log2 = {1: 0, 2: 1, 4: 2, 8: 3}
     first = classes.kind | log2[classes.rows] << 2 | log2[classes.columns] << 4
+    first |= (reach < largest) << 6 | classes.columns_by_scale << 7
     words: bytes = coder.get_compressed().astype("<u4").tobytes()
     return bytes([first, reach]) + words
+
+
+def _open_reach(codes: Codes, largest: int) -> int:
+    """The largest magnitude that tables should hold: beyond it, two bytes a code are cheaper."""
+    counts = np.bincount(np.minimum(np.abs(codes), _LARGEST_REACH).ravel(), minlength=2)
+    beyond = counts[::-1].cumsum()[::-1]  # codes of at least that magnitude
+    reaches = np.arange(1, min(largest, _LARGEST_REACH) + 1)
+    bits = _BITS_PER_MAGNITUDE * min(codes.size / 4096, 16) * reaches + _EXCESS_BITS * beyond[1:]
+    if largest <= _LARGEST_REACH:
+        bits[-1] -= _EXCESS_BITS * beyond[-1]
+    return int(reaches[bits.argmin()])
+
+
+def _push_excess(coder: Any, codes: Codes, reach: int) -> None:
+    magnitudes = np.abs(codes.astype(np.int32))
+    excess = magnitudes[magnitudes >= reach] - reach
+    for part in (excess >> 8, excess & 255):
+        coder.encode_reverse(part.astype(np.int32), stream_decoder.categorical(np.ones(256)))
 
 
 def energy_classes(codes: Codes) -> tuple[Numbers, Numbers]:
@@ -149,7 +185,10 @@ def row_blocks(codes: Codes) -> list[tuple[int, Codes]]:
 
 
 def choose_classes(
-    codes: Codes, reach: int, scale: npt.NDArray[Any] | None
+    codes: Codes,
+    reach: int,
+    scale: npt.NDArray[Any] | None,
+    column_scale: npt.NDArray[Any] | None = None,
 ) -> tuple[Classes, Numbers, Numbers]:
     """The classes estimated to give the smallest stream, and the class of each row and column."""
     rows, columns = codes.shape
@@ -158,21 +197,27 @@ def choose_classes(
     if rows == 1 or codes.size < _SMALLEST_CLASSED:
         return Classes(0, 1, 1), np.zeros(rows, np.int64), np.zeros(columns, np.int64)
     row_energy, column_energy = energy_classes(codes)
-    bits, classes = _best_classes(codes, reach, row_energy, column_energy, kind=2)
+    row_ways, column_ways = [(2, row_energy)], [(False, column_energy)]
     if scale is not None and len(scale) == rows:
-        by_scale = stream_decoder.rank_classes(scale, _FINEST)
-        bits_by_scale, ranked = _best_classes(codes, reach, by_scale, column_energy, kind=1)
-        if bits_by_scale < bits:
-            classes, row_energy = ranked, by_scale
-    return (
-        classes,
-        row_energy * classes.rows // _FINEST,
-        column_energy * classes.columns // _FINEST,
-    )
+        row_ways.append((1, stream_decoder.rank_classes(scale, _FINEST)))
+    if column_scale is not None and len(column_scale) == columns:
+        column_ways.append((True, stream_decoder.rank_classes(column_scale, _FINEST)))
+    found = []
+    for kind, by_row in row_ways:
+        for by_scale, by_column in column_ways:
+            bits, classes = _best_classes(codes, reach, by_row, by_column, kind, by_scale)
+            found.append((bits, classes, by_row, by_column))
+    _, classes, by_row, by_column = min(found, key=lambda way: way[0])
+    return classes, by_row * classes.rows // _FINEST, by_column * classes.columns // _FINEST
 
 
 def _best_classes(
-    codes: Codes, reach: int, row_class: Numbers, column_class: Numbers, kind: int
+    codes: Codes,
+    reach: int,
+    row_class: Numbers,
+    column_class: Numbers,
+    kind: int,
+    columns_by_scale: bool,
 ) -> tuple[float, Classes]:
     """(estimated bits, classes) of the best merging of the finest classes.
 
@@ -184,11 +229,12 @@ def _best_classes(
     for row_classes in _CLASS_COUNTS:
         for column_classes in _CLASS_COUNTS:
             bits = _estimated_bits(histograms, row_classes, column_classes, stride)
-            bits += codes.shape[1] * np.log2(column_classes)
+            bits += codes.shape[1] * np.log2(column_classes) * (not columns_by_scale)
             bits += codes.shape[0] * np.log2(row_classes) * (kind == 2)
             found.append((bits, row_classes, column_classes))
     bits, row_classes, column_classes = min(found)
-    return bits, Classes(kind if row_classes > 1 else 0, row_classes, column_classes)
+    by_scale = columns_by_scale and column_classes > 1
+    return bits, Classes(kind if row_classes > 1 else 0, row_classes, column_classes, by_scale)
 
 
 def _histograms(

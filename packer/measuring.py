@@ -26,6 +26,7 @@ from packer.quantizers.formats import FormatError
 from packer.quantizers.low_rank import paying_rank
 from packer.quantizers.quantize import dequantize, quantizable, quantize
 from packer.roles import Role, TensorRole, roles_of, select
+from packer.stepped_choices import stepped_choices
 from packer.threads import one_torch_thread
 
 Progress = Callable[[str, int, int], None]
@@ -70,6 +71,10 @@ def default_choices(weight: torch.Tensor, curvature: Curvature | None = None) ->
         if curvature is None:
             texts += ["int7.row", "int5.row", "int4.row", "int3.row", "int2.row", "ternary.row"]
         clips = [f"{127 * step:.4g}" for step in STEP_GRID]
+        if curvature is not None:
+            # An integer per tensor or row and a clip are never better than steps without one.
+            stepped = stepped_choices(weight, curvature)
+            return (exact, *(parse_choice(text) for text in texts), *stepped)
         texts += [f"int8.tensor+kstd@{k}{rounding}" for k in clips]
         texts += [f"int8.row+kstd@{k}{rounding}" for k in clips[::2]]
     elif weight.dim() >= 1 and weight.numel() >= 16:

@@ -12,6 +12,7 @@ from packer.weight_origins import Placement
 # Every row is taken to have met so much of an average token beside those that were read: a row
 # that no token read or no label named is rare, not free to change.
 PRIOR_TOKENS = 0.5
+LARGEST_OUTPUTS = 2048  # rows of a map of which the whole moment of output gradients is kept
 
 
 def gram(vectors: torch.Tensor) -> torch.Tensor:
@@ -41,6 +42,10 @@ class MapMoments:
         self.hessian = torch.zeros(self.banks, columns, columns, dtype=torch.float64, device=device)
         self.row_sums = torch.zeros(rows, dtype=torch.float64, device=device)
         self.row_weights = torch.zeros(rows, dtype=torch.float64, device=device)
+        one, kept = self.rows_of_one, self.rows_of_one <= LARGEST_OUTPUTS
+        self.outputs = (
+            torch.zeros(self.banks, one, one, dtype=torch.float64, device=device) if kept else None
+        )
 
     def add_columns(self, placement: Placement, moment: torch.Tensor) -> None:
         """moment: float32 [columns of the placement, same]. Uses of some rows count in part."""
@@ -54,11 +59,32 @@ class MapMoments:
         """vectors: float32 [count, rows of the placement]; weights: float32 [count]."""
         self.row_sums[placement.rows] += (weights @ vectors.square()).double()
         self.row_weights[placement.rows] += weights.double().sum()
+        if self.outputs is not None:
+            self._add_outputs(placement, vectors, weights)
+
+    def _add_outputs(
+        self, placement: Placement, vectors: torch.Tensor, weights: torch.Tensor
+    ) -> None:
+        """Of every bank by itself."""
+        assert self.outputs is not None
+        start, stop = placement.rows.start, placement.rows.stop
+        for bank in range(start // self.rows_of_one, -(-stop // self.rows_of_one)):
+            first = bank * self.rows_of_one
+            low, high = max(start, first), min(stop, first + self.rows_of_one)
+            part = vectors[:, low - start : high - start]
+            moment = (part * weights[:, None]).mT @ part
+            here = slice(low - first, high - first)
+            self.outputs[bank, here, here] += moment.double()
 
     def curvature(self, tokens: int) -> Curvature:
         hessian = _symmetric(self.hessian / tokens)
         fisher = self._fisher(tokens)
-        return Curvature(hessian if self.stacked else hessian[0], fisher, tokens)
+        outputs = None
+        if self.outputs is not None and fisher is not None:
+            mean_weight = self.row_weights.mean().clamp(min=1e-30)
+            outputs = _symmetric(self.outputs / mean_weight)
+            outputs = outputs if self.stacked else outputs[0]
+        return Curvature(hessian if self.stacked else hessian[0], fisher, tokens, outputs=outputs)
 
     def _fisher(self, tokens: int) -> torch.Tensor | None:
         """float32 [rows], the mean squared gradient; None where no gradient came back."""

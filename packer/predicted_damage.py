@@ -11,7 +11,7 @@ import torch
 from packer.budget.plan import Candidate
 from packer.candidates import TensorInfo
 from packer.curvature_set import CurvatureSet
-from packer.eval.damage import quadratic_forms, second_order_nats
+from packer.eval.damage import kronecker_nats, quadratic_forms, second_order_nats
 from packer.quantizers.curvature import Curvature
 
 
@@ -23,7 +23,11 @@ def predicted_nats(curvature: Curvature, change: torch.Tensor) -> float | None:
     if curvature.fisher is None:
         return None
     rows = change.reshape(-1, curvature.columns)
-    nats = second_order_nats(rows, curvature.hessian, curvature.fisher)
+    factors = curvature.row_factors
+    if factors is None:
+        nats = second_order_nats(rows, curvature.hessian, curvature.fisher)
+    else:
+        nats = kronecker_nats(rows, curvature.hessian, factors)
     if curvature.lookup is not None:
         nats += predicted_nats(curvature.lookup, rows) or 0.0
     return nats

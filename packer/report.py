@@ -179,6 +179,7 @@ def report_artifact(data: bytes, source: str) -> Report:
         choice = f"{stored_format(tensor)}~{coder_name(tensor)}"
         rows.append(_row(info, choice, tensor.size_bytes, None, None))
         side += sum(len(data) for _, data in (tensor.scale or (0, b""), *tensor.factors))
+        side += tensor.steps_bytes
         payload += len(tensor.codes[1])
     account = Account(
         stored.cap_bytes, stored.code_bytes, len(data) - side - payload, side, payload

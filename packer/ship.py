@@ -11,7 +11,9 @@ import importlib.resources
 
 MODULES = (
     ("packer.quantizers", "dequantize.py"),
+    ("packer.quantizers", "step_grid.py"),
     ("packer", "stream_decoder.py"),
+    ("packer", "step_decoder.py"),
     ("packer", "decoder.py"),
 )
 USAGE = '"""Weights of an artifact: state_dict = read_weights(open(path, "rb").read())."""'

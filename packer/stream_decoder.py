@@ -93,21 +93,32 @@ def finished(unpacker: Any, raw: bytes) -> bytes:
 
 
 def decode_ans(
-    data: Buffer, rows: int, columns: int, scale: npt.NDArray[Any] | None
-) -> npt.NDArray[np.int8]:
+    data: Buffer,
+    rows: int,
+    columns: int,
+    scale: npt.NDArray[Any] | None,
+    column_scale: npt.NDArray[Any] | None = None,
+    wide: bool = False,
+) -> npt.NDArray[Any]:
     """Static ANS: rows and columns fall into classes, and each pair of classes has its own table.
 
     First byte: bits 0-1 how rows are classed (0 one class, 1 by rank of their scale, 2 stored,
-    3 each row its own), bits 2-3 log2 of row classes, bits 4-5 log2 of column classes (stored).
-    Second byte: largest magnitude. Then the words of one ANS coder, little-endian uint32.
+    3 each row its own), bits 2-3 log2 of row classes, bits 4-5 log2 of column classes; of int16
+    codes (`wide`) bit 6: the largest magnitude is open, bit 7: columns are classed by rank of their
+    scale, else stored. Second byte: largest magnitude. Then the words of one ANS coder,
+    little-endian uint32.
     """
     import constriction
 
-    if len(data) < 2 or len(data) % 4 != 2 or data[0] > 63 or data[1] > 128:
+    if len(data) < 2 or len(data) % 4 != 2 or data[0] > (255 if wide else 63) or data[1] > 128:
         raise ArtifactError(f"an ANS stream of {len(data)} bytes starts with {data[:2].hex()}")
-    kind, row_classes, column_classes = data[0] & 3, 1 << (data[0] >> 2 & 3), 1 << (data[0] >> 4)
+    kind, row_classes, column_classes = (
+        data[0] & 3,
+        1 << (data[0] >> 2 & 3),
+        1 << (data[0] >> 4 & 3),
+    )
     reach = data[1]
-    codes = np.zeros((rows, columns), dtype=np.int8)
+    codes = np.zeros((rows, columns), dtype=np.int16 if wide else np.int8)
     if reach == 0 or codes.size == 0:
         return codes
     try:
@@ -118,17 +129,35 @@ def decode_ans(
         raise ArtifactError("rows are classed by their scales, and this tensor has one scale")
     if kind == 3 and rows > 8:
         raise ArtifactError(f"each of {rows} rows has its own class; at most 8 may")
+    if data[0] & 128 and (column_scale is None or len(column_scale) != columns):
+        raise ArtifactError("columns are classed by their steps, and this tensor has none")
     row_class = class_rows(kind, row_classes, rows, scale, coder)
-    column_class = decode_classes(coder, column_classes, columns)
+    if data[0] & 128:
+        column_class = rank_classes(column_scale, column_classes)
+    else:
+        column_class = decode_classes(coder, column_classes, columns)
     for cell, height, width in class_cells(row_class, column_class):
         table = decode_table(coder, reach)
         symbols = coder.decode(table, height * width)
-        if symbols.max() > 127 + reach:
+        if not wide and symbols.max() > 127 + reach:
             raise ArtifactError("an ANS stream decodes to a value above 127")
         codes[cell] = (symbols - reach).reshape(height, width)
+    if data[0] & 64:
+        add_excess(coder, codes, reach)
     if not coder.is_empty():
         raise ArtifactError("an ANS stream has data left after its last symbol")
     return codes
+
+
+def add_excess(coder: Any, codes: npt.NDArray[np.int16], reach: int) -> None:
+    """Codes of the largest magnitude have more of it: two bytes each, the lower bytes first."""
+    at = np.abs(codes) == reach
+    count = int(at.sum())
+    low, high = (coder.decode(categorical(np.ones(256)), count).astype(np.int64) for _ in range(2))
+    magnitudes = reach + low + 256 * high
+    if count and magnitudes.max() > 32767:
+        raise ArtifactError(f"an ANS stream decodes to a code of {magnitudes.max()}")
+    codes[at] = np.sign(codes[at]) * magnitudes
 
 
 def class_rows(

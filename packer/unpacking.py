@@ -24,6 +24,8 @@ from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import Passthrough, QuantizedTensor
 from packer.quantizers.quantize import dequantize, quantize
 
+SIDE_NAMES = {"scale": "scales", "row": "row steps", "column": "column steps", "shrink": "values"}
+
 
 @dataclass(frozen=True)
 class TensorCheck:
@@ -171,7 +173,7 @@ def _requantize_problem(
     parsed = parse_choice(choice)
     if parsed.format != quantized.format:
         return f"the plan says {choice}, the file holds {quantized.format}"
-    if parsed.rounding == "gptq" and curvature is None:
+    if parsed.rounding != "nearest" and curvature is None:
         return None
     again = quantize(weight, parsed, curvature)
     if not torch.equal(again.codes, quantized.codes):
@@ -179,7 +181,7 @@ def _requantize_problem(
         return f"{count} of {again.codes.numel()} codes differ from what {choice} gives"
     for name, values in quantized.side.items():
         if not _same_bits(again.side[name], values):
-            what = "scales" if name == "scale" else f"correction's {name}"
+            what = SIDE_NAMES.get(name, f"correction's {name}")
             return f"the {what} differ from what {choice} gives"
     return None
 

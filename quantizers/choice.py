@@ -2,8 +2,8 @@
 
 Grammar: `format[~coder][+step[@value]]...`, for instance `int6.row`, `fp16~brotli`,
 `int6.row+percentile`, `int8.row~zstd+kstd@12.85`, `int5.row+prune@0.02`, `ternary.row+absmean`,
-`int6.row+reach@20`, `int6.row~brotli+kstd@12.85+gptq`, `int4.row.rank4x8+gptq`. Parsing and
-spelling are inverse; defaults are not spelled.
+`int6.row+reach@20`, `int6.row~brotli+kstd@12.85+gptq`, `int4.row.rank4x8+gptq`,
+`step.row.col+gptq@0.45`. Parsing and spelling are inverse; defaults are not spelled.
 """
 
 from __future__ import annotations
@@ -13,12 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .formats import FormatError, LowRank, Passthrough, TensorFormat, Ternary, parse_format
+from .formats import (
+    FormatError,
+    LowRank,
+    Passthrough,
+    Stepped,
+    TensorFormat,
+    Ternary,
+    parse_format,
+)
 
 CODERS = ("ans", "zstd", "brotli", "lzma", "zlib", "raw")
 UNIFORM_RANGES = ("absmax", "percentile", "percentile-matrix", "kstd", "mse")
 TERNARY_RANGES = ("mse", "absmean")
-ROUNDINGS = ("nearest", "gptq")
+ROUNDINGS = ("nearest", "gptq", "gptq2")  # the last of stepped formats alone
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,9 @@ class Choice:
     range_rule: how a row's scale is chosen; range_value: its parameter (k of `kstd`).
     reach: codes are held to ±reach, fewer than the format has; None: all of them.
     prune: fraction of smallest magnitudes set to zero first, in [0, 1).
-    rounding: how codes are chosen under a scale; `gptq` needs curvature.
+    rounding: how codes are chosen under a scale; `gptq` needs curvature, and `gptq2` also that of
+        outputs.
+    step: of a stepped format, and of no other: the mean step in units of the rms weight.
     """
 
     format: TensorFormat
@@ -38,6 +48,7 @@ class Choice:
     reach: int | None = None
     prune: float = 0.0
     rounding: str = "nearest"
+    step: float | None = None
 
     def __post_init__(self) -> None:
         if self.coder is not None and self.coder not in CODERS:
@@ -46,12 +57,30 @@ class Choice:
             if self.range_rule or self.reach or self.prune or self.rounding != "nearest":
                 raise FormatError(f"{self.format} keeps weights as they are: it takes no + steps")
             return
+        if isinstance(self.format, Stepped):
+            self._check_stepped(self.format)
+            return
+        if self.step is not None:
+            raise FormatError(
+                f"{self.format} has scales of its own: {self.rounding} takes no value"
+            )
         rules = TERNARY_RANGES if _is_ternary(self.format) else UNIFORM_RANGES
         if self.range_rule not in rules:
             raise FormatError(
                 f"{self.format} has no range rule {self.range_rule!r}; it has {', '.join(rules)}"
             )
         self._check_values()
+
+    def _check_stepped(self, format: Stepped) -> None:
+        if self.range_rule or self.reach or self.prune or self.coder not in (None, "ans"):
+            raise FormatError(f"{format} takes no range, reach or prune, and no coder but ans")
+        if self.rounding not in ROUNDINGS:
+            raise FormatError(f"unknown rounding {self.rounding!r}; it is {', '.join(ROUNDINGS)}")
+        if self.step is None or not 0 < self.step < math.inf:
+            raise FormatError(
+                f"{format} needs its mean step in units of the rms weight, such as "
+                f"{format}+{self.rounding}@0.45"
+            )
 
     def _check_values(self) -> None:
         if (self.range_rule == "kstd") != (self.range_value is not None):
@@ -66,8 +95,8 @@ class Choice:
                 f"reach is a whole number from 1 to {self.format.code_max - 1} for {self.format}, "
                 f"found {self.reach}"
             )
-        if self.rounding not in ROUNDINGS:
-            raise FormatError(f"unknown rounding {self.rounding!r}; it is {', '.join(ROUNDINGS)}")
+        if self.rounding not in ROUNDINGS[:2]:
+            raise FormatError(f"{self.format} rounds by {' or '.join(ROUNDINGS[:2])}")
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -89,14 +118,16 @@ class Choice:
             text += f"+reach@{self.reach}"
         if self.prune:
             text += f"+prune@{spell_number(self.prune)}"
-        if self.rounding != "nearest":
+        if self.step is not None:
+            text += f"+{self.rounding}@{spell_number(self.step)}"
+        elif self.rounding != "nearest":
             text += f"+{self.rounding}"
         return text
 
 
 def default_range(format: TensorFormat) -> str | None:
-    """absmax for integers, least squares for ternary, nothing for passthrough."""
-    if isinstance(format, Passthrough):
+    """absmax for integers, least squares for ternary, nothing where there is no range."""
+    if isinstance(format, Passthrough | Stepped):
         return None
     return "mse" if _is_ternary(format) else "absmax"
 
@@ -143,10 +174,8 @@ def _parse_steps(text: str, steps: Sequence[str]) -> dict[str, Any]:
             if value is None or not value.is_integer():
                 raise FormatError(f"{text!r}: reach comes with a whole number: reach@20")
             found["reach"] = int(value)
-        elif word == "gptq" and "rounding" not in found:
-            if at:
-                raise FormatError(f"{text!r}: gptq takes no value")
-            found["rounding"] = word
+        elif word in ROUNDINGS and "rounding" not in found and (word != "nearest" or at):
+            found["rounding"], found["step"] = word, value
         elif word in (*UNIFORM_RANGES, *TERNARY_RANGES) and "range_rule" not in found:
             found["range_rule"], found["range_value"] = word, value
         else:

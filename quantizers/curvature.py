@@ -8,6 +8,7 @@ second moment H of the map's inputs, and one over rows, of which the diagonal is
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from .formats import FormatError
 
 # H is a sum of outer products: what is off by more than rounding was not made that way.
 SYMMETRY_TOLERANCE = 1e-4
+# A sample overstates how alike the gradients of two outputs are.
+SHRINK_CORRELATIONS = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +30,8 @@ class Curvature:
         the weight at a token, averaged over tokens.
     fisher: float32 [rows], or [banks · rows of one]: the squared gradient of a sequence's summed
         nats with respect to y, labels drawn from the model, averaged over uses; None if unknown.
+    outputs: float32 [rows, rows], or [banks, rows of one, rows of one]: the whole second moment of
+        these gradients, of which `fisher` is the diagonal up to a prior; None if not kept.
 
     A table, whose rows are looked up, has the same two with other meanings: `hessian` is g gᵀ
     averaged over tokens, g the gradient at what the lookup gave, and `fisher` is the share of
@@ -43,6 +48,7 @@ class Curvature:
     tokens: int
     row_usage: torch.Tensor | None = None
     lookup: Curvature | None = None
+    outputs: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
@@ -57,6 +63,32 @@ class Curvature:
                 )
         if self.row_usage is not None:
             _check_row_values("row_usage", self.row_usage)
+        if self.outputs is not None:
+            self._check_outputs(self.outputs)
+
+    def _check_outputs(self, outputs: torch.Tensor) -> None:
+        check_hessian(outputs, "outputs")
+        rows = 0 if self.fisher is None else len(self.fisher)
+        if outputs.dim() != self.hessian.dim() or outputs.shape[:-1].numel() != rows:
+            raise FormatError(
+                f"outputs is {list(outputs.shape)} beside a fisher of {rows} rows and a hessian "
+                f"{list(self.hessian.shape)}"
+            )
+
+    @functools.cached_property
+    def row_factors(self) -> torch.Tensor | None:
+        """float32 [banks, rows of one, rows of one]: how changes of rows are felt together, their
+        own Fisher on the diagonal, and the correlations that were seen drawn towards none.
+        """
+        if self.outputs is None or self.fisher is None:
+            return None
+        size = self.outputs.shape[-1]
+        G = self.outputs.reshape(-1, size, size).double()
+        scale = G.diagonal(dim1=-2, dim2=-1).clamp(min=1e-30).rsqrt()
+        correlation = (1 - SHRINK_CORRELATIONS) * G * scale[:, :, None] * scale[:, None, :]
+        correlation.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+        root = self.fisher.double().sqrt().reshape(-1, size)
+        return (correlation * root[:, :, None] * root[:, None, :]).float()
 
     @property
     def rounding_hessian(self) -> torch.Tensor:
@@ -93,27 +125,27 @@ class Curvature:
             self.lookup.check_shape(shape)
 
 
-def check_hessian(hessian: torch.Tensor) -> None:
+def check_hessian(hessian: torch.Tensor, name: str = "hessian") -> None:
     """Raises FormatError: not float32 [columns, columns] or a stack of such, NaN, asymmetric."""
     shape = list(hessian.shape)
     if hessian.dtype != torch.float32 or len(shape) not in (2, 3) or shape[-1] != shape[-2]:
         raise FormatError(
-            f"hessian is {hessian.dtype} {shape}; float32 [columns, columns] is wanted"
+            f"{name} is {hessian.dtype} {shape}; float32 [columns, columns] is wanted"
         )
     if hessian.numel() == 0:
-        raise FormatError(f"hessian is empty: {shape}")
+        raise FormatError(f"{name} is empty: {shape}")
     if not bool(torch.isfinite(hessian).all()):
-        raise FormatError("hessian has values that are not finite")
+        raise FormatError(f"{name} has values that are not finite")
     largest = float(hessian.abs().max())
     difference = float((hessian - hessian.mT).abs().max())
     if difference > SYMMETRY_TOLERANCE * largest:
         raise FormatError(
-            f"hessian is not symmetric: entries differ by up to {difference:.3g}, "
+            f"{name} is not symmetric: entries differ by up to {difference:.3g}, "
             f"where the largest is {largest:.3g}"
         )
     smallest = float(hessian.diagonal(dim1=-2, dim2=-1).min())
     if smallest < 0:
-        raise FormatError(f"hessian has {smallest:.3g} on its diagonal; a mean of squares is never")
+        raise FormatError(f"{name} has {smallest:.3g} on its diagonal; a mean of squares is never")
 
 
 def _check_row_values(name: str, values: torch.Tensor) -> None:

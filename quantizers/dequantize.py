@@ -37,6 +37,34 @@ def dequantize_low_rank(
     return weights.to(dtype).reshape(shape)
 
 
+def dequantize_stepped(
+    codes: torch.Tensor,
+    row: torch.Tensor,
+    column: torch.Tensor | None,
+    shrink: torch.Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """(value · row) · column in float32, in that order: each product is one IEEE rounding.
+
+    codes: int16 [rows, columns]. row: float32 [rows or 1]. column: float32 [columns] or None.
+    """
+    weights = code_values(codes.float(), int(shrink)) * row[:, None]
+    if column is not None:
+        weights *= column[None, :]
+    return weights.to(dtype).reshape(shape)
+
+
+def code_values(codes: torch.Tensor, shrink: int) -> torch.Tensor:
+    """What float codes stand for: ±1 lies shrink/256 nearer to zero, ±2 half, others a quarter of
+    that (in 256ths, rounded down). Exact in float32.
+    """
+    if shrink == 0:
+        return codes
+    nearer = torch.tensor([0, shrink, shrink >> 1, shrink >> 2], device=codes.device) / 256
+    return codes - codes.sign() * nearer[codes.abs().clamp(max=3).long()]
+
+
 def dequantize_stored(
     codes: torch.Tensor, stored: torch.dtype, shape: tuple[int, ...], dtype: torch.dtype
 ) -> torch.Tensor:

@@ -21,7 +21,7 @@ from torch import nn
 
 from .choice import Choice, parse_choice
 from .dequantize import dequantize_scaled
-from .formats import FormatError, LowRank, Passthrough, QuantizedTensor, row_shape
+from .formats import FormatError, LowRank, Passthrough, QuantizedTensor, Stepped, row_shape
 from .prune import prune_smallest
 from .quantize import choose_scale, dequantize, encode, quantizable, quantize
 
@@ -77,6 +77,11 @@ def check_faked(weight: torch.Tensor, choice: Choice) -> None:
         raise FormatError(
             f"fake quantization rounds to nearest, and {choice} asks for {choice.rounding}, which "
             f"depends on data: train under {plain}, and pack under {choice} afterwards"
+        )
+    if isinstance(choice.format, Stepped):
+        raise FormatError(
+            "fake quantization has no steps of rows and columns: train under int8.tensor, and "
+            f"pack under {choice} afterwards"
         )
     if isinstance(choice.format, LowRank):
         plain = replace(choice, format=choice.format.base)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .step_grid import MAX_SHRINK, on_grid
+
 
 class FormatError(ValueError):
     """A format, choice or quantized tensor that does not make sense; says which part."""
@@ -114,7 +116,25 @@ class LowRank:
         return f"{self.base}.rank{self.rank}x{self.bits}"
 
 
-TensorFormat = Passthrough | Uniform | Ternary | LowRank
+@dataclass(frozen=True)
+class Stepped:
+    """Integers without a clip times a step per row (`rows`) and a step per column (`columns`).
+
+    Without `rows` one step serves the whole tensor. Steps lie on the grid of step_grid.py. Codes
+    beside 0 stand for values a little nearer to zero, where the weights are denser: see
+    `dequantize.code_values`.
+    """
+
+    rows: bool = False
+    columns: bool = False
+    code_max: int = field(default=32767, init=False, repr=False)
+    code_min: int = field(default=-32767, init=False, repr=False)
+
+    def __str__(self) -> str:
+        return "step" + ".row" * self.rows + ".col" * self.columns
+
+
+TensorFormat = Passthrough | Uniform | Ternary | LowRank | Stepped
 ScaledFormat = Uniform | Ternary | LowRank
 
 MAX_RANK = 255
@@ -123,6 +143,9 @@ FACTOR_BITS = (2, 4, 8)
 FACTORS = ("left", "rank_scale", "right")  # side values of a LowRank format beside `scale`
 _LOW_RANK = re.compile(r"(.+)\.rank(\d{1,3})x(\d)")
 _UNIFORM = re.compile(r"int(\d)\.(row|tensor)(\.wide)?(\.scale32)?")
+STEPPED = {
+    str(made): made for made in (Stepped(r, c) for r in (True, False) for c in (True, False))
+}
 PASSTHROUGH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -135,6 +158,8 @@ def parse_format(text: str) -> TensorFormat:
         return Passthrough(text)
     if text == "ternary.row":
         return Ternary()
+    if text in STEPPED:
+        return STEPPED[text]
     corrected = _LOW_RANK.fullmatch(text)
     if corrected is not None:
         base = parse_format(corrected[1])
@@ -144,9 +169,10 @@ def parse_format(text: str) -> TensorFormat:
     match = _UNIFORM.fullmatch(text)
     if match is None:
         raise FormatError(
-            f"unknown format {text!r}; formats are raw, fp32, fp16, bf16, ternary.row, and "
+            f"unknown format {text!r}; formats are raw, fp32, fp16, bf16, ternary.row, "
+            f"{', '.join(STEPPED)}, and "
             "int2 to int8 followed by .row or .tensor (then .wide, .scale32), such as int6.row; "
-            "the last two take a correction of low rank, such as int4.row.rank4x8"
+            "integers and ternary.row take a correction of low rank, such as int4.row.rank4x8"
         )
     bits, axis, wide, scale32 = match.groups()
     return Uniform(int(bits), axis, wide is not None, scale32 is not None)
@@ -158,10 +184,12 @@ class QuantizedTensor:
 
     format: how `codes` and `side` become weights.
     shape: of the weights. dtype: of the weights that `dequantize` returns.
-    codes: int8 [rows, columns] of a scaled format; uint8 [count, itemsize] bytes of a passthrough.
+    codes: int8 [rows, columns] of a scaled format, int16 of a stepped one; uint8 [count, itemsize]
+    bytes of a passthrough.
     side: {"scale": float16 or float32 [rows or 1]} of a scaled format, with a correction of low
     rank also int8 "left" [rank, rows] and "right" [rank, columns] and float32 "rank_scale" [rank];
-    empty for a passthrough.
+    of a stepped format float32 "row" [rows or 1] and, with columns, "column" [columns], and uint8
+    "shrink" [1]; empty for a passthrough.
     """
 
     format: TensorFormat
@@ -173,6 +201,9 @@ class QuantizedTensor:
     def __post_init__(self) -> None:
         if isinstance(self.format, Passthrough):
             self._check_passthrough()
+        elif isinstance(self.format, Stepped):
+            self._check_codes(self.format, torch.int16)
+            self._check_steps(self.format)
         else:
             self._check_scaled(self.format)
 
@@ -187,11 +218,12 @@ class QuantizedTensor:
         if self.side:
             raise FormatError(f"{self.format} has no side values, found {sorted(self.side)}")
 
-    def _check_scaled(self, format: ScaledFormat) -> None:
+    def _check_codes(self, format: ScaledFormat | Stepped, dtype: torch.dtype) -> None:
         rows, columns = row_shape(self.shape)
-        if self.codes.dtype != torch.int8 or tuple(self.codes.shape) != (rows, columns):
+        kind = str(dtype).removeprefix("torch.")
+        if self.codes.dtype != dtype or tuple(self.codes.shape) != (rows, columns):
             raise FormatError(
-                f"{format} of shape {list(self.shape)} stores int8 codes [{rows}, {columns}], "
+                f"{format} of shape {list(self.shape)} stores {kind} codes [{rows}, {columns}], "
                 f"found {self.codes.dtype} {list(self.codes.shape)}"
             )
         if self.codes.numel():
@@ -201,6 +233,24 @@ class QuantizedTensor:
                     f"{format} has codes {format.code_min} to {format.code_max}, "
                     f"found {low} to {high}"
                 )
+
+    def _check_steps(self, format: Stepped) -> None:
+        rows, columns = row_shape(self.shape)
+        wanted = {"row": rows if format.rows else 1, "shrink": 1}
+        if format.columns:
+            wanted["column"] = columns
+        found = {name: list(values.shape) for name, values in self.side.items()}
+        if found != {name: [count] for name, count in wanted.items()}:
+            raise FormatError(f"{format} has side values of lengths {wanted}, found {found}")
+        if self.side["shrink"].dtype != torch.uint8 or int(self.side["shrink"]) > MAX_SHRINK:
+            raise FormatError(f"{format}: shrink is a uint8 of at most {MAX_SHRINK}")
+        for name in ("row", "column") if format.columns else ("row",):
+            if not on_grid(self.side[name]):
+                raise FormatError(f"{format}: a {name} step is not on the grid of steps")
+
+    def _check_scaled(self, format: ScaledFormat) -> None:
+        self._check_codes(format, torch.int8)
+        rows, columns = row_shape(self.shape)
         wanted = [*FACTORS, "scale"] if isinstance(format, LowRank) else ["scale"]
         if sorted(self.side) != wanted:
             names = "one side value, scale" if len(wanted) == 1 else f"side values {wanted}"

@@ -19,13 +19,19 @@ from .clip import (
     ternary_scale,
 )
 from .curvature import Curvature
-from .dequantize import dequantize_low_rank, dequantize_scaled, dequantize_stored
+from .dequantize import (
+    dequantize_low_rank,
+    dequantize_scaled,
+    dequantize_stepped,
+    dequantize_stored,
+)
 from .formats import (
     PASSTHROUGH_DTYPES,
     FormatError,
     LowRank,
     Passthrough,
     QuantizedTensor,
+    Stepped,
     Ternary,
     row_shape,
     scale_dtype,
@@ -33,6 +39,7 @@ from .formats import (
 from .low_rank import correction
 from .prune import prune_smallest
 from .rounding import HessianFactor, RoundingReport, factorize, round_with, together
+from .stepping import step_sizes, stepped_codes
 
 
 def quantize(
@@ -56,6 +63,8 @@ def quantize_reported(
         return QuantizedTensor(choice.format, shape, dtype, codes), None
     if not quantizable(weight):
         raise FormatError(f"{choice.format} cannot hold {dtype}; use raw")
+    if isinstance(choice.format, Stepped):
+        return _stepped(weight, choice, choice.format, curvature)
     pruned = prune_smallest(weight, choice.prune) if choice.prune else weight
     rows = pruned.float().reshape(row_shape(shape))
     scale = choose_scale(rows, choice)
@@ -75,6 +84,31 @@ def quantize_reported(
     return QuantizedTensor(choice.format, shape, dtype, codes, side), report
 
 
+def _stepped(
+    weight: torch.Tensor, choice: Choice, format: Stepped, curvature: Curvature | None
+) -> tuple[QuantizedTensor, RoundingReport | None]:
+    """With nearest rounding, curvature is not looked at."""
+    shape, rows = tuple(weight.shape), weight.float().reshape(row_shape(tuple(weight.shape)))
+    assert choice.step is not None
+    factors: tuple[HessianFactor, ...] = ()
+    outputs: tuple[HessianFactor, ...] = ()
+    if choice.rounding != "nearest":
+        factors = _factors(_needed(choice, curvature, shape))
+    if choice.rounding == "gptq2":
+        outputs = _output_factors(choice, _needed(choice, curvature, shape))
+    side = step_sizes(rows, format, choice.step, curvature if factors else None, factors, outputs)
+    codes, report = stepped_codes(rows, format, side, factors, outputs)
+    return QuantizedTensor(format, shape, weight.dtype, codes, side), report
+
+
+def _needed(choice: Choice, curvature: Curvature | None, shape: tuple[int, ...]) -> Curvature:
+    """Raises FormatError: there is no curvature, or of another weight."""
+    if curvature is None:
+        raise FormatError(f"{choice} needs curvature, and there is none of this tensor")
+    curvature.check_shape(shape)
+    return curvature
+
+
 def _gptq_codes(
     rows: torch.Tensor,
     choice: Choice,
@@ -84,10 +118,7 @@ def _gptq_codes(
     zero: torch.Tensor | None,
 ) -> tuple[torch.Tensor, RoundingReport]:
     """int8 codes [rows, columns] of a matrix or of a bank of matrices, each under its own H."""
-    if curvature is None:
-        raise FormatError(f"{choice} needs curvature, and there is none of this tensor")
-    curvature.check_shape(shape)
-    factors = _factors(curvature)
+    factors = _factors(_needed(choice, curvature, shape))
     size = len(rows) // len(factors)
     per_row = scale.float().expand(len(rows))
     codes, reports = torch.empty(rows.shape, dtype=torch.int8), []
@@ -108,6 +139,21 @@ def _factors(curvature: Curvature) -> tuple[HessianFactor, ...]:
     return tuple(factorize(hessian) for hessian in banks)
 
 
+@functools.lru_cache(maxsize=1)
+def _kept_output_factors(curvature: Curvature) -> tuple[HessianFactor, ...] | None:
+    if curvature.row_factors is None:
+        return None
+    return tuple(factorize(outputs) for outputs in curvature.row_factors)
+
+
+def _output_factors(choice: Choice, curvature: Curvature) -> tuple[HessianFactor, ...]:
+    """Raises FormatError: the curvature says nothing of outputs."""
+    factors = _kept_output_factors(curvature)
+    if factors is None:
+        raise FormatError(f"{choice} needs the curvature of outputs, which this tensor has not")
+    return factors
+
+
 def quantizable(weight: torch.Tensor) -> bool:
     """Whether a scaled format can hold the tensor: real floats of at least 16 bits, not empty."""
     return weight.is_floating_point() and weight.dtype.itemsize > 1 and weight.numel() > 0
@@ -116,7 +162,7 @@ def quantizable(weight: torch.Tensor) -> bool:
 def choose_scale(rows: torch.Tensor, choice: Choice) -> torch.Tensor:
     """Stored scales [rows or 1] of float32 rows [rows, columns] under the choice's range rule."""
     format = choice.format
-    assert not isinstance(format, Passthrough)
+    assert not isinstance(format, Passthrough | Stepped)
     if format.axis == "tensor":
         rows = rows.reshape(1, -1)
     dtype = scale_dtype(format)
@@ -148,6 +194,11 @@ def dequantize(quantized: QuantizedTensor) -> torch.Tensor:
     if isinstance(quantized.format, Passthrough):
         stored = PASSTHROUGH_DTYPES.get(str(quantized.format), dtype)
         return dequantize_stored(quantized.codes, stored, shape, dtype)
+    if isinstance(quantized.format, Stepped):
+        side = quantized.side
+        return dequantize_stepped(
+            quantized.codes, side["row"], side.get("column"), side["shrink"], shape, dtype
+        )
     if isinstance(quantized.format, LowRank):
         return dequantize_low_rank(quantized.codes, **quantized.side, shape=shape, dtype=dtype)
     return dequantize_scaled(quantized.codes, quantized.side["scale"], shape, dtype)

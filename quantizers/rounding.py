@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from .clip import nearest_codes
+from .dequantize import code_values
 from .formats import FormatError
 
 DAMPING = 0.01  # of the mean diagonal, as in the paper and in PR #1855
@@ -158,8 +159,9 @@ def round_with(
     *,
     block: int = BLOCK,
     zero: torch.Tensor | None = None,
+    shrink: int = 0,
 ) -> Rounded:
-    """`gptq` with a factor at hand; arguments as there."""
+    """`gptq` with a factor at hand; arguments as there, and shrink of `code_values`."""
     W = rows.masked_fill(factor.dead, 0.0) if bool(factor.dead.any()) else rows
     if factor.upper is None:
         # The weights of inputs that are all zero are kept: this matrix was not calibrated at all.
@@ -168,7 +170,7 @@ def round_with(
     ordered = W.T[factor.order].contiguous()  # [columns, rows]: a column is read and written whole
     forced = None if zero is None else zero.T[factor.order]
     rounded = _round_columns(
-        ordered, factor.upper, scale.float(), code_min, code_max, block, forced
+        ordered, factor.upper, scale.float(), code_min, code_max, block, forced, shrink
     )
     codes = torch.empty_like(rounded)
     codes[factor.order] = rounded
@@ -183,6 +185,7 @@ def _round_columns(
     code_max: int,
     block: int,
     zero: torch.Tensor | None,
+    shrink: int,
 ) -> torch.Tensor:
     """Codes [columns, rows] of weights W [columns, rows], which are changed.
 
@@ -203,7 +206,8 @@ def _round_columns(
             q = torch.div(w, divisor, out=codes[j]).round_().clamp_(code_min, code_max)
             if zero is not None:
                 q.masked_fill_(zero[j], 0)
-            torch.addcmul(w, q, scale, value=-1, out=E[done]).div_(pivots[j])
+            value = code_values(q, shrink)
+            torch.addcmul(w, value, scale, value=-1, out=E[done]).div_(pivots[j])
         if stop < columns:
             W[stop:].addmm_(U[start:stop, stop:].T, E[: stop - start], alpha=-1)
     return codes

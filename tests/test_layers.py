@@ -34,6 +34,7 @@ LAYERS = {
     "packer.cli": "commands",
     "packer.__main__": "commands",
     "packer.decoder": "decoder",
+    "packer.step_decoder": "decoder",
     "packer.stream_decoder": "decoder",
     "packer": "packer",
 }
@@ -50,7 +51,12 @@ MAY_IMPORT = {
 }
 NOT_FOR = {"budget": {"torch"}}
 # What the shipped loader is made of, beside decoder.py itself.
-DECODER_NEEDS = {"packer.quantizers.dequantize", "packer.stream_decoder"}
+DECODER_NEEDS = {
+    "packer.quantizers.dequantize",
+    "packer.quantizers.step_grid",
+    "packer.step_decoder",
+    "packer.stream_decoder",
+}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from packer.eval.damage import kronecker_nats
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError
 from packer.train.model import GPT, GPTConfig
@@ -109,6 +110,41 @@ def test_predicted_curvature_is_that_of_the_true_divergence(tokens: Tensor) -> N
                 weight.copy_(kept)
             assert predicted == pytest.approx(measured, rel=0.3), name
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_outputs_know_which_changes_cancel(tokens: Tensor) -> None:
+    """Softmax does not feel a shift of all logits: the whole moment of outputs says so, its
+    diagonal does not.
+    """
+    model = nn.Sequential(
+        nn.Embedding.from_pretrained(normal(VOCAB, WIDTH)), nn.Linear(WIDTH, VOCAB)
+    )
+    head = calibrate(model, [tokens]).by_tensor["1.weight"]
+    assert head.outputs is not None and head.fisher is not None
+    torch.testing.assert_close(head.outputs.diagonal(), head.fisher, rtol=0.2, atol=1e-3)
+    shift = normal(1, WIDTH).expand(VOCAB, WIDTH)
+    apart = half_form(head, shift)
+    assert kronecker_nats(shift, head.hessian, head.outputs[None]) < 1e-4 * apart
+    assert head.row_factors is not None
+    drawn = kronecker_nats(shift, head.hessian, head.row_factors)
+    assert drawn == pytest.approx(0.3 * apart, rel=0.1)
+    other = normal(VOCAB, WIDTH, seed=5)
+    assert kronecker_nats(other, head.hessian, head.row_factors) == pytest.approx(
+        half_form(head, other), rel=0.3
+    )
+
+
+def test_outputs_of_banks_are_kept_bank_by_bank(tokens: Tensor) -> None:
+    found = calibrate(Banked(), [tokens]).by_tensor
+    up = found["up"]
+    assert up.outputs is not None and up.outputs.shape == (2, HIDDEN, HIDDEN)
+    inputs = observed(Banked(), tokens)["down"]
+    down = found["down"].outputs
+    assert down is not None
+    for bank, x in enumerate(inputs):  # rows of x @ W are inputs, weighted where it is felt
+        moment = x.mT @ x / len(x)
+        cosine = (moment * down[bank]).sum() / moment.norm() / down[bank].norm()
+        assert float(cosine) > 0.97
 
 
 def half_form(curvature: Curvature, change: Tensor) -> float:

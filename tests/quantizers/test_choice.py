@@ -16,6 +16,7 @@ from packer.quantizers.formats import (
     FormatError,
     LowRank,
     Passthrough,
+    Stepped,
     Ternary,
     Uniform,
     parse_format,
@@ -28,12 +29,13 @@ plain_formats = st.one_of(
         Uniform, st.integers(2, 8), st.sampled_from(["row", "tensor"]), st.booleans(), st.booleans()
     ),
 )
-formats = plain_formats | st.builds(
+corrected_formats = st.builds(
     LowRank,
     plain_formats.filter(lambda format: not isinstance(format, Passthrough)),
     st.integers(1, 255),
     st.sampled_from([2, 4, 8]),
 )
+formats = plain_formats | corrected_formats | st.builds(Stepped, st.booleans(), st.booleans())
 
 
 @st.composite
@@ -42,14 +44,17 @@ def choices(draw: st.DrawFn) -> Choice:
     coder = draw(st.sampled_from([None, *CODERS]))
     if isinstance(format, Passthrough):
         return Choice(format, coder)
+    positive = st.floats(min_value=1e-6, max_value=1e6, exclude_min=True)
+    if isinstance(format, Stepped):
+        coder, rounding = draw(st.sampled_from([None, "ans"])), draw(st.sampled_from(ROUNDINGS))
+        return Choice(format, coder, rounding=rounding, step=draw(positive))
     base = format.base if isinstance(format, LowRank) else format
     rules = TERNARY_RANGES if isinstance(base, Ternary) else UNIFORM_RANGES
     rule = draw(st.sampled_from(rules))
-    positive = st.floats(min_value=1e-6, max_value=1e6, exclude_min=True)
     value = draw(positive) if rule == "kstd" else None
     prune = draw(st.floats(min_value=0, max_value=0.99))
     reaches = st.none() if format.code_max == 1 else st.integers(1, format.code_max - 1)
-    rounding = draw(st.sampled_from(ROUNDINGS))
+    rounding = draw(st.sampled_from(ROUNDINGS[:2]))  # the third is of stepped formats
     return Choice(format, coder, rule, value, draw(st.none() | reaches), prune, rounding)
 
 
