@@ -32,7 +32,7 @@ class MapMoments:
     for every row the trace of the true curvature.
     """
 
-    SUMS = ("hessian", "row_sums", "row_weights")
+    SUMS = ("hessian", "row_sums", "row_weights", "outputs")  # the last may be None
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         self.banks = shape[0] if len(shape) == 3 else 1

@@ -98,6 +98,7 @@ class WeightUses(TorchFunctionMode):
             for kind, by_name in self._kinds().items()
             for name, moments in by_name.items()
             for field in moments.SUMS
+            if getattr(moments, field) is not None
         }
 
     def restore(self, sums: Mapping[str, torch.Tensor], device: torch.device) -> None:
@@ -113,6 +114,8 @@ class WeightUses(TorchFunctionMode):
             if name not in by_name:
                 by_name[name] = KINDS[kind](tuple(self.weights[name].shape), device)
             place = getattr(by_name[name], field)
+            if place is None:
+                raise ValueError(f"there is no sum {key!r}")
             if place.shape != value.shape or place.dtype != value.dtype:
                 raise ValueError(f"{key} is {value.dtype} {list(value.shape)}")
             place.copy_(value)

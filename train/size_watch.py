@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from packer.quantizers.choice import Choice, parse_choice
 from packer.quantizers.fake_quant import quantize_held, stored_scale
-from packer.quantizers.formats import Passthrough, row_shape
+from packer.quantizers.formats import LowRank, Passthrough, Stepped, row_shape
 from packer.quantizers.quantize import quantizable, quantize
 from torch import Tensor
 
@@ -97,9 +98,15 @@ class SizeWatch:
 
 
 def _choice(choices: Mapping[str, Choice], name: str, weight: Tensor) -> Choice:
+    """What the tensor's choice is without curvature: rounded to nearest, uncorrected, one step."""
     if not quantizable(weight):
         return exact_choice(weight.dtype)
-    return choices.get(name, KEEP)
+    choice = choices.get(name, KEEP)
+    if isinstance(choice.format, Stepped):
+        return parse_choice(f"int8.tensor+kstd@{127 * (choice.step or 1.0):g}")
+    if isinstance(choice.format, LowRank):
+        choice = replace(choice, format=choice.format.base)
+    return replace(choice, rounding="nearest")
 
 
 @torch.no_grad()
@@ -111,6 +118,7 @@ def sampled_size(weight: Tensor, choice: Choice) -> float:
     if every == 1:
         return encode_tensor(quantize(whole.cpu(), choice), choice.coder).size_bytes
     sample = whole.reshape(rows, columns)[::every].cpu()
+    assert not isinstance(choice.format, Stepped)  # see `_choice`
     if isinstance(choice.format, Passthrough) or choice.format.axis == "row":
         quantized = quantize(sample, choice)
     else:  # the one scale is that of all rows

@@ -88,6 +88,17 @@ def test_crossing_the_limit_is_said_once_each_way(weights: dict[str, torch.Tenso
     assert "10,100 bytes is over 10,000" in said[2] and "9,000 bytes is within" in said[4]
 
 
+def test_choices_that_need_data_are_taken_without_it(weights: dict[str, torch.Tensor]) -> None:
+    name = "blocks.0.mlp.fc.weight"
+    sizes = {}
+    for text in ("int6.row+gptq", "int6.row", "step.row.col+gptq@0.4", "int8.tensor+kstd@50.8"):
+        watch = SizeWatch({name: parse_choice(text)}, weights, share=0.9)
+        watch.look(weights, training_seconds=1000.0)
+        sizes[text] = watch.sizes[name]
+    assert sizes["int6.row+gptq"] == sizes["int6.row"]
+    assert sizes["step.row.col+gptq@0.4"] == sizes["int8.tensor+kstd@50.8"]
+
+
 def test_no_share_no_look(weights: dict[str, torch.Tensor]) -> None:
     watch = SizeWatch({}, weights, share=0.0)
     watch.look(weights, 1e6)
