@@ -57,7 +57,7 @@ def ignore_progress(what: str, done: int, total: int) -> None:
 def default_choices(weight: torch.Tensor, curvature: Curvature | None = None) -> tuple[Choice, ...]:
     """Every choice that could be right for a tensor of this shape and dtype.
 
-    With curvature, GPTQ takes the place of nearest rounding, which it beats at every size.
+    With curvature, steps that follow it and GPTQ take the place of clips and nearest rounding.
     """
     exact = exact_choice(weight.dtype)
     if not quantizable(weight):
@@ -67,16 +67,14 @@ def default_choices(weight: torch.Tensor, curvature: Curvature | None = None) ->
         texts.append("fp32")
     texts += ["int8.row", "int6.row"]
     if weight.dim() >= 2 and weight.numel() >= LONG_GRID_ELEMENTS:
-        rounding = "" if curvature is None else "+gptq"
-        if curvature is None:
-            texts += ["int7.row", "int5.row", "int4.row", "int3.row", "int2.row", "ternary.row"]
-        clips = [f"{127 * step:.4g}" for step in STEP_GRID]
         if curvature is not None:
-            # An integer per tensor or row and a clip are never better than steps without one.
+            # Steps without a clip: one per tensor or row and a clip are never better.
             stepped = stepped_choices(weight, curvature)
             return (exact, *(parse_choice(text) for text in texts), *stepped)
-        texts += [f"int8.tensor+kstd@{k}{rounding}" for k in clips]
-        texts += [f"int8.row+kstd@{k}{rounding}" for k in clips[::2]]
+        texts += ["int7.row", "int5.row", "int4.row", "int3.row", "int2.row", "ternary.row"]
+        clips = [f"{127 * step:.4g}" for step in STEP_GRID]
+        texts += [f"int8.tensor+kstd@{k}" for k in clips]
+        texts += [f"int8.row+kstd@{k}" for k in clips[::2]]
     elif weight.dim() >= 1 and weight.numel() >= 16:
         texts += ["int5.row", "int8.tensor", "int6.tensor", "int4.row"]
     return (exact, *(parse_choice(text) for text in texts))
