@@ -29,7 +29,9 @@ FISHER_POWER = 0.75
 # The squared gradient of one token strays from its mean by about this multiple of it, squared.
 TOKEN_VARIANCE = 8.0
 WIDEST_RATIO = 2.0**8  # of a step to the mean step: beyond it rows or columns weigh nothing
-ROW_STRIDE = COLUMN_STRIDE = 1  # of the grid: 8 steps to the octave
+# Steps are so many grid points apart, by how many weights share one: where few do, a bit saved in a
+# step is worth more than the nearest step.
+STRIDES = ((64, 4), (256, 2))
 
 Side = dict[str, torch.Tensor]
 
@@ -56,10 +58,17 @@ def step_sizes(
         row = row.expand(len(rows))
     if format.columns and factors:
         column = _bounded(_pivots(factors))
-    side = {"row": steps_of(nearest_indices(mean * row, ROW_STRIDE))}
+    height, width = rows.shape
+    stride = _stride(width) if format.rows else 1
+    side = {"row": steps_of(nearest_indices(mean * row, stride))}
     if format.columns:
-        side["column"] = steps_of(nearest_indices(column, COLUMN_STRIDE))
+        side["column"] = steps_of(nearest_indices(column, _stride(height)))
     return side | {"shrink": torch.tensor([_shrink(rows, side)], dtype=torch.uint8)}
+
+
+def _stride(sharing: int) -> int:
+    """Grid points between the steps of an axis, each for `sharing` weights."""
+    return next((stride for most, stride in STRIDES if sharing <= most), 1)
 
 
 def row_curvature(curvature: Curvature) -> torch.Tensor:

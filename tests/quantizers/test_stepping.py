@@ -73,8 +73,8 @@ def test_codes_stand_for_values_a_little_nearer_to_zero():
 @pytest.mark.parametrize("format", sorted(STEPPED))
 @pytest.mark.parametrize("rounding", ["gptq", "nearest"])
 def test_choices_are_spelled_and_give_codes_without_a_clip(format, rounding):
-    choice = parse_choice(f"{format}+{rounding}@0.05")
-    assert str(choice) == f"{format}+{rounding}@0.05"
+    choice = parse_choice(f"{format}+{rounding}@0.02")
+    assert str(choice) == f"{format}+{rounding}@0.02"
     weight = weights(24, 16)
     weight[3, 5] = 30.0  # hundreds of steps
     quantized = quantize(weight, choice, curved(24, 16))
@@ -118,16 +118,21 @@ def test_the_mean_step_is_what_the_choice_says():
         assert abs(float(logs.exp()) / wanted - 1) < 0.05
 
 
-def test_steps_follow_the_cholesky_diagonal_and_the_rows_fisher():
-    curvature = curved(64, 32)
-    quantized = quantize(weights(64, 32), parse_choice("step.row.col+gptq@0.5"), curvature)
+@pytest.mark.parametrize(("size", "stride"), [(300, 1), (100, 2), (40, 4)])
+def test_steps_follow_the_cholesky_diagonal_and_the_rows_fisher(size, stride):
+    """To half the distance of two steps, which is wider where few weights share one."""
+    curvature = curved(size, size)
+    quantized = quantize(weights(size, size), parse_choice("step.row.col+gptq@0.5"), curvature)
     factor = factorize(curvature.hessian)
-    pivots = torch.empty(32)
+    pivots = torch.empty(size)
     pivots[factor.order] = factor.upper.diagonal()
     columns = (quantized.side["column"] / pivots).log2()
     rows = (quantized.side["row"] * curvature.fisher**0.375).log2()
     for logs in (columns, rows):
-        assert float((logs - logs.mean()).abs().max()) < 0.1
+        middle = (logs.max() + logs.min()) / 2
+        assert float((logs - middle).abs().max()) <= stride / 16 * 1.1
+    for steps in quantized.side["row"], quantized.side["column"]:
+        assert not (nearest_indices(steps) % stride).any()
 
 
 def test_every_degree_of_freedom_lowers_damage_at_equal_entropy():
