@@ -157,10 +157,20 @@ def test_a_reader_that_stops_early_gets_no_traceback(made: Path, options: str) -
 def test_stopped_in_the_middle(tmp_path: Path) -> None:
     """Ctrl-C while it measures: the old output is as it was, and nothing else appears."""
     shared = torch.randn(3_000, 600)  # seconds of measuring, however late the signal comes
+
+    def heed_interrupts() -> None:  # a shell has its background jobs ignore them
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     torch.save({"a.weight": shared, "b.weight": shared, "c.weight": shared * 2}, tmp_path / "m.pt")
     (tmp_path / "out.pack").write_bytes(b"what stood there")
     command = [sys.executable, "-m", "packer", "pack", "m.pt", "--cap", "1MB", "-o", "out.pack"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+    ) as process:
         assert process.stderr is not None
         first = process.stderr.readline()  # said once the checkpoint is read
         assert first.startswith("note: tied")
