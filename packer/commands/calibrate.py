@@ -15,10 +15,9 @@ from packer.commands.calibrating import (
     ModelOptions,
     TextOptions,
     curvature_of,
-    refusals,
     written_by,
 )
-from packer.commands.models import running_foreign
+from packer.commands.models import refusals, running_foreign
 from packer.commands.options import (
     DROP,
     EXISTING,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from packer.commands.models import load_subjects, running_foreign
+from packer.commands.models import load_subjects, refusals, running_foreign
 from packer.commands.options import EXISTING_FILE, WRITABLE, say_notes, with_options
 from packer.commands.processes import choose_device
-from packer.errors import PackerError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,18 +137,6 @@ class TextOptions:
         from packer.evaluation import open_data
 
         return open_data(self.data, tokenizer=self.tokenizer, bytes_table=self.bytes_table)
-
-
-@contextlib.contextmanager
-def refusals() -> Iterator[None]:
-    """What eval and train refuse, as refusals of the command."""
-    from packer.eval.errors import EvalError
-    from packer.train.config import ConfigError
-
-    try:
-        yield
-    except (EvalError, ConfigError) as error:
-        raise PackerError(str(error)) from None
 
 
 def curvature_of(
@@ -279,20 +265,7 @@ def written_for_trials(model: AnyModel, text: TextOptions) -> tuple[Data, TextOp
     return data, replace(told, tokens=text.self_generate), spent
 
 
-CURVATURE = with_options(
-    click.option(
-        "--curvature",
-        "curvature_file",
-        type=EXISTING_FILE,
-        help="What `packer calibrate` wrote for this checkpoint.",
-    ),
-    click.option(
-        "--calibration",
-        multiple=True,
-        metavar="PATH",
-        help="Text or shards: calibrate on them (unless --curvature is given), and fit the "
-        "predicted damage to true measurements on their last fifth.",
-    ),
+CALIBRATION_SIZE = with_options(
     click.option(
         "--calibration-tokens",
         type=POSITIVE,
@@ -307,6 +280,22 @@ CURVATURE = with_options(
         show_default=True,
         help="What the model sees at once in calibration.",
     ),
+)
+CURVATURE = with_options(
+    click.option(
+        "--curvature",
+        "curvature_file",
+        type=EXISTING_FILE,
+        help="What `packer calibrate` wrote for this checkpoint.",
+    ),
+    click.option(
+        "--calibration",
+        multiple=True,
+        metavar="PATH",
+        help="Text or shards: calibrate on them (unless --curvature is given), and fit the "
+        "predicted damage to true measurements on their last fifth.",
+    ),
+    CALIBRATION_SIZE,
     TOKENIZER,
     MODEL,
 )

@@ -16,10 +16,9 @@ from packer.commands.calibrating import (
     ModelOptions,
     TextOptions,
     feel,
-    refusals,
 )
 from packer.commands.comparing import CURVATURE, SCORING, Sizes
-from packer.commands.models import load_subjects, running_foreign
+from packer.commands.models import load_subjects, refusals, running_foreign
 from packer.commands.options import (
     CODE,
     DROP,

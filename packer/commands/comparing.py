@@ -6,7 +6,11 @@ from typing import Any
 
 import click
 
-from packer.commands.calibrating import DEFAULT_TOKENS, DEFAULT_WINDOW, POSITIVE, TOKENIZER
+from packer.commands.calibrating import (
+    CALIBRATION_SIZE,
+    POSITIVE,
+    TOKENIZER,
+)
 from packer.commands.options import EXISTING_FILE, Size, with_options
 
 SCORED_TOKENS, SCORED_WINDOW = 32_768, 256
@@ -44,20 +48,7 @@ CURVATURE = with_options(
         type=EXISTING_FILE,
         help="What `packer calibrate` wrote; one for each checkpoint, in their order.",
     ),
-    click.option(
-        "--calibration-tokens",
-        type=POSITIVE,
-        default=DEFAULT_TOKENS,
-        show_default=True,
-        help="How many tokens to calibrate on.",
-    ),
-    click.option(
-        "--calibration-window",
-        type=POSITIVE,
-        default=DEFAULT_WINDOW,
-        show_default=True,
-        help="What the model sees at once in calibration.",
-    ),
+    CALIBRATION_SIZE,
     click.option(
         "--seconds", type=click.FloatRange(min=0, min_open=True), help="Calibrate no longer."
     ),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from packer.commands.models import load_subjects, running_foreign
+from packer.commands.models import load_subjects, refusals, running_foreign
 from packer.commands.options import (
     DROP,
     EXISTING,
@@ -214,18 +213,6 @@ def _check_picture(plot: str | None) -> None:
     axes_of(plot, panels=1)
     if not Path(plot).resolve().parent.is_dir():
         raise PackerError(f"{plot}: the folder {Path(plot).parent} does not exist; create it first")
-
-
-@contextlib.contextmanager
-def refusals() -> Iterator[None]:
-    """What eval and train refuse, as refusals of the command."""
-    from packer.eval.errors import EvalError
-    from packer.train.config import ConfigError
-
-    try:
-        yield
-    except (EvalError, ConfigError) as error:
-        raise PackerError(str(error)) from None
 
 
 def setting_of(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from packer.commands.calibrating import MODEL, TOKENIZER
-from packer.commands.eval import refusals, setting_of
-from packer.commands.models import load_subjects, running_foreign
+from packer.commands.eval import setting_of
+from packer.commands.models import load_subjects, refusals, running_foreign
 from packer.commands.options import say_notes, with_options
 from packer.commands.processes import choose_device
 

@@ -67,6 +67,18 @@ def load_subjects(
 
 
 @contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """What eval and train refuse, as refusals of the command."""
+    from packer.eval.errors import EvalError
+    from packer.train.config import ConfigError
+
+    try:
+        yield
+    except (EvalError, ConfigError) as error:
+        raise PackerError(str(error)) from None
+
+
+@contextlib.contextmanager
 def running_foreign(spec: str | None) -> Iterator[None]:
     """Around somebody's code: stdout stays ours, and what it raises is a refusal.
 

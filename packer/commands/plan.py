@@ -20,9 +20,8 @@ from packer.commands.calibrating import (
     beside,
     feel,
     kept_curvature,
-    refusals,
 )
-from packer.commands.models import running_foreign
+from packer.commands.models import refusals, running_foreign
 from packer.commands.options import (
     CODE,
     CONFIG,
