@@ -18,15 +18,16 @@ from typing import Any
 
 import torch
 
-from packer import calibration, inspection, measuring, unpacking
+from packer import inspection, measuring, unpacking
 from packer.account import Limits, count_code
 from packer.artifact_files import reading_artifact
-from packer.calibration import TextSource
 from packer.candidates import Measurement
 from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
-from packer.curvature_file import write_curvature
-from packer.curvature_given import given_curvature
-from packer.curvature_set import CurvatureSet
+from packer.curvature import calibration
+from packer.curvature.calibration import TextSource
+from packer.curvature.curvature_set import CurvatureSet
+from packer.curvature.file import write_curvature
+from packer.curvature.given import given_curvature
 from packer.decoder import MAX_DECODED_BYTES, decode_weights, parse
 from packer.errors import CapError, CheckpointError, PlanError
 from packer.eval.foreign_forward import adapt
@@ -183,7 +184,8 @@ def calibrate(
     model: gives logits for tokens [windows, time], or a loss from `cross_entropy`. batches: int64
     tokens [windows, time]. seconds: a hard limit. bytes_per_token: of the text, so that damage is
     in bits per byte. The model is left as it was.
-    Raises CurvatureError, ModelError: see packer.calibration and packer.eval.foreign_forward.
+    Raises CurvatureError, ModelError: see packer.curvature.calibration and
+    packer.eval.foreign_forward.
     """
     text = TextSource("batches of a training script", bytes_per_token)
     runs: AnyModel = model  # one that can leave out positions needs no adapter

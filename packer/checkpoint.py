@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from packer.checkpoint_files import RESAVE, load, reason
 from packer.errors import CheckpointError, SelectorError
 from packer.fingerprint import bytes_of, contents_fingerprint, structure_fingerprint
-from packer.foreign import ForeignArtifact, foreign_of
+from packer.foreign.reading import ForeignArtifact, foreign_of
 from packer.nesting import find_state_dict, left_out, listed
 from packer.roles import nearest
 

@@ -21,10 +21,10 @@ from safetensors import safe_open
 from safetensors.torch import load as load_safetensors_bytes
 
 from packer.errors import CheckpointError
-from packer.foreign_codecs import UnknownBytesError, codec_of, output_limit, unwrap
-from packer.foreign_containers import QGV3, read_qgv3
-from packer.foreign_pgrp import PGRP, read_pgrp
-from packer.foreign_pickle import read_numpy_pickle
+from packer.foreign.codecs import UnknownBytesError, codec_of, output_limit, unwrap
+from packer.foreign.containers import QGV3, read_qgv3
+from packer.foreign.lrzip_groups import PGRP, read_pgrp
+from packer.foreign.numpy_pickle import read_numpy_pickle
 
 RESAVE = "re-save the weights alone, torch.save(model.state_dict(), 'weights.pt'), and use that"
 # The pickled integer that files began with before torch.save wrote zip files.

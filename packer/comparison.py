@@ -12,7 +12,7 @@ import numpy as np
 
 from packer.account import Limits
 from packer.checkpoint import Checkpoint
-from packer.curvature_set import CurvatureSet
+from packer.curvature.curvature_set import CurvatureSet
 from packer.errors import CapError
 from packer.evaluation import Evaluated
 from packer.fit import Packed, pack_to_cap

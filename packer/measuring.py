@@ -11,7 +11,7 @@ from packer.artifact import encode_header, encode_tensor, header_bytes
 from packer.budget.plan import Candidate
 from packer.candidates import Measurement, TensorInfo
 from packer.checkpoint import Checkpoint, contents_fingerprint, structure_fingerprint
-from packer.curvature_set import CurvatureSet
+from packer.curvature.curvature_set import CurvatureSet
 from packer.errors import PlanError
 from packer.predicted_damage import (
     bits_per_byte,

@@ -10,7 +10,7 @@ import torch
 
 from packer.budget.plan import Candidate
 from packer.candidates import TensorInfo
-from packer.curvature_set import CurvatureSet
+from packer.curvature.curvature_set import CurvatureSet
 from packer.eval.damage import kronecker_nats, quadratic_forms, second_order_nats
 from packer.quantizers.curvature import Curvature
 

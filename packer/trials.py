@@ -12,10 +12,10 @@ import torch
 from packer.account import Limits
 from packer.budget.frontier import by_tensor, undominated
 from packer.budget.plan import Candidate
-from packer.calibration import live_weights
 from packer.candidates import Measurement
 from packer.checkpoint import Checkpoint
-from packer.curvature_set import CurvatureSet
+from packer.curvature.calibration import live_weights
+from packer.curvature.curvature_set import CurvatureSet
 from packer.damage_fit import DamageFit, Trial, fit_damage
 from packer.errors import CurvatureError
 from packer.eval.batches import Setting

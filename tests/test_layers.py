@@ -15,8 +15,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
     "packer": "packer",
-    "packer.commands": "packer/commands",
-    "packer.rules": "packer/rules",
+    **{
+        f"packer.{one.parent.name}": f"packer/{one.parent.name}"
+        for one in sorted(ROOT.glob("packer/*/__init__.py"))
+    },
     "packer.quantizers": "quantizers",
     "packer.budget": "budget",
     "packer.eval": "eval",

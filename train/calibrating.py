@@ -13,8 +13,8 @@ from packer.train.settings import TrainConfig
 from packer.train.training_data import TrainingData
 from torch import Tensor
 
-from packer.calibration import TextSource, calibrate, token_batches
-from packer.curvature_set import CurvatureSet
+from packer.curvature.calibration import TextSource, calibrate, token_batches
+from packer.curvature.curvature_set import CurvatureSet
 from packer.errors import CurvatureError, PlanError
 
 

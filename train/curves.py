@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.ticker import EngFormatter
 
-from packer.plots import axes_of, save
+from packer.reports.plots import axes_of, save
 
 PANELS = {
     "loss": "training loss, nats per token",

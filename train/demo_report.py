@@ -11,11 +11,11 @@ from packer.train.curves import draw_logged
 from packer.train.demo import ARTIFACT, CHECKPOINT, PLAN, UNPACKED, Demo
 from packer.train.demo_text import Document
 
-from packer import html_report
 from packer.files import write_bytes
-from packer.html_report import Html
-from packer.plots import axes_of, draw_bytes, save
-from packer.report import Report, report_packed
+from packer.reports import html as html_report
+from packer.reports.html import Html
+from packer.reports.plots import axes_of, draw_bytes, save
+from packer.reports.report import Report, report_packed
 
 PAGE, PICTURE = "report.html", "report.png"
 OWN = (

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from packer import api
 from packer.account import Account
-from packer.curvature_set import CurvatureSet
+from packer.curvature.curvature_set import CurvatureSet
 from packer.errors import CapError, PackerError
 from packer.unpacking import write_weights
 

@@ -31,7 +31,7 @@ from packer.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from packer.curvature_set import CurvatureSet
+    from packer.curvature.curvature_set import CurvatureSet
 
 LISTED = 8  # warnings printed one by one
 
@@ -89,7 +89,7 @@ def calibrate(
     off goes on from OUTPUT.partial when the same command is given again.
     """
     from packer.checkpoint import read_checkpoint
-    from packer.curvature_file import write_curvature
+    from packer.curvature.file import write_curvature
 
     if bool(data) == (self_generate is not None):
         raise click.UsageError("give --data, or --self-generate TOKENS in its place")

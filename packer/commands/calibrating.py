@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from packer.candidates import Measurement
     from packer.checkpoint import Checkpoint
-    from packer.curvature_set import CurvatureSet
+    from packer.curvature.curvature_set import CurvatureSet
     from packer.eval.forward import AnyModel
     from packer.evaluation import Data
     from packer.trials import DamageBench
@@ -150,13 +150,13 @@ def curvature_of(
     """Curvature on a text, with a progress bar. kept_at: a file to keep what is under way in, and
     to go on from. Raises PackerError, EvalError.
     """
-    from packer.calibration import TextSource, calibrate, token_batches
+    from packer.curvature.calibration import TextSource, calibrate, token_batches
+    from packer.curvature.unfinished import UnfinishedFile
     from packer.eval.batches import Setting
     from packer.eval.forward import device_of
     from packer.eval.score import bytes_per_token
     from packer.evaluation import Subject, check_models
     from packer.progress import shown
-    from packer.unfinished_calibration import UnfinishedFile
 
     check_models([Subject(name, "checkpoint", model, 0)], data, Setting(text.window))
     batches = token_batches(data.stream, text.window, text.tokens, device_of(model))
@@ -215,7 +215,7 @@ def written_by(model: AnyModel, text: TextOptions) -> tuple[Data, TextOptions, f
 
     import torch
 
-    from packer.calibration import within
+    from packer.curvature.calibration import within
     from packer.errors import CurvatureError
     from packer.eval.sample import sample_windows
     from packer.eval.token_bytes import from_processor, load_sentencepiece
@@ -348,7 +348,7 @@ class CurvatureOptions:
 
     def read(self, loaded: Checkpoint) -> CurvatureSet | None:
         """From the file alone. Raises CurvatureError."""
-        from packer.curvature_file import read_curvature
+        from packer.curvature.file import read_curvature
 
         return None if self.file is None else read_curvature(self.file, loaded)
 
@@ -406,7 +406,7 @@ def kept_curvature(felt: Felt, options: CurvatureOptions, output: str | None) ->
 
     None where there is none, or nothing is written at all. Raises OutputError.
     """
-    from packer.curvature_file import write_curvature
+    from packer.curvature.file import write_curvature
 
     if options.file is not None or felt.curvature is None:
         return options.file

@@ -18,9 +18,9 @@ from packer.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from packer.code_probe import Probe
+    from packer.code.probe import Probe
     from packer.rules import Finding
-    from packer.submission import Submission
+    from packer.submission.folder import Submission
 
 COLORS = {"pass": "green", "warn": "yellow", "unknown": "cyan", "fail": "red"}
 DEFAULT_CAP = 16_000_000
@@ -71,7 +71,7 @@ def check(
     from packer.progress import shown
     from packer.rules import Options, Status
     from packer.rules import check as check_rules
-    from packer.submission import read_submission
+    from packer.submission.folder import read_submission
 
     with shown("reading") as progress:
         submission = read_submission(folder, code=code, max_memory=max_memory, progress=progress)
@@ -101,7 +101,7 @@ def check(
 
 
 def _probe(submission: Submission, seconds: float) -> Probe | None:
-    from packer.code_probe import probe_code
+    from packer.code.probe import probe_code
 
     if not submission.code:
         return None

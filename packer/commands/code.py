@@ -15,8 +15,8 @@ from packer.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from packer.code_packing import PackedCode, SourceFile
-    from packer.dead_code import DeadCode
+    from packer.code.dead_code import DeadCode
+    from packer.code.packing import PackedCode, SourceFile
 
 DEFAULT_SHOWN = 20
 
@@ -76,8 +76,8 @@ def code(
     code that can run names them; branches when their test is settled by constants and by the
     defaults of environment variables (--env NAME=VALUE sets one).
     """
-    from packer.code_packing import Packing, dead_by_file, pack_code, read_sources
-    from packer.code_wrapper import CODECS
+    from packer.code.packing import Packing, dead_by_file, pack_code, read_sources
+    from packer.code.wrapper import CODECS
     from packer.files import write_bytes
 
     if rename and no_minify:
@@ -123,7 +123,7 @@ def _print(
     dead: dict[str, tuple[DeadCode, ...]],
     packed: PackedCode | None,
 ) -> None:
-    from packer import tables
+    from packer.reports import tables
 
     rows = [
         (path, f"{one.first_line}-{one.last_line}", f"{one.size_bytes:,}", one.what, one.reason)

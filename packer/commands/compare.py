@@ -240,7 +240,7 @@ def _evaluated(sources: Sequence[str], scoring: Scoring) -> tuple[Any, ...]:
 
 def _show(rows: Sequence[Row], refused: Sequence[Refused], several: bool, as_json: bool) -> None:
     from packer.comparison import equal_kl_of
-    from packer.comparison_tables import print_comparison
+    from packer.reports.comparison_tables import print_comparison
 
     if several:
         rows = sorted(rows, key=lambda row: row.evaluated.score.bits_per_byte)

@@ -14,10 +14,10 @@ from packer.commands.options import EXISTING, JSON, print_json
 @JSON
 def diff(before: str, after: str, as_json: bool) -> None:
     """Tensors whose format or size differs between BEFORE and AFTER, plans or artifacts."""
-    from packer import tables
-    from packer.difference import compare
-    from packer.report import row_json
-    from packer.report_sources import load_report
+    from packer.reports import tables
+    from packer.reports.difference import compare
+    from packer.reports.report import row_json
+    from packer.reports.sources import load_report
 
     with reading_artifact(before):
         first, _ = load_report(before)

@@ -208,7 +208,7 @@ def _check_picture(plot: str | None) -> None:
     """Refuse before minutes of scoring what would be refused after them."""
     if plot is None:
         return
-    from packer.plots import axes_of
+    from packer.reports.plots import axes_of
 
     axes_of(plot, panels=1)
     if not Path(plot).resolve().parent.is_dir():
@@ -284,11 +284,11 @@ def _show(
     markdown: bool,
     as_json: bool,
 ) -> None:
-    from packer import score_tables
+    from packer.reports import score_tables
 
     warning = score_tables.byte_warning(found[0], data)
     if plot is not None:
-        from packer.plots import plot_scores
+        from packer.reports.plots import plot_scores
 
         plot_scores(plot, found)
     if as_json:

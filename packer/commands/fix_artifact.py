@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from packer.checkpoint import Checkpoint
     from packer.commands.fix import Asked
     from packer.evaluation import Evaluated
-    from packer.foreign_tensors import ForeignArtifact
-    from packer.offers import Offer
-    from packer.repack import Repacked
-    from packer.repairs import Step
+    from packer.foreign.repack import Repacked
+    from packer.foreign.repairs import Step
+    from packer.foreign.tensors import ForeignArtifact
+    from packer.submission.offers import Offer
 
 Scores = Mapping[str, "Evaluated"]
 
@@ -28,9 +28,9 @@ Scores = Mapping[str, "Evaluated"]
 def fix_artifact(artifact: str, asked: Asked) -> None:
     """Reads, repairs, measures, writes and says so. Raises PackerError."""
     from packer.checkpoint import read_checkpoint
-    from packer.offers import offers_under
+    from packer.foreign.repack import repack
     from packer.progress import shown
-    from packer.repack import repack
+    from packer.submission.offers import offers_under
 
     inputs = [artifact, asked.scoring.config, asked.template, asked.checkpoint, *asked.code]
     for written in (asked.output, asked.loader):
@@ -82,9 +82,9 @@ def _in_own_layout(foreign: ForeignArtifact, same: Repacked, limits: Limits, ask
     from pathlib import Path
 
     from packer.account import Account
-    from packer.offers import Offer
-    from packer.own_layout import requantize
+    from packer.foreign.own_layout import requantize
     from packer.progress import shown
+    from packer.submission.offers import Offer
 
     allowed = limits.cap_bytes - limits.code_bytes - limits.margin_bytes
     with shown("looking for bytes") as progress:
@@ -96,7 +96,7 @@ def _in_own_layout(foreign: ForeignArtifact, same: Repacked, limits: Limits, ask
 def read_original(foreign: ForeignArtifact, checkpoint: str | None) -> Checkpoint | None:
     """The weights that the artifact was made from. Raises CheckpointError: they are of another."""
     from packer.checkpoint import read_checkpoint
-    from packer.offers import original_of
+    from packer.submission.offers import original_of
 
     return None if checkpoint is None else original_of(foreign, read_checkpoint(checkpoint))
 
@@ -105,7 +105,7 @@ def measured(offers: Sequence[Offer], bench: Bench | None) -> tuple[list[Offer],
     """(the offers by measured KL, what was measured), or as they are where nothing measures."""
     from dataclasses import replace
 
-    from packer.offers import ranked
+    from packer.submission.offers import ranked
 
     if bench is None:
         return list(offers), None
@@ -183,7 +183,7 @@ def _show(
 
 def show_offers(offers: Sequence[Offer]) -> None:
     """The ways that fit, the one taken first, and its steps."""
-    from packer import tables
+    from packer.reports import tables
 
     if len(offers) > 1:
         rows = [
@@ -203,7 +203,7 @@ def _kl(offer: Offer) -> str:
 
 def show_steps(steps: Sequence[Step]) -> None:
     """What each tensor's repair saves and costs, the cheapest byte first."""
-    from packer import tables
+    from packer.reports import tables
 
     saved, damage, rows = 0, 0.0, []
     for step in steps:

@@ -26,14 +26,14 @@ from packer.errors import OutputError
 if TYPE_CHECKING:
     from packer.commands.fix import Asked
     from packer.commands.fix_artifact import Scores
-    from packer.folder_fix import FixedFolder, Folder
-    from packer.offers import Offer
+    from packer.submission.fixing import FixedFolder, Folder
+    from packer.submission.offers import Offer
 
 
 def fix_submission(source: str, asked: Asked) -> None:
     """Reads, repairs, measures, writes and says so. Raises PackerError."""
-    from packer.folder_fix import fix_folder, read_folder
     from packer.progress import shown
+    from packer.submission.fixing import fix_folder, read_folder
 
     if asked.loader is not None:
         raise click.UsageError("a folder gets its loader by itself; --loader is for artifacts")

@@ -15,7 +15,7 @@ from packer.commands.fix_folder import making_folder, refuse_output
 from packer.commands.options import print_json
 
 if TYPE_CHECKING:
-    from packer.new_submission import NewSubmission
+    from packer.submission.new import NewSubmission
 
 
 def make_new(
@@ -27,8 +27,8 @@ def make_new(
     as_json: bool,
 ) -> None:
     """Reads the runs, writes the folder and says what the checker finds. Raises PackerError."""
-    from packer.new_submission import new_submission, read_run
     from packer.progress import shown
+    from packer.submission.new import new_submission, read_run
 
     for run in runs:
         if not Path(run).is_dir():

@@ -32,8 +32,9 @@ def inspect(
 
     CHECKPOINT may be another author's artifact (.ptz), which is decoded.
     """
-    from packer import api, tables
+    from packer import api
     from packer.checkpoint import read_checkpoint
+    from packer.reports import tables
 
     loaded = read_checkpoint(
         checkpoint, weights=weights, drop=drop, template=template, max_memory=max_memory

@@ -208,8 +208,8 @@ def _show(
     policy: bool,
     turned: RecipePlan | None,
 ) -> None:
-    from packer import tables
-    from packer.report import report_packed
+    from packer.reports import tables
+    from packer.reports.report import report_packed
 
     report = report_packed(packed, output)
     if as_json:

@@ -256,8 +256,8 @@ def show(
     checked: tuple[CheckedPlan, ...] = (),
 ) -> None:
     """The plan as tables or JSON."""
-    from packer import tables
-    from packer.report import report_plan
+    from packer.reports import tables
+    from packer.reports.report import report_plan
 
     report = report_plan(made, source)
     if as_json:

@@ -25,7 +25,7 @@ from packer.commands.options import (
 
 if TYPE_CHECKING:
     from packer.planning import PackPlan
-    from packer.report import Report
+    from packer.reports.report import Report
 
 
 @click.command(short_help="Where the bytes go.")
@@ -50,8 +50,8 @@ def report(
 
     SOURCE is a checkpoint, a plan, an artifact, or another author's artifact (.ptz).
     """
-    from packer import tables
-    from packer.report_sources import load_report
+    from packer.reports import tables
+    from packer.reports.sources import load_report
 
     refuse_overwriting([source, *code], plot)
     with reading_artifact(source):
@@ -96,8 +96,8 @@ def spell_account(found: Report, plan: PackPlan | None) -> str:
 
 
 def _explain(tensor: str, plan: PackPlan | None, source: str, as_json: bool) -> None:
-    from packer import tables
-    from packer.explain import explain
+    from packer.reports import tables
+    from packer.reports.explain import explain
 
     if plan is None:
         raise click.UsageError(f"--explain needs a plan, and {source} is none")
@@ -121,6 +121,6 @@ def _explain(tensor: str, plan: PackPlan | None, source: str, as_json: bool) -> 
 
 
 def _plot(path: str, found: Report, plan: PackPlan | None) -> None:
-    from packer.plots import plot_report
+    from packer.reports.plots import plot_report
 
     plot_report(path, found, plan)

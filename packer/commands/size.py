@@ -128,7 +128,7 @@ def _row(
 
 
 def _print(found: list[dict[str, Any]], cap: int | None) -> None:
-    from packer import tables
+    from packer.reports import tables
 
     swept = list(found[0]["settings"])
     rows = [

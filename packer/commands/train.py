@@ -218,7 +218,7 @@ def _finish(trainer: Trainer, as_json: bool) -> None:
 
 
 def _show(trainer: Trainer, finished: list[Finished], best: Finished | None) -> None:
-    from packer.tables import console, number, table
+    from packer.reports.tables import console, number, table
 
     rows = [
         (

@@ -86,7 +86,7 @@ def _show(found: Verification, artifact: str, against: str | None, as_json: bool
 
 
 def _print_checks(found: Verification) -> None:
-    from packer import tables
+    from packer.reports import tables
 
     rows = [
         (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from packer.rules import claimed, evaluation, measured, readme, record, sizes, sources, timing
 from packer.rules.finding import Finding, Options, Rule, Status
-from packer.submission import Submission
+from packer.submission.folder import Submission
 
 RULES: tuple[Rule, ...] = (
     *sizes.RULES,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from packer.claims import ClaimedNumber, Claims, SeedClaim
-from packer.headline import TOLERANCE, headline
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
 from packer.rules.timing import eval_time, train_time
-from packer.submission import Submission
-from packer.submission_account import RunAccount, accounts, largest_total
-from packer.training_log import TrainingLog
+from packer.submission.account import RunAccount, accounts, largest_total
+from packer.submission.claims import ClaimedNumber, Claims, SeedClaim
+from packer.submission.folder import Submission
+from packer.submission.headline import TOLERANCE, headline
+from packer.submission.training_log import TrainingLog
 
 MIB = 2**20 / 10**6
 MIB_SLACK_BYTES = 6_000  # a number in MiB is rarely written to the byte

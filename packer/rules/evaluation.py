@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
-from packer.submission import Submission
-from packer.training_log import LoggedScore, TrainingLog
+from packer.submission.folder import Submission
+from packer.submission.training_log import LoggedScore, TrainingLog
 
 # Bytes of the 50,000 validation documents, and how far rounding and cut windows may move it.
 VAL_BYTES = 151_300_000

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from packer.code_probe import Probe
-from packer.submission import Submission
+from packer.code.probe import Probe
+from packer.submission.folder import Submission
 
 CAP_BYTES = 16_000_000
 

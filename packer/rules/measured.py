@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
-from packer.submission import Submission
-from packer.submission_account import accounts
+from packer.submission.account import accounts
+from packer.submission.folder import Submission
 
 CODEC_WORDS = {
     "zstd": r"zstd|zstandard",

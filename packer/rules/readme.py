@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
-from packer.submission import Submission
-from packer.submission_account import accounts
+from packer.submission.account import accounts
+from packer.submission.folder import Submission
 
 README_BYTES = re.compile(r"(?<![\d.,])(1[0-9](?:[,_]?\d{3}){2})(?![\d.,]*\d)")
 README_BPB = re.compile(r"(?<![\d.])([0-3]\.\d{3,10})(?!\d)")

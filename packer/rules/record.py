@@ -7,9 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from packer.headline import headline
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
-from packer.submission import Submission
+from packer.submission.folder import Submission
+from packer.submission.headline import headline
 
 GAIN_NATS = 0.005
 P_LIMIT = 0.01

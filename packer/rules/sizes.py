@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from packer.code_packing import Packing, pack_code
-from packer.code_wrapper import unwrap
+from packer.code.packing import Packing, pack_code
+from packer.code.wrapper import unwrap
 from packer.errors import CodeError
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
-from packer.submission import Submission
-from packer.submission_account import RunAccount, accounts
+from packer.submission.account import RunAccount, accounts
+from packer.submission.folder import Submission
 
 
 def cap(submission: Submission, options: Options) -> Finding | None:

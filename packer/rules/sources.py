@@ -6,10 +6,10 @@ import ast
 import re
 from collections.abc import Iterator
 
-from packer.code_wrapper import unwrap
+from packer.code.wrapper import unwrap
 from packer.errors import CodeError
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
-from packer.submission import Submission
+from packer.submission.folder import Submission
 
 NETWORK_MODULES = {
     "urllib",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
-from packer.submission import Submission
-from packer.training_log import TrainingLog
+from packer.submission.folder import Submission
+from packer.submission.training_log import TrainingLog
 
 # The loop looks at the clock between steps, so the last one may end a little late.
 GRACE_SECONDS = 1.0

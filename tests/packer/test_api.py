@@ -13,7 +13,7 @@ from packer import api
 from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
 from packer.decoder import DTYPES
 from packer.errors import CapError, CheckpointError, OutputError, PackerError, PlanError
-from packer.report import report_artifact
+from packer.reports.report import report_artifact
 
 CAP = 12_000
 Weights = dict[str, torch.Tensor]

@@ -17,7 +17,7 @@ from packer.train.config import settings_of
 from packer.train.model import GPT, GPTConfig
 
 from packer.checkpoint import read_checkpoint
-from packer.curvature_file import read_curvature
+from packer.curvature.file import read_curvature
 
 CONFIG = GPTConfig(64, 2, 32, 4, 2, rope_train_length=64, embedding_init_std=0.5)
 BANKED = """
@@ -116,7 +116,8 @@ def test_a_calibration_killed_half_way_goes_on(lab: Path, run) -> None:
     assert run(*command, "-o", "whole").exit_code == 0
     script = f"""
 import os, signal
-from packer import calibration, unfinished_calibration
+from packer.curvature import calibration
+from packer.curvature import unfinished as unfinished_calibration
 from packer.cli import main
 unfinished_calibration.SECONDS_BETWEEN, unfinished_calibration.COST_SHARE = 0.0, 1e9
 observe, seen = calibration._observe, []

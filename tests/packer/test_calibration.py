@@ -14,13 +14,13 @@ from packer.quantizers.formats import FormatError
 from packer.train.model import GPT, GPTConfig
 from torch import Tensor, nn
 
-import packer.calibration
-import packer.unfinished_calibration
-from packer.calibration import calibrate, token_batches
+import packer.curvature.calibration
+import packer.curvature.unfinished
 from packer.checkpoint import from_state_dict
-from packer.curvature_file import read_curvature, write_curvature
+from packer.curvature.calibration import calibrate, token_batches
+from packer.curvature.file import read_curvature, write_curvature
+from packer.curvature.unfinished import UnfinishedFile
 from packer.errors import CurvatureError
-from packer.unfinished_calibration import UnfinishedFile
 
 VOCAB, WIDTH, HIDDEN = 7, 4, 6
 
@@ -245,7 +245,7 @@ def test_time_is_a_hard_limit(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -
             now[0] += 0.4
             return super().forward(ids)
 
-    monkeypatch.setattr(packer.calibration.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(packer.curvature.calibration.time, "perf_counter", lambda: now[0])
     found = calibrate(Slow(), tokens.split(50), seconds=3.0)
     assert found.seconds == pytest.approx(2.8)
     assert found.tokens == 7 * 50 * tokens.size(1)
@@ -386,8 +386,8 @@ class CutOff(list[Tensor]):
 
 @pytest.fixture
 def kept_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packer.unfinished_calibration, "SECONDS_BETWEEN", 0.0)
-    monkeypatch.setattr(packer.unfinished_calibration, "COST_SHARE", 1e9)
+    monkeypatch.setattr(packer.curvature.unfinished, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(packer.curvature.unfinished, "COST_SHARE", 1e9)
 
 
 @pytest.mark.usefixtures("kept_at_once")

@@ -20,11 +20,11 @@ import torch
 import zstandard
 from click.testing import Result
 
-from packer.code_wrapper import ENTRY, wrap
+from packer.code.wrapper import ENTRY, wrap
 from packer.errors import SubmissionError
 from packer.rules import Finding, Options, check
 from packer.rules.record import seeds_needed, significance
-from packer.submission import read_submission
+from packer.submission.folder import read_submission
 
 Run = Callable[..., Result]
 SP1024, SP8192, CASEOPS = 2.442, 3.727, 3.157

@@ -18,10 +18,10 @@ from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packer.code_minify import fingerprint, minify
-from packer.code_packing import Packing, pack_code, read_sources
-from packer.code_wrapper import CODECS, ENTRY, unwrap, wrap
-from packer.dead_code import dead_code
+from packer.code.dead_code import dead_code
+from packer.code.minify import fingerprint, minify
+from packer.code.packing import Packing, pack_code, read_sources
+from packer.code.wrapper import CODECS, ENTRY, unwrap, wrap
 from packer.errors import CodeError
 
 Run = Callable[..., Result]

@@ -20,10 +20,10 @@ from packer.train.model import GPT, GPTConfig
 
 from packer import api
 from packer.account import Limits
-from packer.calibration import TextSource, calibrate, token_batches
 from packer.candidates import Measurement
 from packer.checkpoint import from_state_dict
-from packer.curvature_file import write_curvature
+from packer.curvature.calibration import TextSource, calibrate, token_batches
+from packer.curvature.file import write_curvature
 from packer.damage_fit import Trial, fit_damage
 from packer.errors import CurvatureError, PlanError
 from packer.evaluation import Data

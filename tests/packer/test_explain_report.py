@@ -13,12 +13,12 @@ import torch
 
 from packer import api
 from packer.account import Limits
-from packer.difference import compare
 from packer.errors import OutputError, PackerError, SelectorError
-from packer.explain import explain
 from packer.planning import PackPlan
-from packer.plots import plot_report
-from packer.report import (
+from packer.reports.difference import compare
+from packer.reports.explain import explain
+from packer.reports.plots import plot_report
+from packer.reports.report import (
     Report,
     by_layer,
     by_role,
@@ -26,7 +26,7 @@ from packer.report import (
     report_packed,
     report_plan,
 )
-from packer.report_sources import load_report
+from packer.reports.sources import load_report
 
 CAP = 12_000
 Weights = dict[str, torch.Tensor]

@@ -24,9 +24,9 @@ from click.testing import Result
 
 from packer.checkpoint import read_checkpoint
 from packer.errors import CheckpointError, PackerError
-from packer.foreign_codecs import SMALL_EXPANDED, output_limit
-from packer.foreign_pgrp import read_pgrp
-from packer.foreign_pickle import read_numpy_pickle
+from packer.foreign.codecs import SMALL_EXPANDED, output_limit
+from packer.foreign.lrzip_groups import read_pgrp
+from packer.foreign.numpy_pickle import read_numpy_pickle
 
 Run = Callable[..., Result]
 ZEROS = bytes(200_000_000)

@@ -29,10 +29,10 @@ from safetensors.torch import save as safetensors_bytes
 
 from packer.checkpoint import Checkpoint, read_checkpoint
 from packer.errors import CheckpointError
-from packer.foreign_codecs import unshuffle
-from packer.foreign_pickle import read_numpy_pickle
-from packer.foreign_ternary import _unpack
-from packer.repack import repack
+from packer.foreign.codecs import unshuffle
+from packer.foreign.numpy_pickle import read_numpy_pickle
+from packer.foreign.repack import repack
+from packer.foreign.ternary import _unpack
 
 Weights = dict[str, torch.Tensor]
 INT8_FORMAT = "int8_clean_per_row_v1"

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packer import html_report
 from packer.account import Account
-from packer.report_sources import load_report
+from packer.reports import html as html_report
+from packer.reports.sources import load_report
 
 Read = Callable[..., Any]
 HOSTILE = "<script>alert('1')</script> & \"onload=x\" <img src=http://example.org/a.png> \u202e\x00"

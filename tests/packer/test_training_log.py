@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packer.training_log import parse_log
+from packer.submission.training_log import parse_log
 
 RULER = "=" * 100
 DUMP = f'''import torch

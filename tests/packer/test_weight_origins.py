@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packer.weight_origins import Origins, place
+from packer.curvature.weight_origins import Origins, place
 
 Step = Callable[[torch.Tensor], torch.Tensor]
 CASTS = ("float", "double", "contiguous", "clone")

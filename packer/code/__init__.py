@@ -1,0 +1,1 @@
+"""Code that counts under the cap: minified, wrapped, weighed."""

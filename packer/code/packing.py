@@ -1,0 +1,189 @@
+"""Code bytes as the rules count them, and the same code in fewer: minified, compressed, wrapped."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packer.code.dead_code import DeadCode, dead_code, names_in
+from packer.code.minify import minify, parse
+from packer.code.wrapper import CODECS, ENTRY, unwrap, wrap
+from packer.errors import CodeError
+
+# Functions whose own source text is read back when the script runs.
+READS_SOURCE = re.compile(r"\btriton\b|\bgetsource|\btorch\.jit\.script\b|\bcustom_op\b")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One counted file. module: its name for `import` beside the first file.
+
+    text_bytes: what a script that reads itself as text and encodes it again would log; less than
+    size_bytes where lines end in CR LF.
+    """
+
+    path: str
+    module: str
+    text: str
+    size_bytes: int
+
+    @property
+    def text_bytes(self) -> int:
+        return len(self.text.encode())
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How code is made small. codecs: the compressors that may be used, see packer.code.wrapper."""
+
+    minified: bool = True
+    rename: bool = False
+    codecs: tuple[str, ...] = CODECS
+
+
+@dataclass(frozen=True)
+class PackedCode:
+    """text: the script that replaces all files. codec: what its payload is under, None if plain.
+
+    same_tree: whether every source parses to the original's syntax tree, docstrings left out.
+    already: the first file was a self-extracting script, and what it holds was packed.
+    """
+
+    text: str
+    codec: str | None
+    original_bytes: int
+    minified_bytes: int
+    same_tree: bool
+    already: bool
+
+    @property
+    def packed_bytes(self) -> int:
+        return len(self.text.encode())
+
+    @property
+    def saved_bytes(self) -> int:
+        return self.original_bytes - self.packed_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "original_bytes": self.original_bytes,
+            "minified_bytes": self.minified_bytes,
+            "packed_bytes": self.packed_bytes,
+            "saved_bytes": self.saved_bytes,
+            "codec": self.codec,
+            "same_tree": self.same_tree,
+            "already_packed": self.already,
+        }
+
+
+def read_sources(paths: Sequence[str | os.PathLike[str]]) -> tuple[SourceFile, ...]:
+    """The files, the script that is run first. A file named twice is an error.
+
+    Raises CodeError: a file that cannot be read or is not UTF-8.
+    """
+    folder = Path(paths[0]).resolve().parent
+    found: dict[Path, SourceFile] = {}
+    for path in paths:
+        resolved = Path(path).resolve()
+        if resolved in found:
+            raise CodeError(f"{path} is named twice; every file counts once")
+        try:
+            data = resolved.read_bytes()
+            text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        except OSError as error:
+            raise CodeError(f"{path} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise CodeError(f"{path} is not a text in UTF-8: {error}") from None
+        module = ENTRY if not found else _module_name(resolved, folder)
+        found[resolved] = SourceFile(str(path), module, text, len(data))
+    return tuple(found.values())
+
+
+def _module_name(path: Path, folder: Path) -> str:
+    """What `import` calls the file when the first file's folder is on the path, as it is."""
+    inside = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+    parts = list(inside.with_suffix("").parts)
+    if parts[-1] == "__init__" and len(parts) > 1:
+        parts.pop()
+    return ".".join(parts)
+
+
+def pack_code(files: Sequence[SourceFile], packing: Packing | None = None) -> PackedCode:
+    """All files as one script; see `wrap` for how. Deterministic.
+
+    A minified script that wrapping would only lengthen stays plain.
+    Raises CodeError: a file that is no Python, that does not parse, or that could not be proven.
+    """
+    packing = packing or Packing()
+    sources, already = _opened(files)
+    short: dict[str, str] = {}
+    same_tree = True
+    for module, (name, source) in sources.items():
+        if packing.minified:
+            done = minify(source, name, rename=packing.rename)
+            short[module], same_tree = done.text, same_tree and done.same_tree
+        else:
+            parse(source, name)
+            short[module] = source
+    _with_packages(short)
+    findable = any(READS_SOURCE.search(source) for _, source in sources.values())
+    wrapped = wrap(short, findable=findable, codecs=packing.codecs)
+    plain = len(short) == 1 and len(short[ENTRY].encode()) <= len(wrapped.text)
+    return PackedCode(
+        short[ENTRY] if plain else wrapped.text,
+        None if plain else wrapped.codec,
+        original_bytes=sum(file.size_bytes for file in files),
+        minified_bytes=sum(len(source.encode()) for source in short.values()),
+        same_tree=same_tree,
+        already=already,
+    )
+
+
+def _opened(files: Sequence[SourceFile]) -> tuple[dict[str, tuple[str, str]], bool]:
+    """module -> (name for messages, source); a file that is itself a wrapper is opened first."""
+    sources: dict[str, tuple[str, str]] = {}
+    already = False
+    for file in files:
+        if not file.path.endswith(".py"):
+            raise CodeError(f"{file.path} is no Python source; it is counted, but not packed")
+        inner = unwrap(file.text)
+        if inner is not None and file.module == ENTRY:
+            already = True
+            sources |= {module: (f"{file.path} ({module})", t) for module, t in inner.items()}
+        elif file.module in sources:
+            raise CodeError(f"{file.path}: there is another file for the module {file.module}")
+        else:
+            sources[file.module] = (file.path, file.text)
+    return sources, already
+
+
+def _with_packages(sources: dict[str, str]) -> None:
+    """An empty package for every folder of a bundled module that has no __init__.py among them."""
+    for module in list(sources):
+        parts = module.split(".")
+        for end in range(1, len(parts)):
+            sources.setdefault(".".join(parts[:end]), "")
+
+
+def dead_by_file(
+    files: Iterable[SourceFile], environment: Mapping[str, str]
+) -> dict[str, tuple[DeadCode, ...]]:
+    """Dead code of every Python file, by path; lines of a wrapped script are those inside it.
+
+    Raises CodeError: a file that does not parse.
+    """
+    sources = {
+        file.path: (unwrap(file.text) or {}).get(ENTRY, file.text)
+        for file in files
+        if file.path.endswith(".py")
+    }
+    named = {path: names_in(source, path) for path, source in sources.items()}
+    found = {}
+    for path, source in sources.items():
+        elsewhere = set().union(*(names for other, names in named.items() if other != path))
+        found[path] = dead_code(source, path, environment, elsewhere)
+    return found

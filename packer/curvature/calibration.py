@@ -1,0 +1,268 @@
+"""Calibration: the curvature of a model's weights on a text, for as long as one allows."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from packer.checkpoint import Checkpoint, contents_fingerprint, from_state_dict, without_wrapper
+from packer.curvature.curvature_set import CurvatureSet
+from packer.curvature.unfinished import Unfinished, UnfinishedFile
+from packer.curvature.weight_uses import WeightUses
+from packer.errors import CurvatureError
+from packer.eval.foreign_forward import named_module
+from packer.eval.forward import AnyModel, device_of, evaluation_mode, tail_logits
+from packer.eval.shards import TokenStream
+from packer.quantizers.curvature import Curvature
+
+Progress = Callable[[str, int, int], None]
+
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
+WORKING_SHARE = 0.95  # of the seconds allowed; the rest is for putting the results together
+SMALLEST_MATRIX = 4096  # weights; a smaller one that no map uses is a set of scales
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """What is known of the tokens that a model is calibrated on.
+
+    words: what they are, for people. bytes_per_token: of the text they stand for, None if unknown.
+    """
+
+    words: str = "batches"
+    bytes_per_token: float | None = None
+
+
+def calibrate(
+    model: AnyModel,
+    batches: Iterable[Tensor],
+    *,
+    seconds: float | None = None,
+    seed: int = 0,
+    text: TextSource | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
+    unfinished: UnfinishedFile | None = None,
+) -> CurvatureSet:
+    """Second moments of the inputs of every linear map and the Fisher of its outputs.
+
+    batches: int64 [windows, time], read by the model as they are; labels are drawn from its own
+    predictions (`seed`), which makes the Fisher a true one. seconds: no batch is begun that may
+    not end within so many. checkpoint: the weights whose fingerprint the result carries and whose
+    names it has; default: the model's own state dict. unfinished: where sums are kept now and then,
+    and from where an earlier run of the same batches goes on. The model is left as it was.
+    Raises CurvatureError: no batch could be read in time, or a model that gives no gradients at
+    all or logits that are not finite. ScoreError: a model that only tells losses.
+    """
+    started, text = time.perf_counter(), text or TextSource()
+    module = named_module(model)
+    if module is None:
+        kind = type(model).__name__
+        raise CurvatureError(f"{kind} is no torch module: its weights have no names")
+    checkpoint = checkpoint or from_state_dict(module.state_dict())
+    uses = WeightUses(live_weights(module, checkpoint))
+    generator = torch.Generator(device_of(model)).manual_seed(seed)
+    contents = contents_fingerprint(checkpoint)
+    done, tokens, vocab_size = 0, 0, None
+    earlier = None if unfinished is None else unfinished.read()
+    if earlier is not None:
+        _go_on(earlier, uses, generator, device_of(model))
+        done, tokens, vocab_size = earlier.batches, earlier.tokens, earlier.vocab_size
+        started -= earlier.seconds
+
+    def so_far() -> Unfinished:
+        spent = time.perf_counter() - started
+        return Unfinished(done, tokens, vocab_size, spent, uses.sums(), generator.get_state())
+
+    with evaluation_mode([model]), gradients_for(uses.weights.values()):
+        for batch in within(batches, seconds, started, progress, done):
+            vocab_size = _observe(model, uses, batch.to(device_of(model)), generator)
+            done, tokens = done + 1, tokens + batch.numel()
+            if unfinished is not None:
+                unfinished.offer(so_far)
+    if tokens == 0:
+        raise CurvatureError(
+            f"no batch of {text.words} was read"
+            + (f" within {seconds:g} seconds; allow more" if seconds is not None else "")
+        )
+    by_tensor = collect(uses, tokens)
+    unreached = unreached_matrices(uses, checkpoint)
+    return CurvatureSet(
+        by_tensor,
+        contents,
+        text.words,
+        tokens,
+        time.perf_counter() - started,
+        vocab_size,
+        text.bytes_per_token,
+        unreached,
+        warnings(by_tensor, unreached),
+    )
+
+
+def token_batches(
+    stream: TokenStream, window: int, tokens: int, device: torch.device
+) -> list[Tensor]:
+    """The first `tokens` tokens as int64 [windows, window], the rest of the last window left out.
+
+    Raises CurvatureError: not one window.
+    """
+    windows = min(tokens, len(stream)) // window
+    if windows < 1:
+        raise CurvatureError(
+            f"a window of {window:,} tokens is longer than the {min(tokens, len(stream)):,} tokens "
+            "to calibrate on; take a shorter --window or more text"
+        )
+    flat = torch.tensor(stream[: windows * window], dtype=torch.int64)
+    size = max(1, BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]) // window)
+    return list(torch.split(flat.reshape(windows, window), size))
+
+
+def live_weights(module: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The model's float tensors by the checkpoint's names, those of tied ones once."""
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
+    found: dict[str, Tensor] = {}
+    for name, tensor in named:
+        plain = without_wrapper(name)
+        kept = checkpoint.ties.get(plain, plain)
+        if kept in checkpoint.tensors and tensor.is_floating_point():
+            found.setdefault(kept, tensor)
+    return dict(sorted(found.items()))
+
+
+@contextlib.contextmanager
+def gradients_for(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Inside, all of them ask for gradients."""
+    asked = [weight for weight in weights if weight.is_leaf and not weight.requires_grad]
+    for weight in asked:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in asked:
+            weight.requires_grad_(False)
+
+
+def within(
+    batches: Iterable[Tensor],
+    seconds: float | None,
+    started: float,
+    progress: Progress | None,
+    first: int = 0,
+) -> Iterator[Tensor]:
+    """The batches from `first` for which the time lasts, going by the longest so far."""
+    total = len(batches) if isinstance(batches, Sequence) else 0
+    longest = 0.0
+    for done, batch in enumerate(itertools.islice(batches, first, None), start=first):
+        begun = time.perf_counter()
+        if seconds is not None and begun - started + longest > WORKING_SHARE * seconds:
+            return
+        if progress is not None:
+            progress("batches", done, max(total, done + 1))
+        yield batch
+        longest = max(longest, time.perf_counter() - begun)
+
+
+def _go_on(
+    earlier: Unfinished, uses: WeightUses, generator: torch.Generator, device: torch.device
+) -> None:
+    """Raises CurvatureError: the sums are not of these weights."""
+    try:
+        uses.restore(earlier.sums, device)
+        generator.set_state(earlier.generator)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise CurvatureError(f"the unfinished calibration is damaged: {error}") from None
+
+
+def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, generator: torch.Generator) -> int:
+    """One batch forward and back. Returns the width of the logits."""
+    if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
+        raise CurvatureError(
+            f"a batch is {tokens.dtype} {list(tokens.shape)}; integer tokens [windows, time] are "
+            "wanted"
+        )
+    tokens = tokens.long()
+    on_gpu = tokens.device.type == "cuda"
+    try:
+        with (
+            torch.enable_grad(),
+            torch.autocast(tokens.device.type, torch.bfloat16, enabled=on_gpu),
+            uses,
+        ):
+            logits = tail_logits(model, tokens, tokens.size(1), None)
+        if not bool(logits.detach().isfinite().all()):
+            raise CurvatureError("the model's logits are not finite; its weights are damaged")
+        if logits.requires_grad:
+            uses.backward(_nats_of_own_labels(logits, generator))
+    finally:
+        uses.end_batch()
+    return logits.size(-1)
+
+
+def _nats_of_own_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """The summed nats of labels drawn from the predictions themselves."""
+    flat = logits.flatten(0, 1)
+    probabilities = torch.softmax(flat.detach(), dim=-1)
+    labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    return F.cross_entropy(flat, labels, reduction="sum")
+
+
+def collect(uses: WeightUses, tokens: int) -> dict[str, Curvature]:
+    """Curvature by tensor; a weight that is both a map and a table has both."""
+    found: dict[str, Curvature] = {}
+    for name in sorted(uses.weights):
+        table = uses.tables[name].curvature(tokens) if name in uses.tables else None
+        if name in uses.maps:
+            one = uses.maps[name].curvature(tokens)
+            usage = None if table is None else table.row_usage
+            found[name] = Curvature(
+                one.hessian, one.fisher, tokens, usage, table, outputs=one.outputs
+            )
+        elif table is not None:
+            found[name] = table
+        elif name in uses.parameters:
+            own = uses.parameters[name].curvature(tokens)
+            if own is not None:
+                found[name] = own
+    return found
+
+
+def unreached_matrices(uses: WeightUses, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Matrices that no linear map or lookup was seen to use."""
+    return tuple(
+        name
+        for name, weight in sorted(checkpoint.tensors.items())
+        if weight.dim() >= 2
+        and weight.numel() >= SMALLEST_MATRIX
+        and weight.is_floating_point()
+        and name not in uses.maps
+        and name not in uses.tables
+    )
+
+
+def warnings(by_tensor: dict[str, Curvature], unreached: Sequence[str]) -> tuple[str, ...]:
+    found = [
+        f"{name}: no linear map or lookup was seen to use it; "
+        + ("its own gradient stands in" if name in by_tensor else "nothing is known of it")
+        for name in unreached
+    ]
+    for name, one in by_tensor.items():
+        if one.row_usage is None and name not in unreached and one.columns > one.tokens:
+            found.append(
+                f"{name} has {one.columns:,} inputs and {one.tokens:,} tokens were read: its "
+                f"second moment has rank {one.tokens:,} at most; calibrate on more"
+            )
+    blind = [name for name, one in by_tensor.items() if one.fisher is None]
+    if blind:
+        found.append(
+            f"no gradient came back to {len(blind)} weights, such as {blind[0]}: nothing is known "
+            "of how their rows are felt"
+        )
+    return tuple(found)

@@ -1,0 +1,143 @@
+"""The file curvature.safetensors: curvature of a checkpoint, checked when read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from packer.checkpoint import Checkpoint, contents_fingerprint
+from packer.checkpoint_files import load
+from packer.curvature.curvature_set import FIELDS, CurvatureSet
+from packer.errors import CheckpointError, CurvatureError
+from packer.files import replacing
+from packer.quantizers.curvature import Curvature
+from packer.quantizers.formats import FormatError
+
+KIND = "bytecap curvature 1"
+AGAIN = "Calibrate again with `packer calibrate`."
+PARTS = tuple(prefix + field for prefix in ("", "lookup.") for field in FIELDS)
+
+
+def write_curvature(path: str | os.PathLike[str], curvature: CurvatureSet) -> None:
+    """Raises OutputError."""
+    tensors = {key: value.clone() for key, value in curvature.tensors()}
+    metadata = {"bytecap": KIND, "provenance": json.dumps(curvature.provenance())}
+    with replacing(path) as temporary:
+        save_file(tensors, str(temporary), metadata)
+
+
+def read_curvature(path: str | os.PathLike[str], checkpoint: Checkpoint) -> CurvatureSet:
+    """The curvature in a file, when it is of this checkpoint.
+
+    Raises CurvatureError: damaged, not a curvature file, of another checkpoint, or a tensor's
+    values are of wrong shape, not finite or not symmetric.
+    """
+    source = os.fspath(path)
+    loaded, metadata = _load(source)
+    provenance = _provenance(source, metadata)
+    found = contents_fingerprint(checkpoint)
+    if provenance["contents"] != found:
+        raise CurvatureError(
+            f"{source} is the curvature of weights with contents {provenance['contents'][:12]}, "
+            f"and {checkpoint.source} has {found[:12]}. {AGAIN}"
+        )
+    by_name = _by_name(source, loaded)
+    tokens = provenance["tokens"]
+    try:
+        by_tensor = {name: _curvature(name, by_name[name], tokens) for name in sorted(by_name)}
+    except FormatError as error:
+        raise CurvatureError(f"{source}: {error}. {AGAIN}") from None
+    made = CurvatureSet(by_tensor, **provenance)
+    check_tensors(by_tensor, checkpoint)
+    return made
+
+
+def check_tensors(by_tensor: Mapping[str, Curvature], checkpoint: Checkpoint) -> None:
+    """Raises CurvatureError: curvature of a tensor that is not there, or has another shape."""
+    for name, one in by_tensor.items():
+        weight = checkpoint.tensors.get(name)
+        if weight is None:
+            near = checkpoint.ties.get(name)
+            hint = f"; it is tied to {near}, name that" if near else ""
+            raise CurvatureError(
+                f"curvature is given for {name}, which {checkpoint.source} does not hold{hint}"
+            )
+        try:
+            one.check_shape(tuple(weight.shape) or (1,))
+        except FormatError as error:
+            raise CurvatureError(f"curvature of {name}: {error}") from None
+
+
+def _load(source: str) -> tuple[Mapping[str, torch.Tensor], Mapping[str, str]]:
+    try:
+        content = load(Path(source))
+    except CheckpointError as error:
+        raise CurvatureError(f"{error}") from None
+    except OSError as error:
+        raise CurvatureError(f"{source} cannot be read: {error.strerror or error}") from None
+    if content.metadata.get("bytecap") != KIND or not isinstance(content.value, dict):
+        raise CurvatureError(f"{source} is no curvature file of this version. {AGAIN}")
+    return content.value, content.metadata
+
+
+def _provenance(source: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        value = json.loads(metadata["provenance"])
+        vocab, ratio = value["vocab_size"], value["bytes_per_token"]
+        checked = {
+            "contents": str(value["contents"]),
+            "source": str(value["source"]),
+            "tokens": _positive(int(value["tokens"])),
+            "seconds": float(value["seconds"]),
+            "vocab_size": None if vocab is None else _positive(int(vocab)),
+            "bytes_per_token": None if ratio is None else _positive(float(ratio)),
+            "unreached": tuple(map(str, value["unreached"])),
+            "warnings": tuple(map(str, value["warnings"])),
+        }
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise CurvatureError(f"{source} is damaged: {error!r}. {AGAIN}") from None
+    return checked
+
+
+def _positive(value: Any) -> Any:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{value} is not positive")
+    return value
+
+
+def _by_name(source: str, loaded: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in loaded.items():
+        name, _, part = key.rpartition("/")
+        if not name or part not in PARTS:
+            raise CurvatureError(f"{source} holds {key!r}, which is no part of curvature. {AGAIN}")
+        found.setdefault(name, {})[part] = tensor
+    return found
+
+
+def _curvature(name: str, parts: Mapping[str, torch.Tensor], tokens: int) -> Curvature:
+    """Raises FormatError, with the tensor's name."""
+    try:
+        lookup = None
+        if any(part.startswith("lookup.") for part in parts):
+            lookup = _one(parts, "lookup.", tokens, None)
+        return _one(parts, "", tokens, lookup)
+    except FormatError as error:
+        raise FormatError(f"{name}: {error}") from None
+
+
+def _one(
+    parts: Mapping[str, torch.Tensor], prefix: str, tokens: int, lookup: Curvature | None
+) -> Curvature:
+    if f"{prefix}hessian" not in parts:
+        raise FormatError(f"there is no {prefix}hessian")
+    fisher, usage = parts.get(f"{prefix}fisher"), parts.get(f"{prefix}row_usage")
+    outputs = parts.get(f"{prefix}outputs")
+    return Curvature(parts[f"{prefix}hessian"], fisher, tokens, usage, lookup, outputs)

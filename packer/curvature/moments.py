@@ -1,0 +1,162 @@
+"""Running second moments of weights in use, summed block by block in float64."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from packer.curvature.weight_origins import Placement
+from packer.quantizers.curvature import Curvature
+
+# Every row is taken to have met so much of an average token beside those that were read: a row
+# that no token read or no label named is rare, not free to change.
+PRIOR_TOKENS = 0.5
+LARGEST_OUTPUTS = 2048  # rows of a map of which the whole moment of output gradients is kept
+
+
+def gram(vectors: torch.Tensor) -> torch.Tensor:
+    """float32 [columns, columns], the sum of v vᵀ over vectors [count, columns]."""
+    return vectors.mT @ vectors
+
+
+def energy(vectors: torch.Tensor) -> torch.Tensor:
+    """float32 [count], the squared length of each of vectors [count, columns]."""
+    return vectors.square().sum(dim=-1)
+
+
+class MapMoments:
+    """Of a weight in linear maps: moments over its columns, and energies of its rows.
+
+    Rows are weighted by the energy of the other side, so that the Kronecker product of both has
+    for every row the trace of the true curvature.
+    """
+
+    SUMS = ("hessian", "row_sums", "row_weights", "outputs")  # the last may be None
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        self.banks = shape[0] if len(shape) == 3 else 1
+        self.stacked = len(shape) == 3
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        self.rows_of_one = rows // self.banks
+        self.hessian = torch.zeros(self.banks, columns, columns, dtype=torch.float64, device=device)
+        self.row_sums = torch.zeros(rows, dtype=torch.float64, device=device)
+        self.row_weights = torch.zeros(rows, dtype=torch.float64, device=device)
+        one, kept = self.rows_of_one, self.rows_of_one <= LARGEST_OUTPUTS
+        self.outputs = (
+            torch.zeros(self.banks, one, one, dtype=torch.float64, device=device) if kept else None
+        )
+
+    def add_columns(self, placement: Placement, moment: torch.Tensor) -> None:
+        """moment: float32 [columns of the placement, same]. Uses of some rows count in part."""
+        first = placement.rows.start // self.rows_of_one
+        last = (placement.rows.stop - 1) // self.rows_of_one
+        share = placement.row_count / (self.rows_of_one * (last - first + 1))
+        at = placement.columns
+        self.hessian[first : last + 1, at, at] += share * moment.double()
+
+    def add_rows(self, placement: Placement, vectors: torch.Tensor, weights: torch.Tensor) -> None:
+        """vectors: float32 [count, rows of the placement]; weights: float32 [count]."""
+        self.row_sums[placement.rows] += (weights @ vectors.square()).double()
+        self.row_weights[placement.rows] += weights.double().sum()
+        if self.outputs is not None:
+            self._add_outputs(placement, vectors, weights)
+
+    def _add_outputs(
+        self, placement: Placement, vectors: torch.Tensor, weights: torch.Tensor
+    ) -> None:
+        """Of every bank by itself."""
+        assert self.outputs is not None
+        start, stop = placement.rows.start, placement.rows.stop
+        for bank in range(start // self.rows_of_one, -(-stop // self.rows_of_one)):
+            first = bank * self.rows_of_one
+            low, high = max(start, first), min(stop, first + self.rows_of_one)
+            part = vectors[:, low - start : high - start]
+            moment = (part * weights[:, None]).mT @ part
+            here = slice(low - first, high - first)
+            self.outputs[bank, here, here] += moment.double()
+
+    def curvature(self, tokens: int) -> Curvature:
+        hessian = _symmetric(self.hessian / tokens)
+        fisher = self._fisher(tokens)
+        outputs = None
+        if self.outputs is not None and fisher is not None:
+            mean_weight = self.row_weights.mean().clamp(min=1e-30)
+            outputs = _symmetric(self.outputs / mean_weight)
+            outputs = outputs if self.stacked else outputs[0]
+        return Curvature(hessian if self.stacked else hessian[0], fisher, tokens, outputs=outputs)
+
+    def _fisher(self, tokens: int) -> torch.Tensor | None:
+        """float32 [rows], the mean squared gradient; None where no gradient came back."""
+        total = self.row_weights.sum()
+        if not bool(total > 0):
+            return None
+        prior = PRIOR_TOKENS * total / len(self.row_weights) / tokens
+        mean = self.row_sums.sum() / total
+        return ((self.row_sums + prior * mean) / (self.row_weights + prior)).float().cpu()
+
+
+class TableMoments:
+    """Of a weight whose rows are looked up: how often each is read, and how that is felt."""
+
+    SUMS = ("reads", "gradient", "row_energy")
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        rows, columns = shape
+        self.reads = torch.zeros(rows, dtype=torch.float64, device=device)
+        self.gradient = torch.zeros(columns, columns, dtype=torch.float64, device=device)
+        self.row_energy = torch.zeros(rows, dtype=torch.float64, device=device)
+
+    def add_reads(self, rows: torch.Tensor) -> None:
+        """rows: int64 [count], the rows that were read."""
+        self.reads += torch.bincount(rows, minlength=len(self.reads)).double()
+
+    def add_gradients(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
+        """gradients: float32 [count, columns], at what reading `rows` [count] gave."""
+        self.gradient += gram(gradients).double()
+        self.row_energy.index_add_(0, rows, energy(gradients).double())
+
+    def curvature(self, tokens: int) -> Curvature | None:
+        """None where no gradient came back."""
+        total = self.row_energy.sum()
+        if not bool(total > 0):
+            return None
+        prior = PRIOR_TOKENS * total / self.reads.sum()
+        shares = (self.row_energy + prior) / (total + prior * len(self.reads))
+        return Curvature(
+            _symmetric(self.gradient / tokens),
+            shares.float().cpu(),
+            tokens,
+            row_usage=(self.reads / tokens).float().cpu(),
+        )
+
+
+class ParameterMoments:
+    """Of any other small weight: the second moment of its own gradient."""
+
+    SUMS = ("gradient", "row_energy")
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        self.columns = shape[-1] if shape else 1
+        self.gradient = torch.zeros(self.columns, self.columns, dtype=torch.float64, device=device)
+        rows = math.prod(shape[:-1]) if shape else 1
+        self.row_energy = torch.zeros(rows, dtype=torch.float64, device=device)
+
+    def add(self, gradient: torch.Tensor) -> None:
+        """gradient: of the summed nats of some sequences, in the shape of the weight."""
+        rows = gradient.float().reshape(-1, self.columns)
+        self.gradient += gram(rows).double()
+        self.row_energy += energy(rows).double()
+
+    def curvature(self, tokens: int) -> Curvature | None:
+        """Half the quadratic form with rows weighted by their share of the energy; None if zero."""
+        total = self.row_energy.sum()
+        if not bool(total > 0):
+            return None
+        shares = (self.row_energy / total).float().cpu()
+        return Curvature(_symmetric(self.gradient / tokens), shares, tokens)
+
+
+def _symmetric(moment: torch.Tensor) -> torch.Tensor:
+    """float32 on the CPU; products of floats need not come out exactly symmetric."""
+    return ((moment + moment.mT) / 2).float().cpu()

@@ -1,0 +1,255 @@
+"""Watches a model run: every linear map and lookup of a weight adds to the weight's moments."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from packer.curvature.moments import MapMoments, ParameterMoments, TableMoments, energy, gram
+from packer.curvature.weight_origins import Origins, Placement, place
+
+# What gives a tensor of the same shape and values, maybe in another dtype or place.
+COPIES = {
+    "to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone", "cpu",
+    "cuda",
+}  # fmt: skip
+PRODUCTS = {torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__}
+KINDS: Mapping[str, Any] = {"map": MapMoments, "table": TableMoments, "parameter": ParameterMoments}
+MAX_GRADIENT_COLUMNS = 4096  # of a weight whose own gradient is kept as a full second moment
+
+
+class WeightUses(TorchFunctionMode):
+    """Inside, F.linear, matrix products, F.embedding and indexing are watched for weights.
+
+    Weights in linear maps and lookups are used detached: gradients go on to what comes before
+    them, which is all that is needed, and none is computed for the weights themselves.
+    """
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """weights: live float tensors of the model by name, each storage once."""
+        super().__init__()
+        self.weights = weights
+        self.origins = Origins(weights)
+        self.maps: dict[str, MapMoments] = {}
+        self.tables: dict[str, TableMoments] = {}
+        self.parameters: dict[str, ParameterMoments] = {}
+        self._leaves: list[tuple[torch.Tensor, Callable[[torch.Tensor], None]]] = []
+        self._input: tuple[torch.Tensor, int, tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if func is F.linear:
+            return self._linear(*args, **kwargs)
+        if func in PRODUCTS and not kwargs:
+            return self._product(func, *args)
+        if func is F.embedding:
+            return self._embedding(*args, **kwargs)
+        if func is torch.Tensor.__getitem__:
+            return self._indexed(*args)
+        result = func(*args, **kwargs)
+        if getattr(func, "__name__", "") in COPIES and args and _same_shape(args[0], result):
+            self.origins.remember(args[0], result)
+        return result
+
+    def backward(self, nats: torch.Tensor) -> None:
+        """Gradients of the summed nats into all moments. The weights' own .grad stay as they are.
+
+        Raises RuntimeError: nothing the nats depend on has a gradient.
+        """
+        others = {
+            name: weight
+            for name, weight in self.weights.items()
+            if weight.requires_grad and name not in self.maps and name not in self.tables
+        }
+        inputs = [*(leaf for leaf, _ in self._leaves), *others.values()]
+        found = torch.autograd.grad(nats, inputs, allow_unused=True)
+        own = found[len(self._leaves) :]
+        for (_, tell), gradient in zip(self._leaves, found, strict=False):
+            if gradient is not None:
+                tell(gradient)
+        for name, gradient in zip(others, own, strict=True):
+            if gradient is not None:
+                self._add_gradient(name, gradient)
+
+    def _add_gradient(self, name: str, gradient: torch.Tensor) -> None:
+        shape = tuple(gradient.shape)
+        if shape and shape[-1] > MAX_GRADIENT_COLUMNS:
+            return
+        if name not in self.parameters:
+            self.parameters[name] = ParameterMoments(shape, gradient.device)
+        self.parameters[name].add(gradient)
+
+    def sums(self) -> dict[str, torch.Tensor]:
+        """All sums so far, by kind/field/name: enough to go on from, between two batches."""
+        return {
+            f"{kind}/{field}/{name}": getattr(moments, field)
+            for kind, by_name in self._kinds().items()
+            for name, moments in by_name.items()
+            for field in moments.SUMS
+            if getattr(moments, field) is not None
+        }
+
+    def restore(self, sums: Mapping[str, torch.Tensor], device: torch.device) -> None:
+        """Sums of an earlier run over the same weights take the place of those so far.
+
+        Raises ValueError: a sum of no weight here, or of another shape.
+        """
+        for key, value in sums.items():
+            kind, field, name = key.split("/", 2)
+            if kind not in KINDS or name not in self.weights or field not in KINDS[kind].SUMS:
+                raise ValueError(f"there is no sum {key!r}")
+            by_name = self._kinds()[kind]
+            if name not in by_name:
+                by_name[name] = KINDS[kind](tuple(self.weights[name].shape), device)
+            place = getattr(by_name[name], field)
+            if place is None:
+                raise ValueError(f"there is no sum {key!r}")
+            if place.shape != value.shape or place.dtype != value.dtype:
+                raise ValueError(f"{key} is {value.dtype} {list(value.shape)}")
+            place.copy_(value)
+
+    def _kinds(self) -> dict[str, dict[str, Any]]:
+        return {"map": self.maps, "table": self.tables, "parameter": self.parameters}
+
+    def end_batch(self) -> None:
+        """Let go of what belonged to one forward."""
+        self._leaves.clear()
+        self._input = None
+        self.origins.forget_copies()
+
+    def _linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        found = self._placed(weight)
+        if found is None:
+            return F.linear(x, weight, bias)
+        y = F.linear(x, weight.detach(), bias)
+        return self._used(*found, x, y)
+
+    def _product(self, func: Callable[..., Any], left: Any, right: Any) -> Any:
+        """x @ Wᵀ, where the second factor is a matrix of a weight, is a linear map of the rows."""
+        if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor) and left.dim() > 1:
+            found = self._placed(right.mT) if right.dim() == 2 else None
+            if found is not None:
+                return self._used(*found, left, func(left, right.detach()))
+        return func(left, right)
+
+    def _embedding(
+        self, rows: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        name = self._whole(weight)
+        if name is None:
+            return F.embedding(rows, weight, *args, **kwargs)
+        return self._read(name, rows, F.embedding(rows, weight.detach(), *args, **kwargs))
+
+    def _indexed(self, tensor: torch.Tensor, index: Any) -> torch.Tensor:
+        if isinstance(index, torch.Tensor) and index.dtype == torch.int64 and index.dim() > 0:
+            name = self._whole(tensor)
+            if name is not None:
+                return self._read(name, index, tensor.detach()[index])
+        return tensor[index]
+
+    def _placed(self, matrix: torch.Tensor) -> tuple[str, Placement] | None:
+        if matrix.dim() != 2 or not matrix.numel():
+            return None
+        region = self.origins.of(matrix)
+        if region is None:
+            return None
+        found = place(region, tuple(matrix.shape), tuple(self.weights[region.name].shape))
+        return None if found is None else (region.name, found)
+
+    def _whole(self, table: torch.Tensor) -> str | None:
+        """The name of the weight [rows, columns] that this is all of."""
+        region = self.origins.of(table) if table.dim() == 2 else None
+        if region is None or self.weights[region.name].shape != table.shape:
+            return None
+        return region.name if region.strides == (table.size(1), 1) else None
+
+    def _used(
+        self, name: str, placement: Placement, x: torch.Tensor, y: torch.Tensor
+    ) -> torch.Tensor:
+        """Adds what a map y of x says, now of x and in the backward pass of the gradient at y."""
+        if name not in self.maps:
+            self.maps[name] = MapMoments(tuple(self.weights[name].shape), y.device)
+        moments = self.maps[name]
+        if placement.transposed:
+            inputs = _rows(x)
+
+            def tell(gradient: torch.Tensor) -> None:
+                with exactly(gradient):
+                    moments.add_columns(placement, gram(_rows(gradient)))
+                    moments.add_rows(placement, inputs, energy(_rows(gradient)))
+
+            return self._watched(y, tell)
+        with exactly(y):
+            moment, lengths = self._input_moment(x)
+            moments.add_columns(placement, moment)
+
+        def tell_rows(gradient: torch.Tensor) -> None:
+            with exactly(gradient):
+                moments.add_rows(placement, _rows(gradient), lengths)
+
+        return self._watched(y, tell_rows)
+
+    def _input_moment(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(gram, energy) of inputs; q, k and v are maps of the same, which is summed once."""
+        if self._input is None or self._input[0] is not x or self._input[1] != x._version:
+            vectors = _rows(x)
+            self._input = (x, x._version, (gram(vectors), energy(vectors)))
+        return self._input[2]
+
+    def _read(self, name: str, rows: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Adds what a lookup y of the rows says, and in the backward pass its gradient."""
+        if name not in self.tables:
+            shape = tuple(self.weights[name].shape)
+            self.tables[name] = TableMoments(shape, y.device)
+        moments, flat = self.tables[name], rows.flatten()
+        moments.add_reads(flat)
+
+        def tell(gradient: torch.Tensor) -> None:
+            with exactly(gradient):
+                moments.add_gradients(flat, _rows(gradient))
+
+        return self._watched(y, tell)
+
+    def _watched(self, y: torch.Tensor, tell: Callable[[torch.Tensor], None]) -> torch.Tensor:
+        """y, whose gradient `tell` will be called with; a leaf where nothing before it has one."""
+        if not torch.is_grad_enabled():
+            return y
+        if y.requires_grad:
+            y.register_hook(tell)  # type: ignore[no-untyped-call]
+        else:
+            self._leaves.append((y.requires_grad_(), tell))
+        return y
+
+
+@contextlib.contextmanager
+def exactly(tensor: torch.Tensor) -> Iterator[None]:
+    """Without gradients, and without autocast to narrower floats, on the tensor's device."""
+    with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+        yield
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """float32 [count, last axis]."""
+    return x.detach().float().reshape(-1, x.size(-1))
+
+
+def _same_shape(source: object, result: object) -> bool:
+    return (
+        isinstance(source, torch.Tensor)
+        and isinstance(result, torch.Tensor)
+        and source.shape == result.shape
+    )

@@ -1,0 +1,1 @@
+"""Artifacts of other authors: read, re-encoded, made smaller."""

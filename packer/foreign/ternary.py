@@ -1,0 +1,159 @@
+"""The layout of ternary and binary artifacts: an entry with a type of its own per tensor (PR #640).
+
+    ternary            trits + 1 in base 3, five a byte, the first least; float16 scale per group
+    ternary_bitmask    a bit per trit, set where it is not zero, then a bit per one that is not
+                       zero, set where it is positive; the most significant bit first
+    binary             a bit per weight, set for +1; the least significant bit first
+    fp8, fp16          data as it is
+    fp4                two codes a byte
+
+Scales of a group are divided by the group's mean magnitude of codes: what training multiplied by
+was the mean over all weights of the group, zeros included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from packer.errors import CheckpointError
+from packer.foreign.tensors import ForeignTensor, computed, kept, plain, scaled
+
+TYPES = ("ternary", "ternary_bitmask", "binary", "fp8", "fp16", "fp4")
+POWERS = (1, 3, 9, 27, 81)
+
+
+def read_ternary(
+    value: Mapping[str, object], template: Mapping[str, torch.Tensor] | None, notes: list[str]
+) -> dict[str, ForeignTensor]:
+    """Raises CheckpointError: an entry's parts do not fit together."""
+    if template is None:
+        notes.append(
+            "the file does not say the dtypes of its tensors: float32 is assumed for all of them; "
+            "with --template CKPT they are those of the checkpoint"
+        )
+    found = {}
+    for name, entry in value.items():
+        assert isinstance(entry, Mapping)
+        dtype = template[name].dtype if template and name in template else torch.float32
+        found[name] = _tensor(str(name), entry, dtype)
+    return found
+
+
+def _tensor(name: str, entry: Mapping[str, Any], dtype: torch.dtype) -> ForeignTensor:
+    kind = str(entry["type"])
+    if kind in ("fp8", "fp16"):
+        data = plain(entry["data"], name)
+        if kind == "fp8":
+            data = _as_fp8(data, name)
+            # No passthrough of ours is a float of 8 bits; half holds every one of them exactly.
+            return ForeignTensor("fp8", {"data": data}, kept(data.to(torch.float16), dtype))
+        return ForeignTensor(str(data.dtype).removeprefix("torch."), {"": data}, kept(data, dtype))
+    if kind == "fp4":
+        return _fp4(name, entry, dtype)
+    return _grouped(name, kind, entry, dtype)
+
+
+def _as_fp8(data: torch.Tensor, name: str) -> torch.Tensor:
+    if data.dtype == torch.uint8:
+        data = data.view(torch.float8_e4m3fn)
+    if data.dtype not in (torch.float8_e4m3fn, torch.float8_e5m2):
+        raise CheckpointError(f"{name}: is called fp8 and holds {data.dtype}")
+    return data
+
+
+def _grouped(name: str, kind: str, entry: Mapping[str, Any], dtype: torch.dtype) -> ForeignTensor:
+    packed, scale = _bytes(entry["packed"], name), plain(entry["scale"], name)
+    flat, shape = (
+        _shape(entry["shape"], name),
+        _shape(entry.get("orig_shape", entry["shape"]), name),
+    )
+    group = _whole(entry.get("group_size", 128), name)
+    count = _whole(entry["n_bits" if kind == "binary" else "n_trits"], name)
+    if len(flat) != 2 or math.prod(flat) != math.prod(shape):
+        raise CheckpointError(f"{name}: codes {list(flat)} for a tensor of shape {list(shape)}")
+    rows, columns = flat  # a bank of matrices has one long row for each
+    padded = _whole(entry.get("padded_cols", -(-columns // max(group, 1)) * group), name)
+    if not group or padded % group or padded < columns or count != rows * padded:
+        raise CheckpointError(
+            f"{name}: {count:,} codes in groups of {group} do not fill {rows:,} rows of {columns:,}"
+            f" columns padded to {padded:,}"
+        )
+    if scale.numel() * group != count:
+        raise CheckpointError(f"{name}: {scale.numel():,} scales for {count // group:,} groups")
+    codes = torch.from_numpy(_unpack(kind, packed, count, name)).reshape(-1, group)
+    weight = _dequantized(codes, scale, kind).reshape(rows, padded)[:, :columns]
+    parts = {"q": codes.reshape(rows, padded)[:, :columns].contiguous(), "scale": scale}
+    return ForeignTensor(f"{kind}.group{group}", parts, computed(weight.reshape(shape).to(dtype)))
+
+
+def _dequantized(codes: torch.Tensor, scale: torch.Tensor, kind: str) -> torch.Tensor:
+    """codes [groups, group] times scale [groups], less what zeros took from it."""
+    steps = scale.float().reshape(-1, 1)
+    if kind != "binary":
+        steps = steps / codes.float().abs().mean(dim=1, keepdim=True).clamp(min=1e-8)
+    return codes.float() * steps
+
+
+def _unpack(kind: str, packed: np.ndarray[Any, Any], count: int, name: str) -> Any:
+    """int8 [count]. Raises CheckpointError: another number of bytes than the codes need."""
+    if kind == "ternary":
+        _refuse_size(name, len(packed), -(-count // 5))
+        if len(packed) and int(packed.max()) > 242:
+            raise CheckpointError(f"{name}: a byte of five trits is {int(packed.max())}, above 242")
+        trits = (packed[:, None] // np.array(POWERS, np.uint8)) % 3
+        return trits.reshape(-1)[:count].astype(np.int8) - 1
+    bits = -(-count // 8)
+    if kind == "binary":
+        _refuse_size(name, len(packed), bits)
+        signs = np.unpackbits(packed, bitorder="little")[:count]
+        return signs.astype(np.int8) * 2 - 1
+    if len(packed) < bits:
+        _refuse_size(name, len(packed), bits)
+    used = np.unpackbits(packed[:bits])[:count].astype(bool)
+    _refuse_size(name, len(packed), bits + -(-int(used.sum()) // 8))
+    signs = np.unpackbits(packed[bits:])[: int(used.sum())]
+    codes = np.zeros(count, dtype=np.int8)
+    codes[used] = signs.astype(np.int8) * 2 - 1
+    return codes
+
+
+def _fp4(name: str, entry: Mapping[str, Any], dtype: torch.dtype) -> ForeignTensor:
+    """int4 codes per row, two a byte, the first in the low half, 8 more than their value."""
+    packed, scale = _bytes(entry["packed"], name), plain(entry["scale"], name)
+    shape = _shape(entry["shape"], name)
+    count = math.prod(shape)
+    _refuse_size(name, len(packed), -(-count // 2))
+    halves = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[:count]
+    codes = torch.from_numpy(halves.astype(np.int8) - 8).reshape(shape)
+    return ForeignTensor(
+        "fp4", {"q": codes, "scale": scale}, scaled(codes, scale, dtype, name, bits=4)
+    )
+
+
+def _bytes(value: object, name: str) -> np.ndarray[Any, Any]:
+    if isinstance(value, bytes):
+        return np.frombuffer(value, np.uint8)
+    tensor = plain(value, name)
+    if tensor.dtype != torch.uint8:
+        raise CheckpointError(f"{name}: packed codes are {tensor.dtype}, not uint8")
+    return np.asarray(tensor.reshape(-1).numpy())
+
+
+def _shape(value: Any, name: str) -> tuple[int, ...]:
+    return tuple(_whole(size, name) for size in value)
+
+
+def _whole(value: object, name: str) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 48:
+        raise CheckpointError(f"{name}: a size is {value!r}")
+    return value
+
+
+def _refuse_size(name: str, found: int, wanted: int) -> None:
+    if found != wanted:
+        raise CheckpointError(f"{name}: {found:,} bytes of packed codes where {wanted:,} belong")

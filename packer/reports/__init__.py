@@ -1,0 +1,1 @@
+"""What the commands show: tables, plots and pages of values made elsewhere."""

@@ -1,0 +1,48 @@
+"""A comparison of recipes and our planner as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from packer.comparison import EqualKL, Refused, Row
+from packer.reports import tables
+
+
+def print_comparison(
+    rows: Sequence[Row], equal: Sequence[EqualKL], refused: Sequence[Refused]
+) -> None:
+    """One line a file, then what could not be done as its recipe says, then bytes at equal KL."""
+    columns = ["recipe", "knob", ">cap", ">total bytes", ">bits/w", ">KL bpb", ">bits per byte"]
+    columns += [">difference", ">± s.e.", ">seconds"]
+    lines = [_line(row) for row in rows]
+    if len({row.source for row in rows}) > 1:
+        columns = ["checkpoint", *columns]
+        lines = [[row.source, *line] for row, line in zip(rows, lines, strict=True)]
+    tables.console().print(tables.table(columns, lines))
+    for row in rows:
+        for name, problem in row.contender.problems.items():
+            print(f"{row.contender.recipe}: {name}: {problem}")
+    for one in refused:
+        print(f"{one.recipe}: {one.reason}")
+    for point in equal:
+        print(
+            f"at KL {point.kl_bits_per_byte:.5f}: {point.recipe} {point.recipe_bytes:,} bytes, "
+            f"ours {point.ours_bytes:,.0f}: {point.ratio:.3f}×"
+        )
+
+
+def _line(row: Row) -> list[str]:
+    contender, difference = row.contender, row.evaluated.difference
+    assert difference is not None  # only the checkpoint itself has none
+    return [
+        contender.recipe,
+        "" if contender.position is None else str(contender.position),
+        "" if contender.cap_bytes is None else f"{contender.cap_bytes:,}",
+        f"{contender.packed.account.total_bytes:,}",
+        f"{row.bits_per_weight:.3f}",
+        tables.number(row.kl_bits_per_byte, ".6f"),
+        f"{row.evaluated.score.bits_per_byte:.6f}",
+        f"{difference.delta_bpb:+.6f}",
+        tables.number(difference.stderr_bits_per_byte, ".6f"),
+        f"{contender.seconds:.1f}",
+    ]

@@ -1,0 +1,54 @@
+"""What changed between two reports, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from packer.reports.report import Report, TensorRow
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One tensor in two reports; None where it is missing."""
+
+    name: str
+    before: TensorRow | None
+    after: TensorRow | None
+
+    @property
+    def size_change(self) -> int:
+        after = self.after.size_bytes if self.after else 0
+        return after - (self.before.size_bytes if self.before else 0)
+
+
+def compare(before: Report, after: Report) -> tuple[Difference, ...]:
+    """Tensors whose choice or size differs, largest change first.
+
+    A plan leaves coders open and an artifact forgets how codes were chosen: between the two,
+    formats are compared.
+    """
+    spelled = _choice_of if before.kind == after.kind else _format_of
+    rows_before: Mapping[str, TensorRow] = {row.name: row for row in before.rows}
+    rows_after: Mapping[str, TensorRow] = {row.name: row for row in after.rows}
+    found = [
+        Difference(name, rows_before.get(name), rows_after.get(name))
+        for name in sorted({*rows_before, *rows_after})
+    ]
+    changed = [
+        one
+        for one in found
+        if one.before is None
+        or one.after is None
+        or one.size_change
+        or spelled(one.before) != spelled(one.after)
+    ]
+    return tuple(sorted(changed, key=lambda one: (-abs(one.size_change), one.name)))
+
+
+def _choice_of(row: TensorRow) -> str:
+    return row.choice
+
+
+def _format_of(row: TensorRow) -> str:
+    return row.choice.partition("+")[0].partition("~")[0]

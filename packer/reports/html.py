@@ -1,0 +1,158 @@
+"""Plain HTML pages that need nothing else: no network, no script, pictures inside.
+
+Text becomes `Html` in one place, `escaped`, and pages are made of `Html` alone: what has not gone
+through it does not type-check.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+from typing import NewType
+
+from packer.account import Account
+from packer.reports.report import Report, by_role
+from packer.reports.tables import share_rows, tensor_rows
+
+Html = NewType("Html", str)
+
+STYLE = """
+:root { --ink: #1d2733; --soft: #64707d; --line: #dfe4ea; --paper: #fff; --wash: #f6f8fa; }
+body { margin: 0; background: var(--wash); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+main { max-width: 62rem; margin: 2rem auto; padding: 1.5rem 2.5rem 3rem; background: var(--paper);
+  border: 1px solid var(--line); border-radius: 8px; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0.6rem 0 0.4rem; }
+h2 { font-size: 1.2rem; margin: 2.4rem 0 0.6rem; }
+.lead { color: var(--soft); font-size: 1.1rem; margin: 0 0 1.6rem; }
+.facts { display: flex; flex-wrap: wrap; gap: 0.8rem; }
+.fact { flex: 1 1 11rem; padding: 0.8rem 1rem; border: 1px solid var(--line); border-radius: 6px; }
+.fact b { display: block; font-size: 1.6rem; font-weight: 600; line-height: 1.3; }
+.fact span { color: var(--soft); font-size: 0.88rem; }
+.bar { display: flex; height: 1.6rem; border-radius: 4px; overflow: hidden;
+  background: var(--line); }
+.key { display: inline-block; margin: 0.5rem 1.2rem 0 0; font-size: 0.9rem; }
+.key i { display: inline-block; width: 0.75rem; height: 0.75rem; margin-right: 0.4rem;
+  border-radius: 2px; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.88rem; width: 100%; }
+th, td { padding: 0.28rem 0.7rem 0.28rem 0; text-align: left; white-space: nowrap;
+  border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
+th { color: var(--soft); font-weight: 500; }
+.number { text-align: right; }
+img { max-width: 100%; height: auto; }
+figure { margin: 0; }
+figcaption { color: var(--soft); font-size: 0.9rem; }
+pre { margin: 0.4rem 0; padding: 0.8rem 1rem; background: var(--wash); border-radius: 6px;
+  border: 1px solid var(--line); overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere;
+  font: 0.85rem/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
+"""
+# The parts of the account, in the order in which it is spelled.
+COLOURS = {
+    "code": "#8c6bb1",
+    "header": "#f2a541",
+    "side values": "#3aa6a0",
+    "payload": "#2f6db5",
+    "left": "#dfe4ea",
+}
+
+
+def escaped(text: str) -> Html:
+    """Text as it is read, in an element or an attribute; letters that HTML forbids as U+FFFD."""
+    readable = (one if one in "\t\n" or one.isprintable() else "\ufffd" for one in text)
+    return Html(html.escape("".join(readable), quote=True))
+
+
+def page(title: str, lead: str, blocks: Iterable[Html]) -> str:
+    """A whole page. The policy in its head lets a browser fetch nothing at all."""
+    body = "\n".join(blocks)
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escaped(policy)}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escaped(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f'<h1>{escaped(title)}</h1>\n<p class="lead">{escaped(lead)}</p>\n{body}\n'
+        "</main>\n</body>\n</html>\n"
+    )
+
+
+def heading(text: str) -> Html:
+    return Html(f"<h2>{escaped(text)}</h2>")
+
+
+def paragraph(text: str) -> Html:
+    return Html(f"<p>{escaped(text)}</p>")
+
+
+def verbatim(text: str) -> Html:
+    """Commands, or a sample, with its line ends."""
+    return Html(f"<pre>{escaped(text)}</pre>")
+
+
+def facts(named: Iterable[tuple[str, str]]) -> Html:
+    """(number, what it says) as large figures side by side."""
+    cells = (
+        f'<div class="fact"><b>{escaped(number)}</b><span>{escaped(words)}</span></div>'
+        for number, words in named
+    )
+    return Html(f'<div class="facts">{"".join(cells)}</div>')
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
+    """Columns whose name starts with '>' are right-aligned numbers, as in packer.reports.tables."""
+    kinds = [' class="number"' if column.startswith(">") else "" for column in columns]
+
+    def line(tag: str, cells: Iterable[str]) -> str:
+        pairs = zip(kinds, cells, strict=True)
+        return (
+            "<tr>"
+            + "".join(f"<{tag}{kind}>{escaped(cell)}</{tag}>" for kind, cell in pairs)
+            + "</tr>"
+        )
+
+    head = line("th", (column.lstrip(">") for column in columns))
+    body = "\n".join(line("td", row) for row in rows)
+    return Html(
+        f'<div class="wide"><table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>'
+        "</div>"
+    )
+
+
+def picture(png: bytes, caption: str) -> Html:
+    """A PNG, inside the page."""
+    data = base64.b64encode(png).decode()
+    return Html(
+        f'<figure><img alt="{escaped(caption)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escaped(caption)}</figcaption></figure>"
+    )
+
+
+def account_bar(account: Account) -> Html:
+    """Every byte of the cap as one bar, with its key and the account in words."""
+    sizes = {
+        "code": account.code_bytes,
+        "header": account.header_bytes,
+        "side values": account.side_bytes,
+        "payload": account.payload_bytes,
+        "left": max(account.unused_bytes, 0) if account.cap_bytes else 0,
+    }
+    whole = max(sum(sizes.values()), 1)
+    shown = {name: size for name, size in sizes.items() if size or name == "code"}
+    parts = "".join(
+        f'<div style="width:{100 * size / whole:.3f}%;background:{COLOURS[name]}" '
+        f'title="{name} {size:,}"></div>'
+        for name, size in shown.items()
+    )
+    keys = "".join(
+        f'<span class="key"><i style="background:{COLOURS[name]}"></i>{name} {size:,}</span>'
+        for name, size in shown.items()
+    )
+    return Html(f'<div class="bar">{parts}</div>\n<div>{keys}</div>\n{paragraph(str(account))}')
+
+
+def byte_tables(report: Report) -> Html:
+    """Where the bytes go: a table of roles, and one of tensors."""
+    roles = table(*share_rows("role", by_role(report)))
+    return Html(f"{roles}\n{heading('Every tensor')}\n{table(*tensor_rows(report))}")

@@ -1,0 +1,140 @@
+"""Pictures: bytes per layer and role, the size/damage curve with the plan on it, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+from packer.budget.frontier import sweep
+from packer.errors import OutputError
+from packer.files import replacing
+from packer.planning import PackPlan, restrict
+from packer.reports.report import Report, TensorRow, by_role
+
+if TYPE_CHECKING:
+    from packer.evaluation import Evaluated
+
+ENDINGS = (".png", ".svg", ".pdf")
+SMALL_SHARE = 0.01  # roles below one percent of the bytes share one colour
+
+
+def plot_report(path: str, report: Report, plan: PackPlan | None) -> None:
+    """One picture: stacked bytes per layer, and beside it the curve when a plan is given.
+
+    Raises OutputError: an ending that is no picture's, or the file cannot be written.
+    """
+    axes = axes_of(path, panels=2 if plan is not None else 1)
+    draw_bytes(axes[0], report)
+    if plan is not None:
+        draw_curve(axes[1], plan)
+    save(axes[0], path)
+
+
+def axes_of(path: str, panels: int, rows: int = 1) -> Any:
+    """Axes [rows * panels] of a new figure, row by row.
+
+    Raises OutputError: `path` does not end like a picture.
+    """
+    if Path(path).suffix.lower() not in ENDINGS:
+        raise OutputError(f"{path}: pictures are written as {', '.join(ENDINGS)}; name such a file")
+    figure = Figure(figsize=(7.5 * panels, 4.8 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    rows_of_panels = figure.subfigures(
+        rows, 1, squeeze=False
+    ).ravel()  # a legend widens its own row
+    return np.concatenate([row.subplots(1, panels, squeeze=False)[0] for row in rows_of_panels])
+
+
+def save(axes: Any, path: str) -> None:
+    """The picture that axes are part of, in the format of its ending, all or nothing.
+
+    Raises OutputError.
+    """
+    with replacing(path) as temporary:
+        axes.figure.figure.savefig(temporary, format=Path(path).suffix.lower()[1:], dpi=150)
+
+
+def draw_bytes(axes: Any, report: Report) -> None:
+    """Bytes per layer, stacked by role; tensors of no layer stand first."""
+    layers: list[int | None] = sorted(
+        {row.layer for row in report.rows}, key=lambda layer: -1 if layer is None else layer
+    )
+    names = ["no layer" if layer is None else str(layer) for layer in layers]
+    bottom = np.zeros(len(layers))
+    for role, members in _roles_to_draw(report):
+        heights = np.array(
+            [sum(row.size_bytes for row in members if row.layer == layer) for layer in layers]
+        )
+        axes.bar(names, heights, bottom=bottom, label=role, width=0.75)
+        bottom += heights
+    axes.set_xlabel("layer")
+    axes.yaxis.set_major_formatter(EngFormatter(unit="B"))
+    axes.set_title(
+        f"{report.total_bytes:,} bytes" + (f" of {report.cap_bytes:,}" * bool(report.cap_bytes))
+    )
+    axes.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _roles_to_draw(report: Report) -> list[tuple[str, list[TensorRow]]]:
+    """Roles, largest first; the small ones together as 'other roles'."""
+    total = sum(row.size_bytes for row in report.rows)
+    large = [share.name for share in by_role(report) if share.size_bytes >= SMALL_SHARE * total]
+    grouped = [(role, [row for row in report.rows if row.role == role]) for role in large]
+    small = [row for row in report.rows if row.role not in large]
+    return grouped + ([("other roles", small)] if small else [])
+
+
+def draw_curve(axes: Any, pack_plan: PackPlan) -> None:
+    """Damage against total bytes over the whole sweep, with the plan and the cap."""
+    plan = pack_plan.plan
+    fixed = plan.code_bytes + plan.header_bytes
+    curve = sweep(restrict(pack_plan.measurement, pack_plan.pins), fixed_bytes=fixed)
+    axes.plot(
+        curve.total_bytes, np.maximum(curve.damage, 0), color="0.35", label="best at each size"
+    )
+    axes.plot(plan.total_bytes, plan.damage, "o", color="C3", label="this plan")
+    axes.axvline(plan.cap_bytes, color="C3", linewidth=0.8, linestyle="--", label="cap")
+    if np.any(curve.damage > 0):
+        axes.set_yscale("log")
+    axes.set_xlabel("total bytes, code included")
+    axes.set_ylabel("predicted damage, " + plan.damage_kind.replace("_", " "))
+    axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
+    axes.legend(fontsize="small", frameon=False)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def plot_scores(path: str, found: Sequence[Evaluated]) -> None:
+    """Bits per byte against bytes, one point a source. Raises OutputError.
+
+    Bars are the standard error of the paired difference, so the reference has none: all sources
+    saw the same tokens, and what those have in common says nothing about which source is better.
+    """
+    (axes,) = axes_of(path, panels=1)
+    for one in found:
+        difference = one.difference
+        error = None if difference is None else difference.stderr_bits_per_byte
+        axes.errorbar(one.subject.size_bytes, one.score.bits_per_byte, yerr=error, fmt="o")
+        axes.annotate(
+            Path(one.subject.name).name,
+            (one.subject.size_bytes, one.score.bits_per_byte),
+            xytext=(6, 6),
+            textcoords="offset points",
+            fontsize="small",
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("size")
+    axes.set_ylabel("bits per byte (bars: standard error of the difference)")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(axes, path)

@@ -1,0 +1,95 @@
+"""Scores as tables for people, and in Markdown for pull requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from packer.eval.token_bytes import plausibility_warning
+from packer.evaluation import Data, Evaluated
+from packer.reports import tables
+
+SCORE_COLUMNS = 5  # the first ones: the source and its score; those of the comparison follow
+
+
+def print_scores(found: Sequence[Evaluated], data: Data, *, markdown: bool) -> None:
+    """One line per source, and what was scored."""
+    columns, rows = score_rows(found)
+    if markdown:
+        print("| " + " | ".join(column.lstrip(">") for column in columns) + " |")
+        print("|" + "|".join("---:" if c.startswith(">") else "---" for c in columns) + "|")
+        for row in rows:
+            print("| " + " | ".join(row) + " |")
+    else:
+        _print_columns(columns, rows)
+    print("\n" + spell_counts(found[0], data))
+
+
+def _print_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """One table, or on a terminal too narrow for it the scores and below them the comparison."""
+    out = tables.console()
+    whole = _table(columns, rows)
+    wanted = out.measure(whole, options=out.options.update(width=tables.PIPE_WIDTH)).maximum
+    if wanted <= out.width or len(columns) == SCORE_COLUMNS + 1:
+        out.print(whole)
+        return
+    last = len(columns) - 1
+    for kept in ((*range(SCORE_COLUMNS), last), (0, *range(SCORE_COLUMNS, last))):
+        out.print(_table([columns[i] for i in kept], [[row[i] for i in kept] for row in rows]))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    made = tables.table(columns, rows)
+    made.columns[0].overflow = "fold"  # two paths often differ in their last letters only
+    return made
+
+
+def score_rows(found: Sequence[Evaluated]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows); the comparison's columns only where there is something to compare."""
+    columns = ["source", ">bytes", ">bits per byte", ">± s.e.", ">nats/token"]
+    paired = any(one.difference is not None for one in found)
+    divergent = any(one.divergence is not None for one in found)
+    columns += [">difference", ">± s.e."] * paired + [">KL bpb", ">same top-1 %"] * divergent
+    columns += [">tokens/s"]
+    rows = []
+    for one in found:
+        row = [
+            one.subject.name,
+            f"{one.subject.size_bytes:,}",
+            f"{one.score.bits_per_byte:.6f}",
+            tables.number(one.score.stderr_bits_per_byte, ".4f"),
+            f"{one.score.nats_per_token:.5f}",
+        ]
+        if paired:
+            difference = one.difference
+            row.append("-" if difference is None else f"{difference.delta_bpb:+.6f}")
+            error = None if difference is None else difference.stderr_bits_per_byte
+            row.append(tables.number(error, ".6f"))
+        if divergent:
+            divergence = one.divergence
+            row.append("-" if divergence is None else f"{divergence.kl_bits_per_byte:.6f}")
+            row.append("-" if divergence is None else f"{100 * divergence.top1_agreement:.2f}")
+        rows.append([*row, f"{one.score.tokens_per_second:,.0f}"])
+    return columns, rows
+
+
+def spell_counts(one: Evaluated, data: Data) -> str:
+    """What was scored: tokens, bytes, windows, and what could not be counted."""
+    score = one.score
+    text = (
+        f"{score.tokens:,} tokens, {score.bytes:,} bytes ({score.bytes_per_token:.4f} bytes per "
+        f"token), windows of {score.window}, stride {score.stride}"
+    )
+    if score.unknown_tokens:
+        text += f"; {score.unknown_tokens:,} unknown tokens count no bytes"
+    if data.text_bytes is not None and score.tokens == len(data.stream) - 1:
+        text += f"; the text itself has {data.text_bytes:,} bytes"
+    return text
+
+
+def byte_warning(one: Evaluated, data: Data) -> str | None:
+    """A warning when bytes per token are implausible for the vocabulary."""
+    if data.vocab_size is None:
+        return None
+    return plausibility_warning(one.score.bytes_per_token, data.vocab_size)

@@ -1,0 +1,136 @@
+"""Reports as tables for people: rich on a terminal, plain columns when piped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from packer.reports.difference import Difference
+from packer.reports.report import Report, Share, by_role
+
+PIPE_WIDTH = 400  # columns are never cut or wrapped when another program reads them
+
+Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""(columns, lines) of a table, before it is drawn in any way."""
+
+
+def console() -> Console:
+    """Standard output."""
+    piped = not sys.stdout.isatty()
+    return Console(width=PIPE_WIDTH, highlight=False) if piped else Console(highlight=False)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Columns whose name starts with '>' are right-aligned numbers."""
+    made = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
+    for column in columns:
+        right = column.startswith(">")
+        made.add_column(column.lstrip(">"), justify="right" if right else "left", no_wrap=right)
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def number(value: float | None, pattern: str) -> str:
+    return "-" if value is None else format(value, pattern)
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    return "×".join(str(size) for size in shape) or "scalar"
+
+
+def tensor_rows(report: Report) -> Cells:
+    """(columns, a line per tensor): bytes, bits per weight, share, choice, damage."""
+    damage_name, damages = _damage_column(report)
+    total = max(sum(row.size_bytes for row in report.rows), 1)
+    rows = [
+        (
+            row.name,
+            row.role,
+            shape_text(row.shape),
+            row.choice,
+            f"{row.size_bytes:,}",
+            number(row.bits_per_weight, ".3f"),
+            f"{100 * row.size_bytes / total:.2f}",
+            number(damage, ".3g"),
+        )
+        for row, damage in zip(report.rows, damages, strict=True)
+    ]
+    columns = ("tensor", "role", "shape", "choice", ">bytes", ">bits/w", ">share %", damage_name)
+    return columns, rows
+
+
+def foreign_rows(report: Report) -> Cells:
+    """(columns, a line per tensor of another's artifact): uncompressed, and within the file."""
+    rows = [
+        (
+            row.name,
+            row.role,
+            shape_text(row.shape),
+            row.choice,
+            f"{row.raw_bytes:,}",
+            number(row.entropy_bits, ".3f"),
+            f"{row.size_bytes:,}",
+            number(row.bits_per_weight, ".3f"),
+            f"{100 * row.size_bytes / max(report.artifact_bytes, 1):.2f}",
+        )
+        for row in report.rows
+    ]
+    columns = ("tensor", "role", "shape", "stored as", ">raw bytes", ">entropy/w")
+    return (*columns, ">bytes", ">bits/w", ">share %"), rows
+
+
+def _damage_column(report: Report) -> tuple[str, list[float | None]]:
+    if any(row.damage_bpb is not None for row in report.rows):
+        return ">damage bpb", [row.damage_bpb for row in report.rows]
+    return ">weight error", [row.weight_error for row in report.rows]
+
+
+def share_rows(title: str, shares: Sequence[Share]) -> Cells:
+    """(columns, a line per role or layer)."""
+    total = max(sum(share.size_bytes for share in shares), 1)
+    with_damage = any(share.damage_bpb is not None for share in shares)
+    rows = [
+        (
+            share.name,
+            f"{share.tensors}",
+            f"{share.elements:,}",
+            f"{share.size_bytes:,}",
+            number(share.bits_per_weight, ".3f"),
+            f"{100 * share.size_bytes / total:.2f}",
+            number(share.damage_bpb if with_damage else share.weight_error, ".3g"),
+        )
+        for share in shares
+    ]
+    damage = ">damage bpb" if with_damage else ">weight error"
+    return (title, ">tensors", ">weights", ">bytes", ">bits/w", ">share %", damage), rows
+
+
+def print_report(report: Report, *, every_tensor: bool) -> None:
+    """Tables per tensor and per role."""
+    out = console()
+    if every_tensor:
+        rows = foreign_rows if report.kind == "foreign" else tensor_rows
+        out.print(table(*rows(report)))
+        out.print()
+    out.print(table(*share_rows("role", by_role(report))))
+
+
+def difference_table(differences: Sequence[Difference]) -> Table:
+    rows = [
+        (
+            one.name,
+            one.before.choice if one.before else "missing",
+            one.after.choice if one.after else "missing",
+            f"{one.before.size_bytes:,}" if one.before else "-",
+            f"{one.after.size_bytes:,}" if one.after else "-",
+            f"{one.size_change:+,}",
+        )
+        for one in differences
+    ]
+    return table(("tensor", "before", "after", ">bytes before", ">bytes after", ">change"), rows)

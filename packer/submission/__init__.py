@@ -1,0 +1,1 @@
+"""Submission folders: read, accounted for, repaired."""

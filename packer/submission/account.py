@@ -1,0 +1,140 @@
+"""What every run of a submission weighs: as its log says, and as its files are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from packer.submission.artifacts import ArtifactFile
+from packer.submission.folder import Submission
+from packer.submission.training_log import TrainingLog
+
+
+@dataclass(frozen=True)
+class RunAccount:
+    """One run. name: of its log, or of its artifact where no log speaks of it.
+
+    logged_code, logged_total: as printed. shipped_code: bytes of the folder's code, None without.
+    superseded: the file that takes this run's place, such as a later export of the same seed.
+    """
+
+    name: str
+    seed: int | None
+    model_bytes: int | None
+    logged_code: int | None
+    logged_total: int | None
+    shipped_code: int | None
+    log: TrainingLog | None
+    artifact: ArtifactFile | None
+    superseded: str | None = None
+
+    @property
+    def as_logged(self) -> int | None:
+        """The printed total, or the sum of its printed parts."""
+        if self.logged_total is not None:
+            return self.logged_total
+        return _sum(self.model_bytes, self.logged_code) if self.log else None
+
+    @property
+    def as_shipped(self) -> int | None:
+        """The model with the code that lies in the folder."""
+        return _sum(self.model_bytes, self.shipped_code)
+
+    @property
+    def counts_a_wrapper(self) -> bool:
+        """Whether the log counts less code than is shipped: a packed copy nobody shipped."""
+        if self.logged_code is None or self.shipped_code is None:
+            return False
+        return self.logged_code < self.shipped_code
+
+
+def _sum(model: int | None, code: int | None) -> int | None:
+    return None if model is None or code is None else model + code
+
+
+def accounts(submission: Submission) -> tuple[RunAccount, ...]:
+    """One account per log that speaks of sizes, then one per artifact that no log speaks of."""
+    found: list[RunAccount] = []
+    spoken: set[str] = set()
+    for log in submission.logs:
+        if not log.models and not log.totals:
+            continue
+        sizes = {size for _, size in log.models}
+        artifact = next((one for one in submission.artifacts if one.size_bytes in sizes), None)
+        if artifact is not None:
+            spoken.add(artifact.name)
+        model, total = _of_the_artifact(log, artifact)
+        if model is None and total is not None and log.code_bytes is not None:
+            model = total - log.code_bytes
+        found.append(
+            RunAccount(
+                log.name,
+                log.seed,
+                model,
+                log.code_bytes,
+                total,
+                _shipped_code(submission, log),
+                log,
+                artifact,
+            )
+        )
+    for artifact in submission.artifacts:
+        if artifact.name not in spoken:
+            size, code = artifact.size_bytes, submission.code_bytes
+            found.append(RunAccount(artifact.name, None, size, None, None, code, None, artifact))
+    return tuple(replace(run, superseded=_superseder(run, found, submission)) for run in found)
+
+
+def _superseder(run: RunAccount, runs: list[RunAccount], submission: Submission) -> str | None:
+    """What takes a logged run's place: an exported file that no log speaks of, as long as there is
+    one for every run without a file; or another log of its seed, if that is the one claimed.
+    """
+    if run.log is None or run.artifact is not None:
+        return None
+    exported = [other for other in runs if other.log is None]
+    fileless = [other for other in runs if other.artifact is None]
+    if exported and len(exported) >= len(fileless):
+        return exported[fileless.index(run)].name
+    claims = submission.claims
+    if claims is None or run.seed is None:
+        return None
+    claimed = {claim.size_bytes for claim in claims.seed_claims if claim.seed == str(run.seed)}
+    if claims.total is not None:
+        claimed.add(round(claims.total.value))
+    claimed.discard(None)
+    rivals = [other for other in runs if other is not run and other.seed == run.seed]
+    if claimed & {run.as_logged, run.as_shipped}:
+        return None
+    return next((o.name for o in rivals if claimed & {o.as_logged, o.as_shipped}), None)
+
+
+def _of_the_artifact(
+    log: TrainingLog, artifact: ArtifactFile | None
+) -> tuple[int | None, int | None]:
+    """(model bytes, total) of the label whose size the artifact has, else of the likely label."""
+    if artifact is not None:
+        labels = [label for label, size in log.models if size == artifact.size_bytes]
+        return artifact.size_bytes, dict(log.totals).get(labels[-1], log.total_bytes)
+    return log.model_bytes, log.total_bytes
+
+
+def _shipped_code(submission: Submission, log: TrainingLog) -> int | None:
+    """The folder's code; with the files that it imports where that is what the log counted."""
+    code = submission.code_bytes
+    if code is None:
+        return None
+    whole = code + sum(file.size_bytes for file in submission.imported)
+    return whole if whole in (log.code_bytes, log.raw_code_bytes) else code
+
+
+def largest_total(submission: Submission) -> int | None:
+    """The most that any run weighs, as shipped where the files say, else as logged."""
+    totals = [_best_known(run) for run in accounts(submission) if run.superseded is None]
+    known = [total for total in totals if total is not None]
+    return max(known) if known else None
+
+
+def _best_known(run: RunAccount) -> int | None:
+    """A wrapper that was counted stands for the code: whether that holds is a rule of its own."""
+    if run.as_shipped is None or (run.counts_a_wrapper and run.as_logged is not None):
+        return run.as_logged
+    return run.as_shipped

@@ -1,0 +1,111 @@
+"""The artifacts in a submission folder: codec by bytes, shapes, and scales that sit on a floor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from packer.errors import CheckpointError
+
+# Files called so are artifacts even when they are damaged; others are told by their bytes.
+ENDINGS = (".ptz", ".pack")
+TEXTS = (".py", ".md", ".json", ".log", ".txt", ".out", ".csv", ".sh", ".toml", ".yaml")
+MAGICS = {b"PGRP": "lrzip", b"QGv3": "xz", b"\x93BYT": "bytecap", b"PK\x03\x04": "none"}
+# int8, int6 and int5 row scales of the old families are at least 1 over the largest code.
+FLOORS = {127: 1 / 127, 31: 1 / 31, 15: 1 / 15}
+
+
+@dataclass(frozen=True)
+class ArtifactFile:
+    """One file. codec: of its outermost layer. layout: of its tensors, None where unread.
+
+    shapes: of its tensors. rows: that have a scale; floored: those whose scale is the floor.
+    problem: why it could not be read, in words.
+    """
+
+    name: str
+    size_bytes: int
+    codec: str
+    layout: str | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    rows: int = 0
+    floored: int = 0
+    problem: str | None = None
+
+
+def is_artifact_file(path: Path) -> bool:
+    """Whether a file is called an artifact, or starts as only artifacts do; plain checkpoints and
+    tokenizers do not."""
+    if path.name.endswith(ENDINGS) or path.suffix.lower() in TEXTS:
+        return path.name.endswith(ENDINGS)
+    with path.open("rb") as file:
+        codec = sniff_codec(file.read(64))
+    return codec not in ("none", "brotli", "gzip")
+
+
+def read_artifact_file(path: Path, name: str, max_memory: int | None = None) -> ArtifactFile:
+    """What a file tells; one that cannot be read has a problem instead of tensors."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    size = path.stat().st_size
+    codec = sniff_codec(head)
+    try:
+        if codec == "bytecap":
+            shapes = _shapes_of_ours(path)
+            return ArtifactFile(name, size, codec, "bytecap", shapes)
+        return _read_foreign(path, name, size, codec, max_memory)
+    except (CheckpointError, ValueError) as error:
+        return ArtifactFile(name, size, codec, problem=str(error))
+
+
+def sniff_codec(head: bytes) -> str:
+    """The codec by its signature; brotli, which has none, for bytes that nothing else claims.
+
+    head: at least the first eight bytes.
+    """
+    from packer.foreign.codecs import codec_of
+
+    return MAGICS.get(head[:4]) or codec_of(head) or "brotli"
+
+
+def _shapes_of_ours(path: Path) -> dict[str, tuple[int, ...]]:
+    from packer import decoder
+    from packer.stream_decoder import ArtifactError
+
+    try:
+        stored = decoder.parse(path.read_bytes())
+    except ArtifactError as error:
+        raise CheckpointError(str(error)) from None
+    return {tensor.name: tuple(tensor.shape) for tensor in stored.tensors}
+
+
+def _read_foreign(
+    path: Path, name: str, size: int, codec: str, max_memory: int | None
+) -> ArtifactFile:
+    import torch
+
+    from packer.checkpoint_files import load
+    from packer.foreign.reading import foreign_of
+
+    content = load(path, max_memory)
+    foreign = foreign_of(content)
+    if foreign is None:
+        held = content.value.items() if isinstance(content.value, Mapping) else ()
+        plain = {str(n): tuple(t.shape) for n, t in held if isinstance(t, torch.Tensor)}
+        return ArtifactFile(name, size, content.codec, "plain weights", plain)
+    rows = floored = 0
+    for tensor in foreign.tensors.values():
+        scale = tensor.parts.get("scale")
+        if scale is None or scale.dim() == 0:
+            continue
+        values = scale.flatten().double()
+        rows += values.numel()
+        at_floor = torch.zeros_like(values, dtype=torch.bool)
+        for floor in FLOORS.values():
+            at_floor |= (values / floor - 1).abs() < 1e-3  # fp16 keeps 11 bits of it
+        floored += int(at_floor.sum())
+    shapes = {n: tuple(tensor.quantized.shape) for n, tensor in foreign.tensors.items()}
+    outer = content.codec.partition("+")[0]
+    known = codec if outer in ("none", "") else outer
+    return ArtifactFile(name, size, known, foreign.layout, shapes, rows, floored)

@@ -1,0 +1,363 @@
+"""A submission folder that is over the cap, as the contents of a new one that is not.
+
+Repairs are tried from the one that asks least of the author: correct the claim, pack the code,
+re-encode the artifact (the code must then read it with the loader), both, and last change weights.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from packer.account import CodeFile, Limits
+from packer.checkpoint import Checkpoint, read_checkpoint
+from packer.code.packing import SourceFile, pack_code
+from packer.errors import CapError, CheckpointError, SubmissionError
+from packer.foreign.repack import Repacked, assembled, repack
+from packer.foreign.tensors import ForeignArtifact
+from packer.measuring import Progress, ignore_progress
+from packer.ship import loader_source
+from packer.submission.account import accounts
+from packer.submission.artifacts import ArtifactFile
+from packer.submission.folder import ENTRY_NAMES, Submission, read_submission
+from packer.submission.offers import Offer, offers_under
+
+CLAIMS = "submission.json"
+EDIT_BYTES = 512  # left free for the edit that makes the code use the loader
+TOTAL_KEYS = ("bytes_total", "total_bytes")
+CODE_KEYS = ("bytes_code", "code_bytes")
+EITHER_KEYS = ("artifact_bytes", "artifact_size_bytes", "artifact_bytes_max", "artifact_bytes_mean")
+Judge = Callable[[list[Offer]], list[Offer]]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What counts in a submission folder.
+
+    artifact: inside the folder, None where only logs speak of it; foreign: None for that, and for
+    an artifact of ours. artifact_bytes: its size, or the largest that a log names. others: runs
+    whose artifacts are not here -> their model bytes. code: the entry first. claims: None without
+    a file.
+    """
+
+    root: Path
+    artifact: str | None
+    foreign: ForeignArtifact | None
+    artifact_bytes: int
+    others: Mapping[str, int]
+    code: tuple[SourceFile, ...]
+    claims: Mapping[str, Any] | None
+
+    @property
+    def code_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.code)
+
+    @property
+    def largest_model(self) -> int:
+        """Bytes of the largest run's model: that run is held against the cap."""
+        return max(self.artifact_bytes, *self.others.values(), 0)
+
+
+@dataclass(frozen=True)
+class FixedFolder:
+    """files: name -> new content; all other files are copied as they are. dropped: not copied.
+
+    what: the repair in words. code_bytes, artifact_bytes: as counted. to_do: what is left to the
+    author. corrected: claim -> (old value, new value). offers: the lossy ways, if one was needed,
+    the one taken first. artifact: the new one's name, None where it is as it was.
+    """
+
+    files: Mapping[str, bytes]
+    dropped: tuple[str, ...]
+    what: str
+    code_bytes: int
+    artifact_bytes: int
+    cap_bytes: int
+    to_do: tuple[str, ...]
+    corrected: Mapping[str, tuple[Any, Any]]
+    offers: tuple[Offer, ...] = ()
+    artifact: str | None = None
+
+    @property
+    def total_bytes(self) -> int:
+        return self.code_bytes + self.artifact_bytes
+
+
+def read_folder(
+    root: Path,
+    code: Sequence[str] = (),
+    template: str | None = None,
+    max_memory: int | None = None,
+) -> Folder:
+    """The artifact, told by its content, the code that counts, and the claims.
+
+    code: the files that count, the entry first; without them train_gpt.py, or the only Python
+    file. Raises SubmissionError: several artifacts, none that a log names, no code.
+    CheckpointError: a damaged artifact.
+    """
+    submission = read_submission(root, code=code, max_memory=max_memory)
+    if not submission.code:
+        raise SubmissionError(
+            f"{root}: {len(submission.beside)} Python files and none is {ENTRY_NAMES[0]}; name "
+            "those that count with --code, the one that is run first"
+        )
+    artifact = _only_artifact(submission)
+    runs = [run for run in accounts(submission) if run.superseded is None]
+    others = {
+        run.name: run.model_bytes
+        for run in runs
+        if run.model_bytes is not None and run.artifact is None
+    }
+    if artifact is None and not others:
+        raise SubmissionError(
+            f"{root}: holds no artifact, and no log tells the size of one; put the artifact there"
+        )
+    foreign = None
+    if artifact is not None and artifact.codec != "bytecap":
+        path = root / artifact.name
+        foreign = read_checkpoint(path, template=template, max_memory=max_memory).foreign
+    return Folder(
+        root,
+        artifact.name if artifact else None,
+        foreign,
+        artifact.size_bytes if artifact else max(others.values()),
+        others,
+        submission.code,
+        _claims(root / CLAIMS),
+    )
+
+
+def _only_artifact(submission: Submission) -> ArtifactFile | None:
+    """Raises SubmissionError: several, which are fixed one by one. CheckpointError: damaged."""
+    for one in submission.artifacts:
+        if one.problem is not None:
+            raise CheckpointError(one.problem)
+    found = [one for one in submission.artifacts if one.layout != "plain weights"]
+    if len(found) > 1:
+        root = Path(submission.folder)
+        sizes = ", ".join(f"{one.name} {one.size_bytes:,}" for one in found)
+        raise SubmissionError(
+            f"{root}: holds {len(found)} artifacts ({sizes}); fix them one by one, such as packer "
+            f"fix {root / found[0].name} --code {root / submission.code[0].path}, or leave the one "
+            "that is submitted"
+        )
+    return found[0] if found else None
+
+
+def _claims(path: Path) -> Mapping[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise SubmissionError(f"{path}: is not JSON ({error}); correct it by hand first") from None
+    if not isinstance(value, dict):
+        raise SubmissionError(f"{path}: is no object; correct it by hand first")
+    return value
+
+
+def fix_folder(
+    folder: Folder,
+    cap_bytes: int,
+    margin_bytes: int = 0,
+    *,
+    lossless: bool = False,
+    original: Checkpoint | None = None,
+    judge: Judge = list,
+    progress: Progress = ignore_progress,
+) -> FixedFolder:
+    """The least that brings a folder under the cap.
+
+    original: the checkpoint, one more way. judge: ranks the lossy ways, the best first.
+    Raises CapError: nothing does; with `lossless`, nothing that leaves the weights alone does.
+    """
+    model, allowed = folder.largest_model, cap_bytes - margin_bytes
+    if folder.code_bytes + model <= allowed:
+        return _fixed(folder, cap_bytes, "it fits as it is", {}, folder.code_bytes, model)
+    packed = pack_code(folder.code)
+    if packed.packed_bytes + model <= allowed:
+        return _fixed(
+            folder,
+            cap_bytes,
+            f"code packed, {packed.saved_bytes:,} bytes fewer; the artifact is untouched",
+            {_inside(folder, 0): packed.text.encode()},
+            packed.packed_bytes,
+            model,
+            dropped=tuple(_inside(folder, at) for at in range(1, len(folder.code))),
+        )
+    if folder.foreign is None:
+        over = packed.packed_bytes + model - allowed
+        why = "it is not here" if folder.artifact is None else f"{folder.artifact} is one of ours"
+        raise CapError(
+            f"{folder.root}: even with packed code it is {over:,} bytes over, so the artifact has "
+            f"to change, and {why}; nothing was written. Put another author's artifact there, or "
+            "pack the checkpoint anew: packer pack CKPT --cap N"
+        )
+    same = repack(folder.foreign, progress=progress)
+    return _re_encoded(folder, same, cap_bytes, allowed, lossless, original, judge, progress)
+
+
+def _inside(folder: Folder, number: int) -> str:
+    """A code file's path inside the folder."""
+    path = Path(folder.code[number].path)
+    return path.name if path.is_absolute() else path.as_posix()
+
+
+def _re_encoded(
+    folder: Folder,
+    same: Repacked,
+    cap_bytes: int,
+    allowed: int,
+    lossless: bool,
+    original: Checkpoint | None,
+    judge: Judge,
+    progress: Progress,
+) -> FixedFolder:
+    """The folder with its artifact in our coder and, where that is not enough, packed code too."""
+    assert folder.foreign is not None and folder.artifact is not None
+    text = loader_source()
+    loader = SourceFile("loader.py", "loader", text, len(text.encode()))
+    beside = folder.code_bytes + loader.size_bytes
+    inside = pack_code((*folder.code, loader)).packed_bytes + EDIT_BYTES
+    packs = beside + len(same.data) > allowed and inside < beside
+    code_bytes = inside if packs else beside
+    offers: list[Offer] = []
+    what = f"the same codes re-encoded, {folder.artifact_bytes - len(same.data):,} bytes fewer"
+    if code_bytes + len(same.data) > allowed:
+        if lossless:
+            over = code_bytes + len(same.data) - allowed
+            raise CapError(
+                f"{folder.root}: without loss, code {code_bytes:,} and artifact "
+                f"{len(same.data):,} are {over:,} bytes too many; nothing was written. Without "
+                "--lossless, tensors would be stored more coarsely"
+            )
+        limits = Limits(cap_bytes, (CodeFile("code", code_bytes),), 0, cap_bytes - allowed)
+        offers = judge(offers_under(limits, folder.foreign, same, original, progress=progress))
+        steps = len(offers[0].steps)
+        more = f"and {steps} tensors stored more coarsely"
+        what = f"{what}, {more}" if steps else "the checkpoint planned anew"
+    data, _ = (
+        (offers[0].data, None)
+        if offers
+        else assembled(same.header, same.encoded, cap_bytes, code_bytes)
+    )
+    name = Path(folder.artifact).with_suffix(".pack").as_posix()
+    beside_entry = Path(_inside(folder, 0)).with_name(loader.path).as_posix()
+    fixed = _fixed(
+        folder,
+        cap_bytes,
+        what + ("; code packed with its loader" if packs else ""),
+        {name: data, beside_entry: text.encode()},
+        code_bytes,
+        len(data),
+        dropped=(folder.artifact,),
+        to_do=_to_do(folder, name, packs, bool(offers)),
+    )
+    return replace(fixed, offers=tuple(offers), artifact=name)
+
+
+def _to_do(folder: Folder, name: str, packs: bool, lossy: bool) -> tuple[str, ...]:
+    entry = Path(folder.code[0].path).name
+    lines = decompressing_lines(folder.code[0].text)
+    where = f" (line {', '.join(map(str, lines))})" if lines else ""
+    told = [
+        f"in {entry}{where}, replace decompression and dequantization by: "
+        f"from loader import read_weights; state_dict = read_weights(open('{name}', 'rb').read())"
+    ]
+    if packs:
+        names = " ".join(Path(file.path).name for file in folder.code)
+        told.append(
+            f"then count it packed: packer code {names} loader.py -o {entry}; until then the "
+            "folder is over the cap"
+        )
+    if lossy:
+        told.append("the weights changed: measure val_bpb and val_loss again (packer eval)")
+    if folder.others:
+        told.append(
+            f"the totals are of this artifact; fix those of {', '.join(folder.others)} alike, and "
+            "claim the largest"
+        )
+    if "seed_results" in (folder.claims or {}):
+        told.append("seed_results in submission.json are as they were: correct their sizes")
+    return tuple(told)
+
+
+def decompressing_lines(source: str) -> list[int]:
+    """Lines that call something named decompress, in code that parses."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):
+        return []
+    return sorted(
+        {
+            node.lineno
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call)
+            and ast.unparse(node.func).rpartition(".")[2].lstrip("_").startswith("decompress")
+        }
+    )
+
+
+def _fixed(
+    folder: Folder,
+    cap_bytes: int,
+    what: str,
+    files: Mapping[str, bytes],
+    code_bytes: int,
+    artifact_bytes: int,
+    *,
+    dropped: tuple[str, ...] = (),
+    to_do: tuple[str, ...] = (),
+) -> FixedFolder:
+    contents = dict(files)
+    changed: Mapping[str, tuple[Any, Any]] = {}
+    if folder.claims is not None:
+        claims, changed = corrected_claims(
+            folder.claims, folder.artifact_bytes, code_bytes, artifact_bytes, cap_bytes
+        )
+        contents[CLAIMS] = (json.dumps(claims, indent=2, ensure_ascii=False) + "\n").encode()
+    return FixedFolder(
+        contents, dropped, what, code_bytes, artifact_bytes, cap_bytes, to_do, changed
+    )
+
+
+def corrected_claims(
+    claims: Mapping[str, Any],
+    old_artifact_bytes: int,
+    code_bytes: int,
+    artifact_bytes: int,
+    cap_bytes: int,
+) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
+    """(the claims with true sizes, claim -> (old, new)); scores and everything else stay.
+
+    artifact_bytes and its like mean the model alone in some submissions and the total in others:
+    which of the two is told by the old value.
+    """
+    total = code_bytes + artifact_bytes
+    wanted: dict[str, Any] = {"bytes_total": total}
+    for key in claims:
+        if key in TOTAL_KEYS:
+            wanted[key] = total
+        elif key in CODE_KEYS:
+            wanted[key] = code_bytes
+        elif key.startswith("bytes_model"):
+            wanted[key] = artifact_bytes
+        elif key in EITHER_KEYS:
+            wanted[key] = artifact_bytes if claims[key] == old_artifact_bytes else total
+    if "total_bytes" in claims and "bytes_total" not in claims:
+        del wanted["bytes_total"]
+    found = {**claims, **wanted}
+    changed = {
+        key: (claims.get(key), value) for key, value in wanted.items() if claims.get(key) != value
+    }
+    compliance = claims.get("compliance")
+    if isinstance(compliance, dict) and "artifact_under_16mb" in compliance:
+        fits = total <= cap_bytes
+        if compliance["artifact_under_16mb"] is not fits:
+            changed["compliance.artifact_under_16mb"] = (compliance["artifact_under_16mb"], fits)
+        found["compliance"] = {**compliance, "artifact_under_16mb": fits}
+    return found, changed
