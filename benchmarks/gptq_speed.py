@@ -17,17 +17,7 @@ from packer.quantizers.curvature import Curvature
 from packer.quantizers.quantize import quantize
 
 from benchmarks.seeded import state_dict
-
-TOKENS = 2048
-
-
-def second_moment(columns: int, seed: int) -> torch.Tensor:
-    """float32 [columns, columns] of correlated inputs of uneven power."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(TOKENS, columns, generator=generator)
-    inputs += 2 * torch.randn(TOKENS, 1, generator=generator)
-    inputs *= torch.exp(torch.randn(columns, generator=generator))
-    return inputs.T @ inputs / TOKENS
+from benchmarks.seeded_curvature import TOKENS, second_moment
 
 
 def main() -> None:

@@ -61,23 +61,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cap", default="16MB")
     parser.add_argument("--contest-pipeline", nargs=2, metavar=("CKPT", "OUT"))
+    parser.add_argument("--curvature", action="store_true", help="plan with curvature at hand")
     options = parser.parse_args()
     if options.contest_pipeline:
         contest_pipeline(*options.contest_pipeline)
         return
     with tempfile.TemporaryDirectory() as folder:
-        report(Path(folder), options.cap)
+        report(Path(folder), options.cap, options.curvature)
 
 
-def report(folder: Path, cap: str) -> None:
+def report(folder: Path, cap: str, curved: bool) -> None:
     checkpoint, candidates, plan = folder / "s.pt", folder / "c.json", folder / "p.json"
     packed, weights, contest = folder / "m.pack", folder / "w.safetensors", folder / "m.ptz"
     run("seeded checkpoint", checkpoint, "benchmarks.seeded", str(checkpoint))
-    arguments = ("measure", str(checkpoint), "-o", str(candidates))
+    felt: tuple[str, ...] = ()
+    if curved:
+        curvature = folder / "curvature.safetensors"
+        arguments = (str(checkpoint), str(curvature))
+        run("seeded curvature", curvature, "benchmarks.seeded_curvature", *arguments)
+        felt = ("--curvature", str(curvature))
+    arguments = ("measure", str(checkpoint), *felt, "-o", str(candidates))
     runs = [run("packer measure", candidates, "packer", *arguments)]
     arguments = ("plan", str(candidates), "--cap", cap, "-o", str(plan))
     runs.append(run("packer plan", plan, "packer", *arguments))
-    arguments = ("pack", str(checkpoint), "--plan", str(plan), "-o", str(packed))
+    arguments = ("pack", str(checkpoint), "--plan", str(plan), *felt, "-o", str(packed))
     runs.append(run("packer pack", packed, "packer", *arguments))
     arguments = ("unpack", str(packed), "-o", str(weights))
     runs.append(run("packer unpack", weights, "packer", *arguments))

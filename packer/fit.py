@@ -19,7 +19,7 @@ from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError
 from packer.quantizers.quantize import quantize_reported
 from packer.quantizers.rounding import RoundingReport
-from packer.threads import one_torch_thread
+from packer.threads import side_by_side
 
 MAX_ROUNDS = 8
 
@@ -114,11 +114,13 @@ def _encode_chosen(
         if candidate.tensor not in done or done[candidate.tensor].choice != candidate.choice
     ]
 
-    with one_torch_thread():
-        for count, candidate in enumerate(wanted):
-            name = candidate.tensor
-            progress(name, count, len(wanted))
-            done[name] = _encode(candidate, checkpoint.tensors[name], curvature.get(name))
+    def encode(candidate: Candidate) -> _Done:
+        name = candidate.tensor
+        return _encode(candidate, checkpoint.tensors[name], curvature.get(name))
+
+    for count, one in enumerate(side_by_side(encode, wanted)):
+        progress(wanted[count].tensor, count, len(wanted))
+        done[wanted[count].tensor] = one
     progress("packed", len(wanted), len(wanted))
 
 

@@ -12,6 +12,7 @@ from packer.budget.plan import Candidate
 from packer.candidates import Measurement, TensorInfo
 from packer.checkpoint import Checkpoint, contents_fingerprint, structure_fingerprint
 from packer.curvature.curvature_set import CurvatureSet
+from packer.curved_choices import curved_choices
 from packer.errors import PlanError
 from packer.predicted_damage import (
     bits_per_byte,
@@ -23,11 +24,9 @@ from packer.predicted_damage import (
 from packer.quantizers.choice import Choice, parse_choice
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError
-from packer.quantizers.low_rank import paying_rank
 from packer.quantizers.quantize import dequantize, quantizable, quantize
 from packer.roles import Role, TensorRole, roles_of, select
-from packer.stepped_choices import stepped_choices
-from packer.threads import one_torch_thread
+from packer.threads import side_by_side
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total) as work goes on; total in tensors."""
@@ -37,8 +36,6 @@ LONG_GRID_ELEMENTS = 4096
 # Steps in units of the standard deviation, three an octave: 0.05 is nearly lossless, 1.6 leaves
 # about one bit per weight. With entropy coding the step, not the bit width, decides size and error.
 STEP_GRID = tuple(0.05 * 2 ** (i / 3) for i in range(16))
-PROBE_CLIP = 50.8  # of int8: a step of 0.4 standard deviations, in the middle of the grid
-CORRECTION_BITS = 4  # of the factors: 8 cost more than they gain, 2 gained less
 
 NO_DATA = "squared weight error times a weight per role; no data was given"
 GIVEN_HESSIANS = (
@@ -69,8 +66,8 @@ def default_choices(weight: torch.Tensor, curvature: Curvature | None = None) ->
     if weight.dim() >= 2 and weight.numel() >= LONG_GRID_ELEMENTS:
         if curvature is not None:
             # Steps without a clip: one per tensor or row and a clip are never better.
-            stepped = stepped_choices(weight, curvature)
-            return (exact, *(parse_choice(text) for text in texts), *stepped)
+            curved = curved_choices(weight, curvature)
+            return (exact, *(parse_choice(text) for text in texts), *curved)
         texts += ["int7.row", "int5.row", "int4.row", "int3.row", "int2.row", "ternary.row"]
         clips = [f"{127 * step:.4g}" for step in STEP_GRID]
         texts += [f"int8.tensor+kstd@{k}" for k in clips]
@@ -78,24 +75,6 @@ def default_choices(weight: torch.Tensor, curvature: Curvature | None = None) ->
     elif weight.dim() >= 1 and weight.numel() >= 16:
         texts += ["int5.row", "int8.tensor", "int6.tensor", "int4.row"]
     return (exact, *(parse_choice(text) for text in texts))
-
-
-def corrected_choices(weight: torch.Tensor, curvature: Curvature | None) -> tuple[Choice, ...]:
-    """Choices with a correction of low rank, for a tensor whose rounding errors, as they are felt,
-    lie in few directions: where its bytes buy more than a finer step. None without a Fisher.
-    """
-    if curvature is None or curvature.fisher is None or not quantizable(weight):
-        return ()
-    if weight.dim() < 2 or weight.numel() < LONG_GRID_ELEMENTS:
-        return ()
-    with one_torch_thread():
-        probe = quantize(weight, parse_choice(f"int8.tensor+kstd@{PROBE_CLIP}+gptq"), curvature)
-        left_over = (weight - dequantize(probe)).float().reshape(-1, weight.shape[-1])
-        rank = paying_rank(left_over, curvature, CORRECTION_BITS)
-    if not rank:
-        return ()
-    format = f"int8.tensor.rank{rank}x{CORRECTION_BITS}"
-    return tuple(parse_choice(f"{format}+kstd@{127 * step:.4g}+gptq") for step in STEP_GRID[6:])
 
 
 def exact_choice(dtype: torch.dtype) -> Choice:
@@ -148,8 +127,7 @@ def measure(
 
     def choices_of(name: str) -> tuple[Choice, ...]:
         weight, felt = checkpoint.tensors[name], by_tensor.get(name)
-        offered = (*default_choices(weight, felt), *corrected_choices(weight, felt))
-        return with_pinned(offered, pinned.get(name))
+        return with_pinned(default_choices(weight, felt), pinned.get(name))
 
     measured = _measurement(checkpoint, infos, choices_of, metadata or {}, curvature, progress)
     check_pinned(pinned, measured.candidates)
@@ -186,16 +164,17 @@ def _measurement(
     curvature: AnyCurvature | None,
     progress: Progress,
 ) -> Measurement:
-    candidates: list[Candidate] = []
     whole = whole_set(curvature)
     by_tensor = tensors_of(curvature)
 
-    with one_torch_thread():
-        for done, info in enumerate(infos):
-            progress(info.name, done, len(infos))
-            weight = checkpoint.tensors[info.name]
-            felt = by_tensor.get(info.name)
-            candidates += measure_tensor(info, weight, choices_of(info.name), felt, whole)
+    def candidates_of(info: TensorInfo) -> list[Candidate]:
+        weight, felt = checkpoint.tensors[info.name], by_tensor.get(info.name)
+        return measure_tensor(info, weight, choices_of(info.name), felt, whole)
+
+    candidates: list[Candidate] = []
+    for done, found in enumerate(side_by_side(candidates_of, infos)):
+        progress(infos[done].name, done, len(infos))
+        candidates += found
     progress("measured", len(infos), len(infos))
     finished, guessed = complete(candidates, infos)
     all_metadata = dict(sorted({**checkpoint.metadata, **metadata}.items()))

@@ -1,11 +1,20 @@
-"""How many threads torch may use: one while many tensors are worked on, or a fixed number."""
+"""Threads: how many torch may use, and work on many tensors side by side."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
+
+MAX_SIDE_BY_SIDE = 8  # each holds factors and copies of its tensor
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -29,3 +38,31 @@ def one_torch_thread() -> contextlib.AbstractContextManager[None]:
     measuring took five times as long.
     """
     return torch_threads(1)
+
+
+def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The result of every item, in their order, as many at once as there are cores.
+
+    torch has one thread in each, so that results do not depend on how many there are. What an item
+    raises is raised here, when its turn comes; items after it are not begun.
+    """
+    workers = min(usable_cores(), MAX_SIDE_BY_SIDE)
+    with one_torch_thread():
+        pool = ThreadPoolExecutor(workers, "tensor", torch.set_num_threads, (1,))
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def usable_cores() -> int:
+    """Of this process, where the system says; else of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

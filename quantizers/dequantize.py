@@ -61,8 +61,13 @@ def code_values(codes: torch.Tensor, shrink: int) -> torch.Tensor:
     """
     if shrink == 0:
         return codes
-    nearer = torch.tensor([0, shrink, shrink >> 1, shrink >> 2], device=codes.device) / 256
+    nearer = nearer_to_zero(shrink).to(codes.device)
     return codes - codes.sign() * nearer[codes.abs().clamp(max=3).long()]
+
+
+def nearer_to_zero(shrink: int) -> torch.Tensor:
+    """float32 [4]: how many steps nearer to zero the codes 0, ±1, ±2, and all others lie."""
+    return torch.tensor([0, shrink, shrink >> 1, shrink >> 2]) / 256
 
 
 def dequantize_stored(

@@ -15,9 +15,6 @@ from .curvature import Curvature
 from .formats import FormatError, LowRank
 from .rounding import DAMPING
 
-LARGEST_OFFERED = 8  # rank; what is felt so much that it needs more is better not rounded
-LEAST_SAVED = 0.02  # bits per weight; less is not worth measuring
-
 Factors = dict[str, torch.Tensor]  # left, right, rank_scale: side values of a LowRank format
 
 
@@ -46,26 +43,6 @@ def correction(
     A = _fitted(E, B, H)
     left, left_scale = _rounded(A.T.float().contiguous(), format.factor_max)
     return {"left": left, "right": right, "rank_scale": left_scale * right_scale}
-
-
-def paying_rank(residual: torch.Tensor, curvature: Curvature, bits: int) -> int:
-    """The rank up to LARGEST_OFFERED that saves most bytes at equal damage; 0 if none saves enough.
-
-    Halving the step of n weights costs n bits and divides the damage by 4. A correction that leaves
-    a share s of the damage is worth n/2 · log₂(1/s) bits, and costs those of its factors.
-    """
-    rows, columns = residual.shape
-    H, weight = _metric(curvature, rows, columns)
-    R = torch.linalg.cholesky(H)
-    powers, _ = _components(weight[:, None] * residual.double() @ R)
-    powers = powers[: LARGEST_OFFERED + 1]
-    total = (weight[:, None] * residual.double() @ R).square().sum()
-    left = (1 - powers.cumsum(0)[:-1] / total.clamp(min=1e-300)).clamp(min=1e-9)
-    ranks = torch.arange(1, len(left) + 1)
-    saved = residual.numel() / 2 * (1 / left).log2() - bits * ranks * (rows + columns)
-    best = int(saved.argmax()) if len(saved) else 0
-    enough = len(saved) and float(saved[best]) > LEAST_SAVED * residual.numel()
-    return best + 1 if enough else 0
 
 
 def _components(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -41,6 +41,8 @@ from .prune import prune_smallest
 from .rounding import HessianFactor, RoundingReport, factorize, round_with, together
 from .stepping import step_sizes, stepped_codes
 
+KEPT_FACTORS = 8  # of the tensors that are worked on at once
+
 
 def quantize(
     weight: torch.Tensor, choice: Choice, curvature: Curvature | None = None
@@ -131,15 +133,15 @@ def _gptq_codes(
     return codes, together(reports)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=KEPT_FACTORS)
 def _factors(curvature: Curvature) -> tuple[HessianFactor, ...]:
-    """A factor per bank; the last is kept, because a tensor is measured under many choices."""
+    """A factor per bank, kept for a while, because a tensor is measured under many choices."""
     hessian = curvature.rounding_hessian
     banks = hessian if hessian.dim() == 3 else hessian[None]
     return tuple(factorize(hessian) for hessian in banks)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=KEPT_FACTORS)
 def _kept_output_factors(curvature: Curvature) -> tuple[HessianFactor, ...] | None:
     if curvature.row_factors is None:
         return None

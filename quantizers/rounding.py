@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 
 from .clip import nearest_codes
-from .dequantize import code_values
+from .dequantize import code_values, nearer_to_zero
 from .formats import FormatError
 
 DAMPING = 0.01  # of the mean diagonal, as in the paper and in PR #1855
-BLOCK = 128  # columns between two updates of all later ones
+BLOCK = 64  # columns between two updates of all later ones; the paper has 128, with equal results
 DAMPING_STEP = 10.0  # damping grows by this factor when the factorization fails ...
 LARGEST_DAMPING = 1.0  # ... up to here; beyond it little of H is left
 ORDERS = ("descending", "given")  # of the columns: by diagonal, or as they stand
@@ -167,50 +167,58 @@ def round_with(
         # The weights of inputs that are all zero are kept: this matrix was not calibrated at all.
         codes = nearest_codes(rows, scale, code_min, code_max)
         return Rounded(codes if zero is None else codes.masked_fill_(zero, 0), factor.report)
-    ordered = W.T[factor.order].contiguous()  # [columns, rows]: a column is read and written whole
-    forced = None if zero is None else zero.T[factor.order]
-    rounded = _round_columns(
-        ordered, factor.upper, scale.float(), code_min, code_max, block, forced, shrink
-    )
+    ordered = W[:, factor.order]
+    forced = None if zero is None else zero[:, factor.order]
+    inside = _compiled if W.device.type == "cpu" else _by_columns
+    rounded = torch.empty_like(ordered)
+    for start in range(0, W.shape[1], block):
+        here, later = slice(start, start + block), slice(start + block, None)
+        U = factor.upper[here, here].contiguous()
+        mask = None if forced is None else forced[:, here].contiguous()
+        taken = ordered[:, here].clone()
+        rounded[:, here], E = inside(taken, U, scale.float(), (code_min, code_max), mask, shrink)
+        ordered[:, later].addmm_(E, factor.upper[here, later], alpha=-1)
     codes = torch.empty_like(rounded)
-    codes[factor.order] = rounded
-    return Rounded(codes.T.contiguous(), factor.report)
+    codes[:, factor.order] = rounded
+    return Rounded(codes, factor.report)
 
 
-def _round_columns(
+def _compiled(
     W: torch.Tensor,
     U: torch.Tensor,
     scale: torch.Tensor,
-    code_min: int,
-    code_max: int,
-    block: int,
+    limits: tuple[int, int],
     zero: torch.Tensor | None,
     shrink: int,
-) -> torch.Tensor:
-    """Codes [columns, rows] of weights W [columns, rows], which are changed.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(codes, E) [rows, columns] of a block of columns W [rows, columns], which are changed."""
+    from .compiled_loops import round_rows  # a compiler is slow to import
 
-    Within a block the paper updates all later columns after each one. Here a column takes the
-    corrections of the block's earlier columns just before it is rounded: the same sums, read once
-    and written once.
-    """
-    columns = len(W)
+    forced = torch.empty(0, 0, dtype=torch.bool) if zero is None else zero
+    given = (W.numpy(), U.numpy(), scale.contiguous().numpy(), nearer_to_zero(shrink).numpy())
+    codes, E = round_rows(*given, *limits, forced.numpy())
+    return torch.from_numpy(codes), torch.from_numpy(E)
+
+
+def _by_columns(
+    W: torch.Tensor,
+    U: torch.Tensor,
+    scale: torch.Tensor,
+    limits: tuple[int, int],
+    zero: torch.Tensor | None,
+    shrink: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A column of all rows at once, where a compiled loop cannot go."""
     divisor = scale.masked_fill(scale == 0, torch.inf)
-    pivots: Sequence[float] = U.diagonal().tolist()
-    codes = torch.empty_like(W)
-    E = torch.empty(min(block, columns), W.shape[1], dtype=W.dtype, device=W.device)
-    for start in range(0, columns, block):
-        stop = min(start + block, columns)
-        for j in range(start, stop):
-            done = j - start
-            w = torch.addmv(W[j], E[:done].T, U[start:j, j], alpha=-1) if done else W[j]
-            q = torch.div(w, divisor, out=codes[j]).round_().clamp_(code_min, code_max)
-            if zero is not None:
-                q.masked_fill_(zero[j], 0)
-            value = code_values(q, shrink)
-            torch.addcmul(w, value, scale, value=-1, out=E[done]).div_(pivots[j])
-        if stop < columns:
-            W[stop:].addmm_(U[start:stop, stop:].T, E[: stop - start], alpha=-1)
-    return codes
+    codes, E = torch.empty_like(W), torch.empty_like(W)
+    for j in range(W.shape[1]):
+        q = (W[:, j] / divisor).round_().clamp_(*limits)
+        if zero is not None:
+            q.masked_fill_(zero[:, j], 0)
+        codes[:, j] = q
+        E[:, j] = (W[:, j] - code_values(q, shrink) * scale) / U[j, j]
+        W[:, j:].addr_(E[:, j], U[j, j:], alpha=-1)
+    return codes, E
 
 
 def together(reports: Sequence[RoundingReport]) -> RoundingReport:

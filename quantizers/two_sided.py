@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import torch
 
-from .dequantize import code_values
+from .dequantize import code_values, nearer_to_zero
 from .rounding import HessianFactor
 
-TILE = 128
+TILE = 64
 
 
 def round_both_ways(
@@ -62,35 +62,67 @@ class _Work:
         shrink: int,
     ) -> None:
         self.X, self.U, self.V, self.scale = W.clone(), U, V, scale
-        self.A = torch.zeros(W.shape[1], W.shape[0])
+        self.A = W.new_zeros(W.shape[1], W.shape[0])
         self.codes = torch.zeros_like(W)
         self.limits, self.shrink = limits, shrink
 
     def tile(self, at: slice, by: slice) -> None:
-        """Round rows `at`, columns `by`; all tiles above and to the left are done.
-
-        Within a tile all weights of one antidiagonal are rounded at once.
-        """
+        """Round rows `at`, columns `by`; all tiles above and to the left are done."""
+        inside = _compiled if self.X.device.type == "cpu" else _by_antidiagonals
         X, A = self.X[at, by].clone(), self.A[by, at].clone()
-        U, V = self.U[by, by], self.V[at, at]
-        height, width = X.shape
-        codes = torch.zeros(height, width)
-        Y, Z = torch.zeros(height, width), torch.zeros(width, height)
-        pivots, row_pivots, scale = U.diagonal(), V.diagonal(), self.scale[at]
-        index = torch.arange(max(height, width))
-        for step in range(height + width - 1):
-            low, high = max(0, step - width + 1), min(height, step + 1)
-            i = index[low:high]
-            j = step - i
-            x, a, pivot = X[i, j], A[j, i], pivots[j]
-            q = ((x + pivot * a) / scale[low:high]).round_().clamp_(*self.limits)
-            value = code_values(q, self.shrink) * scale[low:high]
-            y = (value - x) / pivot
-            z = (y - a) / row_pivots[low:high]
-            codes[i, j], Y[i, j], Z[j, i] = q, y, z
-            X[low:high].addcmul_(y[:, None], U[j])
-            A[step - high + 1 : step - low + 1].addcmul_(z.flip(0)[:, None], V[low:high].flip(0))
+        U, V = self.U[by, by].contiguous(), self.V[at, at].contiguous()
+        codes, Y, Z = inside(X, A, U, V, self.scale[at], self.limits, self.shrink)
         self.codes[at, by] = codes
         # U and V are upper triangular: what is right of the tile, and below it, still moves.
         self.X[at, by.stop :].addmm_(Y, self.U[by, by.stop :])
         self.A[by, at.stop :].addmm_(Z, self.V[at, at.stop :])
+
+
+Tile = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""codes and Y [rows, columns] and Z [columns, rows] of a tile."""
+
+
+def _compiled(
+    X: torch.Tensor,
+    A: torch.Tensor,
+    U: torch.Tensor,
+    V: torch.Tensor,
+    scale: torch.Tensor,
+    limits: tuple[int, int],
+    shrink: int,
+) -> Tile:
+    from .compiled_loops import round_tile  # a compiler is slow to import
+
+    tile = (X.numpy(), A.T.contiguous().numpy(), U.numpy(), V.numpy())
+    done = round_tile(*tile, scale.numpy(), nearer_to_zero(shrink).numpy(), *limits)
+    codes, Y, Z = (torch.from_numpy(one) for one in done)
+    return codes, Y, Z.T
+
+
+def _by_antidiagonals(
+    X: torch.Tensor,
+    A: torch.Tensor,
+    U: torch.Tensor,
+    V: torch.Tensor,
+    scale: torch.Tensor,
+    limits: tuple[int, int],
+    shrink: int,
+) -> Tile:
+    """All weights of one antidiagonal at once, where a compiled loop cannot go."""
+    height, width = X.shape
+    codes, Y, Z = torch.zeros_like(X), torch.zeros_like(X), torch.zeros_like(A)
+    pivots, row_pivots = U.diagonal(), V.diagonal()
+    index = torch.arange(max(height, width), device=X.device)
+    for step in range(height + width - 1):
+        low, high = max(0, step - width + 1), min(height, step + 1)
+        i = index[low:high]
+        j = step - i
+        x, a, pivot = X[i, j], A[j, i], pivots[j]
+        q = ((x + pivot * a) / scale[low:high]).round_().clamp_(*limits)
+        value = code_values(q, shrink) * scale[low:high]
+        y = (value - x) / pivot
+        z = (y - a) / row_pivots[low:high]
+        codes[i, j], Y[i, j], Z[j, i] = q, y, z
+        X[low:high].addcmul_(y[:, None], U[j])
+        A[step - high + 1 : step - low + 1].addcmul_(z.flip(0)[:, None], V[low:high].flip(0))
+    return codes, Y, Z

@@ -415,22 +415,6 @@ def test_the_summary_names_every_tensor_that_gptq_could_not_round(weights: Weigh
     assert packed.rounding_problems == {name: "rounded to nearest: all of its inputs are zero"}
 
 
-def test_a_correction_of_low_rank_is_offered_where_few_rows_are_felt() -> None:
-    generator = torch.Generator().manual_seed(0)
-    weights = {name: torch.randn(128, 96, generator=generator) for name in ("even", "few")}
-    fisher = {"even": torch.ones(128), "few": torch.full((128,), 1e-3)}
-    fisher["few"][[5, 60]] = 100.0
-    curvature = {name: Curvature(torch.eye(96), rows, 500) for name, rows in fisher.items()}
-    measured = api.measure(weights, curvature=curvature)
-    ranks = {
-        name: {c.choice.partition("+")[0] for c in found if ".rank" in c.choice}
-        for name, found in measured.by_tensor.items()
-    }
-    assert ranks == {"even": set(), "few": {"int8.tensor.rank2x4"}}
-    plain = api.measure({"few": weights["few"]})
-    assert not any(".rank" in candidate.choice for candidate in plain.candidates)
-
-
 def test_a_pinned_correction_is_packed_weighed_and_verified(weights: Weights) -> None:
     pins = {"mlp-in": "int3.row.rank4x8", "mlp-out": "ternary.row.rank2x2"}
     plan = api.plan(weights, CAP, pins=pins)

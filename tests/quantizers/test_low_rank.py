@@ -6,7 +6,7 @@ from packer.quantizers.choice import parse_choice
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.fake_quant import fake_quantize
 from packer.quantizers.formats import FormatError, LowRank, QuantizedTensor, parse_format
-from packer.quantizers.low_rank import correction, paying_rank
+from packer.quantizers.low_rank import correction
 from packer.quantizers.quantize import dequantize, quantize
 
 
@@ -123,15 +123,3 @@ def test_quantized_tensor_checks_the_factors():
         QuantizedTensor(
             good.format, good.shape, good.dtype, good.codes, {"scale": good.side["scale"]}
         )
-
-
-def test_a_rank_pays_where_few_rows_are_felt_and_not_where_errors_are_noise():
-    noise = normal(8, 96, 128)
-    even = Curvature(torch.eye(128), torch.ones(96), 500)
-    assert paying_rank(noise, even, 4) == 0
-    few = torch.full((96,), 0.01)
-    few[[3, 40, 41]] = 100.0
-    assert paying_rank(noise, Curvature(torch.eye(128), few, 500), 4) == 3
-    spread = noise + 20 * normal(9, 96, 1) @ normal(10, 1, 128)
-    assert paying_rank(spread, even, 4) == 1
-    assert paying_rank(torch.zeros(96, 128), even, 4) == 0

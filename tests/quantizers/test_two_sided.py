@@ -7,7 +7,7 @@ from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError
 from packer.quantizers.quantize import dequantize, quantize
 from packer.quantizers.rounding import factorize, round_with
-from packer.quantizers.two_sided import round_both_ways
+from packer.quantizers.two_sided import _by_antidiagonals, _compiled, round_both_ways
 
 from packer.predicted_damage import predicted_nats
 
@@ -72,6 +72,22 @@ def test_with_outputs_that_are_felt_apart_it_is_gptq(shape):
     one = round_with(factor, weights(rows, columns), scale, -32767, 32767, shrink=20).codes
     both = round_both_ways(factor, apart, weights(rows, columns), scale, -32767, 32767, 20)
     assert float((one != both).float().mean()) < 1e-3  # a tie may fall otherwise
+
+
+@pytest.mark.parametrize(("shape", "shrink"), [((64, 64), 0), ((37, 64), 25), ((64, 5), 60)])
+def test_the_compiled_loop_is_the_one_by_antidiagonals(shape, shrink):
+    rows, columns = shape
+    factors = [factorize(moment(size, size)).upper for size in (columns, rows)]
+    scale = torch.linspace(0.2, 0.9, rows)
+
+    def told() -> tuple[torch.Tensor, torch.Tensor]:
+        return weights(rows, columns), 0.1 * weights(columns, rows, 4)
+
+    compiled = _compiled(*told(), *factors, scale, (-3, 2), shrink)
+    plain = _by_antidiagonals(*told(), *factors, scale, (-3, 2), shrink)
+    for one, other in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert compiled[0].unique().numel() == 6
 
 
 @pytest.mark.parametrize("banks", [0, 2])
