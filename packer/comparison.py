@@ -66,6 +66,12 @@ class Row:
         return None if divergence is None else divergence.kl_bits_per_byte
 
     @property
+    def predicted_bits_per_byte(self) -> float | None:
+        """The KL that the plan was chosen by, fitted for ours alone; None without a Fisher."""
+        plan = self.contender.packed.plan.plan
+        return plan.damage if plan.damage_kind == "damage_bpb" else None
+
+    @property
     def bits_per_weight(self) -> float:
         """Of the file, over all weights of the checkpoint."""
         weights = sum(info.elements for info in self.contender.packed.plan.measurement.tensors)
@@ -85,6 +91,7 @@ class Row:
             "bits_per_weight": self.bits_per_weight,
             "bits_per_byte": scored["bits_per_byte"],
             "kl_bits_per_byte": self.kl_bits_per_byte,
+            "predicted_bits_per_byte": self.predicted_bits_per_byte,
             "kl_stderr_bits_per_byte": scored.get("kl_stderr_bits_per_byte"),
             "delta_bits_per_byte": scored["delta_bits_per_byte"],
             "stderr_bits_per_byte": scored["delta_stderr_bits_per_byte"],

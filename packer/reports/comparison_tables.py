@@ -12,8 +12,8 @@ def print_comparison(
     rows: Sequence[Row], equal: Sequence[EqualKL], refused: Sequence[Refused]
 ) -> None:
     """One line a file, then what could not be done as its recipe says, then bytes at equal KL."""
-    columns = ["recipe", "knob", ">cap", ">total bytes", ">bits/w", ">KL bpb", ">bits per byte"]
-    columns += [">difference", ">± s.e.", ">seconds"]
+    columns = ["recipe", "knob", ">cap", ">total bytes", ">bits/w", ">KL bpb", ">predicted"]
+    columns += [">bits per byte", ">difference", ">± s.e.", ">seconds"]
     lines = [_line(row) for row in rows]
     if len({row.source for row in rows}) > 1:
         columns = ["checkpoint", *columns]
@@ -41,6 +41,7 @@ def _line(row: Row) -> list[str]:
         f"{contender.packed.account.total_bytes:,}",
         f"{row.bits_per_weight:.3f}",
         tables.number(row.kl_bits_per_byte, ".6f"),
+        tables.number(row.predicted_bits_per_byte, ".6f"),
         f"{row.evaluated.score.bits_per_byte:.6f}",
         f"{difference.delta_bpb:+.6f}",
         tables.number(difference.stderr_bits_per_byte, ".6f"),

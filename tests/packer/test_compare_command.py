@@ -87,6 +87,7 @@ def test_every_recipe_and_ours_stand_under_the_cap(compared: dict[str, Any]) -> 
         assert row["stderr_bits_per_byte"] > 0
         assert row["seconds"] > 0
         assert row["rounding_problems"] == {}
+        assert row["predicted_bits_per_byte"] > 0
         assert (row["knob"] is None) == (row["recipe"] == "ours")
     knobs = {row["recipe"]: row["knob_name"] for row in rows}
     assert knobs["sdclip-gptq-brotli"] == "k"
@@ -98,6 +99,7 @@ def test_curves_of_ours_and_of_recipes_with_a_k(compared: dict[str, Any]) -> Non
     assert [row["cap_bytes"] for row in ours] == sorted({CAP, *CAPS})
     for rougher, finer in itertools.pairwise(ours):
         assert rougher["kl_bits_per_byte"] > finer["kl_bits_per_byte"]
+        assert rougher["predicted_bits_per_byte"] > finer["predicted_bits_per_byte"]
     curve = [row for row in compared["rows"] if row["cap_bytes"] is None]
     assert [row["knob"] for row in curve] == list(CURVE_K)
     assert {row["recipe"] for row in curve} == {"sdclip-gptq-brotli"}
