@@ -7,14 +7,28 @@ the user's cache.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numba
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Loop = TypeVar("Loop", bound=Callable[..., object])
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+def compiled(loop: Loop) -> Loop:
+    """Without fast math: sums are in the order written, on every machine."""
+    how = {"nogil": True, "error_model": "numpy"}
+    try:
+        made: Loop = numba.njit(cache=True, **how)(loop)
+    except RuntimeError:  # no folder to keep it in can be written
+        made = numba.njit(**how)(loop)
+    return made
+
+
+@compiled
 def nearest(
     x: np.float32, scale: np.float32, nearer: Floats, low: np.float32, high: np.float32
 ) -> tuple[np.float32, np.float32]:
@@ -26,7 +40,7 @@ def nearest(
     return q, (q - np.sign(q) * less) * scale
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def round_rows(
     X: Floats,
     U: Floats,
@@ -58,7 +72,7 @@ def round_rows(
     return codes, E
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def round_tile(
     X: Floats,
     A: Floats,
