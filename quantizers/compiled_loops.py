@@ -8,7 +8,7 @@ the user's cache.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -20,12 +20,12 @@ Loop = TypeVar("Loop", bound=Callable[..., object])
 
 def compiled(loop: Loop) -> Loop:
     """Without fast math: sums are in the order written, on every machine."""
-    how = {"nogil": True, "error_model": "numpy"}
+    made: Any
     try:
-        made: Loop = numba.njit(cache=True, **how)(loop)
+        made = numba.njit(cache=True, nogil=True, error_model="numpy")(loop)
     except RuntimeError:  # no folder to keep it in can be written
-        made = numba.njit(**how)(loop)
-    return made
+        made = numba.njit(nogil=True, error_model="numpy")(loop)
+    return cast(Loop, made)
 
 
 @compiled

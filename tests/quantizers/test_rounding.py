@@ -8,6 +8,7 @@ from packer.quantizers import rounding
 from packer.quantizers.attachment import attach
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.clip import nearest_codes
+from packer.quantizers.compiled_loops import compiled
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.fake_quant import fake_quantize
 from packer.quantizers.formats import FormatError
@@ -206,3 +207,27 @@ def test_fake_quantization_refuses_what_it_cannot_do():
         fake_quantize(normal(0, 4, 4), parse_choice("int6.row+gptq"))
     with pytest.raises(FormatError, match=r"^weight: fake quantization rounds to nearest"):
         attach(torch.nn.Linear(4, 4), {"weight": "int6.row+gptq"})
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_the_compiled_loop_is_the_one_by_columns(pruned):
+    rows = normal(1, 40, 50)
+    hessian = normal(2, 200, 50).T @ normal(2, 200, 50)
+    upper = rounding.factorize(hessian).upper
+    scale = torch.linspace(0.0, 0.9, 40)
+    zero = rows.abs() < 0.5 if pruned else None
+    given = (upper, scale, (-3, 2), zero, 40)
+    compiled_way = rounding._compiled(rows.clone(), *given)
+    plain_way = rounding._by_columns(rows.clone(), *given)
+    for one, other in zip(compiled_way, plain_way, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    codes = compiled_way[0]
+    assert codes.unique().tolist() == [-3, -2, -1, 0, 1, 2]
+    assert not codes[0].any()
+    assert zero is None or not codes[zero].any()
+
+
+def test_a_loop_is_compiled_where_it_cannot_be_cached():
+    namespace: dict[str, object] = {}
+    exec("def twice(x):\n    return 2 * x\n", namespace)  # of no file, so of no cache
+    assert compiled(namespace["twice"])(3.0) == 6.0
