@@ -17,6 +17,9 @@ from .formats import FormatError
 
 # H is a sum of outer products: what is off by more than rounding was not made that way.
 SYMMETRY_TOLERANCE = 1e-4
+# Of the mean: what every row of a map is taken to be felt beside what a sample says. Units that are
+# silent on it are not free: rounded without heed they begin to speak (docs/methods.md).
+LEAST_FELT = 0.03
 # A sample overstates how alike the gradients of two outputs are.
 SHRINK_CORRELATIONS = 0.3
 
@@ -76,18 +79,27 @@ class Curvature:
             )
 
     @functools.cached_property
+    def felt(self) -> torch.Tensor | None:
+        """float32 [rows]: `fisher`, of the rows of a map with a floor under it."""
+        if self.fisher is None or self.row_usage is not None:
+            return self.fisher
+        return self.fisher + LEAST_FELT * self.fisher.mean()
+
+    @functools.cached_property
     def row_factors(self) -> torch.Tensor | None:
-        """float32 [banks, rows of one, rows of one]: how changes of rows are felt together, their
-        own Fisher on the diagonal, and the correlations that were seen drawn towards none.
+        """float32 [banks, rows of one, rows of one]: how changes of rows are felt together, `felt`
+        on the diagonal, and the correlations that were seen drawn towards none.
         """
-        if self.outputs is None or self.fisher is None:
+        if self.outputs is None or self.felt is None:
             return None
         size = self.outputs.shape[-1]
-        G = self.outputs.reshape(-1, size, size).double()
+        G = self.outputs.reshape(-1, size, size).double().clone()
+        diagonal = G.diagonal(dim1=-2, dim2=-1)
+        diagonal += LEAST_FELT * diagonal.mean()
         scale = G.diagonal(dim1=-2, dim2=-1).clamp(min=1e-30).rsqrt()
         correlation = (1 - SHRINK_CORRELATIONS) * G * scale[:, :, None] * scale[:, None, :]
         correlation.diagonal(dim1=-2, dim2=-1).fill_(1.0)
-        root = self.fisher.double().sqrt().reshape(-1, size)
+        root = self.felt.double().sqrt().reshape(-1, size)
         return (correlation * root[:, :, None] * root[:, None, :]).float()
 
     @property

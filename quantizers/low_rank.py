@@ -71,10 +71,10 @@ def _metric(
     damping = DAMPING * float(H.diagonal().mean())
     while int(torch.linalg.cholesky_ex(H + damping * torch.eye(columns)).info):
         damping = 10 * damping or 1.0
-    if curvature.fisher is None or not bool(curvature.fisher.any()):
+    if curvature.felt is None or not bool(curvature.felt.any()):
         weight = torch.ones(rows, dtype=torch.float64)
     else:
-        fisher = curvature.fisher.double()
+        fisher = curvature.felt.double()
         weight = (fisher + 1e-6 * fisher.mean()).sqrt()
     return H + damping * torch.eye(columns, dtype=torch.float64), weight
 

@@ -86,8 +86,8 @@ def row_curvature(curvature: Curvature) -> torch.Tensor:
 
 
 def _shrunk_fisher(curvature: Curvature) -> torch.Tensor:
-    assert curvature.fisher is not None
-    fisher = curvature.fisher.double()
+    assert curvature.felt is not None
+    fisher = curvature.felt.double()
     if not bool((fisher > 0).any()):
         return torch.ones_like(fisher)
     logs = fisher.clamp(min=float(fisher.mean()) * 1e-9).log()

@@ -127,7 +127,7 @@ def test_outputs_know_which_changes_cancel(tokens: Tensor) -> None:
     assert kronecker_nats(shift, head.hessian, head.outputs[None]) < 1e-4 * apart
     assert head.row_factors is not None
     drawn = kronecker_nats(shift, head.hessian, head.row_factors)
-    assert drawn == pytest.approx(0.3 * apart, rel=0.1)
+    assert drawn == pytest.approx(0.33 * apart, rel=0.1)  # and 0.03 that every row is felt
     other = normal(VOCAB, WIDTH, seed=5)
     assert kronecker_nats(other, head.hessian, head.row_factors) == pytest.approx(
         half_form(head, other), rel=0.3
