@@ -40,9 +40,7 @@ class Banked(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def lab(
-    tmp_path_factory: pytest.TempPathFactory, train_bpe: Callable[[Path, int], None]
-) -> Path:
+def lab(tmp_path_factory: pytest.TempPathFactory, train_bpe: Callable[[Path, int], None]) -> Path:
     """model.pt of the companion family, banked.pt of somebody's, text, shards and tokenizers."""
     folder = tmp_path_factory.mktemp("lab")
     torch.manual_seed(0)

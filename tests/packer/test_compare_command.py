@@ -27,9 +27,7 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
-def lab(
-    tmp_path_factory: pytest.TempPathFactory, train_bpe: Callable[[Path, int], None]
-) -> Path:
+def lab(tmp_path_factory: pytest.TempPathFactory, train_bpe: Callable[[Path, int], None]) -> Path:
     """Two models of one family, text to calibrate on, text to score on, a tokenizer."""
     folder = tmp_path_factory.mktemp("lab")
     for name, layers in (("model", 2), ("smaller", 1)):

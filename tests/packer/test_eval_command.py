@@ -58,9 +58,7 @@ class Mute(Chatty):
 
 
 @pytest.fixture(scope="session")
-def lab(
-    tmp_path_factory: pytest.TempPathFactory, train_bpe: Callable[[Path, int], None]
-) -> Path:
+def lab(tmp_path_factory: pytest.TempPathFactory, train_bpe: Callable[[Path, int], None]) -> Path:
     """A folder with text, tokenizers, shards, two models and an artifact; nobody writes there."""
     folder = tmp_path_factory.mktemp("lab")
     chance = random.Random(0)
