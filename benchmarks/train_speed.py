@@ -51,14 +51,15 @@ def plain_loop(trainer: Trainer) -> Callable[[], None]:
     torch.manual_seed(0)
     model = GPT(trainer.config.model)
     optimizers = make_optimizers(model, trainer.config.optimizer)
+    gradients = trainer.gradients
     micro = trainer.config.batch.micro_tokens // trainer.config.batch.sequence
     step = 0
 
     def run() -> None:
         nonlocal step
-        inputs, targets = trainer.batches.read(step)
+        inputs, targets = gradients.batches.read(step)
         for tokens, wanted in zip(inputs.split(micro), targets.split(micro), strict=True):
-            with torch.autocast("cpu", trainer.autocast, enabled=trainer.autocast is not None):
+            with torch.autocast("cpu", gradients.autocast, enabled=gradients.autocast is not None):
                 loss = model(tokens, wanted)
             (loss * len(tokens) / len(inputs)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

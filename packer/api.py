@@ -11,7 +11,6 @@ A checkpoint is a path, a state dict, or a Checkpoint; a plan is a path or a Pac
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,47 +18,53 @@ from typing import Any
 import torch
 
 from packer import inspection, measuring, unpacking
-from packer.account import Limits, count_code
+from packer.api_inputs import (
+    CheckpointLike,
+    CurvatureLike,
+    PathLike,
+    checkpoint_of,
+    limits_of,
+    load,
+    load_plan,
+    measurement_of,
+    under_policy,
+)
 from packer.artifact_files import reading_artifact
 from packer.candidates import Measurement
-from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
+from packer.checkpoint import read_checkpoint
 from packer.curvature import calibration
 from packer.curvature.calibration import TextSource
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.file import write_curvature
 from packer.curvature.given import given_curvature
 from packer.decoder import MAX_DECODED_BYTES, decode_weights, parse
-from packer.errors import CapError, CheckpointError, PlanError
+from packer.errors import CheckpointError, PlanError
 from packer.eval.foreign_forward import adapt
 from packer.eval.forward import AnyModel, TailLogits
-from packer.files import is_json, replacing, write_json
+from packer.files import replacing, write_json
 from packer.fit import Packed, pack_to_cap
 from packer.knob import RecipePlan, recipe_under_cap
 from packer.measuring import AnyCurvature, Progress, ignore_progress, tensors_of
-from packer.planning import (
-    PackPlan,
-    check_curvature,
-    follow_policy,
-    make_plan,
-    read_measurement,
-    read_plan,
-)
-from packer.quantizers.curvature import Curvature
+from packer.planning import PackPlan, check_curvature, make_plan
 from packer.recipes import find_recipe
 from packer.ship import loader_source
 
-PathLike = str | os.PathLike[str]
-CurvatureLike = PathLike | CurvatureSet | Mapping[str, Curvature]
-CheckpointLike = PathLike | Mapping[str, torch.Tensor] | Checkpoint
-
-
-def load(checkpoint: CheckpointLike) -> Checkpoint:
-    """A Checkpoint of whatever describes one. Raises CheckpointError."""
-    if isinstance(checkpoint, Checkpoint):
-        return checkpoint
-    if isinstance(checkpoint, Mapping):
-        return from_state_dict(checkpoint)
-    return read_checkpoint(checkpoint)
+__all__ = [
+    "CheckpointLike",
+    "CurvatureLike",
+    "PathLike",
+    "calibrate",
+    "inspect",
+    "load",
+    "load_plan",
+    "measure",
+    "pack",
+    "plan",
+    "plan_recipe",
+    "unpack",
+    "unpack_foreign",
+    "verify",
+]
 
 
 def inspect(checkpoint: CheckpointLike) -> tuple[inspection.TensorStatistics, ...]:
@@ -117,18 +122,17 @@ def plan(
     step down only where they do not fit. curvature, hessians: as in `measure`.
     Raises CapError: nothing fits; says the smallest size reachable. PlanError, SelectorError.
     """
-    loader_bytes = len(loader_source().encode()) if loader else 0
-    limits = Limits(cap_bytes, count_code(code), loader_bytes, margin_bytes)
+    limits = limits_of(cap_bytes, code, loader, margin_bytes)
     if policy is not None and pins:
         raise PlanError("a policy carries its own pins; plan without it to pin other tensors")
     felt: AnyCurvature | None = None
     if curvature is not None or hessians is not None:
-        source = _checkpoint_of(source)
+        source = checkpoint_of(source)
         felt = given_curvature(source, curvature, hessians)
     if policy is not None:
-        made = _under_policy(load_plan(policy), source, limits, metadata, felt, progress)
+        made = under_policy(load_plan(policy), source, limits, metadata, felt, progress)
     else:
-        measurement, earlier = _measurement_of(source, pins, metadata, felt, progress)
+        measurement, earlier = measurement_of(source, pins, metadata, felt, progress)
         made = make_plan(measurement, limits, {**earlier, **(pins or {})})
     if out is not None:
         write_json(out, made.to_json())
@@ -154,8 +158,7 @@ def plan_recipe(
     Arguments as of `plan`. Raises CapError: it fits at no position of its knob. PlanError: no such
     recipe, or it rounds with GPTQ and there is no curvature.
     """
-    loader_bytes = len(loader_source().encode()) if loader else 0
-    limits = Limits(cap_bytes, count_code(code), loader_bytes, margin_bytes)
+    limits = limits_of(cap_bytes, code, loader, margin_bytes)
     loaded = load(checkpoint)
     felt = given_curvature(loaded, curvature, hessians)
     return recipe_under_cap(
@@ -197,70 +200,6 @@ def calibrate(
     if out is not None:
         write_curvature(out, found)
     return found
-
-
-def _checkpoint_of(source: object) -> Checkpoint:
-    """Raises PlanError: measurements, which have their curvature already."""
-    if isinstance(source, Measurement | PackPlan) or (
-        isinstance(source, str | os.PathLike) and is_json(source)
-    ):
-        raise PlanError(
-            "measurements carry the damage they were measured with; give the checkpoint to measure "
-            "it with other curvature"
-        )
-    return load(source)  # type: ignore[arg-type]
-
-
-def load_plan(plan: PathLike | PackPlan) -> PackPlan:
-    """A PackPlan of whatever describes one. Raises PlanError."""
-    return plan if isinstance(plan, PackPlan) else read_plan(plan)
-
-
-def _measurement_of(
-    source: CheckpointLike | Measurement | PackPlan,
-    pins: Mapping[str, str] | None,
-    metadata: Mapping[str, str] | None,
-    curvature: AnyCurvature | None,
-    progress: Progress,
-) -> tuple[Measurement, Mapping[str, str]]:
-    """(measurements, pins of an earlier plan)."""
-    if isinstance(source, Measurement):
-        return source, {}
-    if isinstance(source, PackPlan):
-        return source.measurement, source.pins
-    if isinstance(source, str | os.PathLike) and is_json(source):
-        return read_measurement(source)
-    measured = measuring.measure(
-        load(source), pins=pins, metadata=metadata, curvature=curvature, progress=progress
-    )
-    return measured, {}
-
-
-def _under_policy(
-    policy: PackPlan,
-    source: CheckpointLike | Measurement | PackPlan,
-    limits: Limits,
-    metadata: Mapping[str, str] | None,
-    curvature: AnyCurvature | None,
-    progress: Progress,
-) -> PackPlan:
-    """Measures the policy's own choices first, and all others only when those do not fit."""
-    if not isinstance(source, str | os.PathLike | Mapping | Checkpoint):
-        measured, _ = _measurement_of(source, None, None, None, progress)
-        return follow_policy(policy, measured, limits)
-    checkpoint = load(source)
-    quick = measuring.measure_choices(checkpoint, policy.choices, metadata, progress, curvature)
-    try:
-        return follow_policy(policy, quick, limits)
-    except CapError:
-        whole = measuring.measure(
-            checkpoint,
-            pins=policy.choices,
-            metadata=metadata,
-            curvature=curvature,
-            progress=progress,
-        )
-        return follow_policy(policy, whole, limits)
 
 
 def pack(

@@ -7,31 +7,28 @@ The content decides what a file is, never its name. Nothing in a file is execute
 from __future__ import annotations
 
 import io
-import json
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load as load_safetensors_bytes
 
-from packer.errors import CheckpointError
+from packer.errors import CheckpointError, reason
 from packer.foreign.codecs import UnknownBytesError, codec_of, output_limit, unwrap
 from packer.foreign.containers import QGV3, read_qgv3
 from packer.foreign.lrzip_groups import PGRP, read_pgrp
 from packer.foreign.numpy_pickle import read_numpy_pickle
+from packer.safetensors_files import load_folder, load_safetensors, safetensors_of
 
 RESAVE = "re-save the weights alone, torch.save(model.state_dict(), 'weights.pt'), and use that"
 # The pickled integer that files began with before torch.save wrote zip files.
 LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
 ARTIFACT = b"\x93BYTECAP"
 BLOCK_BYTES = 1 << 20
-MAX_SAFETENSORS_HEADER = 100_000_000  # the limit of the safetensors library
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def load(path: Path, max_memory: int | None = None) -> Content:
     Raises CheckpointError: no file, damaged, larger than allowed, or of a kind that is not known.
     """
     if path.is_dir():
-        value, metadata = _load_folder(path)
+        value, metadata = load_folder(path)
         size = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))
         return Content(str(path), value, metadata, "none", size, size)
     if not path.exists():
@@ -75,7 +72,7 @@ def load(path: Path, max_memory: int | None = None) -> Content:
     if _is_torch(head):
         return Content(str(path), _load_torch(path, head), {}, "none", size, size)
     if _is_safetensors(head):
-        value, metadata = _load_safetensors(path)
+        value, metadata = load_safetensors(path)
         return Content(str(path), value, metadata, "none", size, size)
     return _load_wrapped(path, max_memory)
 
@@ -135,7 +132,7 @@ def _load_bytes(data: bytes, source: str, limit: int) -> tuple[object, dict[str,
     if _is_torch(head):
         return _load_torch(io.BytesIO(data), head, source), {}
     if _is_safetensors(head):
-        return _safetensors_of(data, source)
+        return safetensors_of(data, source)
     if head.startswith(QGV3):
         return read_qgv3(data, source), {}
     if head.startswith(PGRP):
@@ -220,111 +217,3 @@ def _torch_load(file: Path | BinaryIO, source: str, *, mmap: bool) -> object:
             f"{source}: torch cannot read it ({reason(error)}); it is damaged, or holds more than "
             f"tensors: copy it again, or {RESAVE}"
         ) from error
-
-
-def _safetensors_of(data: bytes, source: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """A safetensors file in memory; the library checks every offset but keeps the metadata."""
-    try:
-        tensors = load_safetensors_bytes(data)
-        length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-        return {name: tensors[name] for name in sorted(tensors)}, dict(metadata)
-    except Exception as error:
-        raise CheckpointError(
-            f"{source}: the safetensors data in it is truncated or damaged ({reason(error)}); copy "
-            "it again"
-        ) from error
-
-
-def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-    allowed = min(path.stat().st_size - 8, MAX_SAFETENSORS_HEADER)
-    if header_bytes > allowed:
-        raise CheckpointError(
-            f"{path}: as safetensors its header would take {header_bytes:,} bytes where at most "
-            f"{max(allowed, 0):,} are possible; the file is truncated or damaged: copy or save it "
-            "again"
-        )
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            return tensors, dict(file.metadata() or {})
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: the safetensors file is truncated or damaged ({reason(error)}); copy or "
-            "save it again"
-        ) from error
-
-
-def _load_folder(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """All shards as one; an index, where there is one, says which they are and what they hold."""
-    weight_map = _read_index(folder)
-    if weight_map is None:
-        shards = sorted(path.name for path in folder.glob("*.safetensors"))
-    else:
-        shards = sorted(set(weight_map.values()))
-    if not shards:
-        raise CheckpointError(
-            f"{folder}: is a folder without *.safetensors; name a checkpoint file inside it"
-        )
-    tensors: dict[str, torch.Tensor] = {}
-    metadata: dict[str, str] = {}
-    home: dict[str, str] = {}
-    for shard in shards:
-        loaded, texts = _load_safetensors(folder / shard)
-        for name in loaded:
-            if name in home:
-                raise CheckpointError(
-                    f"{folder}: the tensor {name!r} is in both {home[name]} and {shard}; keep the "
-                    "shards of one model only, or name one file"
-                )
-            home[name] = shard
-        tensors.update(loaded)
-        metadata = {**texts, **metadata}
-    if weight_map is not None:
-        _check_index(folder, weight_map, home)
-    return tensors, metadata
-
-
-def _read_index(folder: Path) -> dict[str, str] | None:
-    """Tensor name -> shard, None without an index."""
-    path = folder / "model.safetensors.index.json"
-    if not path.exists():
-        return None
-    try:
-        weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
-        found = {str(name): str(shard) for name, shard in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: is not a safetensors index with a weight_map ({reason(error)}); download it "
-            "again, or remove it to take every *.safetensors file here"
-        ) from error
-    for name, shard in found.items():
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{path}: puts {name!r} into {shard!r}, which is not a *.safetensors file of this "
-                "folder"
-            )
-        if not (folder / shard).is_file():
-            raise CheckpointError(
-                f"{path}: names the shard {shard}, which is not there; download the missing file"
-            )
-    return found
-
-
-def _check_index(folder: Path, weight_map: Mapping[str, str], home: Mapping[str, str]) -> None:
-    for name in sorted(set(weight_map) | set(home)):
-        if weight_map.get(name) != home.get(name):
-            raise CheckpointError(
-                f"{folder}: the index puts {name!r} into {weight_map.get(name, 'no shard')}, but "
-                f"it is in {home.get(name, 'no shard')}; index and shards are not of one model"
-            )
-
-
-def reason(error: Exception) -> str:
-    """The error's first line, short enough for a sentence."""
-    # torch puts a page of general advice before what happened.
-    text = str(error).rpartition("WeightsUnpickler error:")[2]
-    lines = text.strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:160]}"

@@ -35,3 +35,11 @@ class CodeError(PackerError):
 
 class SubmissionError(PackerError):
     """A submission folder that cannot be checked at all."""
+
+
+def reason(error: Exception) -> str:
+    """The error's first line, short enough for a sentence."""
+    # torch puts a page of general advice before what happened.
+    text = str(error).rpartition("WeightsUnpickler error:")[2]
+    lines = text.strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:160]}"

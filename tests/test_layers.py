@@ -30,6 +30,7 @@ LAYERS = {
     "packer.budget": "budget",
     "packer.eval": "eval",
     "packer.train.model": "model",
+    "packer.train.attention": "model",
     "packer.train.layers": "model",
     "packer.train": "train",
     "packer.commands": "commands",

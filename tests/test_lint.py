@@ -1,12 +1,15 @@
-"""The code is clean under ruff, and under mypy's strict mode as it is installed."""
+"""The code is clean under ruff, under mypy's strict mode as it is installed, and not too long."""
 
+import ast
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-INSTALLED_FROM = ("packer", "quantizers", "budget", "eval", "train", "pyproject.toml", "README.md")
+PACKAGES = ("packer", "quantizers", "budget", "eval", "train")
+INSTALLED_FROM = (*PACKAGES, "pyproject.toml", "README.md")
+MOST_LINES = {"a file": 400, "a function": 60}
 
 
 def run(*command: str, cwd: Path, env: dict[str, str] | None = None) -> None:
@@ -35,3 +38,29 @@ def test_types_of_the_installed_package(tmp_path):
     run("pip", "install", "-q", "--no-deps", "--no-build-isolation", *target, cwd=tmp_path)
     config = ("--config-file", str(source / "pyproject.toml"), "--cache-dir", str(tmp_path / "c"))
     run("mypy", *config, "-p", "packer", cwd=tmp_path, env={"MYPYPATH": str(installed), "PATH": ""})
+
+
+def too_long(path: Path) -> list[str]:
+    """The file and its functions that have more lines than are read at one go."""
+    text = path.read_text("utf-8")
+    lengths = [("a file", path.name, len(text.splitlines()))]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            lengths.append(("a function", node.name, node.end_lineno - node.lineno + 1))
+    return [
+        f"{path}: {name} has {lines} lines, {kind} at most {MOST_LINES[kind]}"
+        for kind, name, lines in lengths
+        if lines > MOST_LINES[kind]
+    ]
+
+
+def test_no_file_and_no_function_is_too_long(tmp_path):
+    files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    assert [said for path in files for said in too_long(path)] == [] and len(files) > 150
+    long = tmp_path / "long.py"
+    long.write_text("def f():\n" + "    x = 1\n" * 60 + "y = 1\n" * 340)
+    assert [said.split(" has ")[1] for said in too_long(long)] == [
+        "401 lines, a file at most 400",
+        "61 lines, a function at most 60",
+    ]

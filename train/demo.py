@@ -15,7 +15,8 @@ from packer.eval.batches import Setting, ignore
 from packer.eval.errors import EvalError
 from packer.eval.sample import continue_text
 from packer.train.config import settings_of
-from packer.train.data import TOKENIZER, DataOptions, make_data
+from packer.train.data import make_data
+from packer.train.data_job import TOKENIZER, DataOptions
 from packer.train.demo_text import SEPARATOR, Corpus, Document
 from packer.train.loop import Trainer
 from packer.train.model import model_of

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packer.eval import score as scoring
-from packer.eval.batches import Setting
-from packer.eval.errors import EvalError
 from packer.eval.score import Score
 from packer.train.calibrating import curvature_of, without_gptq
 from packer.train.config import settings_of
@@ -19,12 +16,13 @@ from packer.train.model import model_of
 from packer.train.settings import TrainConfig
 from packer.train.trained_plan import plan_as_trained
 from packer.train.training_data import TrainingData
+from packer.train.validation import validate
 from torch import Tensor
 
 from packer import api
 from packer.account import Account
 from packer.curvature.curvature_set import CurvatureSet
-from packer.errors import CapError, PackerError
+from packer.errors import CapError
 from packer.unpacking import write_weights
 
 Progress = Callable[[str, int, int], None]
@@ -142,18 +140,9 @@ def _pack(
 def _score(
     weights: Mapping[str, Tensor], config: TrainConfig, data: TrainingData, ledger: Ledger
 ) -> Score | None:
-    if data.valid is None or data.counter is None:
+    if not data.validates:
         return None
-    available = len(data.valid) - 1
     model = model_of(config.model, weights)
-    setting = Setting(
-        window=min(config.batch.sequence, available),
-        stride=config.run.stride or None,
-        tokens=min(config.run.final_eval_tokens or available, available),
-        autocast=next(model.parameters()).is_cuda,
-    )
-    try:
-        with ledger.time("evaluation"):
-            return scoring.score(model, data.valid, data.counter, setting)
-    except EvalError as error:
-        raise PackerError(f"validation: {error}") from None
+    window, tokens = config.batch.sequence, config.run.final_eval_tokens
+    with ledger.time("evaluation"):
+        return validate(model, data, window, tokens, stride=config.run.stride or None)

@@ -1,9 +1,18 @@
-"""One line of a training log: step, loss, speed and what is left."""
+"""The lines of a training log that packer.submission.own_log reads again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from packer.train.finish import Finished
+    from packer.train.ledger import Ledger
+
+
+def start_line(parameters: int, seed: int, tokens: int) -> str:
+    """What is trained, on how much."""
+    return f"{parameters:,} parameters, seed {seed}, {tokens:,} training tokens"
 
 
 def log_line(line: Mapping[str, Any], steps_left: float, tokens_per_step: int) -> str:
@@ -24,3 +33,21 @@ def log_line(line: Mapping[str, Any], steps_left: float, tokens_per_step: int) -
     speed = step * tokens_per_step / seconds
     parts.append(f"{speed:,.0f} tokens/s, {left // 60:.0f}:{left % 60:02.0f} left")
     return "  ".join(parts)
+
+
+def seconds_line(ledger: Ledger) -> str:
+    """Where the seconds went, part by part."""
+    return "seconds: " + ", ".join(f"{row.part} {row.seconds:.1f}" for row in ledger.rows())
+
+
+def best_line(best: Finished) -> str:
+    """The best average, with its bytes and its score through the file where there is one."""
+    words = f"best: {best.name}, {best.artifact or best.checkpoint}"
+    account, score = best.account, best.after
+    if account is None or score is None:
+        return words
+    return (
+        f"{words}, {account.artifact_bytes:,} bytes + code {account.code_bytes:,} = "
+        f"{account.total_bytes:,}, {score.bits_per_byte:.8f} bits per byte, "
+        f"{score.nats / score.tokens:.8f} nats a token through the file"
+    )

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from packer.eval import score as scoring
-from packer.eval.batches import Setting
-from packer.eval.errors import EvalError
 from packer.eval.ranks import gathered
 from packer.quantizers.attachment import plain_name
 from packer.train.averaging import Averages
 from packer.train.batches import Batches
+from packer.train.gradients import Gradients
 from packer.train.ledger import Ledger
 from packer.train.log_line import log_line
 from packer.train.metrics import MetricsLog
 from packer.train.model import GPT, model_of
 from packer.train.optim import make_optimizers, set_rates
-from packer.train.precision import autocast_dtype, compiles
 from packer.train.qat import FakeQuantization
 from packer.train.run_config import run_settings
 from packer.train.run_state import write_state
@@ -30,6 +27,7 @@ from packer.train.settings import TrainConfig
 from packer.train.size_watch import SizeWatch
 from packer.train.stop_requests import stop_requests
 from packer.train.training_data import TrainingData
+from packer.train.validation import validate
 from torch import Tensor
 
 from packer.account import count_code
@@ -69,7 +67,7 @@ class Trainer:
         self.metrics = MetricsLog(folder / METRICS)
         torch.manual_seed(config.run.seed)
         self.model = GPT(config.model).to(device)
-        self.batches = Batches(
+        batches = Batches(
             data.train, config.batch, config.model.vocab_size, config.run.seed, rank, world_size
         )
         self.qat = FakeQuantization.attached(self.model, config.qat)
@@ -83,9 +81,7 @@ class Trainer:
             limit=config.pack.size_cap or config.pack.cap,
             code_bytes=sum(file.size_bytes for file in count_code(config.pack.code)),
         )
-        self.autocast = autocast_dtype(config.run.precision, device)
-        self.compiled = compiles(config.run.compile, device)
-        self.forward = self._forward()
+        self.gradients = Gradients(self.model, config, batches, device, world_size)
         self._loss: Tensor | None = None
         self._last_save = time.monotonic()
 
@@ -96,15 +92,6 @@ class Trainer:
             for name, parameter in self.model.named_parameters()
             if not name.endswith(".log_k")
         ]
-
-    def _forward(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The model as it is called in training: compiled, and averaging gradients over ranks."""
-        forward: Any = torch.compile(self.model) if self.compiled else self.model
-        if self.world_size > 1:
-            forward = torch.nn.parallel.DistributedDataParallel(
-                forward, gradient_as_bucket_view=True
-            )
-        return forward  # type: ignore[no-any-return]
 
     def train(self) -> None:
         """Steps until the schedule ends. A Ctrl-C saves the state after the step and stops.
@@ -132,9 +119,9 @@ class Trainer:
     def _begin(self) -> None:
         if self.rank == 0:
             self.metrics.begin(self.step)
-        if self.compiled:
+        if self.gradients.compiled:
             with self.ledger.time("compilation"):
-                self._gradients(self.step)  # thrown away: only to compile before the clock starts
+                self.gradients.add(self.step)  # thrown away: compiles before the clock starts
                 self._zero()
                 self._wait()
 
@@ -145,7 +132,7 @@ class Trainer:
             momentum = muon_momentum(self.config.optimizer, self.step)
             set_rates(self.optimizers, scale, momentum)
             self.qat.begin_step(self.config.schedule, self.step, seconds)
-            self._loss = self._gradients(self.step)
+            self._loss = self.gradients.add(self.step)
             self._clip()
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -162,35 +149,6 @@ class Trainer:
             self._log(scale, evaluating)
         if self._save_is_due():
             self.save()
-
-    def _gradients(self, step: int) -> Tensor:
-        """Adds gradients of the mean loss over this rank's windows; returns that loss, detached."""
-        inputs, targets = self.batches.read(step)
-        micro = self.config.batch.micro_tokens // self.config.batch.sequence or len(inputs)
-        parts = list(zip(torch.split(inputs, micro), torch.split(targets, micro), strict=True))
-        total = torch.zeros((), device=self.device)
-        for number, (tokens, wanted) in enumerate(parts):
-            with self._averaging_only(number == len(parts) - 1), self._precision():
-                loss = self.forward(self._placed(tokens), self._placed(wanted))
-                share = len(tokens) / len(inputs)
-                (loss * share).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach() * share
-        return total
-
-    def _averaging_only(self, last: bool) -> AbstractContextManager[Any]:
-        """Ranks exchange gradients once a step, with the last part."""
-        if self.world_size == 1 or last:
-            return nullcontext()
-        return self.forward.no_sync()  # type: ignore[attr-defined, no-any-return]
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        enabled = self.autocast is not None
-        return torch.autocast(self.device.type, self.autocast, enabled=enabled)
-
-    def _placed(self, tokens: Tensor) -> Tensor:
-        if self.device.type == "cpu":
-            return tokens
-        return tokens.pin_memory().to(self.device, non_blocking=True)
 
     def _clip(self) -> None:
         limit = self.config.optimizer.grad_clip
@@ -271,24 +229,18 @@ class Trainer:
 
     def evaluate(self, tokens: int) -> float | None:
         """Bits per byte of what the forward sees now; None without validation data."""
-        if self.data.valid is None or self.data.counter is None:
+        if not self.data.validates:
             return None
-        window = self.config.batch.sequence
-        available = len(self.data.valid) - 1
         with self.ledger.time("evaluation"):
-            setting = Setting(
-                window=min(window, available),
-                tokens=min(tokens, available) if tokens else None,
-                autocast=self.device.type == "cuda",
+            part = validate(
+                self.snapshot(),
+                self.data,
+                self.config.batch.sequence,
+                tokens,
                 rank=self.rank,
                 world_size=self.world_size,
             )
-            plain = self.snapshot()
-            try:
-                part = scoring.score(plain, self.data.valid, self.data.counter, setting)
-                return gathered(part, scoring.combine).bits_per_byte
-            except EvalError as error:
-                raise PackerError(f"validation: {error}") from None
+            return None if part is None else gathered(part, scoring.combine).bits_per_byte
 
     def snapshot(self) -> GPT:
         """A plain model with the weights as the forward sees them, rounded where QAT is on."""

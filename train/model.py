@@ -12,17 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import Attention, rms_norm, rope_tables
 from .layers import (
     ACTIVATIONS,
     MLP,
-    Attention,
     BigramHash,
     Block,
     SmearGate,
     ValueEmbedding,
     layer_norm_scale,
-    rms_norm,
-    rope_tables,
 )
 
 

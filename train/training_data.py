@@ -12,7 +12,7 @@ from packer.eval.forward import VOCAB_MULTIPLE
 from packer.eval.score import ByteCounter
 from packer.eval.shards import TokenStream, read_shards
 from packer.eval.token_bytes import from_sentencepiece
-from packer.train.data import MANIFEST
+from packer.train.data_job import MANIFEST
 from packer.train.settings import DataSettings, TrainConfig
 
 from packer.errors import PackerError
@@ -25,6 +25,11 @@ class TrainingData:
     train: TokenStream
     valid: TokenStream | None
     counter: ByteCounter | None
+
+    @property
+    def validates(self) -> bool:
+        """Whether a model can be scored on it."""
+        return self.valid is not None and self.counter is not None
 
 
 def open_training_data(config: TrainConfig) -> TrainingData:

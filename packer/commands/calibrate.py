@@ -8,75 +8,72 @@ from typing import TYPE_CHECKING
 
 import click
 
-from packer.commands.calibrating import (
-    AMOUNT,
-    MODEL,
-    TOKENIZER,
-    ModelOptions,
-    TextOptions,
-    curvature_of,
-    written_by,
-)
-from packer.commands.models import refusals, running_foreign
+from packer.commands.calibrating import curvature_of
+from packer.commands.model_options import COMPANION, MODEL, ModelOptions
+from packer.commands.models import load_model, refusals, running_foreign
+from packer.commands.opening import CHECKPOINT_OPENING
+from packer.commands.option_groups import OptionGroup
 from packer.commands.options import (
-    DROP,
     EXISTING,
-    EXISTING_FILE,
     JSON,
-    WEIGHTS,
+    POSITIVE,
     WRITABLE,
     print_json,
     refuse_overwriting,
-    with_options,
+)
+from packer.commands.own_text import written_by
+from packer.commands.text_options import (
+    DEFAULT_TOKENS,
+    DEFAULT_WINDOW,
+    EFFORT,
+    SELF_GENERATE,
+    SHARDS_TOO,
+    TOKENIZER,
+    TextOptions,
 )
 
 if TYPE_CHECKING:
     from packer.curvature.curvature_set import CurvatureSet
 
 LISTED = 8  # warnings printed one by one
+TEXT = OptionGroup(
+    "text",
+    TextOptions,
+    click.option("--data", multiple=True, metavar="PATH", help=SHARDS_TOO),
+    click.option(
+        "--self-generate",
+        type=SELF_GENERATE,
+        metavar="TOKENS",
+        help="Calibrate on so many tokens that the model writes itself, at temperature 0.8.",
+    ),
+    TOKENIZER,
+    click.option(
+        "--tokens",
+        type=POSITIVE,
+        default=DEFAULT_TOKENS,
+        show_default=True,
+        help="How many tokens to calibrate on.",
+    ),
+    click.option(
+        "--window",
+        type=POSITIVE,
+        default=DEFAULT_WINDOW,
+        show_default=True,
+        metavar="TOKENS",
+        help="What the model sees at once.",
+    ),
+    EFFORT,
+)
 
 
 @click.command(short_help="Curvature of every weight, on a text.")
 @click.argument("checkpoint", type=EXISTING)
-@click.option(
-    "--data",
-    multiple=True,
-    metavar="PATH",
-    help="Text, or token shards named .bin: a file or a glob; repeat for more.",
-)
-@click.option(
-    "--self-generate",
-    type=click.IntRange(min=2),
-    metavar="TOKENS",
-    help="Calibrate on so many tokens that the model writes itself, at temperature 0.8.",
-)
-@with_options(TOKENIZER, AMOUNT)
+@TEXT
 @click.option("-o", "--output", type=WRITABLE, default="curvature.safetensors", show_default=True)
-@click.option(
-    "--config",
-    type=EXISTING_FILE,
-    help="The companion model's configuration (JSON or TOML); default: the one that the "
-    "checkpoint carries, or NAME.config.json beside it.",
-)
-@with_options(MODEL, WEIGHTS, DROP, JSON)
+@OptionGroup("built", ModelOptions, COMPANION, MODEL, CHECKPOINT_OPENING)
+@JSON
 def calibrate(
-    checkpoint: str,
-    data: tuple[str, ...],
-    self_generate: int | None,
-    tokenizer: str | None,
-    bytes_table: str | None,
-    tokens: int,
-    window: int,
-    seconds: float | None,
-    seed: int,
-    output: str,
-    config: str | None,
-    model: str | None,
-    model_config: str | None,
-    device: str | None,
-    weights: str | None,
-    drop: tuple[str, ...],
-    as_json: bool,
+    checkpoint: str, text: TextOptions, output: str, built: ModelOptions, as_json: bool
 ) -> None:
     """Measure on a text how much every weight of CHECKPOINT is felt.
 
@@ -91,23 +88,20 @@ def calibrate(
     from packer.checkpoint import read_checkpoint
     from packer.curvature.file import write_curvature
 
-    if bool(data) == (self_generate is not None):
+    if bool(text.data) == (text.self_generate is not None):
         raise click.UsageError("give --data, or --self-generate TOKENS in its place")
     kept_at = f"{output}.partial"
     for written in (output, kept_at):
-        inputs = [checkpoint, *data, tokenizer, bytes_table, config, model_config]
-        refuse_overwriting(inputs, written)
-    built = ModelOptions(config, model, model_config, device, weights, drop)
+        refuse_overwriting([checkpoint, *text.inputs, *built.inputs], written)
     built.check()
-    text = TextOptions(data, tokenizer, bytes_table, tokens, window, seconds, seed)
-    with refusals(), running_foreign(model):
-        opened = text.open() if self_generate is None else None
-        loaded = read_checkpoint(checkpoint, weights=weights, drop=drop)
-        made = built.load(checkpoint)
+    with refusals(), running_foreign(built.model):
+        opened = text.open() if text.self_generate is None else None
+        loaded = read_checkpoint(checkpoint, **built.opening.arguments)
+        made = load_model(checkpoint, built)
         spent = 0.0
-        if opened is None:
-            assert self_generate is not None
-            opened, text, spent = written_by(made, replace(text, tokens=self_generate))
+        if text.self_generate is not None:
+            opened, text, spent = written_by(made, replace(text, tokens=text.self_generate))
+        assert opened is not None
         found = curvature_of(made, checkpoint, loaded, opened, text, kept_at)
     found = replace(found, seconds=found.seconds + spent)
     write_curvature(output, found)

@@ -10,33 +10,32 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packer.commands.calibrating import (
-    MODEL,
-    CurvatureOptions,
-    ModelOptions,
-    TextOptions,
-    feel,
-)
-from packer.commands.comparing import CURVATURE, SCORING, Sizes
+from packer.commands.comparing import CALIBRATION, SCORED, Sizes
+from packer.commands.curvature_options import CurvatureOptions
+from packer.commands.felt import feel
+from packer.commands.limit_options import LimitOptions
+from packer.commands.model_options import COMPANION, MODEL, ModelOptions
 from packer.commands.models import load_subjects, refusals, running_foreign
+from packer.commands.opening import CHECKPOINT_OPENING
+from packer.commands.option_groups import OptionGroup
 from packer.commands.options import (
     CODE,
-    DROP,
     EXISTING,
     EXISTING_FILE,
     JSON,
     MARGIN,
     PINS,
-    WEIGHTS,
     cap_option,
     print_json,
     say_notes,
     with_options,
 )
 from packer.commands.processes import choose_device
+from packer.commands.text_options import TextOptions
 from packer.errors import PackerError
 
 if TYPE_CHECKING:
+    from packer.account import Limits
     from packer.comparison import Contender, Refused, Row, Workbench
     from packer.evaluation import Data
 
@@ -55,7 +54,7 @@ class Scoring:
 
 @click.command("compare", short_help="Named recipes against our plan, through the file.")
 @click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
-@with_options(cap_option(required=True), CODE, MARGIN, PINS)
+@OptionGroup("limits", LimitOptions, cap_option(required=True), CODE, MARGIN, PINS)
 @click.option(
     "--caps",
     type=Sizes(),
@@ -63,34 +62,24 @@ class Scoring:
     metavar="A,B,C",
     help="More caps for our curve; recipes with a k give theirs, and bytes at equal KL are told.",
 )
-@with_options(CURVATURE, SCORING)
-@click.option("--config", type=EXISTING_FILE, help="The companion model's configuration.")
-@with_options(MODEL, WEIGHTS, DROP, JSON)
+@click.option(
+    "--curvature",
+    "curvature_files",
+    multiple=True,
+    type=EXISTING_FILE,
+    help="What `packer calibrate` wrote; one for each checkpoint, in their order.",
+)
+@with_options(CALIBRATION, SCORED)
+@OptionGroup("built", ModelOptions, COMPANION, MODEL, CHECKPOINT_OPENING)
+@JSON
 def compare(
     checkpoints: tuple[str, ...],
-    cap: int,
-    code: tuple[str, ...],
-    margin: int,
-    pins: tuple[tuple[str, str], ...],
+    limits: LimitOptions,
     caps: tuple[int, ...],
-    calibration: tuple[str, ...],
     curvature_files: tuple[str, ...],
-    calibration_tokens: int,
-    calibration_window: int,
-    seconds: float | None,
-    seed: int,
-    self_generate: int | None,
-    data: tuple[str, ...],
-    tokenizer: str | None,
-    bytes_table: str | None,
-    tokens: int,
-    window: int,
-    config: str | None,
-    model: str | None,
-    model_config: str | None,
-    device: str | None,
-    weights: str | None,
-    drop: tuple[str, ...],
+    calibration: TextOptions,
+    scored: TextOptions,
+    built: ModelOptions,
     as_json: bool,
 ) -> None:
     """Pack CHECKPOINTS by every recipe that people know and by our planner, and score the files.
@@ -103,35 +92,22 @@ def compare(
     back from the file. Several checkpoints are each packed under the cap by our planner and ranked
     by bits per byte through the file.
     """
-    from packer.account import Limits, count_code
-    from packer.evaluation import open_data
-
-    _check_usage(checkpoints, caps, calibration, curvature_files, self_generate)
-    built = ModelOptions(config, model, model_config, device, weights, drop)
+    _check_usage(checkpoints, caps, calibration, curvature_files)
     built.check()
-    text = TextOptions(
-        calibration,
-        tokenizer,
-        bytes_table,
-        calibration_tokens,
-        calibration_window,
-        seconds,
-        seed,
-        self_generate,
-    )
-    limits = Limits(cap, count_code(code), margin_bytes=margin)
-    with refusals(), running_foreign(model):
-        opened = open_data(data, tokenizer=tokenizer, bytes_table=bytes_table)
-        scoring = Scoring(opened, tokens, window, built)
+    text = replace(calibration, tokenizer=scored.tokenizer, bytes_table=scored.bytes_table)
+    counted = limits.count()
+    cap = counted.cap_bytes
+    with refusals(), running_foreign(built.model):
+        scoring = Scoring(scored.open(), scored.tokens, scored.window, built)
         rows: list[Row] = []
         refused: list[Refused] = []
         for number, source in enumerate(checkpoints):
             file = curvature_files[number] if curvature_files else None
             options = CurvatureOptions(file, text, built)
-            bench = _workbench(source, options, limits, dict(pins))
+            bench = _workbench(source, options, counted, limits.pinned)
             wanted = _ours_alone(bench, cap) if len(checkpoints) > 1 else _all(bench, cap, caps)
-            scored, failed = _scored(source, wanted, scoring)
-            rows += scored
+            found, failed = _scored(source, wanted, scoring)
+            rows += found
             refused += failed
     _show(rows, refused, len(checkpoints) > 1, as_json)
 
@@ -139,15 +115,14 @@ def compare(
 def _check_usage(
     checkpoints: Sequence[str],
     caps: Sequence[int],
-    calibration: Sequence[str],
+    calibration: TextOptions,
     curvature_files: Sequence[str],
-    self_generate: int | None,
 ) -> None:
-    if not calibration and not curvature_files and self_generate is None:
+    if not calibration.given and not curvature_files:
         raise click.UsageError(
             "give --calibration TEXT or --self-generate TOKENS, --curvature FILE, or both"
         )
-    if calibration and self_generate is not None:
+    if calibration.data and calibration.self_generate is not None:
         raise click.UsageError("--self-generate takes the place of --calibration; give one")
     if curvature_files and len(curvature_files) != len(checkpoints):
         raise click.UsageError(
@@ -159,13 +134,11 @@ def _check_usage(
 
 
 def _workbench(
-    source: str, options: CurvatureOptions, limits: Any, pins: dict[str, str]
+    source: str, options: CurvatureOptions, limits: Limits, pins: dict[str, str]
 ) -> Workbench:
-    from packer.checkpoint import read_checkpoint
     from packer.comparison import Workbench
 
-    loaded = read_checkpoint(source, weights=options.built.weights, drop=options.built.drop)
-    say_notes(loaded.notes)
+    loaded = options.built.opening.read(source)
     felt = feel(source, loaded, options)
     assert felt.curvature is not None
     return Workbench(loaded, limits, felt.curvature, pins, felt.bench)
@@ -212,21 +185,13 @@ def _scored(
 
 
 def _evaluated(sources: Sequence[str], scoring: Scoring) -> tuple[Any, ...]:
-    from packer.eval.batches import Setting
+    from packer.eval.batches import Setting, ignore
     from packer.evaluation import evaluate
     from packer.progress import shown
 
-    built = scoring.built
-    subjects = load_subjects(
-        sources,
-        device=choose_device(built.device),
-        weights=built.weights,
-        drop=built.drop,
-        config=None if built.model else built.config,
-        model=built.model,
-        model_config=built.model_config,
-        say=lambda notes: None,  # noqa: ARG005  (the same for every file)
-    )
+    place = choose_device(scoring.built.device)
+    say = ignore  # the notes are the same for every file
+    subjects = load_subjects(sources, scoring.built, place, say)
     setting = Setting(scoring.window, tokens=scoring.tokens)
     with shown("scoring") as tell:
         return evaluate(

@@ -6,12 +6,16 @@ from typing import Any
 
 import click
 
-from packer.commands.calibrating import (
+from packer.commands.option_groups import OptionGroup
+from packer.commands.options import POSITIVE, Size
+from packer.commands.text_options import (
     CALIBRATION_SIZE,
-    POSITIVE,
+    EFFORT,
+    SELF_GENERATE,
     TOKENIZER,
+    TextOptions,
+    calibration_text,
 )
-from packer.commands.options import EXISTING_FILE, Size, with_options
 
 SCORED_TOKENS, SCORED_WINDOW = 32_768, 256
 
@@ -33,7 +37,9 @@ class Sizes(click.ParamType):  # type: ignore[type-arg]
         return sizes
 
 
-CURVATURE = with_options(
+CALIBRATION = OptionGroup(
+    "calibration",
+    calibration_text,
     click.option(
         "--calibration",
         multiple=True,
@@ -41,27 +47,19 @@ CURVATURE = with_options(
         help="Text or shards: calibrate on them (unless --curvature is given), and fit our "
         "predicted damage to true measurements on their end; repeat for more.",
     ),
-    click.option(
-        "--curvature",
-        "curvature_files",
-        multiple=True,
-        type=EXISTING_FILE,
-        help="What `packer calibrate` wrote; one for each checkpoint, in their order.",
-    ),
     CALIBRATION_SIZE,
-    click.option(
-        "--seconds", type=click.FloatRange(min=0, min_open=True), help="Calibrate no longer."
-    ),
-    click.option("--seed", type=int, default=0, help="Of the labels drawn; default 0."),
+    EFFORT,
     click.option(
         "--self-generate",
-        type=click.IntRange(min=2),
+        type=SELF_GENERATE,
         metavar="TOKENS",
         help="In place of --calibration: so many tokens that the model writes itself, at "
         "temperature 0.8.",
     ),
 )
-SCORING = with_options(
+SCORED = OptionGroup(
+    "scored",
+    TextOptions,
     click.option(
         "--data",
         multiple=True,

@@ -64,7 +64,8 @@ def data(
     """
     from packer.eval.errors import EvalError
     from packer.progress import shown
-    from packer.train.data import DataOptions, make_data
+    from packer.train.data import make_data
+    from packer.train.data_job import DataOptions
 
     if tokenizer is not None and vocab_size is not None:
         raise click.UsageError("--vocab-size is of a tokenizer to train; --tokenizer has its own")

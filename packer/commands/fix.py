@@ -2,59 +2,125 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from packer.commands.fix_scores import SCORING, Bench, Scoring
+from packer.commands.limit_options import LimitOptions
+from packer.commands.opening import Opening
+from packer.commands.option_groups import OptionGroup
 from packer.commands.options import (
     CODE,
-    CONFIG,
     EXISTING,
     EXISTING_FILE,
     JSON,
     MARGIN,
-    MAX_MEMORY,
-    TEMPLATE,
     cap_option,
-    with_options,
 )
+
+if TYPE_CHECKING:
+    from packer.account import Limits
 
 CONTEST_CAP = 16_000_000
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line asked for. template: for the dtypes; the checkpoint, if no other."""
+    """What the command line asked for. output: the artifact or folder to write, if any."""
 
     output: str | None
-    cap: int
-    code: tuple[str, ...]
-    margin: int
+    limits: LimitOptions
     lossless: bool
     no_recode: bool
     loader: str | None
     checkpoint: str | None
-    template: str | None
-    max_memory: int | None
     scoring: Scoring
     as_json: bool
 
+    @property
+    def cap(self) -> int:
+        return self.limits.cap or CONTEST_CAP
+
+    def count(self) -> Limits:
+        """The limits in bytes, every file weighed. Raises PackerError: a file cannot be read."""
+        return replace(self.limits, cap=self.cap, loader=self.loader is not None).count()
+
+    @property
+    def config(self) -> str | None:
+        return self.scoring.built.config
+
+    @property
+    def opening(self) -> Opening:
+        """How the artifact is read: dtypes by the template, or if there is none the checkpoint."""
+        opening = self.scoring.built.opening
+        return replace(opening, template=opening.template or self.checkpoint)
+
     def bench(self, artifact: str) -> Bench | None:
         """What measures files made of an artifact; None without data."""
-        if not self.scoring.data:
+        if not self.scoring.text.data:
             return None
         original = (self.checkpoint,) if self.checkpoint is not None else ()
-        return Bench(self.scoring, (*original, artifact), self.template, self.max_memory)
+        return Bench(self.scoring, (*original, artifact), self.opening)
+
+    def check_new(self) -> None:
+        """Raises UsageError: options that say nothing where a submission is made."""
+        limits, built = self.limits, self.scoring.built
+        decided = (limits.code, limits.margin, self.lossless, self.no_recode, self.loader)
+        given = (self.checkpoint, self.scoring.text.data, built.config, built.opening.template)
+        if any((*decided, *given)):
+            raise click.UsageError("--new goes with -o, --cap, --about, --max-memory and --json")
+
+    def check_source(self, source: str) -> None:
+        """Raises UsageError: what only an artifact of its own file can be asked for."""
+        others = self.lossless or self.loader or self.checkpoint or Path(source).is_dir()
+        if self.no_recode and others:
+            raise click.UsageError(
+                "--no-recode is for one artifact file, whose own code reads the result; it goes "
+                "without --lossless, --loader and --checkpoint"
+            )
+
+
+ASKED = OptionGroup(
+    "asked",
+    Asked,
+    click.option("-o", "--output", type=click.Path(), help="The new artifact or folder to write."),
+    OptionGroup(
+        "limits",
+        LimitOptions,
+        cap_option(required=False, help="Byte limit, code included; default: 16MB."),
+        CODE,
+        MARGIN,
+    ),
+    click.option(
+        "--lossless", is_flag=True, help="Change no weight: re-encode the same codes only."
+    ),
+    click.option(
+        "--no-recode",
+        is_flag=True,
+        help="Keep the artifact's own layout and codec, so that its code reads it: coarser codes "
+        "only.",
+    ),
+    click.option(
+        "--loader",
+        type=click.Path(dir_okay=False),
+        help="Write (and count) the loader, a Python file, too.",
+    ),
+    click.option(
+        "--checkpoint",
+        type=EXISTING_FILE,
+        metavar="CKPT",
+        help="What the artifact was made from: a plan of it is one more way under the cap.",
+    ),
+    SCORING,
+    JSON,
+)
 
 
 @click.command(short_help="An artifact that is over the cap, under it.")
 @click.argument("sources", nargs=-1, required=True, type=EXISTING)
-@click.option("-o", "--output", type=click.Path(), help="The new artifact or folder to write.")
-@with_options(
-    cap_option(required=False, help="Byte limit, code included; default: 16MB."), CODE, MARGIN
-)
 @click.option(
     "--new", is_flag=True, help="Make a submission of the folders of three finished runs."
 )
@@ -64,49 +130,8 @@ class Asked:
     metavar="JSON",
     help="With --new, what only its author knows: author, github_id, date, blurb, name.",
 )
-@click.option("--lossless", is_flag=True, help="Change no weight: re-encode the same codes only.")
-@click.option(
-    "--no-recode",
-    is_flag=True,
-    help="Keep the artifact's own layout and codec, so that its code reads it: coarser codes only.",
-)
-@click.option(
-    "--loader",
-    type=click.Path(dir_okay=False),
-    help="Write (and count) the loader, a Python file, too.",
-)
-@click.option(
-    "--checkpoint",
-    type=EXISTING_FILE,
-    metavar="CKPT",
-    help="What the artifact was made from: a plan of it is one more way under the cap.",
-)
-@with_options(SCORING, CONFIG, TEMPLATE, MAX_MEMORY, JSON)
-def fix(
-    sources: tuple[str, ...],
-    output: str | None,
-    cap: int | None,
-    code: tuple[str, ...],
-    margin: int,
-    new: bool,
-    about: str | None,
-    lossless: bool,
-    no_recode: bool,
-    loader: str | None,
-    checkpoint: str | None,
-    data: tuple[str, ...],
-    tokenizer: str | None,
-    bytes_table: str | None,
-    tokens: int | None,
-    window: int | None,
-    model: str | None,
-    model_config: str | None,
-    device: str | None,
-    config: str | None,
-    template: str | None,
-    max_memory: int | None,
-    as_json: bool,
-) -> None:
+@ASKED
+def fix(sources: tuple[str, ...], new: bool, about: str | None, asked: Asked) -> None:
     """Bring SOURCES, an artifact (.ptz) or a submission folder, under the cap at the least cost.
 
     \b
@@ -125,38 +150,16 @@ def fix(
     from packer.commands.fix_folder import fix_submission
     from packer.commands.fix_new import make_new
 
-    scoring = Scoring(
-        data, tokenizer, bytes_table, tokens, window, config, model, model_config, device
-    )
-    scoring.check()
+    asked.scoring.check()
     if new:
-        others = (code, margin, lossless, no_recode, loader, checkpoint, data, config, template)
-        if any(others):
-            raise click.UsageError("--new goes with -o, --cap, --about, --max-memory and --json")
-        make_new(sources, output, cap or CONTEST_CAP, about, max_memory, as_json)
+        asked.check_new()
+        max_memory = asked.opening.max_memory
+        make_new(sources, asked.output, asked.cap, about, max_memory, asked.as_json)
         return
     if len(sources) != 1 or about is not None:
         raise click.UsageError("name one artifact or folder; several, and --about, go with --new")
     (source,) = sources
-    if no_recode and (lossless or loader or checkpoint or Path(source).is_dir()):
-        raise click.UsageError(
-            "--no-recode is for one artifact file, whose own code reads the result; it goes "
-            "without --lossless, --loader and --checkpoint"
-        )
-    asked = Asked(
-        output=output,
-        cap=cap or CONTEST_CAP,
-        code=code,
-        margin=margin,
-        lossless=lossless,
-        no_recode=no_recode,
-        loader=loader,
-        checkpoint=checkpoint,
-        template=template or checkpoint,
-        max_memory=max_memory,
-        scoring=scoring,
-        as_json=as_json,
-    )
+    asked.check_source(source)
     if Path(source).is_dir():
         fix_submission(source, asked)
     else:

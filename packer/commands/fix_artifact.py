@@ -32,11 +32,11 @@ def fix_artifact(artifact: str, asked: Asked) -> None:
     from packer.progress import shown
     from packer.submission.offers import offers_under
 
-    inputs = [artifact, asked.scoring.config, asked.template, asked.checkpoint, *asked.code]
+    inputs = [artifact, *asked.scoring.built.inputs, asked.checkpoint, *asked.limits.code]
     for written in (asked.output, asked.loader):
         refuse_overwriting(inputs, written)
-    limits = _limits(asked)
-    loaded = read_checkpoint(artifact, template=asked.template, max_memory=asked.max_memory)
+    limits = asked.count()
+    loaded = read_checkpoint(artifact, **asked.opening.arguments)
     foreign = loaded.foreign
     if foreign is None:
         raise CheckpointError(f"{artifact}: is a checkpoint, not an artifact; use packer pack")
@@ -46,7 +46,7 @@ def fix_artifact(artifact: str, asked: Asked) -> None:
     if bench is not None:
         bench.check()
     say_notes([_spell_start(foreign, limits)])
-    metadata = read_config(asked.scoring.config)
+    metadata = read_config(asked.config)
     with shown("re-encoding") as progress:
         same = repack(
             foreign,
@@ -61,7 +61,7 @@ def fix_artifact(artifact: str, asked: Asked) -> None:
     if asked.no_recode:
         offers = [_in_own_layout(foreign, same, limits, asked)]
         offers, scores = measured(offers, bench)
-    elif same.account.unused_bytes < asked.margin:
+    elif same.account.unused_bytes < limits.margin_bytes:
         if asked.lossless:
             raise CapError(
                 f"{foreign.source}: re-encoded without loss it takes {same.account}; nothing was "
@@ -88,7 +88,9 @@ def _in_own_layout(foreign: ForeignArtifact, same: Repacked, limits: Limits, ask
 
     allowed = limits.cap_bytes - limits.code_bytes - limits.margin_bytes
     with shown("looking for bytes") as progress:
-        made = requantize(Path(foreign.source), foreign, same, allowed, asked.max_memory, progress)
+        made = requantize(
+            Path(foreign.source), foreign, same, allowed, asked.opening.max_memory, progress
+        )
     account = Account(limits.cap_bytes, limits.code_bytes, 0, 0, len(made.data))
     return Offer("its own layout", made.data, account, made.damage, made.steps)
 
@@ -115,14 +117,6 @@ def measured(offers: Sequence[Offer], bench: Bench | None) -> tuple[list[Offer],
         divergence = scores[offer.name].divergence
         known.append(replace(offer, kl=None if divergence is None else divergence.kl_bits_per_byte))
     return ranked(known), scores
-
-
-def _limits(asked: Asked) -> Limits:
-    from packer.account import Limits, count_code
-    from packer.ship import loader_source
-
-    loader = len(loader_source().encode()) if asked.loader is not None else 0
-    return Limits(asked.cap, count_code(asked.code), loader, asked.margin)
 
 
 def _write(output: str | None, loader: str | None, data: bytes) -> None:

@@ -26,20 +26,24 @@ from packer.errors import OutputError
 if TYPE_CHECKING:
     from packer.commands.fix import Asked
     from packer.commands.fix_artifact import Scores
-    from packer.submission.fixing import FixedFolder, Folder
+    from packer.submission.fixable_folder import Folder
+    from packer.submission.fixing import FixedFolder
     from packer.submission.offers import Offer
 
 
 def fix_submission(source: str, asked: Asked) -> None:
     """Reads, repairs, measures, writes and says so. Raises PackerError."""
     from packer.progress import shown
-    from packer.submission.fixing import fix_folder, read_folder
+    from packer.submission.fixable_folder import read_folder
+    from packer.submission.fixing import fix_folder
 
     if asked.loader is not None:
         raise click.UsageError("a folder gets its loader by itself; --loader is for artifacts")
     if asked.output is not None:
         refuse_output(source, asked.output)
-    folder = read_folder(Path(source), asked.code, asked.template, asked.max_memory)
+    folder = read_folder(
+        Path(source), asked.limits.code, asked.opening.template, asked.opening.max_memory
+    )
     say_notes([*(folder.foreign.notes if folder.foreign else ()), _spell_start(folder, asked.cap)])
     original = read_original(folder.foreign, asked.checkpoint) if folder.foreign else None
     bench = asked.bench(str(folder.root / folder.artifact)) if folder.artifact else None
@@ -56,7 +60,7 @@ def fix_submission(source: str, asked: Asked) -> None:
         fixed = fix_folder(
             folder,
             asked.cap,
-            asked.margin,
+            asked.limits.margin,
             lossless=asked.lossless,
             original=original,
             judge=judge,

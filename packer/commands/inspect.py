@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import click
 
-from packer.commands.options import (
-    DROP,
-    EXISTING,
-    JSON,
-    MAX_MEMORY,
-    TEMPLATE,
-    WEIGHTS,
-    print_json,
-    say_notes,
-    with_options,
-)
+from packer.commands.opening import OPENING, Opening
+from packer.commands.options import EXISTING, JSON, print_json, say_notes
 
 
 @click.command(short_help="What is in a checkpoint.")
 @click.argument("checkpoint", type=EXISTING)
-@with_options(WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
-def inspect(
-    checkpoint: str,
-    weights: str | None,
-    drop: tuple[str, ...],
-    template: str | None,
-    max_memory: int | None,
-    as_json: bool,
-) -> None:
+@OPENING
+@JSON
+def inspect(checkpoint: str, opening: Opening, as_json: bool) -> None:
     """Tensors of CHECKPOINT: role, shape, dtype, bytes, share, rms, kurtosis (Gaussian: 3).
 
     CHECKPOINT may be another author's artifact (.ptz), which is decoded.
@@ -36,9 +21,7 @@ def inspect(
     from packer.checkpoint import read_checkpoint
     from packer.reports import tables
 
-    loaded = read_checkpoint(
-        checkpoint, weights=weights, drop=drop, template=template, max_memory=max_memory
-    )
+    loaded = read_checkpoint(checkpoint, **opening.arguments)
     statistics = api.inspect(loaded)
     if as_json:
         tensors = [

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packer.commands.options import read_config
+from packer.commands.options import read_config, say_notes
+from packer.commands.processes import choose_device
 from packer.errors import PackerError
 
 if TYPE_CHECKING:
     import torch
 
+    from packer.commands.model_options import ModelOptions
     from packer.eval.forward import AnyModel
     from packer.evaluation import Subject
     from packer.weights import NamedWeights
@@ -26,23 +28,13 @@ Say = Callable[[Sequence[str]], None]
 
 
 def load_subjects(
-    sources: Sequence[str],
-    *,
-    device: torch.device,
-    weights: str | None,
-    drop: Sequence[str],
-    config: str | None,
-    model: str | None,
-    model_config: str | None,
-    say: Say,
-    template: str | None = None,
-    max_memory: int | None = None,
+    sources: Sequence[str], built: ModelOptions, device: torch.device, say: Say
 ) -> list[Subject]:
     """The model of every source, on a device.
 
-    The companion model, or by `model` (FILE.py:NAME) a class or function in somebody's file. Its
-    configuration or arguments are in the file `config` or `model_config`, else what the source
-    carries or has beside it, else what another source does. say: told where they come from.
+    The companion model, or by `built.model` (FILE.py:NAME) a class or function in somebody's file.
+    Its configuration or arguments are in the file that `built` names, else what the source carries
+    or has beside it, else what another source does. say: told where they come from.
     Raises PackerError, ConfigError: a source is damaged, or does not fit its model.
     """
     from packer.evaluation import Subject
@@ -50,20 +42,21 @@ def load_subjects(
 
     loaded = []
     for source in sources:
-        loaded.append(
-            load_weights(
-                source, weights=weights, drop=drop, template=template, max_memory=max_memory
-            )
-        )
+        loaded.append(load_weights(source, **built.opening.arguments))
         say(loaded[-1].notes)
-    if model is None:
-        models = _companions(loaded, config, say)
+    if built.model is None:
+        models = _companions(loaded, built.config, say)
     else:
-        models = _foreign_models(loaded, model, model_config, device, say)
+        models = _foreign_models(loaded, built.model, built.model_config, device, say)
     return [
-        Subject(one.source, one.kind, built.to(device), one.size_bytes)  # type: ignore[union-attr]
-        for one, built in zip(loaded, models, strict=True)
+        Subject(one.source, one.kind, model.to(device), one.size_bytes)  # type: ignore[union-attr]
+        for one, model in zip(loaded, models, strict=True)
     ]
+
+
+def load_model(checkpoint: str, built: ModelOptions) -> AnyModel:
+    """The model with the checkpoint's weights. Raises PackerError, ConfigError."""
+    return load_subjects([checkpoint], built, choose_device(built.device), say_notes)[0].model
 
 
 @contextlib.contextmanager

@@ -64,6 +64,7 @@ class Pin(click.ParamType):  # type: ignore[type-arg]
 EXISTING = click.Path(exists=True)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False)
 WRITABLE = click.Path(dir_okay=False)
+POSITIVE = click.IntRange(min=1)
 
 
 def with_options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from packer.commands.calibrating import (
-    CURVATURE,
-    CurvatureOptions,
-    Felt,
-    ModelOptions,
-    TextOptions,
-    feel,
-)
+from packer.commands.curvature_options import CURVATURE, CurvatureOptions
+from packer.commands.felt import Felt, feel
+from packer.commands.limit_options import LimitOptions
+from packer.commands.option_groups import OptionGroup
 from packer.commands.options import (
     CODE,
-    CONFIG,
-    DROP,
     EXISTING,
     EXISTING_FILE,
     JSON,
     MARGIN,
-    MAX_MEMORY,
     PINS,
-    TEMPLATE,
-    WEIGHTS,
     WRITABLE,
     cap_option,
     print_json,
     read_config,
     refuse_overwriting,
-    say_notes,
     with_options,
 )
-from packer.commands.plan import spell_quality
+from packer.commands.plan_words import spell_quality
 
 if TYPE_CHECKING:
     from packer.candidates import Measurement
@@ -45,40 +36,63 @@ if TYPE_CHECKING:
     from packer.planning import PackPlan
 
 
+@dataclass(frozen=True)
+class Deciding:
+    """Where the choice of every tensor comes from; from none of these: it is planned here."""
+
+    plan_file: str | None
+    policy: str | None
+    recipe: str | None
+
+    @property
+    def given(self) -> bool:
+        return (self.plan_file, self.policy, self.recipe) != (None, None, None)
+
+    def check(self, limits: LimitOptions, curvature: CurvatureOptions) -> None:
+        """Raises UsageError: options that are already decided, or of two ways at once."""
+        decides = limits.code or limits.margin or limits.pins or curvature.built.config
+        others = self.plan_file is not None or self.policy is not None
+        if self.recipe is not None and (others or limits.cap is None):
+            raise click.UsageError("--recipe goes with --cap, and without --plan or --policy")
+        carried = self.policy is not None or limits.cap is not None or decides
+        if self.plan_file is not None and carried:
+            raise click.UsageError(
+                "--plan carries its own cap, code, margin, pins and config; leave those options "
+                "out, or use --policy with a new --cap"
+            )
+        if self.plan_file is None and limits.cap is None:
+            raise click.UsageError("give --plan, or --cap to plan for (and --policy to follow one)")
+        if self.plan_file is not None and curvature.text.data:
+            raise click.UsageError(
+                "a --plan is packed with the curvature it was made with: --curvature"
+            )
+        if self.policy is not None and limits.pins:
+            raise click.UsageError("--policy carries its own pins; leave --pin out, or plan anew")
+
+
+DECIDING = OptionGroup(
+    "deciding",
+    Deciding,
+    click.option("--plan", "plan_file", type=EXISTING_FILE, help="Pack exactly this plan."),
+    click.option("--policy", type=EXISTING_FILE, help="Keep another run's choices, under --cap."),
+    click.option("--recipe", metavar="NAME", help="A recipe people know, made to fit under --cap."),
+)
+
+
 @click.command(short_help="The artifact, never over the cap.")
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--output", type=WRITABLE, required=True, help="The artifact to write.")
-@click.option("--plan", "plan_file", type=EXISTING_FILE, help="Pack exactly this plan.")
-@click.option("--policy", type=EXISTING_FILE, help="Keep another run's choices, under --cap.")
-@click.option("--recipe", metavar="NAME", help="A recipe people know, made to fit under --cap.")
-@with_options(cap_option(required=False), CODE, MARGIN, PINS)
+@DECIDING
+@OptionGroup("limits", LimitOptions, cap_option(required=False), CODE, MARGIN, PINS)
 @click.option("--loader", type=WRITABLE, help="Write (and count) the loader, a Python file, too.")
-@with_options(CURVATURE, CONFIG, WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
+@with_options(CURVATURE, JSON)
 def pack(
     checkpoint: str,
     output: str,
-    plan_file: str | None,
-    policy: str | None,
-    recipe: str | None,
-    cap: int | None,
-    code: tuple[str, ...],
-    margin: int,
-    pins: tuple[tuple[str, str], ...],
+    deciding: Deciding,
+    limits: LimitOptions,
     loader: str | None,
-    curvature_file: str | None,
-    calibration: tuple[str, ...],
-    calibration_tokens: int,
-    calibration_window: int,
-    tokenizer: str | None,
-    bytes_table: str | None,
-    model: str | None,
-    model_config: str | None,
-    device: str | None,
-    config: str | None,
-    weights: str | None,
-    drop: tuple[str, ...],
-    template: str | None,
-    max_memory: int | None,
+    curvature: CurvatureOptions,
     as_json: bool,
 ) -> None:
     """Pack CHECKPOINT into an artifact that is never over the cap.
@@ -90,109 +104,72 @@ def pack(
     full-gptq-int6 or sdclip-gptq-brotli. With --cap alone, plan first.
     """
     from packer import api
-    from packer.checkpoint import read_checkpoint
     from packer.progress import shown
 
-    text = TextOptions(calibration, tokenizer, bytes_table, calibration_tokens, calibration_window)
-    built = ModelOptions(config, model, model_config, device, weights, drop, template, max_memory)
-    options = CurvatureOptions(curvature_file, text, built)
-    options.check()
-    _check_usage(plan_file, policy, recipe, cap, bool(code or margin or pins or config))
-    if plan_file is not None and calibration:
-        raise click.UsageError(
-            "a --plan is packed with the curvature it was made with: --curvature"
-        )
-    if policy is not None and pins:
-        raise click.UsageError("--policy carries its own pins; leave --pin out, or plan anew")
+    curvature.check()
+    deciding.check(limits, curvature)
     for written in (output, loader):
-        inputs = [checkpoint, plan_file, policy, config, template, curvature_file, *code]
+        inputs = [checkpoint, deciding.plan_file, deciding.policy, *curvature.inputs, *limits.code]
         refuse_overwriting(inputs, written)
     _refuse_one_for_both(output, loader)
-    metadata = read_config(config)
-    made = None if plan_file is None else api.load_plan(plan_file)
-    loaded = read_checkpoint(checkpoint, **built.opening)
-    say_notes(loaded.notes)
-    felt = feel(checkpoint, loaded, options)
-    turned, source = None, _to_plan(loaded, felt, dict(pins), metadata, made, policy, recipe)
+    metadata = read_config(curvature.built.config)
+    made = None if deciding.plan_file is None else api.load_plan(deciding.plan_file)
+    loaded = curvature.built.opening.read(checkpoint)
+    felt = feel(checkpoint, loaded, curvature)
+    turned, source = None, loaded if deciding.given else _to_plan(loaded, felt, limits, metadata)
     with shown("packing") as progress:
-        if recipe is not None:
-            assert cap is not None
-            turned = api.plan_recipe(
-                loaded,
-                recipe,
-                cap,
-                code=code,
-                loader=loader is not None,
-                margin_bytes=margin,
-                pins=dict(pins),
-                metadata=metadata,
-                curvature=felt.curvature,
-                progress=progress,
-            )
-            made = turned.plan
-        elif made is None:
-            assert cap is not None
-            made = api.plan(
-                source,
-                cap,
-                code=code,
-                loader=loader is not None,
-                margin_bytes=margin,
-                pins=dict(pins),
-                policy=policy,
-                metadata=metadata,
-                curvature=felt.curvature if source is loaded else None,
-                progress=progress,
-            )
+        if made is None:
+            told = {
+                "cap_bytes": limits.cap,
+                "code": limits.code,
+                "loader": loader is not None,
+                "margin_bytes": limits.margin,
+                "pins": limits.pinned,
+                "metadata": metadata,
+                "progress": progress,
+            }
+            made, turned = _planned(deciding, source, felt, told)
+        felt_by = felt.curvature
         packed = api.pack(
-            loaded,
-            made,
-            out=output,
-            loader=loader,
-            curvature=felt.curvature,
-            progress=progress,
+            loaded, made, out=output, loader=loader, curvature=felt_by, progress=progress
         )
-    _show(packed, output, loader, as_json, policy is not None, turned)
+    _show(packed, output, loader, as_json, deciding.policy is not None, turned)
 
 
 def _to_plan(
-    loaded: Checkpoint,
-    felt: Felt,
-    pins: dict[str, str],
-    metadata: dict[str, str],
-    made: PackPlan | None,
-    policy: str | None,
-    recipe: str | None,
+    loaded: Checkpoint, felt: Felt, limits: LimitOptions, metadata: dict[str, str]
 ) -> Checkpoint | Measurement:
     """The checkpoint, or where damage can be fitted to a model, its fitted measurements."""
     from packer import api
     from packer.progress import shown
 
-    if felt.bench is None or made is not None or policy is not None or recipe is not None:
+    if felt.bench is None:
         return loaded
     with shown("measuring") as progress:
         measured = api.measure(
-            loaded, pins=pins, metadata=metadata, curvature=felt.curvature, progress=progress
+            loaded,
+            pins=limits.pinned,
+            metadata=metadata,
+            curvature=felt.curvature,
+            progress=progress,
         )
     return felt.fitted(measured)
 
 
-def _check_usage(
-    plan_file: str | None,
-    policy: str | None,
-    recipe: str | None,
-    cap: int | None,
-    decides: bool,
-) -> None:
-    if recipe is not None and (plan_file is not None or policy is not None or cap is None):
-        raise click.UsageError("--recipe goes with --cap, and without --plan or --policy")
-    if plan_file is not None and (policy is not None or cap is not None or decides):
-        raise click.UsageError(
-            "--plan carries its own cap, code, margin, pins and config; leave those options out, "
-            "or use --policy with a new --cap"
-        )
-    if plan_file is None and cap is None:
-        raise click.UsageError("give --plan, or --cap to plan for (and --policy to follow one)")
+def _planned(
+    deciding: Deciding, source: Checkpoint | Measurement, felt: Felt, told: dict[str, Any]
+) -> tuple[PackPlan, RecipePlan | None]:
+    """The plan, and the recipe that it is of, if any. Raises CapError, PlanError."""
+    from packer import api
+    from packer.candidates import Measurement
+
+    if isinstance(source, Measurement):
+        return api.plan(source, **told), None
+    if deciding.recipe is None:
+        made = api.plan(source, policy=deciding.policy, curvature=felt.curvature, **told)
+        return made, None
+    turned = api.plan_recipe(source, deciding.recipe, curvature=felt.curvature, **told)
+    return turned.plan, turned
 
 
 def _refuse_one_for_both(output: str, loader: str | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from packer.train.loop import Trainer
     from packer.train.settings import TrainConfig
 
+LOG = "train.log"
 LIMITS = with_options(
     click.option("--cap", type=Size(), help="Pack under this byte limit at the end."),
     click.option("--size-cap", type=Size(), help="Warn while the predicted size is above."),
@@ -140,6 +141,7 @@ def _trainer(
     made: TrainConfig, output: str, resume: bool, place: Any, rank: int, world_size: int
 ) -> Trainer:
     from packer.files import write_json
+    from packer.train.log_line import start_line
     from packer.train.loop import STATE, Trainer
     from packer.train.run_config import run_settings
     from packer.train.run_state import read_state
@@ -152,10 +154,7 @@ def _trainer(
     except OSError as error:
         raise PackerError(f"{folder} cannot be made a folder: {error.strerror}") from None
 
-    def say(text: str) -> None:
-        if rank == 0:
-            click.echo(text, err=True)
-
+    say = _teller(folder / LOG, rank, resume)
     trainer = Trainer(made, data, folder, place, rank=rank, world_size=world_size, say=say)
     if resume:
         trainer.restore(read_state(folder / STATE))
@@ -163,18 +162,38 @@ def _trainer(
     elif rank == 0:
         write_json(folder / "config.json", run_settings(made))
     parameters = sum(weight.numel() for weight in trainer.weights.values())
-    precision = "float32" if trainer.autocast is None else "bfloat16"
+    precision = "float32" if trainer.gradients.autocast is None else "bfloat16"
     say(
-        f"{parameters:,} parameters, {len(data.train):,} training tokens, {made.batch.tokens:,} a "
-        f"step, {precision} on {place} x {world_size}"
+        f"{start_line(parameters, made.run.seed, len(data.train))}, {made.batch.tokens:,} a step, "
+        f"{precision} on {place} x {world_size}"
     )
     return trainer
+
+
+def _teller(log: Path, rank: int, resume: bool) -> Callable[[str], None]:
+    """What says a line on stderr and adds it to the log; of rank 0 alone."""
+
+    def say(text: str) -> None:
+        if rank == 0:
+            click.echo(text, err=True)
+            _log(log, text)
+
+    if rank == 0 and not resume:
+        log.unlink(missing_ok=True)
+    return say
+
+
+def _log(path: Path, text: str) -> None:
+    """Adds a line; a full disk does not stop training, which warns where it saves its state."""
+    with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
+        file.write(text + "\n")
 
 
 def _finish(trainer: Trainer, as_json: bool) -> None:
     from packer.progress import shown
     from packer.train.curves import plot_curves
     from packer.train.finish import best_of, finish
+    from packer.train.log_line import best_line, seconds_line
 
     config, folder = trainer.config, trainer.folder
     with shown("finishing") as progress:
@@ -190,6 +209,9 @@ def _finish(trainer: Trainer, as_json: bool) -> None:
     picture = folder / "curves.png"
     plot_curves(picture, trainer.metrics.lines, config.pack.size_cap or config.pack.cap)
     best = best_of(finished)
+    _log(folder / LOG, seconds_line(trainer.ledger))
+    if best is not None:
+        _log(folder / LOG, best_line(best))
     if as_json:
         print_json(
             {
@@ -219,6 +241,7 @@ def _finish(trainer: Trainer, as_json: bool) -> None:
 
 def _show(trainer: Trainer, finished: list[Finished], best: Finished | None) -> None:
     from packer.reports.tables import console, number, table
+    from packer.train.log_line import best_line
 
     rows = [
         (
@@ -250,4 +273,4 @@ def _show(trainer: Trainer, finished: list[Finished], best: Finished | None) -> 
         spent = trainer.ledger.training_budget
         click.echo(f"training budget: {spent:.1f} of {limit:.0f} s, {limit - spent:.1f} left")
     if best is not None:
-        click.echo(f"best: {best.name}, {best.artifact or best.checkpoint}")
+        click.echo(best_line(best))

@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from packer.artifact_files import reading_artifact
+from packer.commands.opening import CHECKPOINT_OPENING, Opening
 from packer.commands.options import (
-    DROP,
     EXISTING,
     EXISTING_FILE,
     JSON,
-    WEIGHTS,
     print_json,
-    say_notes,
-    with_options,
 )
 from packer.errors import PackerError
 
@@ -29,13 +26,13 @@ SAID = 5  # problems told in a refusal; --json has them all
 @click.argument("artifact", type=EXISTING_FILE)
 @click.option("--against", type=EXISTING, help="The checkpoint it was packed from.")
 @click.option("--plan", "plan_file", type=EXISTING_FILE, help="The plan it was packed by.")
-@with_options(WEIGHTS, DROP, JSON)
+@CHECKPOINT_OPENING
+@JSON
 def verify(
     artifact: str,
     against: str | None,
     plan_file: str | None,
-    weights: str | None,
-    drop: tuple[str, ...],
+    opening: Opening,
     as_json: bool,
 ) -> None:
     """Check ARTIFACT: checksum, decoding of every tensor, and finite weights.
@@ -44,15 +41,11 @@ def verify(
     quantizing again must give the very codes in the file.
     """
     from packer import api
-    from packer.checkpoint import read_checkpoint
     from packer.progress import shown
 
     if plan_file is not None and against is None:
         raise click.UsageError("--plan needs the checkpoint as well: --against CKPT")
-    checkpoint = None
-    if against is not None:
-        checkpoint = read_checkpoint(against, weights=weights, drop=drop)
-        say_notes(checkpoint.notes)
+    checkpoint = None if against is None else opening.read(against)
     with shown("verifying") as progress, reading_artifact(artifact):
         found = api.verify(artifact, checkpoint, plan_file, progress)
     _show(found, artifact, against, as_json)

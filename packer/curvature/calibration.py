@@ -62,10 +62,7 @@ def calibrate(
     all or logits that are not finite. ScoreError: a model that only tells losses.
     """
     started, text = time.perf_counter(), text or TextSource()
-    module = named_module(model)
-    if module is None:
-        kind = type(model).__name__
-        raise CurvatureError(f"{kind} is no torch module: its weights have no names")
+    module = _module_of(model)
     checkpoint = checkpoint or from_state_dict(module.state_dict())
     uses = WeightUses(live_weights(module, checkpoint))
     generator = torch.Generator(device_of(model)).manual_seed(seed)
@@ -88,10 +85,7 @@ def calibrate(
             if unfinished is not None:
                 unfinished.offer(so_far)
     if tokens == 0:
-        raise CurvatureError(
-            f"no batch of {text.words} was read"
-            + (f" within {seconds:g} seconds; allow more" if seconds is not None else "")
-        )
+        raise _nothing_read(text, seconds)
     by_tensor = collect(uses, tokens)
     unreached = unreached_matrices(uses, checkpoint)
     return CurvatureSet(
@@ -105,6 +99,20 @@ def calibrate(
         unreached,
         warnings(by_tensor, unreached),
     )
+
+
+def _module_of(model: AnyModel) -> torch.nn.Module:
+    """Raises CurvatureError: it is none."""
+    module = named_module(model)
+    if module is None:
+        kind = type(model).__name__
+        raise CurvatureError(f"{kind} is no torch module: its weights have no names")
+    return module
+
+
+def _nothing_read(text: TextSource, seconds: float | None) -> CurvatureError:
+    within_time = "" if seconds is None else f" within {seconds:g} seconds; allow more"
+    return CurvatureError(f"no batch of {text.words} was read{within_time}")
 
 
 def token_batches(

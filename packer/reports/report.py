@@ -120,7 +120,7 @@ def report_plan(pack_plan: PackPlan, source: str) -> Report:
     plan = pack_plan.plan
     infos = {info.name: info for info in pack_plan.measurement.tensors}
     rows = tuple(
-        _row(infos[c.tensor], c.choice, c.size_bytes, c.damage_bpb, c.weight_error)
+        report_row(infos[c.tensor], c.choice, c.size_bytes, c.damage_bpb, c.weight_error)
         for c in plan.chosen
     )
     return Report(
@@ -177,7 +177,7 @@ def report_artifact(data: bytes, source: str) -> Report:
         role = roles[tensor.name]
         info = TensorInfo(tensor.name, role.role.value, role.layer, tensor.shape, tensor.dtype)
         choice = f"{stored_format(tensor)}~{coder_name(tensor)}"
-        rows.append(_row(info, choice, tensor.size_bytes, None, None))
+        rows.append(report_row(info, choice, tensor.size_bytes, None, None))
         side += sum(len(data) for _, data in (tensor.scale or (0, b""), *tensor.factors))
         side += tensor.steps_bytes
         payload += len(tensor.codes[1])
@@ -201,7 +201,7 @@ def report_checkpoint(checkpoint: Checkpoint, limits: Limits) -> Report:
     from packer.measuring import exact_choice, tensor_infos
 
     rows = tuple(
-        _row(info, str(exact_choice(checkpoint.tensors[info.name].dtype)), size, None, None)
+        report_row(info, str(exact_choice(checkpoint.tensors[info.name].dtype)), size, None, None)
         for info in tensor_infos(checkpoint)
         for size in [checkpoint.tensors[info.name].nbytes]
     )
@@ -217,65 +217,14 @@ def report_checkpoint(checkpoint: Checkpoint, limits: Limits) -> Report:
     )
 
 
-def report_foreign(checkpoint: Checkpoint, limits: Limits) -> Report:
-    """Another author's artifact. One compressor took all of it, so the file's bytes are shared out
-    over the tensors by the order-0 entropy of what each holds.
-    """
-    from packer.measuring import tensor_infos
-
-    foreign = checkpoint.foreign
-    assert foreign is not None
-    infos = {info.name: info for info in tensor_infos(checkpoint)}
-    names = [name for name in foreign.tensors if name in infos]
-    entropy = {name: foreign.tensors[name].entropy_bits for name in names}
-    sizes = _shared_out(foreign.file_bytes, list(entropy.values()))
-    rows = tuple(
-        replace(
-            _row(infos[name], f"{tensor.stored}~{foreign.codec}", size, None, None),
-            raw_bytes=tensor.raw_bytes,
-            entropy_bits=entropy[name] / max(infos[name].elements, 1),
-        )
-        for name, size in zip(names, sizes, strict=True)
-        for tensor in [foreign.tensors[name]]
-    )
-    said = (
-        f"{foreign.payload_bytes:,} bytes before {foreign.codec}, an order-0 entropy of "
-        f"{math.ceil(sum(entropy.values()) / 8):,}; bytes per tensor are the file's, shared out by "
-        "entropy"
-    )
-    return Report(
-        source=checkpoint.source,
-        kind="foreign",
-        rows=rows,
-        cap_bytes=limits.cap_bytes,
-        code_bytes=limits.code_bytes,
-        artifact_bytes=foreign.file_bytes,
-        header_bytes=0,
-        notes=(*checkpoint.notes, said),
-    )
-
-
-def _shared_out(total: int, weights: list[float]) -> list[int]:
-    """Whole numbers that sum to `total`, in proportion to weights as nearly as that allows."""
-    whole = sum(weights)
-    if not whole:
-        return [total, *[0] * (len(weights) - 1)] if weights else []
-    passed, before, found = 0.0, 0, []
-    for weight in weights:
-        passed += weight
-        upto = round(total * passed / whole)
-        found.append(upto - before)
-        before = upto
-    return found
-
-
-def _row(
+def report_row(
     info: TensorInfo,
     choice: str,
     size_bytes: int,
     damage_bpb: float | None,
     weight_error: float | None,
 ) -> TensorRow:
+    """A row of a tensor as measurements describe it."""
     return TensorRow(
         info.name,
         info.role,

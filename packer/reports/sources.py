@@ -11,13 +11,8 @@ from packer.artifact_files import is_artifact
 from packer.errors import PackerError
 from packer.files import is_json
 from packer.planning import PackPlan, read_plan
-from packer.reports.report import (
-    Report,
-    report_artifact,
-    report_checkpoint,
-    report_foreign,
-    report_plan,
-)
+from packer.reports.foreign_report import report_foreign
+from packer.reports.report import Report, report_artifact, report_checkpoint, report_plan
 
 PathLike = str | os.PathLike[str]
 

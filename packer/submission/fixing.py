@@ -8,58 +8,24 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from packer.account import CodeFile, Limits
-from packer.checkpoint import Checkpoint, read_checkpoint
+from packer.checkpoint import Checkpoint
 from packer.code.packing import SourceFile, pack_code
-from packer.errors import CapError, CheckpointError, SubmissionError
+from packer.errors import CapError
 from packer.foreign.repack import Repacked, assembled, repack
-from packer.foreign.tensors import ForeignArtifact
 from packer.measuring import Progress, ignore_progress
 from packer.ship import loader_source
-from packer.submission.account import accounts
-from packer.submission.artifacts import ArtifactFile
-from packer.submission.folder import ENTRY_NAMES, Submission, read_submission
+from packer.submission.fixable_folder import Folder
 from packer.submission.offers import Offer, offers_under
+from packer.submission.true_claims import CLAIMS, corrected_claims
 
-CLAIMS = "submission.json"
 EDIT_BYTES = 512  # left free for the edit that makes the code use the loader
-TOTAL_KEYS = ("bytes_total", "total_bytes")
-CODE_KEYS = ("bytes_code", "code_bytes")
-EITHER_KEYS = ("artifact_bytes", "artifact_size_bytes", "artifact_bytes_max", "artifact_bytes_mean")
 Judge = Callable[[list[Offer]], list[Offer]]
-
-
-@dataclass(frozen=True)
-class Folder:
-    """What counts in a submission folder.
-
-    artifact: inside the folder, None where only logs speak of it; foreign: None for that, and for
-    an artifact of ours. artifact_bytes: its size, or the largest that a log names. others: runs
-    whose artifacts are not here -> their model bytes. code: the entry first. claims: None without
-    a file.
-    """
-
-    root: Path
-    artifact: str | None
-    foreign: ForeignArtifact | None
-    artifact_bytes: int
-    others: Mapping[str, int]
-    code: tuple[SourceFile, ...]
-    claims: Mapping[str, Any] | None
-
-    @property
-    def code_bytes(self) -> int:
-        return sum(file.size_bytes for file in self.code)
-
-    @property
-    def largest_model(self) -> int:
-        """Bytes of the largest run's model: that run is held against the cap."""
-        return max(self.artifact_bytes, *self.others.values(), 0)
 
 
 @dataclass(frozen=True)
@@ -85,79 +51,6 @@ class FixedFolder:
     @property
     def total_bytes(self) -> int:
         return self.code_bytes + self.artifact_bytes
-
-
-def read_folder(
-    root: Path,
-    code: Sequence[str] = (),
-    template: str | None = None,
-    max_memory: int | None = None,
-) -> Folder:
-    """The artifact, told by its content, the code that counts, and the claims.
-
-    code: the files that count, the entry first; without them train_gpt.py, or the only Python
-    file. Raises SubmissionError: several artifacts, none that a log names, no code.
-    CheckpointError: a damaged artifact.
-    """
-    submission = read_submission(root, code=code, max_memory=max_memory)
-    if not submission.code:
-        raise SubmissionError(
-            f"{root}: {len(submission.beside)} Python files and none is {ENTRY_NAMES[0]}; name "
-            "those that count with --code, the one that is run first"
-        )
-    artifact = _only_artifact(submission)
-    runs = [run for run in accounts(submission) if run.superseded is None]
-    others = {
-        run.name: run.model_bytes
-        for run in runs
-        if run.model_bytes is not None and run.artifact is None
-    }
-    if artifact is None and not others:
-        raise SubmissionError(
-            f"{root}: holds no artifact, and no log tells the size of one; put the artifact there"
-        )
-    foreign = None
-    if artifact is not None and artifact.codec != "bytecap":
-        path = root / artifact.name
-        foreign = read_checkpoint(path, template=template, max_memory=max_memory).foreign
-    return Folder(
-        root,
-        artifact.name if artifact else None,
-        foreign,
-        artifact.size_bytes if artifact else max(others.values()),
-        others,
-        submission.code,
-        _claims(root / CLAIMS),
-    )
-
-
-def _only_artifact(submission: Submission) -> ArtifactFile | None:
-    """Raises SubmissionError: several, which are fixed one by one. CheckpointError: damaged."""
-    for one in submission.artifacts:
-        if one.problem is not None:
-            raise CheckpointError(one.problem)
-    found = [one for one in submission.artifacts if one.layout != "plain weights"]
-    if len(found) > 1:
-        root = Path(submission.folder)
-        sizes = ", ".join(f"{one.name} {one.size_bytes:,}" for one in found)
-        raise SubmissionError(
-            f"{root}: holds {len(found)} artifacts ({sizes}); fix them one by one, such as packer "
-            f"fix {root / found[0].name} --code {root / submission.code[0].path}, or leave the one "
-            "that is submitted"
-        )
-    return found[0] if found else None
-
-
-def _claims(path: Path) -> Mapping[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise SubmissionError(f"{path}: is not JSON ({error}); correct it by hand first") from None
-    if not isinstance(value, dict):
-        raise SubmissionError(f"{path}: is no object; correct it by hand first")
-    return value
 
 
 def fix_folder(
@@ -323,41 +216,3 @@ def _fixed(
     return FixedFolder(
         contents, dropped, what, code_bytes, artifact_bytes, cap_bytes, to_do, changed
     )
-
-
-def corrected_claims(
-    claims: Mapping[str, Any],
-    old_artifact_bytes: int,
-    code_bytes: int,
-    artifact_bytes: int,
-    cap_bytes: int,
-) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
-    """(the claims with true sizes, claim -> (old, new)); scores and everything else stay.
-
-    artifact_bytes and its like mean the model alone in some submissions and the total in others:
-    which of the two is told by the old value.
-    """
-    total = code_bytes + artifact_bytes
-    wanted: dict[str, Any] = {"bytes_total": total}
-    for key in claims:
-        if key in TOTAL_KEYS:
-            wanted[key] = total
-        elif key in CODE_KEYS:
-            wanted[key] = code_bytes
-        elif key.startswith("bytes_model"):
-            wanted[key] = artifact_bytes
-        elif key in EITHER_KEYS:
-            wanted[key] = artifact_bytes if claims[key] == old_artifact_bytes else total
-    if "total_bytes" in claims and "bytes_total" not in claims:
-        del wanted["bytes_total"]
-    found = {**claims, **wanted}
-    changed = {
-        key: (claims.get(key), value) for key, value in wanted.items() if claims.get(key) != value
-    }
-    compliance = claims.get("compliance")
-    if isinstance(compliance, dict) and "artifact_under_16mb" in compliance:
-        fits = total <= cap_bytes
-        if compliance["artifact_under_16mb"] is not fits:
-            changed["compliance.artifact_under_16mb"] = (compliance["artifact_under_16mb"], fits)
-        found["compliance"] = {**compliance, "artifact_under_16mb": fits}
-    return found, changed

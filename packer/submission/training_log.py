@@ -4,7 +4,8 @@ A log may begin with the whole source of its script, so every pattern stands at 
 and wants digits, and what lies before the first ruler is left out. The last of several equal lines
 counts: pruning prints a total after every attempt. `Total submission size` without a label is the
 floating-point checkpoint's and says nothing. Labels and metric names are what the script printed,
-not what is in the file: `int8+zlib` stands on int6 files under zstd.
+not what is in the file: `int8+zlib` stands on int6 files under zstd. The companion trainer has
+lines of its own (packer.submission.own_log).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from packer.submission.own_log import SCORE_NAME, parse_own
 
 NUMBER = r"(\d[\d,_]*)"
 RULER = re.compile(r"^={60,}\s*$", re.MULTILINE)
@@ -158,7 +161,11 @@ def parse_log(text: str, name: str) -> TrainingLog:
         facts["vocab_size"] = int(tokenizer[1] or tokenizer[2])
     facts["case_operators"] = any("caseops" in line.lower() for line in lines)
     facts["fallback"] = next((line for line in lines if FALLBACK.search(line)), None)
-    return TrainingLog(name=name, scores=tuple(_scores(lines)), **facts)
+    scores = tuple(_scores(lines))
+    own, score = parse_own(lines)
+    if score is not None:
+        scores += (LoggedScore(SCORE_NAME, score.nats, score.bpb, score.digits, True, None),)
+    return TrainingLog(name=name, scores=scores, **{**facts, **own})
 
 
 def _lines(text: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ from packer.eval.foreign_forward import ForwardLogits, LossForward, MeanLoss
 from packer.eval.foreign_model import load_foreign_model, load_strictly
 from packer.eval.score import nats_per_token, score
 from packer.eval.token_bytes import TokenBytes
-from packer.train.layers import causal_attention
+from packer.train.attention import causal_attention
 from packer.train.model import GPT, GPTConfig
 
 FILE = Path(__file__).parent / "strangers" / "loss_only.py"

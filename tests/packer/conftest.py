@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import torch
 from click.testing import CliRunner, Result
 
@@ -52,6 +53,23 @@ def made(tmp_path_factory: pytest.TempPathFactory, weights: Weights) -> Path:
     plan = api.plan(folder / "candidates.json", CAP, out=folder / "plan.json")
     api.pack(checkpoint, plan, out=folder / "model.pack")
     return folder
+
+
+@pytest.fixture(scope="session")
+def train_bpe() -> Callable[[Path, int], None]:
+    """Writes tSIZE.model beside a text: a sentencepiece tokenizer of it with so many pieces."""
+
+    def train(text: Path, size: int) -> None:
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(text),
+            model_prefix=str(text.with_name(f"t{size}")),
+            vocab_size=size,
+            model_type="bpe",
+            minloglevel=2,
+            num_threads=1,
+        )
+
+    return train
 
 
 Run = Callable[..., Result]

@@ -7,11 +7,11 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
 import torch
 from packer.train.config import settings_of
 from packer.train.model import GPT, GPTConfig
@@ -40,7 +40,7 @@ class Banked(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lab(tmp_path_factory: pytest.TempPathFactory, train_bpe: Callable[[Path, int], None]) -> Path:
     """model.pt of the companion family, banked.pt of somebody's, text, shards and tokenizers."""
     folder = tmp_path_factory.mktemp("lab")
     torch.manual_seed(0)
@@ -57,14 +57,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chosen = np.random.default_rng(0).choice(words, 4000)
     (folder / "train.txt").write_text("\n".join(" ".join(chosen[i::400]) for i in range(400)))
     for size in (56, 64):
-        sentencepiece.SentencePieceTrainer.train(
-            input=str(folder / "train.txt"),
-            model_prefix=str(folder / f"t{size}"),
-            vocab_size=size,
-            model_type="bpe",
-            minloglevel=2,
-            num_threads=1,
-        )
+        train_bpe(folder / "train.txt", size)
     return folder
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sentencepiece
 import torch
 from click.testing import Result
 from packer.train.config import settings_of
@@ -28,7 +27,7 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lab(tmp_path_factory: pytest.TempPathFactory, train_bpe: Callable[[Path, int], None]) -> Path:
     """Two models of one family, text to calibrate on, text to score on, a tokenizer."""
     folder = tmp_path_factory.mktemp("lab")
     for name, layers in (("model", 2), ("smaller", 1)):
@@ -45,14 +44,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chosen = np.random.default_rng(seed).choice(words, 4000)
         text = "\n".join(" ".join(chosen[i::400]) for i in range(400))
         (folder / f"{name}.txt").write_text(text)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "train.txt"),
-        model_prefix=str(folder / "t64"),
-        vocab_size=64,
-        model_type="bpe",
-        minloglevel=2,
-        num_threads=1,
-    )
+    train_bpe(folder / "train.txt", 64)
     return folder
 
 

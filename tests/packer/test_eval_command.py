@@ -58,7 +58,7 @@ class Mute(Chatty):
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lab(tmp_path_factory: pytest.TempPathFactory, train_bpe: Callable[[Path, int], None]) -> Path:
     """A folder with text, tokenizers, shards, two models and an artifact; nobody writes there."""
     folder = tmp_path_factory.mktemp("lab")
     chance = random.Random(0)
@@ -68,14 +68,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = "\n".join(" ".join(chance.choices(words, k=9)) + "." for _ in range(lines))
         (folder / name).write_text(text)
     for size in (64, 80):
-        sentencepiece.SentencePieceTrainer.train(
-            input=str(folder / "train.txt"),
-            model_prefix=str(folder / f"t{size}"),
-            vocab_size=size,
-            model_type="bpe",
-            minloglevel=2,
-            num_threads=1,
-        )
+        train_bpe(folder / "train.txt", size)
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "t64.model"))
     tokens = [processor.bos_id(), *processor.encode((folder / "valid.txt").read_text())]
     write_shard(folder / "valid.bin", tokens)

@@ -16,6 +16,7 @@ import torch
 import zstandard
 from click.testing import Result
 
+from packer import api
 from packer.checkpoint import read_checkpoint
 from packer.decoder import read_weights
 
@@ -430,6 +431,39 @@ def runs(tmp_path: Path) -> list[Path]:
         (folder / "train.log").write_text(log)
         folders.append(folder)
     return folders
+
+
+OWN_LOG = """3,000 parameters, seed {seed}, 9,000 training tokens, 128 a step, float32 on cpu x 1
+step 6/12  loss 5.1000  lr 1.00  900 tokens/s, 0:01 left
+step 12/12  loss 5.0000  valid 1.8000 bpb  lr 0.10  900 tokens/s, 0:00 left
+seconds: training 1.7, calibration 0.3, packing 0.2, evaluation 0.5
+best: ema, runs/{seed}/ema.pack, {size:,} bytes + code {code} = {total:,}, \
+{bpb:.8f} bits per byte, {nats:.8f} nats a token through the file
+"""
+
+
+def test_three_runs_of_the_companion_trainer_become_a_submission(
+    runs: list[Path], run: Run
+) -> None:
+    """The log names the best average's artifact; those of the others lie beside it."""
+    for seed, (folder, bpb) in enumerate(zip(runs, (1.70, 1.69, 1.72), strict=True), 1):
+        (folder / "final_model.int6.ptz").unlink()
+        weights = seeded_weights()
+        for name, cap in (("raw", 40_000), ("ema", 30_000 + seed)):
+            api.pack(weights, api.plan(weights, cap), out=folder / f"{name}.pack")
+        size = (folder / "ema.pack").stat().st_size
+        facts = {"size": size, "code": len(RUN_CODE), "total": size + len(RUN_CODE)}
+        log = OWN_LOG.format(seed=seed, bpb=bpb, nats=bpb * NATS_PER_BPB, **facts)
+        (folder / "train.log").write_text(log)
+    fixed(run, "--new", *runs, "-o", "new")
+    new = contents(Path("new"))
+    claims = json.loads(new["submission.json"])
+    largest = max((folder / "ema.pack").stat().st_size for folder in runs)
+    assert claims["bytes_total"] == largest + len(RUN_CODE)
+    assert claims["val_bpb"] == pytest.approx((1.70 + 1.69 + 1.72) / 3, abs=1e-8)
+    assert claims["seed_results"]["2"]["steps"] == 12
+    assert claims["compliance"]["train_under_600s"] is True
+    assert new["ema.pack"] == contents(runs[0])["ema.pack"]
 
 
 def test_three_runs_become_a_submission_that_the_checker_passes(runs: list[Path], run: Run) -> None:

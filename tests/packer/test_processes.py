@@ -100,7 +100,7 @@ def test_every_command_as_installed(hostile: Path) -> None:
     check_scripts(shell, ROOT)
 
 
-def test_a_wheel_holds_everything(hostile: Path, tmp_path: Path) -> None:
+def test_a_wheel_of_the_source_distribution_holds_everything(hostile: Path, tmp_path: Path) -> None:
     target = install_wheel(tmp_path)
     assert {path.name for path in (target / "bin").iterdir()} == {"packer", "bytecap"}
     installed = [path.relative_to(target) for path in target.rglob("*.py")]
@@ -116,19 +116,25 @@ def test_a_wheel_holds_everything(hostile: Path, tmp_path: Path) -> None:
 
 
 def install_wheel(folder: Path) -> Path:
-    """A folder with the package, built from a copy: a build leaves traces beside its sources."""
+    """A folder with the package: a wheel, built from a source distribution, which is built from a
+    copy, for a build leaves traces beside its sources.
+    """
     pytest.importorskip("setuptools")
     source, target = folder / "source", folder / "target"
     source.mkdir()
     (source / "README.md").write_text("what a package index would show")
-    for name in ("pyproject.toml", "LICENSE"):
+    for name in ("pyproject.toml", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, source)
     for _, origin in PACKAGES:
         shutil.copytree(origin, source / origin.relative_to(ROOT), dirs_exist_ok=True)
     shell = Shell(folder, [], [])
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     offline = ["--no-deps", "--no-index"]
-    shell.run([*pip, "wheel", *offline, "--no-build-isolation", "-w", "wheels", "./source"])
+    build = "from setuptools import build_meta; print(build_meta.build_sdist('..'))"
+    named = Shell(source, [], []).python("-c", build).splitlines()[-1]
+    assert named.startswith("bytecap-") and named.endswith(".tar.gz")
+    wheel_of = [*pip, "wheel", *offline, "--no-build-isolation", "-w", "wheels"]
+    shell.run([*wheel_of, f"./{named}"])
     (wheel,) = (folder / "wheels").iterdir()
     assert wheel.name.startswith("bytecap-")
     shell.run([*pip, "install", *offline, "--target", str(target), str(wheel)])

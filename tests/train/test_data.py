@@ -17,7 +17,9 @@ from packer.eval.text import encode_documents
 from packer.eval.token_bytes import from_sentencepiece, load_sentencepiece
 from packer.train import data as data_module
 from packer.train import documents as documents_module
-from packer.train.data import CorpusError, DataOptions, make_data
+from packer.train.data import make_data
+from packer.train.data_job import DataOptions
+from packer.train.documents import CorpusError
 from packer.train.tokenizer import TokenizerError, train_tokenizer
 
 from packer.errors import OutputError

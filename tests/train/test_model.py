@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from packer.train import layers
+from packer.train import attention, layers
 from packer.train.config import config_from, read_config
 from packer.train.model import GPT, GPTConfig
 
@@ -149,32 +149,32 @@ def test_attention_by_the_definition() -> None:
                 keys = k[batch, :seen, head // 2]
                 weights = torch.softmax(keys @ q[batch, query, head] / math.sqrt(8), dim=0)
                 expected[batch, query, head] = weights @ v[batch, :seen, head // 2]
-    torch.testing.assert_close(layers.causal_attention(q, k, v), expected)
+    torch.testing.assert_close(attention.causal_attention(q, k, v), expected)
 
 
 def test_flash_attention_is_not_used_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise AssertionError("asked for FlashAttention on a CPU")
 
-    monkeypatch.setattr(layers, "flash_attention", refuse)
+    monkeypatch.setattr(attention, "flash_attention", refuse)
     q = torch.ones(1, 2, 1, 8, dtype=torch.bfloat16)
-    assert layers.causal_attention(q, q, q).dtype == torch.bfloat16
+    assert attention.causal_attention(q, q, q).dtype == torch.bfloat16
 
 
 def test_xsa_leaves_nothing_along_the_own_value() -> None:
     generator = torch.Generator().manual_seed(3)
     y = torch.randn(2, 5, 4, 8, generator=generator)
     v = torch.randn(2, 5, 2, 8, generator=generator)
-    out = layers.exclude_self(y, v)
+    out = attention.exclude_self(y, v)
     along = (out.view(2, 5, 2, 2, 8) * v[:, :, :, None]).sum(-1)
     torch.testing.assert_close(along, torch.zeros_like(along), atol=1e-5, rtol=0)
 
 
 def test_rope_turns_by_distance_only() -> None:
-    cos, sin = layers.rope_tables(32, 8, 10_000.0, 1024, torch.device("cpu"))
+    cos, sin = attention.rope_tables(32, 8, 10_000.0, 1024, torch.device("cpu"))
     q, k = torch.randn(2, 12, generator=torch.Generator().manual_seed(4))
-    turned_q = layers.rotate(q.expand(1, 32, 1, 12), cos, sin)[0, :, 0]
-    turned_k = layers.rotate(k.expand(1, 32, 1, 12), cos, sin)[0, :, 0]
+    turned_q = attention.rotate(q.expand(1, 32, 1, 12), cos, sin)[0, :, 0]
+    turned_k = attention.rotate(k.expand(1, 32, 1, 12), cos, sin)[0, :, 0]
     assert torch.equal(turned_q[:, 8:], q[8:].expand(32, 4))
     products = turned_q @ turned_k.T
     for distance in (0, 3, 10):
@@ -184,9 +184,9 @@ def test_rope_turns_by_distance_only() -> None:
 
 def test_rope_base_grows_beyond_the_training_length() -> None:
     device = torch.device("cpu")
-    within, _ = layers.rope_tables(16, 8, 100.0, 16, device)
-    beyond, _ = layers.rope_tables(32, 8, 100.0, 16, device)
-    grown, _ = layers.rope_tables(32, 8, 100.0 * 2 ** (8 / 6), 1024, device)
+    within, _ = attention.rope_tables(16, 8, 100.0, 16, device)
+    beyond, _ = attention.rope_tables(32, 8, 100.0, 16, device)
+    grown, _ = attention.rope_tables(32, 8, 100.0 * 2 ** (8 / 6), 1024, device)
     torch.testing.assert_close(beyond, grown)
     assert not torch.allclose(within, beyond[:16])
 

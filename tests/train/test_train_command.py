@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from packer.train.data import DataOptions, make_data
+from packer.train.data import make_data
+from packer.train.data_job import DataOptions
 
 from packer.cli import main
+from packer.submission.training_log import parse_log
 
 TEXT = "the cat sat on a mat and saw that rat run into its hole again while dogs slept"
 
@@ -63,6 +65,15 @@ def test_trains_packs_scores_and_names_the_best(run: Callable[..., Result], tmp_
         "evaluation": "evaluation",
     }
     assert value["size_share"] < 1
+    log = parse_log((tmp_path / "run" / "train.log").read_text(), "train.log")
+    assert (log.seed, log.step, log.total_bytes) == (1337, 12, best["total_bytes"])
+    assert log.model_bytes == Path(best["artifact"]).stat().st_size and log.code_bytes == 0
+    (score,) = log.quantized_scores
+    assert score.bpb == pytest.approx(best["packed_bits_per_byte"], abs=1e-8)
+    seconds = {row["part"]: row["seconds"] for row in value["ledger"]}
+    told = (log.train_seconds, log.calibration_seconds, log.eval_seconds)
+    expected = [seconds[part] for part in ("training", "calibration", "evaluation")]
+    assert told == pytest.approx(expected, abs=0.06)
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     shown = CliRunner().invoke(main, ["inspect", best["checkpoint"]])
     assert shown.exit_code == 0 and "blocks.1.mlp.fc.weight" in shown.output

@@ -1,0 +1,83 @@
+"""What `packer plan` plans from: a checkpoint measured now, or a file of measurements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import click
+
+from packer.commands.curvature_options import CurvatureOptions
+from packer.commands.felt import Felt, feel
+from packer.files import is_json
+
+if TYPE_CHECKING:
+    from packer.candidates import Measurement
+    from packer.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is planned from, and what it was measured with; loaded is None where nobody asked."""
+
+    measurement: Measurement
+    pins: dict[str, str]
+    loaded: Checkpoint | None
+    felt: Felt | None
+
+
+def measured_from(
+    source: str,
+    curvature: CurvatureOptions,
+    pins: dict[str, str],
+    metadata: dict[str, str],
+    measure_on: tuple[str, ...],
+) -> Measured:
+    """Measures a checkpoint, or reads the file of its measurements.
+
+    measure_on: texts to measure plans on; for them the checkpoint is read again.
+    Raises PackerError; UsageError: options of a checkpoint beside a file of measurements.
+    """
+    opening = curvature.built.opening
+    if is_json(source):  # nothing of this path needs torch: a new cap takes under a second
+        if metadata or curvature.text.data or opening.given:
+            raise click.UsageError(
+                "--weights, --drop, --template, --max-memory, --config and --calibration need the "
+                "checkpoint as SOURCE"
+            )
+        from packer.planning import read_measurement
+
+        measurement, earlier = read_measurement(source)
+        found = Measured(measurement, {**earlier, **pins}, None, None)
+        return _with_checkpoint(found, curvature) if measure_on else found
+    from packer import measuring
+    from packer.progress import shown
+
+    loaded = opening.read(source)
+    felt = feel(source, loaded, curvature)
+    with shown("measuring") as progress:
+        measured = measuring.measure(
+            loaded, pins=pins, metadata=metadata, curvature=felt.curvature, progress=progress
+        )
+    return Measured(felt.fitted(measured), pins, loaded, felt)
+
+
+def _with_checkpoint(found: Measured, options: CurvatureOptions) -> Measured:
+    """Measurements and the checkpoint they name. Raises PlanError: that has changed since."""
+    from packer.checkpoint import contents_fingerprint, read_checkpoint
+    from packer.errors import PlanError
+
+    measurement = found.measurement
+    loaded = read_checkpoint(measurement.source)
+    if contents_fingerprint(loaded) != measurement.contents:
+        raise PlanError(
+            f"{measurement.source} has other contents than when it was measured; measure it again"
+        )
+    curvature = options.read(loaded)
+    given = None if curvature is None else curvature.sha256
+    if measurement.curvature is not None and given != measurement.curvature:
+        raise PlanError(
+            "the measurements were made with curvature "
+            f"{measurement.curvature[:12]}: give that file, --curvature FILE"
+        )
+    return replace(found, loaded=loaded, felt=Felt(curvature, None))

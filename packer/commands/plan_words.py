@@ -1,0 +1,86 @@
+"""A plan in words, tables and JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from packer.commands.options import print_json
+
+if TYPE_CHECKING:
+    from packer.budget.frontier import WhatIf
+    from packer.planning import PackPlan
+    from packer.trials import CheckedPlan
+
+
+def show_plan(
+    made: PackPlan,
+    source: str,
+    output: str | None,
+    changes: tuple[WhatIf, ...],
+    as_json: bool,
+    checked: tuple[CheckedPlan, ...] = (),
+) -> None:
+    """The plan as tables or JSON."""
+    from packer.reports import tables
+    from packer.reports.report import report_plan
+
+    report = report_plan(made, source)
+    if as_json:
+        value = report.to_json()
+        value["what_if"] = [
+            {
+                "offset_bytes": one.offset_bytes,
+                "total_bytes": one.total_bytes,
+                "damage": one.damage,
+                "damage_change": one.damage_change,
+            }
+            for one in changes
+        ]
+        value["measured_rounds"] = [
+            {"predicted_damage_bpb": one.predicted, "measured_damage_bpb": one.measured}
+            for one in checked
+        ]
+        print_json({**value, "output": output})
+        return
+    tables.print_report(report, every_tensor=True)
+    click.echo()
+    click.echo(made.spell_account())
+    click.echo(made.limits.spell_code())
+    click.echo(spell_quality(made))
+    for one in changes:
+        click.echo(spell_what_if(one, made.plan.damage_kind))
+    for number, tried in enumerate(checked, start=1):
+        click.echo(spell_checked(number, tried) + ("; kept" if tried.plan is made else ""))
+
+
+def spell_quality(made: PackPlan) -> str:
+    """Damage, the price of a byte, and how far from the best plan this can be at most."""
+    plan = made.plan
+    price = f"; 1,000 more bytes would save {1000 * plan.price:.3g}" if plan.price else ""
+    proof = (
+        "proven optimal"
+        if plan.gap == 0
+        else f"the best plan is at most {100 * plan.gap:.2g} % lower"
+    )
+    text = f"predicted damage ({plan.damage_kind}) {plan.damage:.4g}{price}; {proof}"
+    text += f"\ndamage is the {made.measurement.damage_source}"
+    if made.measurement.damage_fit is not None:
+        text += f"\nfitted to {made.measurement.damage_fit.spell()}"
+    return text
+
+
+def spell_checked(number: int, one: CheckedPlan) -> str:
+    """Predicted against measured damage of one round."""
+    text = f"round {number}: measured damage {one.measured:.4g}"
+    if one.predicted is None or one.ratio is None:
+        return text + ", predicted in other units"
+    return text + f", predicted {one.predicted:.4g}, {one.ratio:.2f} times that"
+
+
+def spell_what_if(one: WhatIf, damage_kind: str) -> str:
+    where = f"at a cap of {one.cap_bytes:,} ({one.offset_bytes:+,})"
+    if one.damage is None or one.damage_change is None:
+        return f"{where}: nothing fits"
+    return f"{where}: {damage_kind} {one.damage:.4g} ({one.damage_change:+.3g})"

@@ -1,0 +1,106 @@
+"""What counts in a submission folder that is to be fixed: artifact, code, runs and claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packer.checkpoint import read_checkpoint
+from packer.code.packing import SourceFile
+from packer.errors import CheckpointError, SubmissionError
+from packer.foreign.tensors import ForeignArtifact
+from packer.submission.account import accounts
+from packer.submission.artifacts import ArtifactFile
+from packer.submission.folder import ENTRY_NAMES, Submission, read_submission
+from packer.submission.true_claims import CLAIMS, read_claims
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What counts in a submission folder.
+
+    artifact: inside the folder, None where only logs speak of it; foreign: None for that, and for
+    an artifact of ours. artifact_bytes: its size, or the largest that a log names. others: runs
+    whose artifacts are not here -> their model bytes. code: the entry first. claims: None without
+    a file.
+    """
+
+    root: Path
+    artifact: str | None
+    foreign: ForeignArtifact | None
+    artifact_bytes: int
+    others: Mapping[str, int]
+    code: tuple[SourceFile, ...]
+    claims: Mapping[str, Any] | None
+
+    @property
+    def code_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.code)
+
+    @property
+    def largest_model(self) -> int:
+        """Bytes of the largest run's model: that run is held against the cap."""
+        return max(self.artifact_bytes, *self.others.values(), 0)
+
+
+def read_folder(
+    root: Path,
+    code: Sequence[str] = (),
+    template: str | None = None,
+    max_memory: int | None = None,
+) -> Folder:
+    """The artifact, told by its content, the code that counts, and the claims.
+
+    code: the files that count, the entry first; without them train_gpt.py, or the only Python
+    file. Raises SubmissionError: several artifacts, none that a log names, no code.
+    CheckpointError: a damaged artifact.
+    """
+    submission = read_submission(root, code=code, max_memory=max_memory)
+    if not submission.code:
+        raise SubmissionError(
+            f"{root}: {len(submission.beside)} Python files and none is {ENTRY_NAMES[0]}; name "
+            "those that count with --code, the one that is run first"
+        )
+    artifact = _only_artifact(submission)
+    runs = [run for run in accounts(submission) if run.superseded is None]
+    others = {
+        run.name: run.model_bytes
+        for run in runs
+        if run.model_bytes is not None and run.artifact is None
+    }
+    if artifact is None and not others:
+        raise SubmissionError(
+            f"{root}: holds no artifact, and no log tells the size of one; put the artifact there"
+        )
+    foreign = None
+    if artifact is not None and artifact.codec != "bytecap":
+        path = root / artifact.name
+        foreign = read_checkpoint(path, template=template, max_memory=max_memory).foreign
+    return Folder(
+        root,
+        artifact.name if artifact else None,
+        foreign,
+        artifact.size_bytes if artifact else max(others.values()),
+        others,
+        submission.code,
+        read_claims(root / CLAIMS),
+    )
+
+
+def _only_artifact(submission: Submission) -> ArtifactFile | None:
+    """Raises SubmissionError: several, which are fixed one by one. CheckpointError: damaged."""
+    for one in submission.artifacts:
+        if one.problem is not None:
+            raise CheckpointError(one.problem)
+    found = [one for one in submission.artifacts if one.layout != "plain weights"]
+    if len(found) > 1:
+        root = Path(submission.folder)
+        sizes = ", ".join(f"{one.name} {one.size_bytes:,}" for one in found)
+        raise SubmissionError(
+            f"{root}: holds {len(found)} artifacts ({sizes}); fix them one by one, such as packer "
+            f"fix {root / found[0].name} --code {root / submission.code[0].path}, or leave the one "
+            "that is submitted"
+        )
+    return found[0] if found else None

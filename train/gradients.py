@@ -1,0 +1,73 @@
+"""The forward of training and its gradients: compiled, in its precision, averaged over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from packer.train.batches import Batches
+from packer.train.model import GPT
+from packer.train.precision import autocast_dtype, compiles
+from packer.train.settings import TrainConfig
+from torch import Tensor
+
+
+class Gradients:
+    """Adds a step's gradients to the parameters of a model; it is this rank's part of them.
+
+    autocast: the dtype of the forward, None for float32. compiled: whether torch compiles it.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        config: TrainConfig,
+        batches: Batches,
+        device: torch.device,
+        world_size: int,
+    ) -> None:
+        self.batches, self.device, self.world_size = batches, device, world_size
+        self.micro_windows = config.batch.micro_tokens // config.batch.sequence
+        self.autocast = autocast_dtype(config.run.precision, device)
+        self.compiled = compiles(config.run.compile, device)
+        self.forward = self._forward(model)
+
+    def _forward(self, model: GPT) -> Callable[[Tensor, Tensor], Tensor]:
+        """The model as it is called in training: compiled, and averaging gradients over ranks."""
+        forward: Any = torch.compile(model) if self.compiled else model
+        if self.world_size > 1:
+            forward = torch.nn.parallel.DistributedDataParallel(
+                forward, gradient_as_bucket_view=True
+            )
+        return forward  # type: ignore[no-any-return]
+
+    def add(self, step: int) -> Tensor:
+        """Adds gradients of the mean loss over this rank's windows; returns that loss, detached."""
+        inputs, targets = self.batches.read(step)
+        micro = self.micro_windows or len(inputs)
+        parts = list(zip(torch.split(inputs, micro), torch.split(targets, micro), strict=True))
+        total = torch.zeros((), device=self.device)
+        for number, (tokens, wanted) in enumerate(parts):
+            with self._averaging_only(number == len(parts) - 1), self._precision():
+                loss = self.forward(self._placed(tokens), self._placed(wanted))
+                share = len(tokens) / len(inputs)
+                (loss * share).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() * share
+        return total
+
+    def _averaging_only(self, last: bool) -> AbstractContextManager[Any]:
+        """Ranks exchange gradients once a step, with the last part."""
+        if self.world_size == 1 or last:
+            return nullcontext()
+        return self.forward.no_sync()  # type: ignore[attr-defined, no-any-return]
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        enabled = self.autocast is not None
+        return torch.autocast(self.device.type, self.autocast, enabled=enabled)
+
+    def _placed(self, tokens: Tensor) -> Tensor:
+        if self.device.type == "cpu":
+            return tokens
+        return tokens.pin_memory().to(self.device, non_blocking=True)
