@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -152,8 +153,12 @@ def _load_torch(file: Path | BinaryIO, head: bytes, source: str = "") -> object:
     source = source or str(file)
     if head.startswith(b"PK\x03\x04"):
         _check_zip(file, source)
-        return _torch_load(file, source, mmap=isinstance(file, Path))
-    return _torch_load(file, source, mmap=False)
+        return _torch_load(file, source, mapped=isinstance(file, Path))
+    if not isinstance(file, Path):
+        return _torch_load(file, source, mapped=False)
+    # A pickle says how long its texts are, and an open file reserves that much before it reads.
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        return _torch_load(whole, source, mapped=False)
 
 
 def _check_zip(file: Path | BinaryIO, source: str) -> None:
@@ -195,7 +200,8 @@ def _check_torch_archive(source: str, records: Sequence[zipfile.ZipInfo]) -> Non
         )
 
 
-def _torch_load(file: Path | BinaryIO, source: str, *, mmap: bool) -> object:
+def _torch_load(file: Path | BinaryIO | mmap.mmap, source: str, *, mapped: bool) -> object:
+    opened: Any = file if not isinstance(file, Path) else str(file)  # a mmap reads like a file
     if not isinstance(file, Path):
         file.seek(0)
     try:
@@ -203,10 +209,10 @@ def _torch_load(file: Path | BinaryIO, source: str, *, mmap: bool) -> object:
             # torch warns about its own internals here; a user can do nothing about them.
             warnings.simplefilter("ignore")
             loaded: object = torch.load(
-                str(file) if isinstance(file, Path) else file,
+                opened,
                 map_location="cpu",
                 weights_only=True,
-                mmap=mmap,
+                mmap=mapped,
             )
             return loaded
     except Exception as error:  # damaged pickles raise nearly every type there is

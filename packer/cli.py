@@ -27,7 +27,7 @@ from packer.commands.size import size
 from packer.commands.train import train
 from packer.commands.unpack import unpack
 from packer.commands.verify import verify
-from packer.errors import PackerError
+from packer.errors import PackerError, one_paragraph
 
 
 class Manual(click.Group):
@@ -37,7 +37,7 @@ class Manual(click.Group):
         try:
             return super().invoke(ctx)
         except PackerError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(one_paragraph(str(error))) from None
         except KeyboardInterrupt:
             raise click.ClickException("stopped; files that stood there are untouched") from None
         except MemoryError:
@@ -54,7 +54,7 @@ class Manual(click.Group):
 
             if not isinstance(error, ArtifactError):
                 raise
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(one_paragraph(str(error))) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands by what they are for, in the order of a job."""
