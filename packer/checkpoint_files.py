@@ -176,7 +176,7 @@ def _check_zip(file: Path | BinaryIO, source: str) -> None:
                     with archive.open(record) as stream:
                         while stream.read(BLOCK_BYTES):
                             pass
-    except (CheckpointError, OSError):
+    except (CheckpointError, OSError, MemoryError):
         raise
     except Exception as error:  # zipfile raises a dozen types on damaged files
         raise CheckpointError(
@@ -215,7 +215,11 @@ def _torch_load(file: Path | BinaryIO | mmap.mmap, source: str, *, mapped: bool)
                 mmap=mapped,
             )
             return loaded
+    except MemoryError:
+        raise
     except Exception as error:  # damaged pickles raise nearly every type there is
+        if "Cannot allocate memory" in str(error):  # a map of the file itself
+            raise MemoryError(str(error)) from None
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if asked:
             raise CheckpointError(
@@ -235,6 +239,8 @@ def _safetensors_of(data: bytes, source: str) -> tuple[dict[str, torch.Tensor], 
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
         return {name: tensors[name] for name in sorted(tensors)}, dict(metadata)
+    except MemoryError:
+        raise
     except Exception as error:
         raise CheckpointError(
             f"{source}: the safetensors data in it is truncated or damaged ({reason(error)}); copy "
@@ -256,6 +262,8 @@ def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
         with safe_open(str(path), framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
             return tensors, dict(file.metadata() or {})
+    except MemoryError:
+        raise
     except Exception as error:
         raise CheckpointError(
             f"{path}: the safetensors file is truncated or damaged ({reason(error)}); copy or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import sys
 from typing import Any
 
@@ -29,6 +30,19 @@ from packer.commands.unpack import unpack
 from packer.commands.verify import verify
 from packer.errors import PackerError, one_paragraph
 
+OUT_OF_MEMORY = (
+    "out of memory; files that stood there are untouched. Close other programs, or work on a "
+    "machine with more"
+)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """numpy's and Python's own error, and torch's, which is a RuntimeError on a CPU."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and re.search("can(?:'t|not) allocate memory|out of memory", str(error), re.I) is not None
+    )
+
 
 class Manual(click.Group):
     """Help in sections; every failure one paragraph and exit code 1, never a traceback."""
@@ -40,10 +54,6 @@ class Manual(click.Group):
             raise click.ClickException(one_paragraph(str(error))) from None
         except KeyboardInterrupt:
             raise click.ClickException("stopped; files that stood there are untouched") from None
-        except MemoryError:
-            raise click.ClickException(
-                "out of memory; close other programs, or pack on a machine with more"
-            ) from None
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
@@ -52,6 +62,8 @@ class Manual(click.Group):
         except Exception as error:
             from packer.stream_decoder import ArtifactError
 
+            if _is_out_of_memory(error):
+                raise click.ClickException(OUT_OF_MEMORY) from None
             if not isinstance(error, ArtifactError):
                 raise
             raise click.ClickException(one_paragraph(str(error))) from None

@@ -24,7 +24,8 @@ import torch
 from benchmarks.fuzz.readers import READERS, REFUSALS, Reader
 from packer.errors import one_paragraph
 
-SECONDS = 10.0  # that reading one mutant may take, real ones take milliseconds
+SECONDS = 10.0  # of computing that one mutant may take, most take milliseconds
+WAITING = 600.0  # seconds for one that computes nothing; a busy machine is no hang
 ADDRESS_SPACE = 1 << 30  # beyond what a worker has mapped when it begins
 OUT_OF_MEMORY = re.compile(r"MemoryError|Unable to allocate|can't allocate|bad_alloc|DefaultCPU")
 GOOD = ("refused", "same", "other")
@@ -78,10 +79,12 @@ def try_mutant(
     """What reading mutant `index` comes to; a hang or a crash of the process ends this one."""
     name, mutant, noticed = mutant_of(reader, originals.files, seed, index)
     before = _reset_peak()
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)  # its signal ends the process
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # their signals end the process
+    signal.setitimer(signal.ITIMER_REAL, WAITING)
     try:
         kind, detail = _outcome(reader, mutant, folder)
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
     grown = _memory("VmHWM") - before
     if grown > reader.memory_bytes:
@@ -174,14 +177,15 @@ class _Worker:
             return None
         if self.at.value < 0:
             raise SystemExit(f"a worker for {self.reader} ended with {code} before it began")
-        kind = "hang" if code == -signal.SIGALRM else "died"
+        kind = "hang" if code in (-signal.SIGALRM, -signal.SIGPROF) else "died"
         lost = Outcome(self.reader, self.at.value, kind, f"the process ended with {code}")
         return lost, self.indices[self.indices.index(self.at.value) + 1 :]
 
 
 def _work(connection: Connection, at: Any, reader: str, indices: range, seed: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for timed in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(timed, signal.SIG_DFL)
     one = READERS[reader]
     with tempfile.TemporaryDirectory(dir=_fast_folder()) as folder, _silenced():
         originals = originals_of(one, Path(folder))

@@ -150,7 +150,9 @@ def _trainer(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PackerError(f"{folder} cannot be made a folder: {error.strerror}") from None
+        raise PackerError(
+            f"{folder} cannot be made a folder: {error.strerror}; name another with -o"
+        ) from None
 
     def say(text: str) -> None:
         if rank == 0:
