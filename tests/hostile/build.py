@@ -84,7 +84,11 @@ def artifacts() -> list[Case]:
         ("header_too_long", "a header of", raw_header(b"{}", 1 << 30)),
         ("header_lies", "holds 2 bytes where 9 belong", raw_header(b"{}", 9)),
         ("header_deep", "not as specified", raw_header(b"[" * 9000, 9000)),
-        ("header_bomb", "does not end where it should", raw_header(zlib.compress(bytes(5 << 20)), 20, 5)),
+        (
+            "header_bomb",
+            "does not end where it should",
+            raw_header(zlib.compress(bytes(5 << 20)), 20, 5),
+        ),
         ("header_no_object", "not as specified", raw_header(b"[]", 2)),
         ("varint_endless", "more than nine bytes", signed(FIXED + b"\xff" * 12)),
         ("shape_negative", "not as specified", artifact(tensors=[["w", "float32", [-1]]])),
