@@ -1,9 +1,9 @@
 """Mutants guided by coverage: `python -m benchmarks.fuzz.coverage READER --runs 100000`.
 
-Needs atheris (`pip install '.[fuzz]'`). Parsers written in Python are instrumented; what reaches new
-code is mutated further, by the same structure-aware damage as `python -m benchmarks.fuzz`. It stops
-at the first crash, and leaves the file that led to it beside. A corpus folder given with --corpus
-is read and extended, so that the next run goes on from there.
+Needs atheris (`pip install '.[fuzz]'`). Parsers written in Python are instrumented; what reaches
+new code is mutated further, by the same structure-aware damage as `python -m benchmarks.fuzz`. It
+stops at the first crash, and leaves the file that led to it beside. A corpus folder given with
+--corpus is read and extended, so that the next run goes on from there.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def main() -> None:
     largest = 4 * max(map(len, originals.values()))
 
     def read(data: bytes) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            with contextlib.suppress(*readers.REFUSALS):
-                reader.read(data, Path(folder))
+        refused = contextlib.suppress(*readers.REFUSALS)
+        with tempfile.TemporaryDirectory() as folder, refused:
+            reader.read(data, Path(folder))
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         rng = Random(seed)
