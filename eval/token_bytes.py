@@ -80,7 +80,10 @@ def from_sentencepiece(path: str | Path) -> TokenBytes:
     Raises:
         TokenBytesError: no such file, or not a sentencepiece model.
     """
-    return from_processor(load_sentencepiece(path))
+    try:
+        return from_processor(load_sentencepiece(path))
+    except UnicodeDecodeError as error:  # the library hands pieces out as they lie in the file
+        raise TokenBytesError(f"{path} has a piece that is no text in UTF-8 ({error})") from error
 
 
 def load_sentencepiece(path: str | Path) -> Any:

@@ -7,13 +7,14 @@ The content decides what a file is, never its name. Nothing in a file is execute
 from __future__ import annotations
 
 import io
+import mmap
 import re
 import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -149,8 +150,12 @@ def _load_torch(file: Path | BinaryIO, head: bytes, source: str = "") -> object:
     source = source or str(file)
     if head.startswith(b"PK\x03\x04"):
         _check_zip(file, source)
-        return _torch_load(file, source, mmap=isinstance(file, Path))
-    return _torch_load(file, source, mmap=False)
+        return _torch_load(file, source, mapped=isinstance(file, Path))
+    if not isinstance(file, Path):
+        return _torch_load(file, source, mapped=False)
+    # A pickle says how long its texts are, and an open file reserves that much before it reads.
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        return _torch_load(whole, source, mapped=False)
 
 
 def _check_zip(file: Path | BinaryIO, source: str) -> None:
@@ -168,7 +173,7 @@ def _check_zip(file: Path | BinaryIO, source: str) -> None:
                     with archive.open(record) as stream:
                         while stream.read(BLOCK_BYTES):
                             pass
-    except (CheckpointError, OSError):
+    except (CheckpointError, OSError, MemoryError):
         raise
     except Exception as error:  # zipfile raises a dozen types on damaged files
         raise CheckpointError(
@@ -192,7 +197,8 @@ def _check_torch_archive(source: str, records: Sequence[zipfile.ZipInfo]) -> Non
         )
 
 
-def _torch_load(file: Path | BinaryIO, source: str, *, mmap: bool) -> object:
+def _torch_load(file: Path | BinaryIO | mmap.mmap, source: str, *, mapped: bool) -> object:
+    opened: Any = file if not isinstance(file, Path) else str(file)  # a mmap reads like a file
     if not isinstance(file, Path):
         file.seek(0)
     try:
@@ -200,13 +206,17 @@ def _torch_load(file: Path | BinaryIO, source: str, *, mmap: bool) -> object:
             # torch warns about its own internals here; a user can do nothing about them.
             warnings.simplefilter("ignore")
             loaded: object = torch.load(
-                str(file) if isinstance(file, Path) else file,
+                opened,
                 map_location="cpu",
                 weights_only=True,
-                mmap=mmap,
+                mmap=mapped,
             )
             return loaded
+    except MemoryError:
+        raise
     except Exception as error:  # damaged pickles raise nearly every type there is
+        if "Cannot allocate memory" in str(error):  # a map of the file itself
+            raise MemoryError(str(error)) from None
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if asked:
             raise CheckpointError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import sys
 from typing import Any
 
@@ -27,7 +28,20 @@ from packer.commands.size import size
 from packer.commands.train import train
 from packer.commands.unpack import unpack
 from packer.commands.verify import verify
-from packer.errors import PackerError
+from packer.errors import PackerError, one_paragraph
+
+OUT_OF_MEMORY = (
+    "out of memory; files that stood there are untouched. Close other programs, or work on a "
+    "machine with more"
+)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """numpy's and Python's own error, and torch's, which is a RuntimeError on a CPU."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and re.search("can(?:'t|not) allocate memory|out of memory", str(error), re.I) is not None
+    )
 
 
 class Manual(click.Group):
@@ -37,13 +51,9 @@ class Manual(click.Group):
         try:
             return super().invoke(ctx)
         except PackerError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(one_paragraph(str(error))) from None
         except KeyboardInterrupt:
             raise click.ClickException("stopped; files that stood there are untouched") from None
-        except MemoryError:
-            raise click.ClickException(
-                "out of memory; close other programs, or pack on a machine with more"
-            ) from None
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
@@ -52,9 +62,11 @@ class Manual(click.Group):
         except Exception as error:
             from packer.stream_decoder import ArtifactError
 
+            if _is_out_of_memory(error):
+                raise click.ClickException(OUT_OF_MEMORY) from None
             if not isinstance(error, ArtifactError):
                 raise
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(one_paragraph(str(error))) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands by what they are for, in the order of a job."""

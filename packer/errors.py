@@ -43,3 +43,15 @@ def reason(error: Exception) -> str:
     text = str(error).rpartition("WeightsUnpickler error:")[2]
     lines = text.strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:160]}"
+
+
+MAX_SHOWN = 1_500  # letters of a refusal; a file may hold names of any length
+
+
+def one_paragraph(text: str) -> str:
+    """A refusal as it is shown: what a hostile file put into it stays short and moves no cursor."""
+    plain = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text.strip())
+    if len(plain) <= MAX_SHOWN:
+        return plain
+    half = MAX_SHOWN // 2
+    return f"{plain[:half]} … {len(plain) - MAX_SHOWN:,} letters … {plain[-half:]}"

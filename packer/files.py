@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,10 +41,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.chmod(_mode(target))
         temporary.replace(target)
-    except OSError as error:
-        raise OutputError(_refusal(path, target, error)) from None
+    except Exception as error:
+        refused = _refused_by_system(error)
+        if refused is None:
+            raise
+        raise OutputError(_refusal(path, target, refused)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _refused_by_system(error: Exception) -> OSError | None:
+    """What the system refused: torch chains its error, safetensors spells its number."""
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        return error.__context__
+    spelled = re.search(r"os error (\d+)", str(error))
+    return OSError(int(spelled[1]), os.strerror(int(spelled[1]))) if spelled else None
 
 
 def _refuse_other_than_files(path: str | os.PathLike[str], target: Path) -> None:
@@ -69,6 +83,8 @@ def _refusal(path: str | os.PathLike[str], target: Path, error: OSError) -> str:
     untouched = "what stood there is untouched" if target.exists() else "nothing was written"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{path}: the disk is full; {untouched}. Free some space or name another folder."
+    if error.errno == errno.EFBIG:
+        return f"{path}: no file may grow so large here (ulimit -f); {untouched}. Allow it more."
     if error.errno == errno.ENOENT and not target.parent.exists():
         return f"{path}: the folder {target.parent} does not exist; {untouched}. Create it first."
     if error.errno == errno.ENOTDIR:

@@ -107,7 +107,7 @@ RULES = (
 COMPILED = tuple(
     (re.compile(rf"(^|\.)({rule.parts})(\.|$)", re.IGNORECASE), rule) for rule in RULES
 )
-BLOCK = re.compile(r"(?:^|[._])(?:h|blocks?|layers?)[._]?(\d+)(?:\.|$)")
+BLOCK = re.compile(r"(?:^|[._])(?:h|blocks?|layers?)[._]?(\d{1,6})(?:\.|$)")
 SMALL_ELEMENTS = 65_536  # what the field keeps in 16 or 32 bits whatever it is
 
 # Tables looked up by row, as opposed to the projections that stand beside some of them.

@@ -22,6 +22,8 @@ def safetensors_of(data: bytes, source: str) -> tuple[dict[str, torch.Tensor], d
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
         return {name: tensors[name] for name in sorted(tensors)}, dict(metadata)
+    except MemoryError:
+        raise
     except Exception as error:
         raise CheckpointError(
             f"{source}: the safetensors data in it is truncated or damaged ({reason(error)}); copy "
@@ -43,6 +45,8 @@ def load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
         with safe_open(str(path), framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
             return tensors, dict(file.metadata() or {})
+    except MemoryError:
+        raise
     except Exception as error:
         raise CheckpointError(
             f"{path}: the safetensors file is truncated or damaged ({reason(error)}); copy or "

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from packer import decoder
@@ -67,17 +65,14 @@ def write_weights(
     if suffix not in (".pt", ".pth", ".safetensors"):
         raise OutputError(f"{path}: weights are written as .safetensors or .pt; name such a file")
     with replacing(path) as temporary:
-        try:
-            if suffix == ".safetensors":
-                _save_safetensors(path, temporary, weights, ties, metadata)
-            else:
-                # Empty tensors may lie at one address, which torch refuses for two dtypes. Given a
-                # path, torch writes its name into the file, and no two files are equal.
-                whole = {name: w if w.numel() else w.clone() for name, w in weights.items()}
-                with temporary.open("wb") as file:
-                    torch.save(whole, file)
-        except (RuntimeError, SafetensorError) as error:
-            raise _os_error(error) or error from None
+        if suffix == ".safetensors":
+            _save_safetensors(path, temporary, weights, ties, metadata)
+        else:
+            # Empty tensors may lie at one address, which torch refuses for two dtypes. Given a
+            # path, torch writes its name into the file, and no two files are equal.
+            whole = {name: w if w.numel() else w.clone() for name, w in weights.items()}
+            with temporary.open("wb") as file:
+                torch.save(whole, file)
 
 
 def _save_safetensors(
@@ -99,14 +94,6 @@ def _save_safetensors(
             f"{path}: safetensors has no {_dtype(weights[names[0]])}, the dtype of {names[0]}; "
             "name a .pt file instead"
         ) from None
-
-
-def _os_error(error: Exception) -> OSError | None:
-    """What the system refused: torch chains its error, safetensors spells its number."""
-    if isinstance(error.__context__, OSError):
-        return error.__context__
-    spelled = re.search(r"os error (\d+)", str(error))
-    return OSError(int(spelled[1]), os.strerror(int(spelled[1]))) if spelled else None
 
 
 def verify(

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,8 +154,8 @@ def check_setting(
         near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)[0]
         raise ConfigError(f"{source}: there is no setting {name!r}; the nearest is {near!r}")
     kind = str(fields[name].type)
-    if kind == "float" and type(value) is int:
-        return float(value)
+    if kind == "float" and type(value) in (int, float):
+        return _finite(name, value, source)
     if kind.startswith("tuple") and isinstance(value, (list, tuple)):
         if all(type(item).__name__ == kind[len("tuple[") :].partition(",")[0] for item in value):
             return tuple(value)
@@ -165,6 +165,12 @@ def check_setting(
     elif kind == type(value).__name__:
         return value
     raise ConfigError(f"{source}: {name} = {value!r} should be of type {kind}")
+
+
+def _finite(name: str, value: float, source: str) -> float:
+    if not abs(value) <= sys.float_info.max:  # NaN is not either
+        raise ConfigError(f"{source}: {name} = {value!r} cannot be: it must be a finite number")
+    return float(value)
 
 
 def infer_config(state_dict: Mapping[str, Tensor]) -> InferredConfig:
@@ -178,7 +184,7 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> InferredConfig:
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
     _check_family(shapes)
-    layers = 1 + max(int(m[1]) for name in shapes if (m := re.match(r"blocks\.(\d+)\.", name)))
+    layers = _count_blocks(shapes)
     vocab_size, dim = shapes["tok_emb.weight"]
     known: dict[str, Any] = {
         "vocab_size": vocab_size,
@@ -209,8 +215,22 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> InferredConfig:
     return InferredConfig(known, tuple(unknown))
 
 
+def _count_blocks(shapes: Iterable[str]) -> int:
+    """Raises ConfigError: a number is left out; one name could claim any number of blocks."""
+    found = {m[1] for name in shapes if (m := re.match(r"blocks\.(\d+)\.", name))}
+    absent = [str(number) for number in range(len(found)) if str(number) not in found]
+    if absent:
+        raise ConfigError(
+            f"the weights name {len(found)} blocks, and there is no blocks.{absent[0]}"
+        )
+    return len(found)
+
+
 def _tables(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Sizes of the embedding tables that are optional; no width for a table that is not there."""
+    for name in ("bigram.embed.weight", "ve_shared.embed.weight"):
+        if len(shapes.get(name, (0, 0))) != 2:
+            raise ConfigError(f"{name} has the shape {list(shapes[name])} where a table belongs")
     rows, width = shapes.get("bigram.embed.weight", (0, 0))
     sizes = {"bigram_vocab_size": rows, "bigram_dim": width} if rows else {"bigram_vocab_size": 0}
     return {**sizes, "value_embedding_dim": shapes.get("ve_shared.embed.weight", (0, 0))[1]}

@@ -23,6 +23,8 @@ from .layers import (
     layer_norm_scale,
 )
 
+MAX_MLP_MULT = 1_000
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -81,7 +83,12 @@ class GPTConfig:
             self.num_kv_heads,
             f"a divisor of num_heads = {self.num_heads}",
         )
-        require(self.mlp_dim > 0, "mlp_mult", self.mlp_mult, "a positive number")
+        require(
+            0 < self.mlp_mult <= MAX_MLP_MULT and self.mlp_dim > 0,
+            "mlp_mult",
+            self.mlp_mult,
+            f"a positive number up to {MAX_MLP_MULT:,}",
+        )
         rotating = self.rotating_dims
         require(
             4 <= rotating <= self.head_dim and rotating % 2 == 0,

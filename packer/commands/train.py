@@ -152,7 +152,9 @@ def _trainer(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PackerError(f"{folder} cannot be made a folder: {error.strerror}") from None
+        raise PackerError(
+            f"{folder} cannot be made a folder: {error.strerror}; name another with -o"
+        ) from None
 
     say = _teller(folder / LOG, rank, resume)
     trainer = Trainer(made, data, folder, place, rank=rank, world_size=world_size, say=say)

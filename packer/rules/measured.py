@@ -23,7 +23,7 @@ OF_CODE = re.compile(
     re.IGNORECASE,
 )
 MIN_SATURATED = 0.5
-BLOCK = re.compile(r"\b(?:blocks|layers|h)\.(\d+)\.")
+BLOCK = re.compile(r"\b(?:blocks|layers|h)\.(\d{1,6})\.")
 
 
 def codec(submission: Submission, options: Options) -> Finding | None:

@@ -15,6 +15,7 @@ BPB_KEYS = ("val_bpb", "mean_val_bpb", "val_bpb_mean")
 NATS_KEYS = ("val_loss", "mean_val_loss", "val_loss_mean")
 PLACEHOLDER = re.compile(r"tbd|pending|todo|fill|verify|unknown|n/?a|\?", re.IGNORECASE)
 WITH_UNIT = re.compile(r"([\d,_]*\d(?:\.\d+)?)\s*([a-zA-Z]*)")
+LARGEST = 1e15  # of sizes in bytes, steps, seconds and losses
 UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 10**3, "mb": 10**6, "kib": 2**10, "mib": 2**20}
 
 
@@ -105,7 +106,9 @@ def _size(value: Mapping[str, Any], keys: Iterable[str]) -> ClaimedNumber | None
         if match is None or unit is None:
             continue
         digits = match[1].replace(",", "").replace("_", "")
-        number = float(digits)
+        number = _plausible(digits)
+        if number is None:
+            continue
         if unit == 1 and number < 1000:
             unit = UNITS["mb"]
         decimals = len(digits.partition(".")[2])
@@ -133,19 +136,26 @@ def _odd(value: Mapping[str, Any], keys: Iterable[str]) -> Iterable[str]:
 def _number(value: Mapping[str, Any], keys: Iterable[str]) -> float | None:
     for key in keys:
         found = value.get(key)
-        if isinstance(found, int | float) and not isinstance(found, bool) and found:
-            return float(found)
-        if isinstance(found, str):
-            try:
-                return float(found)
-            except ValueError:
-                continue
+        number = _plausible(found)
+        if number is not None and (number or isinstance(found, str)):
+            return number
     return None
 
 
 def _whole(value: Any) -> int | None:
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    return int(value) if good else None
+    number = None if isinstance(value, str) else _plausible(value)
+    return None if number is None else int(number)
+
+
+def _plausible(value: Any) -> float | None:
+    """A number, or the text of one, that a run could have; None for NaN and the absurd."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if abs(number) < LARGEST else None
 
 
 def _seeds(value: Mapping[str, Any]) -> tuple[str, ...]:

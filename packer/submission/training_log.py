@@ -19,6 +19,7 @@ from packer.submission.own_log import SCORE_NAME, parse_own
 
 NUMBER = r"(\d[\d,_]*)"
 RULER = re.compile(r"^={60,}\s*$", re.MULTILINE)
+ABSURD = re.compile(r"(?:\d[,_]?){19}")  # digits in a row; no size or count has so many
 PREFIX = re.compile(r"^(?:\[[^\]\n]{1,40}\]:?\s*|\d{4}-\d\d-\d\d[ T][\d:.,]+\s*)+")
 
 MODEL = re.compile(rf"Serialized model ?([\w+\-. ]*?):\s*{NUMBER} bytes")
@@ -169,12 +170,14 @@ def parse_log(text: str, name: str) -> TrainingLog:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Lines after the dump of the source, without indentation and prefixes of launchers."""
+    """Lines after the dump of the source, without indentation and prefixes of launchers, and
+    without those whose numbers no run could have."""
     ruler = RULER.search(text)
     if ruler is not None and "import " in text[: ruler.start()]:
         text = text[ruler.end() :]
     for line in text.splitlines():
-        yield PREFIX.sub("", line.strip())
+        if ABSURD.search(line) is None:
+            yield PREFIX.sub("", line.strip())
 
 
 def _integer(text: str) -> int:

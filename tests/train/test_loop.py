@@ -216,7 +216,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
 ) -> None:
     whole = trainer("whole", batch=tiny.batch)
     parts = trainer("parts", batch=replace(tiny.batch, micro_tokens=48))
-    assert float(whole._gradients(3)) == pytest.approx(float(parts._gradients(3)), rel=1e-6)
+    assert float(whole.gradients.add(3)) == pytest.approx(float(parts.gradients.add(3)), rel=1e-6)
     for (name, a), b in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)
 
