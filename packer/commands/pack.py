@@ -35,7 +35,6 @@ from packer.commands.options import (
     say_notes,
     with_options,
 )
-from packer.commands.plan import spell_quality
 
 if TYPE_CHECKING:
     from packer.candidates import Measurement
@@ -210,6 +209,7 @@ def _show(
 ) -> None:
     from packer.reports import tables
     from packer.reports.report import report_packed
+    from packer.reports.spelling import spell_quality
 
     report = report_packed(packed, output)
     if as_json:
