@@ -99,9 +99,6 @@ def report(
         drawn = page is not None or plot is not None
         histograms = load_histograms(source, found, **opening) if drawn else ()
     say_notes(found.notes)
-    if explain is not None:
-        _explain(explain, plan, source, as_json)
-        return
     evidence = evidence_of(
         found,
         plan,
@@ -110,7 +107,9 @@ def report(
         histograms=histograms,
     )
     _write(evidence, page, plot)
-    if as_json:
+    if explain is not None:
+        _explain(explain, plan, source, as_json)
+    elif as_json:
         print_json({**found.to_json(), **evidence.to_json(), "html": page, "plot": plot})
     else:
         _show(evidence, page, plot)

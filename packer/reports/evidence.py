@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,9 @@ from packer.errors import PackerError
 from packer.files import read_json
 from packer.planning import PackPlan, restrict
 from packer.reports.report import Report
-from packer.shannon_bound import BoundedPlan, ShannonBound
+
+if TYPE_CHECKING:
+    from packer.shannon_bound import BoundedPlan, ShannonBound
 
 CURVE_SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)  # of the plan's total, in tables
 

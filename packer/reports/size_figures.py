@@ -121,6 +121,8 @@ def _keys(
         keys.append(("Shannon bound", key_line("bound", dashed=True)))
     if evidence.report.cap_bytes:
         keys.append(("cap", key_line("accent", dashed=True)))
+    if evidence.plan is None:
+        keys.append(("size of this file", key_line("curve", dashed=True)))
     colours = _colours(compared)
     for recipe in sorted({one.recipe for one in compared}, key=lambda name: (name != OURS, name)):
         words = "ours, measured" if recipe == OURS else recipe
@@ -130,7 +132,10 @@ def _keys(
 
 def _lines(evidence: Evidence, x: Scale, y: Scale, curve: Points, bound: Points) -> list[Mark]:
     marks: list[Mark] = []
-    cap = evidence.report.cap_bytes
+    cap, total = evidence.report.cap_bytes, evidence.report.total_bytes
+    if evidence.plan is None:
+        at = x.at(total)
+        marks.append(Line(((at, y.start), (at, y.end)), "curve", 1, dashed=True))
     if cap and x.within(cap):
         marks.append(Line(((x.at(cap), y.start), (x.at(cap), y.end)), "accent", 1, dashed=True))
     if len(curve) > 1:

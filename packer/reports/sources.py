@@ -77,7 +77,7 @@ def load_histograms(
 
     Raises decoder.ArtifactError, CheckpointError: the source is damaged.
     """
-    from packer.reports.histograms import coarsest, histograms_of
+    from packer.reports.code_counts import coarsest, histograms_of
 
     rows = coarsest(report)
     if report.kind not in ("artifact", "foreign"):
