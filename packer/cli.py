@@ -80,11 +80,23 @@ def main() -> None:
       packer plan model.pt --cap 16000000 --code train_gpt.py -o plan.json
       packer pack model.pt --plan plan.json -o model.pack
       packer verify model.pack --against model.pt --plan plan.json
-      packer report model.pack
+      packer report plan.json --html plan.html
+
+    \b
+    Damage in bits per byte of text, and better rounding:
+      packer plan model.pt --cap 16MB --calibration train.txt --tokenizer bpe.model -o plan.json
+
+    A checkpoint is a .pt, a .safetensors, a folder of shards, or an artifact of another author;
+    nothing in it is run. A plan fits the weights it was made for and no others; the same choices
+    for other weights are a --policy.
 
     Sizes are decimal: 16MB is 16,000,000 bytes; 16MiB is 16,777,216. Every command that reports
-    prints one JSON object with --json. Exit codes: 0 done and fits, 1 refused with a reason,
-    2 wrong usage.
+    prints one JSON object with --json, progress goes to stderr. Files are written whole or not at
+    all. Exit codes: 0 done and fits, 1 refused with a reason, 2 wrong usage.
+
+    \b
+    Completion with the tab key, in ~/.bashrc (for zsh and fish: zsh_source, fish_source):
+      eval "$(_PACKER_COMPLETE=bash_source packer)"
     """
     # Names in a checkpoint, and × and ±, may have letters that a terminal or a log cannot show.
     if isinstance(sys.stdout, io.TextIOWrapper):

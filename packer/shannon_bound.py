@@ -116,6 +116,12 @@ class BoundedPlan:
 def water_level(matrices: Sequence[GaussianMatrix], damage: float) -> float:
     """The level at which all components together are left with a damage, by bisection.
 
+    >>> two = GaussianMatrix("w", np.array([1.0]), np.array([4.0, 1.0]))
+    >>> level = water_level([two], damage=1.0)  # half of it for each of the two
+    >>> bits, damage = two.at_level(level)
+    >>> round(level, 6), round(bits, 6), round(damage, 6)
+    (0.5, 2.0, 1.0)
+
     Above all of them where even storing nothing does less damage.
     """
     high = max(matrix.largest for matrix in matrices)
