@@ -31,6 +31,7 @@ from packer.quantizers.curvature import Curvature
 Floats = npt.NDArray[np.float64]
 
 SMALLEST_MATRIX = 4096  # weights; what is smaller stays as it was planned
+FELT = 1e-30  # of the row that is felt most: a row below it adds nothing that could be told
 HALVINGS = 50  # of the octaves that the water level may lie in
 
 
@@ -58,7 +59,10 @@ class GaussianMatrix:
 
     def at_level(self, level: float) -> tuple[float, float]:
         """(bits, damage) when every component is left with at most `level` of damage."""
-        felt, (sums, log_sums) = self.rows[self.rows > 0], self._sums
+        felt, (sums, log_sums) = (
+            self.rows[self.rows > FELT * self.rows.max(initial=0.0)],
+            self._sums,
+        )
         above = np.searchsorted(-self.columns, -level / felt, side="left")
         bits = 0.5 * (above * np.log2(felt / level) + log_sums[above]).sum()
         damage = (level * above + felt * (sums[-1] - sums[above])).sum()

@@ -19,7 +19,7 @@ COLOURS = {
     "bound": ("#6b7785", "#93a1b0"),
     "curve": ("#2f6db5", "#7fb2ee"),
 }
-CHARACTER = 0.55  # of the size: how wide a letter is on average
+CHARACTER = 0.58  # of the size: how wide a letter is on average
 
 Point = tuple[float, float]
 
