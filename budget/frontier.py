@@ -171,6 +171,11 @@ def hull_steps(fronts: Sequence[Sequence[Candidate]]) -> HullSteps:
 def sweep(candidates: Iterable[Candidate], *, fixed_bytes: int = 0) -> Curve:
     """The whole size/damage curve, from every tensor at its smallest to every tensor at its best.
 
+    >>> sizes = {"int2": (10, 8.0), "int4": (20, 2.0), "fp16": (80, 0.0)}
+    >>> curve = sweep([Candidate("w", choice, *found) for choice, found in sizes.items()])
+    >>> curve.total_bytes.tolist(), curve.damage.tolist()
+    ([10, 20, 80], [8.0, 2.0, 0.0])
+
     ``fixed_bytes`` (code, header) is added to every size. Raises PlanningError as by_tensor does.
     """
     fronts = [undominated(group) for group in by_tensor(candidates).values()]

@@ -1,9 +1,20 @@
 """Fit a trained language model under a hard byte cap.
 
-from packer import pack, plan
-weights = model.state_dict()
-packed = pack(weights, plan(weights, 16_000_000, code=["train_gpt.py"]), out="model.pack")
-print(packed.account)
+    from packer import pack, plan
+    weights = model.state_dict()
+    packed = pack(weights, plan(weights, 16_000_000, code=["train_gpt.py"]), out="model.pack")
+    print(packed.account)
+
+Weights are a state dict, a path, or whatever `packer` reads:
+
+>>> import torch
+>>> from packer import pack, plan, unpack
+>>> weights = {"mlp.weight": torch.linspace(-1, 1, 6144).reshape(96, 64), "gain": torch.ones(64)}
+>>> packed = pack(weights, plan(weights, cap_bytes=4000))
+>>> packed.account.total_bytes <= 4000 and packed.account.total_bytes == len(packed.data)
+True
+>>> sorted(unpack(packed.data))
+['gain', 'mlp.weight']
 """
 
 from pathlib import Path

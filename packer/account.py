@@ -108,7 +108,13 @@ class Account:
 
 
 def spell_rest(cap_bytes: int, unused_bytes: int) -> str:
-    """How a sum stands against the cap: the end of every account."""
+    """How a sum stands against the cap: the end of every account.
+
+    >>> spell_rest(16_000_000, 1_234)
+    ' of 16,000,000, 1,234 left'
+    >>> spell_rest(16_000_000, -5)
+    ' of 16,000,000, OVER by 5'
+    """
     if not cap_bytes:
         return " (no cap given)"
     rest = f"{unused_bytes:,} left" if unused_bytes >= 0 else f"OVER by {-unused_bytes:,}"

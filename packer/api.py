@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from packer import inspection, measuring, unpacking
+from packer import codes_file, inspection, measuring, unpacking
 from packer.api_inputs import (
     CheckpointLike,
     CurvatureLike,
@@ -256,6 +256,22 @@ def unpack(
     if out is not None:
         unpacking.write_weights(out, weights, stored.ties, stored.metadata)
     return weights
+
+
+def unpack_codes(
+    artifact: PathLike | bytes,
+    out: PathLike | None = None,
+    *,
+    max_bytes: int = MAX_DECODED_BYTES,
+) -> dict[str, torch.Tensor]:
+    """Integer codes and steps by name (packer.codes_file), nothing inflated to floats; written to
+    `out` (.safetensors) when given. Raises as `unpack`.
+    """
+    with _reading(artifact):
+        data = _bytes_of(artifact)
+        if out is None:
+            return codes_file.read_codes(data, max_bytes)
+        return codes_file.write_codes(data, out, max_bytes)
 
 
 def unpack_foreign(

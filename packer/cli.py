@@ -30,6 +30,7 @@ from packer.commands.unpack import unpack
 from packer.commands.verify import verify
 from packer.errors import PackerError, one_paragraph
 
+STOPPED = "stopped; files that stood there are untouched"
 OUT_OF_MEMORY = (
     "out of memory; files that stood there are untouched. Close other programs, or work on a "
     "machine with more"
@@ -44,6 +45,15 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Ctrl-C itself, or what a module that it met while being imported made of it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 class Manual(click.Group):
     """Help in sections; every failure one paragraph and exit code 1, never a traceback."""
 
@@ -53,7 +63,7 @@ class Manual(click.Group):
         except PackerError as error:
             raise click.ClickException(one_paragraph(str(error))) from None
         except KeyboardInterrupt:
-            raise click.ClickException("stopped; files that stood there are untouched") from None
+            raise click.ClickException(STOPPED) from None
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
@@ -62,6 +72,8 @@ class Manual(click.Group):
         except Exception as error:
             from packer.stream_decoder import ArtifactError
 
+            if _is_interrupt(error):
+                raise click.ClickException(STOPPED) from None
             if _is_out_of_memory(error):
                 raise click.ClickException(OUT_OF_MEMORY) from None
             if not isinstance(error, ArtifactError):
@@ -92,11 +104,23 @@ def main() -> None:
       packer plan model.pt --cap 16000000 --code train_gpt.py -o plan.json
       packer pack model.pt --plan plan.json -o model.pack
       packer verify model.pack --against model.pt --plan plan.json
-      packer report model.pack
+      packer report plan.json --html plan.html
+
+    \b
+    Damage in bits per byte of text, and better rounding:
+      packer plan model.pt --cap 16MB --calibration train.txt --tokenizer bpe.model -o plan.json
+
+    A checkpoint is a .pt, a .safetensors, a folder of shards, or an artifact of another author;
+    nothing in it is run. A plan fits the weights it was made for and no others; the same choices
+    for other weights are a --policy.
 
     Sizes are decimal: 16MB is 16,000,000 bytes; 16MiB is 16,777,216. Every command that reports
-    prints one JSON object with --json. Exit codes: 0 done and fits, 1 refused with a reason,
-    2 wrong usage.
+    prints one JSON object with --json, progress goes to stderr. Files are written whole or not at
+    all. Exit codes: 0 done and fits, 1 refused with a reason, 2 wrong usage.
+
+    \b
+    Completion with the tab key, in ~/.bashrc (for zsh and fish: zsh_source, fish_source):
+      eval "$(_PACKER_COMPLETE=bash_source packer)"
     """
     # Names in a checkpoint, and × and ±, may have letters that a terminal or a log cannot show.
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -145,6 +145,12 @@ def spell_number(value: float) -> str:
 def parse_choice(text: str) -> Choice:
     """The choice that `str()` spells as `text`.
 
+    >>> choice = parse_choice("int6.row~brotli+kstd@12.85+gptq")
+    >>> choice.format.bits, choice.coder, choice.range_value, choice.rounding
+    (6, 'brotli', 12.85, 'gptq')
+    >>> str(parse_choice("int8.row+absmax"))  # what goes without saying is not spelled
+    'int8.row'
+
     Raises FormatError: unknown format, coder or step, a step given twice, a bad number.
     """
     head, *steps = text.split("+")

@@ -6,10 +6,13 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from packer.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTION = "## Install and run"
+PAGES = ("docs/journeys.md", "docs/training.md")
 SETUP = ("set -eu", 'cd "$(dirname "$0")/.."')
 
 
@@ -68,9 +71,10 @@ def test_continuous_integration_runs_the_second() -> None:
     assert found == tests
 
 
-def test_every_command_shown_exists_with_its_options() -> None:
-    """In the whole README, so that none is shown that a new version renamed."""
-    text = (ROOT / "README.md").read_text("utf-8")
+@pytest.mark.parametrize("page", ["README.md", *PAGES])
+def test_every_command_shown_exists_with_its_options(page: str) -> None:
+    """On whole pages, so that none is shown that a new version renamed."""
+    text = (ROOT / page).read_text("utf-8")
     fenced = re.findall(r"^```sh\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     shown = 0
     for line in (line for block in fenced for line in commands(block)):
@@ -81,6 +85,16 @@ def test_every_command_shown_exists_with_its_options() -> None:
             assert used <= known, f"{words[0]} has no {used - known}"
             shown += 1
     assert shown > 0
+
+
+def test_every_link_of_the_pages_leads_somewhere() -> None:
+    """To a file of this checkout, from wherever the page stands."""
+    found = 0
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text("utf-8")):
+            assert "://" in target or (page.parent / target).is_file(), f"{page.name}: {target}"
+            found += 1
+    assert found > 3
 
 
 def _packer_calls(line: str) -> list[list[str]]:

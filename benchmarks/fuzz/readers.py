@@ -39,6 +39,7 @@ from benchmarks.fuzz.mutations import mutate_bytes, mutate_json_text, mutate_tex
 from packer import api, decoder
 from packer.account import Limits
 from packer.checkpoint import contents_fingerprint, from_state_dict, read_checkpoint
+from packer.commands.model_options import ModelOptions
 from packer.commands.models import load_subjects
 from packer.commands.options import read_config as read_settings
 from packer.curvature.file import read_curvature
@@ -224,8 +225,8 @@ def read_a_model(data: bytes, folder: Path) -> str:
     """The companion model of a checkpoint that carries its configuration."""
     path = folder / "model.safetensors"
     path.write_bytes(data)
-    asked = {**dict.fromkeys(("weights", "config", "model", "model_config")), "drop": ()}
-    (subject,) = load_subjects([str(path)], device=torch.device("cpu"), say=_to_nobody, **asked)
+    built = ModelOptions(None, None, None, "cpu")
+    (subject,) = load_subjects([str(path)], built, torch.device("cpu"), _to_nobody)
     return digest_of(subject.model.state_dict())
 
 

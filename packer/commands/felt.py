@@ -42,11 +42,11 @@ def feel(source: str, loaded: Checkpoint, options: CurvatureOptions) -> Felt:
     Raises PackerError: see `read_curvature`, `calibrate` and `open_data`.
     """
     curvature = options.read(loaded)
-    from packer.trials import held_out_part
-
     text = options.text
     if not text.given:
         return Felt(curvature, None)
+    from packer.trials import held_out_part
+
     with refusals(), running_foreign(options.built.model):
         spent, data = 0.0, None if text.self_generate else text.open()
         model = load_model(source, options.built)

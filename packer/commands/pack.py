@@ -26,7 +26,6 @@ from packer.commands.options import (
     refuse_overwriting,
     with_options,
 )
-from packer.commands.plan_words import spell_quality
 
 if TYPE_CHECKING:
     from packer.candidates import Measurement
@@ -187,6 +186,7 @@ def _show(
 ) -> None:
     from packer.reports import tables
     from packer.reports.report import report_packed
+    from packer.reports.spelling import spell_quality
 
     report = report_packed(packed, output)
     if as_json:

@@ -25,6 +25,7 @@ def show_plan(
     """The plan as tables or JSON."""
     from packer.reports import tables
     from packer.reports.report import report_plan
+    from packer.reports.spelling import spell_quality
 
     report = report_plan(made, source)
     if as_json:
@@ -53,22 +54,6 @@ def show_plan(
         click.echo(spell_what_if(one, made.plan.damage_kind))
     for number, tried in enumerate(checked, start=1):
         click.echo(spell_checked(number, tried) + ("; kept" if tried.plan is made else ""))
-
-
-def spell_quality(made: PackPlan) -> str:
-    """Damage, the price of a byte, and how far from the best plan this can be at most."""
-    plan = made.plan
-    price = f"; 1,000 more bytes would save {1000 * plan.price:.3g}" if plan.price else ""
-    proof = (
-        "proven optimal"
-        if plan.gap == 0
-        else f"the best plan is at most {100 * plan.gap:.2g} % lower"
-    )
-    text = f"predicted damage ({plan.damage_kind}) {plan.damage:.4g}{price}; {proof}"
-    text += f"\ndamage is the {made.measurement.damage_source}"
-    if made.measurement.damage_fit is not None:
-        text += f"\nfitted to {made.measurement.damage_fit.spell()}"
-    return text
 
 
 def spell_checked(number: int, one: CheckedPlan) -> str:

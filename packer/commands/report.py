@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,7 @@ from packer.commands.options import (
     CODE,
     DROP,
     EXISTING,
+    EXISTING_FILE,
     JSON,
     MAX_MEMORY,
     TEMPLATE,
@@ -25,19 +26,49 @@ from packer.commands.options import (
 
 if TYPE_CHECKING:
     from packer.planning import PackPlan
-    from packer.reports.report import Report
+    from packer.reports.evidence import Evidence
+    from packer.shannon_bound import BoundedPlan
 
 
-@click.command(short_help="Where the bytes go.")
+@click.command(short_help="Where the bytes go: table, page, picture.")
 @click.argument("source", type=EXISTING)
+@click.option(
+    "--html",
+    "page",
+    type=WRITABLE,
+    help="Write one page that needs nothing else: the account, a map of the bytes, bits per weight "
+    "as a heat map, the size/damage curve, histograms of codes, predicted against measured damage.",
+)
+@click.option("--plot", type=WRITABLE, help="Write the page's figures as a picture: PNG, SVG, PDF.")
+@click.option(
+    "--compare",
+    "compared",
+    type=EXISTING_FILE,
+    metavar="ROWS.json",
+    help="What `packer compare --json` printed: its files stand on the curve.",
+)
+@click.option(
+    "--curvature",
+    type=EXISTING_FILE,
+    help="The file a plan was made with: how far the plan is from the Shannon bound.",
+)
+@click.option(
+    "--checkpoint",
+    type=EXISTING,
+    metavar="CKPT",
+    help="For --curvature: the checkpoint of the plan, where it moved.",
+)
 @click.option("--explain", metavar="TENSOR", help="All candidates of one tensor, and why this one.")
-@click.option("--plot", type=WRITABLE, help="Write a picture (PNG or SVG): bytes, and the curve.")
 @with_options(cap_option(required=False, help="Cap for a source that has none."), CODE)
 @with_options(WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
 def report(
     source: str,
-    explain: str | None,
+    page: str | None,
     plot: str | None,
+    compared: str | None,
+    curvature: str | None,
+    checkpoint: str | None,
+    explain: str | None,
     cap: int | None,
     code: tuple[str, ...],
     weights: str | None,
@@ -48,51 +79,90 @@ def report(
 ) -> None:
     """The bytes of SOURCE per tensor and role, and the account.
 
-    SOURCE is a checkpoint, a plan, an artifact, or another author's artifact (.ptz).
-    """
-    from packer.reports import tables
-    from packer.reports.sources import load_report
+    SOURCE is a checkpoint, a plan, an artifact, or another author's artifact (.ptz). Of a plan also
+    the damage, the price of a byte and the size/damage curve.
 
-    refuse_overwriting([source, *code], plot)
+    \b
+    packer report plan.json --html plan.html --curvature plan.curvature.safetensors
+    packer report model.pack --html model.html --compare rows.json
+    """
+    from packer.reports.evidence import evidence_of, read_compared
+    from packer.reports.sources import load_histograms, load_report
+
+    for written in (page, plot):
+        refuse_overwriting([source, compared, curvature, checkpoint, *code], written)
+    if page is not None and page == plot:
+        raise click.UsageError(f"{page} cannot be both the page and the picture")
+    opening: dict[str, Any] = {"template": template, "max_memory": max_memory}
     with reading_artifact(source):
-        found, plan = load_report(
-            source,
-            cap=cap,
-            code=code,
-            weights=weights,
-            drop=drop,
-            template=template,
-            max_memory=max_memory,
-        )
+        found, plan = load_report(source, cap=cap, code=code, weights=weights, drop=drop, **opening)
+        drawn = page is not None or plot is not None
+        histograms = load_histograms(source, found, **opening) if drawn else ()
     say_notes(found.notes)
-    if plot is not None:
-        _plot(plot, found, plan)
+    evidence = evidence_of(
+        found,
+        plan,
+        bounded=_bounded(plan, source, curvature, checkpoint, weights, drop),
+        compared=read_compared(compared) if compared else (),
+        histograms=histograms,
+    )
+    _write(evidence, page, plot)
     if explain is not None:
         _explain(explain, plan, source, as_json)
-        return
-    if as_json:
-        print_json({**found.to_json(), "plot": plot})
-        return
-    tables.print_report(found, every_tensor=True)
-    click.echo()
-    click.echo(spell_account(found, plan))
+    elif as_json:
+        print_json({**found.to_json(), **evidence.to_json(), "html": page, "plot": plot})
+    else:
+        _show(evidence, page, plot)
+
+
+def _bounded(
+    plan: PackPlan | None,
+    source: str,
+    curvature: str | None,
+    checkpoint: str | None,
+    weights: str | None,
+    drop: tuple[str, ...],
+) -> BoundedPlan | None:
+    from packer.reports.sources import load_bounded
+
+    if curvature is None:
+        if checkpoint is not None:
+            raise click.UsageError("--checkpoint goes with --curvature")
+        return None
+    if plan is None:
+        raise click.UsageError(f"--curvature bounds a plan, and {source} is none")
+    return load_bounded(plan, curvature, checkpoint, weights=weights, drop=drop)
+
+
+def _write(evidence: Evidence, page: str | None, plot: str | None) -> None:
+    from packer.files import write_bytes
+    from packer.reports.page import figures_of, spell_page
+
     if plot is not None:
-        click.echo(f"picture: {plot}")
+        from packer.reports.pictures import plot_figures
+
+        plot_figures(plot, figures_of(evidence))
+    if page is not None:
+        write_bytes(page, spell_page(evidence).encode())
 
 
-def spell_account(found: Report, plan: PackPlan | None) -> str:
-    """The account to the byte, as far as the source knows its parts."""
-    if found.account is not None:
-        return f"{found.source}: {found.account}"
-    if plan is not None:
-        return f"{plan.spell_account()}\n{plan.limits.spell_code()}"
-    from packer.account import spell_rest
+def _show(evidence: Evidence, page: str | None, plot: str | None) -> None:
+    from packer.reports import tables
+    from packer.reports.spelling import spell_account, spell_bound, spell_quality
 
-    rest = spell_rest(found.cap_bytes, found.unused_bytes)
-    what = "artifact" if found.kind == "foreign" else "weights as stored"
-    return f"code {found.code_bytes:,} + {what} {found.artifact_bytes:,} = " + (
-        f"{found.total_bytes:,}{rest}"
-    )
+    tables.print_report(evidence.report, every_tensor=True)
+    click.echo()
+    if evidence.points:
+        tables.console().print(tables.table(*tables.curve_rows(evidence)))
+        click.echo()
+    click.echo(spell_account(evidence.report, evidence.plan))
+    if evidence.plan is not None:
+        click.echo(spell_quality(evidence.plan))
+    if bound := spell_bound(evidence):
+        click.echo(bound)
+    for what, path in (("page", page), ("picture", plot)):
+        if path is not None:
+            click.echo(f"{what}: {path}")
 
 
 def _explain(tensor: str, plan: PackPlan | None, source: str, as_json: bool) -> None:
@@ -118,9 +188,3 @@ def _explain(tensor: str, plan: PackPlan | None, source: str, as_json: bool) -> 
     ]
     columns = ("", "choice", ">bytes", f">{plan.plan.damage_kind}", ">damage + price × bytes")
     tables.console().print(tables.table((*columns, "why"), rows))
-
-
-def _plot(path: str, found: Report, plan: PackPlan | None) -> None:
-    from packer.reports.plots import plot_report
-
-    plot_report(path, found, plan)

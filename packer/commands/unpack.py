@@ -23,20 +23,35 @@ from packer.commands.options import (
 @click.option(
     "-o", "--output", type=WRITABLE, required=True, help="A .safetensors or .pt file to write."
 )
+@click.option(
+    "--codes",
+    is_flag=True,
+    help="Write integer codes and their steps, for whoever computes with them, not the floats.",
+)
 @with_options(TEMPLATE, MAX_MEMORY, JSON)
 def unpack(
-    artifact: str, output: str, template: str | None, max_memory: int | None, as_json: bool
+    artifact: str,
+    output: str,
+    codes: bool,
+    template: str | None,
+    max_memory: int | None,
+    as_json: bool,
 ) -> None:
     """Write the weights of ARTIFACT with their names, shapes, dtypes and ties.
 
     ARTIFACT may be one of the layouts that contest submissions use (.ptz): what it holds is then
-    decoded as its own reader does.
+    decoded as its own reader does. With --codes, nothing is inflated to floats: NAME/codes and
+    NAME/scale (or NAME/row, NAME/column) stand for each quantized tensor, and what was stored as it
+    is keeps its dtype.
     """
     from packer import api
     from packer.artifact_files import is_artifact
     from packer.decoder import MAX_DECODED_BYTES
 
     refuse_overwriting([artifact, template], output)
+    if codes:
+        _unpack_codes(artifact, output, max_memory or MAX_DECODED_BYTES, as_json)
+        return
     if is_artifact(artifact):
         if template is not None:
             raise click.UsageError("--template is for other authors' artifacts; ours needs none")
@@ -50,3 +65,23 @@ def unpack(
         print_json({"output": output, "tensors": len(weights), "elements": elements})
         return
     click.echo(f"{output}: {len(weights)} tensors, {elements:,} weights")
+
+
+def _unpack_codes(artifact: str, output: str, max_bytes: int, as_json: bool) -> None:
+    from pathlib import Path
+
+    from packer import api
+    from packer.artifact_files import is_artifact
+
+    if not is_artifact(artifact):
+        raise click.UsageError(
+            f"--codes reads our own artifacts, and {artifact} is none; repack it first "
+            "(packer fix --lossless)"
+        )
+    with reading_artifact(artifact):
+        parts = api.unpack_codes(artifact, output, max_bytes=max_bytes)
+    size = Path(output).stat().st_size
+    if as_json:
+        print_json({"output": output, "tensors": len(parts), "bytes": size})
+        return
+    click.echo(f"{output}: {len(parts)} tensors of codes and steps, {size:,} bytes")

@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NewType
 
 from packer.account import Account
+from packer.reports.drawing import COLOURS as NAMED
 from packer.reports.report import Report, by_role
 from packer.reports.tables import share_rows, tensor_rows
 
 Html = NewType("Html", str)
 
-STYLE = """
-:root { --ink: #1d2733; --soft: #64707d; --line: #dfe4ea; --paper: #fff; --wash: #f6f8fa; }
+
+def _variables(dark: bool) -> str:
+    """The named colours of figures and text."""
+    return " ".join(f"--{name}: {pair[dark]};" for name, pair in NAMED.items())
+
+
+STYLE = (
+    f"""
+:root {{ color-scheme: light dark; {_variables(False)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_variables(True)} }} }}
+"""
+    + """
 body { margin: 0; background: var(--wash); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 main { max-width: 62rem; margin: 2rem auto; padding: 1.5rem 2.5rem 3rem; background: var(--paper);
@@ -27,7 +38,7 @@ h1 { font-size: 1.9rem; line-height: 1.2; margin: 0.6rem 0 0.4rem; }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 0.6rem; }
 .lead { color: var(--soft); font-size: 1.1rem; margin: 0 0 1.6rem; }
 .facts { display: flex; flex-wrap: wrap; gap: 0.8rem; }
-.fact { flex: 1 1 11rem; padding: 0.8rem 1rem; border: 1px solid var(--line); border-radius: 6px; }
+.fact { flex: 1 1 9.5rem; padding: 0.8rem 1rem; border: 1px solid var(--line); border-radius: 6px; }
 .fact b { display: block; font-size: 1.6rem; font-weight: 600; line-height: 1.3; }
 .fact span { color: var(--soft); font-size: 0.88rem; }
 .bar { display: flex; height: 1.6rem; border-radius: 4px; overflow: hidden;
@@ -43,18 +54,34 @@ th { color: var(--soft); font-weight: 500; }
 .number { text-align: right; }
 img { max-width: 100%; height: auto; }
 figure { margin: 0; }
-figcaption { color: var(--soft); font-size: 0.9rem; }
+figcaption { color: var(--soft); font-size: 0.9rem; margin-top: 0.4rem; max-width: 46rem; }
+svg { display: block; width: 100%; height: auto; }
+svg text { font-family: inherit; }
+svg rect.cut { stroke: var(--paper); stroke-width: 1; }
+svg rect:hover, svg circle:hover { opacity: 0.75; }
+.on-narrow { display: none; }
+@media (max-width: 46rem) {
+  main { margin: 0; padding: 1rem 1rem 2rem; border: 0; border-radius: 0; }
+  h1 { font-size: 1.5rem; overflow-wrap: anywhere; }
+  .fact { flex-basis: 8rem; }
+  .on-wide { display: none; }
+  .on-narrow { display: block; }
+}
 pre { margin: 0.4rem 0; padding: 0.8rem 1rem; background: var(--wash); border-radius: 6px;
   border: 1px solid var(--line); overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere;
   font: 0.85rem/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 """
+)
 # The parts of the account, in the order in which it is spelled.
 COLOURS = {
     "code": "#8c6bb1",
     "header": "#f2a541",
     "side values": "#3aa6a0",
     "payload": "#2f6db5",
-    "left": "#dfe4ea",
+    "tensors": "#2f6db5",
+    "artifact": "#2f6db5",
+    "weights as stored": "#2f6db5",
+    "left": "var(--line)",
 }
 
 
@@ -138,6 +165,11 @@ def account_bar(account: Account) -> Html:
         "payload": account.payload_bytes,
         "left": max(account.unused_bytes, 0) if account.cap_bytes else 0,
     }
+    return bar(sizes, str(account))
+
+
+def bar(sizes: Mapping[str, int], words: str) -> Html:
+    """Parts of the account as one bar, with its key; words: the account."""
     whole = max(sum(sizes.values()), 1)
     shown = {name: size for name, size in sizes.items() if size or name == "code"}
     parts = "".join(
@@ -149,7 +181,7 @@ def account_bar(account: Account) -> Html:
         f'<span class="key"><i style="background:{COLOURS[name]}"></i>{name} {size:,}</span>'
         for name, size in shown.items()
     )
-    return Html(f'<div class="bar">{parts}</div>\n<div>{keys}</div>\n{paragraph(str(account))}')
+    return Html(f'<div class="bar">{parts}</div>\n<div>{keys}</div>\n{paragraph(words)}')
 
 
 def byte_tables(report: Report) -> Html:

@@ -1,4 +1,4 @@
-"""Pictures: bytes per layer and role, the size/damage curve with the plan on it, scores."""
+"""Pictures by matplotlib: bytes per layer and role, and scores."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from packer.budget.frontier import sweep
 from packer.errors import OutputError
 from packer.files import replacing
-from packer.planning import PackPlan, restrict
 from packer.reports.report import Report, TensorRow, by_role
 
 if TYPE_CHECKING:
@@ -24,25 +23,12 @@ ENDINGS = (".png", ".svg", ".pdf")
 SMALL_SHARE = 0.01  # roles below one percent of the bytes share one colour
 
 
-def plot_report(path: str, report: Report, plan: PackPlan | None) -> None:
-    """One picture: stacked bytes per layer, and beside it the curve when a plan is given.
-
-    Raises OutputError: an ending that is no picture's, or the file cannot be written.
-    """
-    axes = axes_of(path, panels=2 if plan is not None else 1)
-    draw_bytes(axes[0], report)
-    if plan is not None:
-        draw_curve(axes[1], plan)
-    save(axes[0], path)
-
-
 def axes_of(path: str, panels: int, rows: int = 1) -> Any:
     """Axes [rows * panels] of a new figure, row by row.
 
     Raises OutputError: `path` does not end like a picture.
     """
-    if Path(path).suffix.lower() not in ENDINGS:
-        raise OutputError(f"{path}: pictures are written as {', '.join(ENDINGS)}; name such a file")
+    check_ending(path)
     figure = Figure(figsize=(7.5 * panels, 4.8 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     rows_of_panels = figure.subfigures(
@@ -51,13 +37,21 @@ def axes_of(path: str, panels: int, rows: int = 1) -> Any:
     return np.concatenate([row.subplots(1, panels, squeeze=False)[0] for row in rows_of_panels])
 
 
+def check_ending(path: str) -> None:
+    """Raises OutputError: `path` does not end like a picture."""
+    if Path(path).suffix.lower() not in ENDINGS:
+        raise OutputError(f"{path}: pictures are written as {', '.join(ENDINGS)}; name such a file")
+
+
 def save(axes: Any, path: str) -> None:
     """The picture that axes are part of, in the format of its ending, all or nothing.
 
-    Raises OutputError.
+    No date and no chance is in the file: the same picture gives the same bytes. Raises OutputError.
     """
-    with replacing(path) as temporary:
-        axes.figure.figure.savefig(temporary, format=Path(path).suffix.lower()[1:], dpi=150)
+    ending = Path(path).suffix.lower()[1:]
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending, {})
+    with replacing(path) as temporary, rc_context({"svg.hashsalt": "bytecap"}):
+        axes.figure.figure.savefig(temporary, format=ending, dpi=150, metadata=undated)
 
 
 def draw_bytes(axes: Any, report: Report) -> None:
@@ -89,26 +83,6 @@ def _roles_to_draw(report: Report) -> list[tuple[str, list[TensorRow]]]:
     grouped = [(role, [row for row in report.rows if row.role == role]) for role in large]
     small = [row for row in report.rows if row.role not in large]
     return grouped + ([("other roles", small)] if small else [])
-
-
-def draw_curve(axes: Any, pack_plan: PackPlan) -> None:
-    """Damage against total bytes over the whole sweep, with the plan and the cap."""
-    plan = pack_plan.plan
-    fixed = plan.code_bytes + plan.header_bytes
-    curve = sweep(restrict(pack_plan.measurement, pack_plan.pins), fixed_bytes=fixed)
-    axes.plot(
-        curve.total_bytes, np.maximum(curve.damage, 0), color="0.35", label="best at each size"
-    )
-    axes.plot(plan.total_bytes, plan.damage, "o", color="C3", label="this plan")
-    axes.axvline(plan.cap_bytes, color="C3", linewidth=0.8, linestyle="--", label="cap")
-    if np.any(curve.damage > 0):
-        axes.set_yscale("log")
-    axes.set_xlabel("total bytes, code included")
-    axes.set_ylabel("predicted damage, " + plan.damage_kind.replace("_", " "))
-    axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
-    axes.legend(fontsize="small", frameon=False)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def plot_scores(path: str, found: Sequence[Evaluated]) -> None:

@@ -1,18 +1,26 @@
-"""A report of whatever a path holds: plan, checkpoint, artifact of ours or another's."""
+"""A report of whatever a path holds: plan, checkpoint, artifact of ours or another's; and what else
+its figures are drawn from.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packer.account import Limits, count_code
 from packer.artifact_files import is_artifact
-from packer.errors import PackerError
+from packer.errors import PackerError, PlanError
 from packer.files import is_json
 from packer.planning import PackPlan, read_plan
 from packer.reports.foreign_report import report_foreign
 from packer.reports.report import Report, report_artifact, report_checkpoint, report_plan
+
+if TYPE_CHECKING:
+    from packer.quantizers.formats import QuantizedTensor
+    from packer.reports.evidence import CodeHistogram
+    from packer.shannon_bound import BoundedPlan
 
 PathLike = str | os.PathLike[str]
 
@@ -51,3 +59,87 @@ def load_report(
     )
     report = report_checkpoint if checkpoint.foreign is None else report_foreign
     return report(checkpoint, Limits(cap or 0, count_code(code))), None
+
+
+def load_histograms(
+    path: PathLike,
+    report: Report,
+    *,
+    template: PathLike | None = None,
+    max_memory: int | None = None,
+) -> tuple[CodeHistogram, ...]:
+    """Codes of an artifact's most coarsely stored tensors; none of a plan or a checkpoint.
+
+    Raises decoder.ArtifactError, CheckpointError: the source is damaged.
+    """
+    from packer.reports.code_counts import coarsest, histograms_of
+
+    rows = coarsest(report)
+    if report.kind not in ("artifact", "foreign"):
+        return ()
+    names = [row.name for row in rows]
+    if report.kind == "artifact":
+        return histograms_of(rows, _codes_of_ours(path, names))
+    return histograms_of(rows, _codes_of_another(path, names, template, max_memory))
+
+
+def _codes_of_ours(path: PathLike, names: Sequence[str]) -> Iterator[QuantizedTensor]:
+    """One tensor after another, so that only those that are looked at are decoded."""
+    from packer.artifact import quantized_tensor
+    from packer.decoder import parse
+
+    stored = {tensor.name: tensor for tensor in parse(Path(path).read_bytes()).tensors}
+    for name in names:
+        yield quantized_tensor(stored[name])
+
+
+def _codes_of_another(
+    path: PathLike, names: Sequence[str], template: PathLike | None, max_memory: int | None
+) -> Iterator[QuantizedTensor]:
+    from packer.checkpoint import read_checkpoint
+
+    foreign = read_checkpoint(path, template=template, max_memory=max_memory).foreign
+    assert foreign is not None
+    for name in names:
+        yield foreign.tensors[name].quantized
+
+
+def load_bounded(
+    plan: PackPlan,
+    curvature: PathLike,
+    checkpoint: PathLike | None = None,
+    *,
+    weights: str | None = None,
+    drop: Sequence[str] = (),
+    max_memory: int | None = None,
+) -> BoundedPlan:
+    """What the Shannon bound of a plan is computed from.
+
+    curvature: the file that the plan was made with. checkpoint: default: the one that the plan
+    names; weights, drop, max_memory: how it was read.
+    Raises PlanError: the checkpoint has other contents, or the plan was made with other curvature
+    or none. CheckpointError, CurvatureError: damaged.
+    """
+    from packer.checkpoint import contents_fingerprint, read_checkpoint
+    from packer.curvature.file import read_curvature
+    from packer.fit import stale_plan
+    from packer.shannon_bound import bounded_plan
+
+    wanted = plan.measurement.curvature
+    if wanted is None:
+        raise PlanError(
+            "the plan was made without curvature: its damage is in other units than the bound's. "
+            "Plan the checkpoint with --curvature or --calibration first"
+        )
+    source = plan.measurement.source if checkpoint is None else checkpoint
+    loaded = read_checkpoint(source, weights=weights, drop=drop, max_memory=max_memory)
+    found = contents_fingerprint(loaded)
+    if found != plan.measurement.contents:
+        raise PlanError(stale_plan(plan, loaded, found))
+    felt = read_curvature(curvature, loaded)
+    if felt.sha256 != wanted:
+        raise PlanError(
+            f"the plan was made with curvature {wanted[:12]}, and {curvature} is "
+            f"{felt.sha256[:12]}: give the file it was made with, or plan again"
+        )
+    return bounded_plan(plan, loaded, felt)

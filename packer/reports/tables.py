@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -12,6 +13,9 @@ from rich.text import Text
 
 from packer.reports.difference import Difference
 from packer.reports.report import Report, Share, by_role
+
+if TYPE_CHECKING:
+    from packer.reports.evidence import Evidence
 
 PIPE_WIDTH = 400  # columns are never cut or wrapped when another program reads them
 
@@ -111,12 +115,45 @@ def share_rows(title: str, shares: Sequence[Share]) -> Cells:
     return (title, ">tensors", ">weights", ">bytes", ">bits/w", ">share %", damage), rows
 
 
+def tensor_cells(report: Report) -> Cells:
+    """(columns, a line per tensor) as suits the report."""
+    return foreign_rows(report) if report.kind == "foreign" else tensor_rows(report)
+
+
+def known(cells: Cells) -> Cells:
+    """Without the columns that no line knows anything of."""
+    columns, lines = cells
+    kept = [at for at in range(len(columns)) if not lines or any(one[at] != "-" for one in lines)]
+    return [columns[at] for at in kept], [[line[at] for at in kept] for line in lines]
+
+
+def curve_rows(evidence: Evidence) -> Cells:
+    """(columns, a line per size): what the best plan would do there, and the Shannon bound."""
+    total = evidence.report.total_bytes
+    rows = []
+    for point in evidence.points:
+        cells = [
+            f"{point.total_bytes:,}",
+            f"{point.total_bytes / total:.2f}",
+            f"{point.damage:.4g}",
+        ]
+        if evidence.bounded is not None:
+            bound = point.bound_bytes
+            cells += (
+                ["-", "-"] if bound is None else [f"{bound:,}", f"{bound / point.total_bytes:.3f}"]
+            )
+        rows.append(cells)
+    columns = [">total bytes", ">of the plan's", ">predicted damage"]
+    if evidence.bounded is not None:
+        columns += [">Shannon bound, bytes", ">of these"]
+    return columns, rows
+
+
 def print_report(report: Report, *, every_tensor: bool) -> None:
     """Tables per tensor and per role."""
     out = console()
     if every_tensor:
-        rows = foreign_rows if report.kind == "foreign" else tensor_rows
-        out.print(table(*rows(report)))
+        out.print(table(*tensor_cells(report)))
         out.print()
     out.print(table(*share_rows("role", by_role(report))))
 

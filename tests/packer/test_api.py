@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_the_five_lines_of_the_documentation(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train_gpt.py").write_bytes(b"#" * 1_000)
     assert packer.__doc__ is not None
-    lines = packer.__doc__.partition("\n\n")[2]
+    lines = textwrap.dedent(packer.__doc__.split("\n\n")[1])
     assert 4 <= len(lines.strip().splitlines()) <= 5
     exec(lines, {"model": Model()})
     printed = capsys.readouterr().out

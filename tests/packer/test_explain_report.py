@@ -16,8 +16,10 @@ from packer.account import Limits
 from packer.errors import OutputError, PackerError, SelectorError
 from packer.planning import PackPlan
 from packer.reports.difference import compare
+from packer.reports.evidence import evidence_of
 from packer.reports.explain import explain
-from packer.reports.plots import plot_report
+from packer.reports.page import figures_of
+from packer.reports.pictures import plot_figures
 from packer.reports.report import (
     Report,
     by_layer,
@@ -189,39 +191,43 @@ def test_pins_are_named_as_the_reason(made: Path) -> None:
 @pytest.mark.parametrize("source", ["model.pt", "model.pack", "plan.json"])
 def test_a_png_has_something_on_it(made: Path, tmp_path: Path, source: str) -> None:
     report, plan = load_report(made / source)
-    plot_report(str(tmp_path / "bytes.png"), report, plan)
+    figures = figures_of(evidence_of(report, plan))
+    plot_figures(str(tmp_path / "bytes.png"), figures)
     data = (tmp_path / "bytes.png").read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", data[16:24])
-    panels = 2 if source == "plan.json" else 1
-    assert width >= 1_000 * panels and height >= 600
+    assert width >= 1_000 * (2 if len(figures) > 2 else 1) and height >= 600
     assert len(data) > 10_000
 
 
-def test_an_svg_has_every_large_role_and_the_total(made: Path, tmp_path: Path) -> None:
+def test_an_svg_has_every_large_role_and_the_plan(made: Path, tmp_path: Path) -> None:
     report, plan = load_report(made / "plan.json")
-    plot_report(str(tmp_path / "bytes.SVG"), report, plan)
+    figures = figures_of(evidence_of(report, plan))
+    plot_figures(str(tmp_path / "bytes.SVG"), figures)
     root = ElementTree.parse(tmp_path / "bytes.SVG").getroot()
     assert root.tag.endswith("svg")
     text = (tmp_path / "bytes.SVG").read_text()
     # matplotlib draws letters as shapes and keeps the words as comments.
-    for words in (f"{report.total_bytes:,} bytes of 12,000", "mlp-in", "this plan", "cap"):
-        assert f"<!-- {words} -->" in text
+    for words in ("Where the bytes go", "mlp-in", "this plan", "cap", "layer 0"):
+        assert f"<!-- {words}" in text
+    plot_figures(str(tmp_path / "again.svg"), figures)
+    assert (tmp_path / "again.svg").read_text() == text
 
 
 def test_pictures_of_small_and_odd_models(tmp_path: Path) -> None:
     for index, weights in enumerate(
-        ({"a": torch.ones(3)}, {"a": torch.zeros(0)}, {"layers.7.b": torch.ones(2, 2)})
+        ({"a": torch.ones(3)}, {"a": torch.zeros(0)}, {"layers.7.$b_{": torch.ones(2, 2)})
     ):
         plan = api.plan(weights, 5_000)
-        plot_report(str(tmp_path / f"{index}.png"), report_plan(plan, "plan"), plan)
+        figures = figures_of(evidence_of(report_plan(plan, "plan"), plan))
+        plot_figures(str(tmp_path / f"{index}.png"), figures)
         assert (tmp_path / f"{index}.png").stat().st_size > 1_000
 
 
 def test_other_endings_are_refused_before_any_work(made: Path, tmp_path: Path) -> None:
     report, _ = load_report(made / "model.pack")
     with pytest.raises(OutputError, match=r"bytes\.txt: pictures are written as \.png, \.svg"):
-        plot_report(str(tmp_path / "bytes.txt"), report, None)
+        plot_figures(str(tmp_path / "bytes.txt"), figures_of(evidence_of(report)))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,175 @@
+"""The page of a report: figures, facts, the account and every tensor, in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from packer.reports import html
+from packer.reports.drawing import Figure
+from packer.reports.evidence import Evidence
+from packer.reports.heat_map import draw_heat_map
+from packer.reports.histograms import draw_histograms
+from packer.reports.html import Html
+from packer.reports.report import by_layer, by_role
+from packer.reports.size_figures import DAMAGE_BPB, draw_curve, draw_trials, has_curve
+from packer.reports.spelling import spell_account, spell_proof
+from packer.reports.svg import figure
+from packer.reports.tables import curve_rows, known, share_rows, tensor_cells
+from packer.reports.treemap import draw_treemap
+
+KINDS = {
+    "checkpoint": "checkpoint, uncompressed",
+    "plan": "plan",
+    "artifact": "artifact",
+    "foreign": "artifact of another author",
+}
+
+
+def figures_of(evidence: Evidence) -> tuple[Figure, ...]:
+    """What there is to draw; a figure whose numbers nobody knows is left out."""
+    report, plan = evidence.report, evidence.plan
+    found = []
+    if any(row.size_bytes for row in report.rows):
+        found.append(_treemap(evidence))
+    if any(row.elements for row in report.rows):
+        found.append(_heat_map(evidence))
+    if has_curve(evidence):
+        found.append(_curve(evidence))
+    if evidence.histograms:
+        drawn = evidence.histograms
+        found.append(
+            Figure(
+                "Codes of the most coarsely stored tensors",
+                "How often each code occurs where weights have the fewest bits; the outermost "
+                "thousandth is left out. Entropy is of order 0; tensors take less than it where "
+                "rows and columns differ, and more where their scales weigh.",
+                lambda width: draw_histograms(drawn, width),
+            )
+        )
+    fit = None if plan is None else plan.measurement.damage_fit
+    if fit is not None:
+        found.append(
+            Figure(
+                "Predicted against measured damage",
+                f"Each dot is a true measurement of KL to the unquantized model: {fit.spell()}. "
+                "Rings are predictions before the factors per role were fitted.",
+                lambda width: draw_trials(fit, width),
+            )
+        )
+    return tuple(found)
+
+
+def _treemap(evidence: Evidence) -> Figure:
+    report = evidence.report
+    shared = (
+        " Another author's compressor took all tensors as one: bytes are shared out by entropy."
+    )
+    return Figure(
+        "Where the bytes go",
+        "Every box is a tensor, as large as its bytes; tensors of one layer stand together."
+        + shared * (report.kind == "foreign"),
+        lambda width: draw_treemap(report, width),
+    )
+
+
+def _heat_map(evidence: Evidence) -> Figure:
+    report = evidence.report
+    return Figure(
+        "Bits per weight",
+        "A row per layer and a column per role; where several tensors share both, each has its "
+        "strip, and the number is of all of them.",
+        lambda width: draw_heat_map(report, width),
+    )
+
+
+def _curve(evidence: Evidence) -> Figure:
+    plan, bound = evidence.plan, evidence.bound
+    words = "Whatever lies lower or further left is better."
+    if plan is not None:
+        words = (
+            "The line is the least predicted damage at every size, from the plan's measurements."
+        )
+    if bound is not None:
+        ratio = bound.total_bytes / evidence.report.total_bytes
+        words += (
+            " The Shannon bound is what Gaussian weights of such variance and curvature must take: "
+            f"at the plan's damage {ratio:.3f} times its bytes."
+        )
+    if evidence.compared:
+        words += " Dots are files that were packed, read back and measured."
+    return Figure("Size and damage", words, lambda width: draw_curve(evidence, width))
+
+
+def spell_page(evidence: Evidence) -> str:
+    """The page, whole."""
+    report = evidence.report
+    weights = sum(row.elements for row in report.rows)
+    kind = KINDS[report.kind]
+    if evidence.plan is not None:
+        kind += f" for {Path(evidence.plan.measurement.source).name}"
+    lead = f"{kind} · {len(report.rows):,} tensors · {weights:,} weights"
+    return html.page(Path(report.source).name, lead, _blocks(evidence))
+
+
+def _blocks(evidence: Evidence) -> list[Html]:
+    report, plan = evidence.report, evidence.plan
+    blocks = [html.facts(_facts(evidence)), html.heading("The account, to the byte")]
+    words = spell_account(report, plan).partition("\n")[0]
+    blocks.append(
+        html.account_bar(report.account)
+        if report.account is not None
+        else html.bar(_parts(evidence), words)
+    )
+    if plan is not None:
+        blocks.append(html.paragraph(plan.limits.spell_code()))
+    blocks += [html.paragraph(note) for note in report.notes]
+    for one in figures_of(evidence):
+        blocks += [html.heading(one.heading), figure(one)]
+    if evidence.points:
+        blocks += [html.heading("The curve in numbers"), html.table(*curve_rows(evidence))]
+    cells = {
+        "Roles": share_rows("role", by_role(report)),
+        "Layers": share_rows("layer", by_layer(report)),
+        "Every tensor": tensor_cells(report),
+    }
+    for title, table in cells.items():
+        blocks += [html.heading(title), html.table(*known(table))]
+    return blocks
+
+
+def _parts(evidence: Evidence) -> Mapping[str, int]:
+    """The account's parts as far as they are known."""
+    report = evidence.report
+    left = max(report.unused_bytes, 0) if report.cap_bytes else 0
+    if evidence.plan is not None:
+        tensors = report.artifact_bytes - report.header_bytes
+        return {
+            "code": report.code_bytes,
+            "header": report.header_bytes,
+            "tensors": tensors,
+            "left": left,
+        }
+    what = "artifact" if report.kind == "foreign" else "weights as stored"
+    return {"code": report.code_bytes, what: report.artifact_bytes, "left": left}
+
+
+def _facts(evidence: Evidence) -> list[tuple[str, str]]:
+    report, plan, bound = evidence.report, evidence.plan, evidence.bound
+    total = f"{report.total_bytes:,}"
+    cap = f"bytes of {report.cap_bytes:,}" if report.cap_bytes else "bytes; no cap given"
+    facts = [(total, cap)]
+    weights = sum(row.elements for row in report.rows)
+    if weights:
+        bits = 8 * report.artifact_bytes / weights
+        facts.append((f"{bits:.3f}", "bits per weight, everything in the file"))
+    if plan is not None:
+        unit = "bits per byte" if plan.plan.damage_kind == DAMAGE_BPB else "weighted squared error"
+        facts.append((f"{plan.plan.damage:.4g}", f"predicted damage, {unit}; {spell_proof(plan)}"))
+        if plan.plan.price:
+            saved = f"{1000 * plan.plan.price:.3g}"
+            facts.append((saved, "of damage saved by 1,000 more bytes"))
+    if bound is not None:
+        ratio = f"{bound.total_bytes / report.total_bytes:.3f} ×"
+        facts.append((ratio, f"Shannon bound: {bound.total_bytes:,} bytes at this damage"))
+    return facts

@@ -1,0 +1,30 @@
+"""A colour for every role: embeddings purple, attention blue, MLP green, the rest in earth."""
+
+from __future__ import annotations
+
+from packer.roles import Role
+
+ROLE_COLOURS = {
+    Role.TOKEN_EMBEDDING.value: "#76489e",
+    Role.HEAD.value: "#9468b8",
+    Role.HASHED_BIGRAM.value: "#a83f7f",
+    Role.VALUE_EMBEDDING.value: "#c76d9b",
+    Role.ATTENTION.value: "#2f6db5",
+    Role.ATTENTION_Q.value: "#2f6db5",
+    Role.ATTENTION_K.value: "#4d8acb",
+    Role.ATTENTION_V.value: "#1d4f8a",
+    Role.ATTENTION_O.value: "#77a8dc",
+    Role.MLP_IN.value: "#23806f",
+    Role.MLP_GATE.value: "#5cae9c",
+    Role.MLP_OUT.value: "#2e9e63",
+    Role.GATE.value: "#b07d21",
+    Role.CONTROL.value: "#bd6a35",
+    Role.NORM.value: "#d19a45",
+    Role.OTHER.value: "#788593",
+}
+ROLE_ORDER = tuple(ROLE_COLOURS)
+
+
+def in_order(roles: set[str]) -> list[str]:
+    """Roles as tables and legends list them."""
+    return [role for role in ROLE_ORDER if role in roles]

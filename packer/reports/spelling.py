@@ -1,0 +1,54 @@
+"""Accounts and plans in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from packer.account import spell_rest
+
+if TYPE_CHECKING:
+    from packer.planning import PackPlan
+    from packer.reports.evidence import Evidence
+    from packer.reports.report import Report
+
+
+def spell_account(found: Report, plan: PackPlan | None) -> str:
+    """The account to the byte, as far as the source knows its parts."""
+    if found.account is not None:
+        return f"{found.source}: {found.account}"
+    if plan is not None:
+        return f"{plan.spell_account()}\n{plan.limits.spell_code()}"
+    rest = spell_rest(found.cap_bytes, found.unused_bytes)
+    what = "artifact" if found.kind == "foreign" else "weights as stored"
+    return f"code {found.code_bytes:,} + {what} {found.artifact_bytes:,} = " + (
+        f"{found.total_bytes:,}{rest}"
+    )
+
+
+def spell_quality(made: PackPlan) -> str:
+    """Damage, the price of a byte, and how far from the best plan this can be at most."""
+    plan = made.plan
+    price = f"; 1,000 more bytes would save {1000 * plan.price:.3g}" if plan.price else ""
+    text = f"predicted damage ({plan.damage_kind}) {plan.damage:.4g}{price}; {spell_proof(made)}"
+    text += f"\ndamage is the {made.measurement.damage_source}"
+    if made.measurement.damage_fit is not None:
+        text += f"\nfitted to {made.measurement.damage_fit.spell()}"
+    return text
+
+
+def spell_proof(made: PackPlan) -> str:
+    """What is proven of the plan."""
+    if made.plan.gap == 0:
+        return "proven optimal"
+    return f"the best plan is at most {100 * made.plan.gap:.2g} % lower"
+
+
+def spell_bound(evidence: Evidence) -> str:
+    """How far the plan is from what could do at most; empty where that is not known."""
+    bound, total = evidence.bound, evidence.report.total_bytes
+    if bound is None:
+        return ""
+    return (
+        f"Shannon bound at this damage: {bound.total_bytes:,} bytes, "
+        f"{bound.total_bytes / total:.3f} times the plan's"
+    )
