@@ -3,8 +3,8 @@
 Random checkpoints are measured, planned for random caps, packed and weighed. Of each must hold:
   - the file and everything counted beside it are at most the cap, to the byte;
   - the plan's bytes are the file's, and the parts of the account sum up to it;
-  - nothing better fits in what is left: no tensor has a choice of less damage that needs no more
-    bytes in addition than are unused;
+  - nothing better fits in what is left: no tensor has a choice of less damage (by a billionth of
+    the plan's, where float64 ends) that needs no more bytes in addition than are unused;
   - where all combinations can be tried (100,000 at most), none that fits does less damage;
   - a cap that nothing meets is refused, and the smallest size told is the smallest there is.
 Exit code 1 where that does not hold.
@@ -29,6 +29,7 @@ from packer.errors import CapError
 from packer.planning import PackPlan, make_plan
 
 MAX_COMBINATIONS = 100_000
+ROUNDING = 1e-9  # of a sum of damages
 DTYPES = (torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.uint8)
 
 
@@ -132,17 +133,13 @@ def _weighed(weights: Mapping[str, torch.Tensor], made: PackPlan) -> list[str]:
 
 
 def _step_up(made: PackPlan) -> int | None:
-    """The fewest bytes more that would do less damage to some tensor; None: there is nothing.
-
-    Less by more than the rounding of the sum of all damage.
-    """
-    felt = 1e-12 * made.plan.damage
+    """The fewest bytes more that would do less damage to some tensor; None: there is nothing."""
     chosen = {candidate.tensor: candidate for candidate in made.plan.chosen}
     steps = [
         candidate.size_bytes - chosen[name].size_bytes
         for name, found in made.measurement.by_tensor.items()
         for candidate in found
-        if chosen[name].damage - candidate.damage > felt
+        if candidate.damage < chosen[name].damage - ROUNDING * made.plan.damage
     ]
     return min(steps, default=None)
 
@@ -162,7 +159,7 @@ def _against_all(made: PackPlan, cap_bytes: int) -> list[str]:
         for combination in itertools.product(*made.measurement.by_tensor.values())
         if fixed + sum(candidate.size_bytes for candidate in combination) <= cap_bytes
     )
-    if math.isclose(made.plan.damage, best, rel_tol=1e-9, abs_tol=1e-30):
+    if math.isclose(made.plan.damage, best, rel_tol=ROUNDING, abs_tol=1e-30):
         return []
     return [f"the plan does {made.plan.damage!r} damage, another that fits does {best!r}"]
 
