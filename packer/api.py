@@ -46,7 +46,7 @@ from packer.planning import (
 )
 from packer.quantizers.curvature import Curvature
 from packer.recipes import find_recipe
-from packer.ship import loader_source
+from packer.ship import LARGEST_LOADER, loader_source, parts_of
 
 PathLike = str | os.PathLike[str]
 CurvatureLike = PathLike | CurvatureSet | Mapping[str, Curvature]
@@ -74,6 +74,7 @@ def measure(
     metadata: Mapping[str, str] | None = None,
     curvature: CurvatureLike | None = None,
     hessians: Mapping[str, torch.Tensor] | None = None,
+    coder: str | None = None,
     out: PathLike | None = None,
     progress: Progress = ignore_progress,
 ) -> Measurement:
@@ -82,12 +83,13 @@ def measure(
     pins: selector -> choice, measured as well. metadata: text that goes into the artifact.
     curvature: what `calibrate` gave or wrote, which predicts damage in bits per byte and lets GPTQ
     round; or Curvature by tensor. hessians: in its place second moments of the inputs alone,
-    [columns, columns] by tensor, with which GPTQ rounds.
+    [columns, columns] by tensor, with which GPTQ rounds. coder: of every tensor; "numpy" is read
+    where constriction is not installed; None lets the packer choose.
     """
     loaded = load(checkpoint)
     felt = given_curvature(loaded, curvature, hessians)
     measured = measuring.measure(
-        loaded, pins=pins, metadata=metadata, curvature=felt, progress=progress
+        loaded, pins=pins, metadata=metadata, curvature=felt, coder=coder, progress=progress
     )
     if out is not None:
         write_json(out, measured.to_json())
@@ -106,6 +108,7 @@ def plan(
     metadata: Mapping[str, str] | None = None,
     curvature: CurvatureLike | None = None,
     hessians: Mapping[str, torch.Tensor] | None = None,
+    coder: str | None = None,
     out: PathLike | None = None,
     progress: Progress = ignore_progress,
 ) -> PackPlan:
@@ -114,21 +117,24 @@ def plan(
     source: a checkpoint, which is measured first, or measurements (candidates.json, plan.json).
     code: files counted as code. loader: count the loader too. margin_bytes: left free on purpose.
     pins: selector -> choice. policy: another run's plan, whose choices and pins are kept; tensors
-    step down only where they do not fit. curvature, hessians: as in `measure`.
+    step down only where they do not fit. curvature, hessians, coder: as in `measure`.
     Raises CapError: nothing fits; says the smallest size reachable. PlanError, SelectorError.
     """
-    loader_bytes = len(loader_source().encode()) if loader else 0
-    limits = Limits(cap_bytes, count_code(code), loader_bytes, margin_bytes)
-    if policy is not None and pins:
-        raise PlanError("a policy carries its own pins; plan without it to pin other tensors")
+    limits = Limits(cap_bytes, count_code(code), LARGEST_LOADER * loader, margin_bytes)
+    if policy is not None and (pins or coder):
+        raise PlanError(
+            "a policy carries its own pins and coders; plan without it to choose others"
+        )
     felt: AnyCurvature | None = None
+    if coder is not None:
+        source = _checkpoint_of(source, "coder")
     if curvature is not None or hessians is not None:
-        source = _checkpoint_of(source)
+        source = _checkpoint_of(source, "curvature")
         felt = given_curvature(source, curvature, hessians)
     if policy is not None:
         made = _under_policy(load_plan(policy), source, limits, metadata, felt, progress)
     else:
-        measurement, earlier = _measurement_of(source, pins, metadata, felt, progress)
+        measurement, earlier = _measurement_of(source, pins, metadata, felt, coder, progress)
         made = make_plan(measurement, limits, {**earlier, **(pins or {})})
     if out is not None:
         write_json(out, made.to_json())
@@ -154,8 +160,7 @@ def plan_recipe(
     Arguments as of `plan`. Raises CapError: it fits at no position of its knob. PlanError: no such
     recipe, or it rounds with GPTQ and there is no curvature.
     """
-    loader_bytes = len(loader_source().encode()) if loader else 0
-    limits = Limits(cap_bytes, count_code(code), loader_bytes, margin_bytes)
+    limits = Limits(cap_bytes, count_code(code), LARGEST_LOADER * loader, margin_bytes)
     loaded = load(checkpoint)
     felt = given_curvature(loaded, curvature, hessians)
     return recipe_under_cap(
@@ -199,14 +204,14 @@ def calibrate(
     return found
 
 
-def _checkpoint_of(source: object) -> Checkpoint:
-    """Raises PlanError: measurements, which have their curvature already."""
+def _checkpoint_of(source: object, what: str) -> Checkpoint:
+    """Raises PlanError: measurements, which were made with some curvature and coder already."""
     if isinstance(source, Measurement | PackPlan) or (
         isinstance(source, str | os.PathLike) and is_json(source)
     ):
         raise PlanError(
-            "measurements carry the damage they were measured with; give the checkpoint to measure "
-            "it with other curvature"
+            "measurements carry the damage and sizes they were measured with; give the checkpoint "
+            f"to measure it with another {what}"
         )
     return load(source)  # type: ignore[arg-type]
 
@@ -221,6 +226,7 @@ def _measurement_of(
     pins: Mapping[str, str] | None,
     metadata: Mapping[str, str] | None,
     curvature: AnyCurvature | None,
+    coder: str | None,
     progress: Progress,
 ) -> tuple[Measurement, Mapping[str, str]]:
     """(measurements, pins of an earlier plan)."""
@@ -231,7 +237,12 @@ def _measurement_of(
     if isinstance(source, str | os.PathLike) and is_json(source):
         return read_measurement(source)
     measured = measuring.measure(
-        load(source), pins=pins, metadata=metadata, curvature=curvature, progress=progress
+        load(source),
+        pins=pins,
+        metadata=metadata,
+        curvature=curvature,
+        coder=coder,
+        progress=progress,
     )
     return measured, {}
 
@@ -246,7 +257,7 @@ def _under_policy(
 ) -> PackPlan:
     """Measures the policy's own choices first, and all others only when those do not fit."""
     if not isinstance(source, str | os.PathLike | Mapping | Checkpoint):
-        measured, _ = _measurement_of(source, None, None, None, progress)
+        measured, _ = _measurement_of(source, None, None, None, None, progress)
         return follow_policy(policy, measured, limits)
     checkpoint = load(source)
     quick = measuring.measure_choices(checkpoint, policy.choices, metadata, progress, curvature)
@@ -281,7 +292,7 @@ def pack(
     not there. CapError: nothing fits.
     """
     made = load_plan(plan)
-    source = loader_source()
+    source = loader_source(parts_of(made.choices.values()))
     if loader is not None and made.limits.loader_bytes != len(source.encode()):
         raise PlanError(
             f"the plan counts {made.limits.loader_bytes:,} bytes of loader, and the loader has "

@@ -119,17 +119,17 @@ def measured(offers: Sequence[Offer], bench: Bench | None) -> tuple[list[Offer],
 
 def _limits(asked: Asked) -> Limits:
     from packer.account import Limits, count_code
-    from packer.ship import loader_source
+    from packer.ship import RE_ENCODED, loader_source
 
-    loader = len(loader_source().encode()) if asked.loader is not None else 0
+    loader = len(loader_source(RE_ENCODED).encode()) if asked.loader is not None else 0
     return Limits(asked.cap, count_code(asked.code), loader, asked.margin)
 
 
 def _write(output: str | None, loader: str | None, data: bytes) -> None:
     from packer.files import replacing
-    from packer.ship import loader_source
+    from packer.ship import RE_ENCODED, loader_source
 
-    contents = {output: data, loader: loader_source().encode()}
+    contents = {output: data, loader: loader_source(RE_ENCODED).encode()}
     with contextlib.ExitStack() as all_or_none:
         for path, content in contents.items():
             if path is not None:

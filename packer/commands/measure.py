@@ -14,6 +14,7 @@ from packer.commands.calibrating import (
     kept_curvature,
 )
 from packer.commands.options import (
+    CODER,
     CONFIG,
     DROP,
     EXISTING,
@@ -34,11 +35,14 @@ from packer.commands.options import (
 @click.command(short_help="Every tensor under every format.")
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--output", type=WRITABLE, default="candidates.json", show_default=True)
-@with_options(PINS, CURVATURE, CURVATURE_OUT, CONFIG, WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
+@with_options(
+    PINS, CODER, CURVATURE, CURVATURE_OUT, CONFIG, WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON
+)
 def measure(
     checkpoint: str,
     output: str,
     pins: tuple[tuple[str, str], ...],
+    coder: str | None,
     curvature_file: str | None,
     calibration: tuple[str, ...],
     calibration_tokens: int,
@@ -82,6 +86,7 @@ def measure(
             pins=dict(pins),
             metadata=metadata,
             curvature=felt.curvature,
+            coder=coder,
             progress=progress,
         )
     found = felt.fitted(found)

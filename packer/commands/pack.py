@@ -17,6 +17,7 @@ from packer.commands.calibrating import (
 )
 from packer.commands.options import (
     CODE,
+    CODER,
     CONFIG,
     DROP,
     EXISTING,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 @click.option("--plan", "plan_file", type=EXISTING_FILE, help="Pack exactly this plan.")
 @click.option("--policy", type=EXISTING_FILE, help="Keep another run's choices, under --cap.")
 @click.option("--recipe", metavar="NAME", help="A recipe people know, made to fit under --cap.")
-@with_options(cap_option(required=False), CODE, MARGIN, PINS)
+@with_options(cap_option(required=False), CODE, MARGIN, PINS, CODER)
 @click.option("--loader", type=WRITABLE, help="Write (and count) the loader, a Python file, too.")
 @with_options(CURVATURE, CONFIG, WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
 def pack(
@@ -64,6 +65,7 @@ def pack(
     code: tuple[str, ...],
     margin: int,
     pins: tuple[tuple[str, str], ...],
+    coder: str | None,
     loader: str | None,
     curvature_file: str | None,
     calibration: tuple[str, ...],
@@ -97,13 +99,17 @@ def pack(
     built = ModelOptions(config, model, model_config, device, weights, drop, template, max_memory)
     options = CurvatureOptions(curvature_file, text, built)
     options.check()
-    _check_usage(plan_file, policy, recipe, cap, bool(code or margin or pins or config))
+    _check_usage(plan_file, policy, recipe, cap, bool(code or margin or pins or config or coder))
     if plan_file is not None and calibration:
         raise click.UsageError(
             "a --plan is packed with the curvature it was made with: --curvature"
         )
-    if policy is not None and pins:
-        raise click.UsageError("--policy carries its own pins; leave --pin out, or plan anew")
+    if policy is not None and (pins or coder):
+        raise click.UsageError(
+            "--policy carries its own pins and coders; leave --pin and --coder out, or plan anew"
+        )
+    if recipe is not None and coder:
+        raise click.UsageError("--recipe carries its own coder; leave --coder out")
     for written in (output, loader):
         inputs = [checkpoint, plan_file, policy, config, template, curvature_file, *code]
         refuse_overwriting(inputs, written)
@@ -113,7 +119,8 @@ def pack(
     loaded = read_checkpoint(checkpoint, **built.opening)
     say_notes(loaded.notes)
     felt = feel(checkpoint, loaded, options)
-    turned, source = None, _to_plan(loaded, felt, dict(pins), metadata, made, policy, recipe)
+    turned = None
+    source = _to_plan(loaded, felt, dict(pins), coder, metadata, made, policy, recipe)
     with shown("packing") as progress:
         if recipe is not None:
             assert cap is not None
@@ -142,6 +149,7 @@ def pack(
                 policy=policy,
                 metadata=metadata,
                 curvature=felt.curvature if source is loaded else None,
+                coder=coder if source is loaded else None,
                 progress=progress,
             )
         packed = api.pack(
@@ -159,6 +167,7 @@ def _to_plan(
     loaded: Checkpoint,
     felt: Felt,
     pins: dict[str, str],
+    coder: str | None,
     metadata: dict[str, str],
     made: PackPlan | None,
     policy: str | None,
@@ -172,7 +181,12 @@ def _to_plan(
         return loaded
     with shown("measuring") as progress:
         measured = api.measure(
-            loaded, pins=pins, metadata=metadata, curvature=felt.curvature, progress=progress
+            loaded,
+            pins=pins,
+            metadata=metadata,
+            curvature=felt.curvature,
+            coder=coder,
+            progress=progress,
         )
     return felt.fitted(measured)
 
@@ -188,8 +202,8 @@ def _check_usage(
         raise click.UsageError("--recipe goes with --cap, and without --plan or --policy")
     if plan_file is not None and (policy is not None or cap is not None or decides):
         raise click.UsageError(
-            "--plan carries its own cap, code, margin, pins and config; leave those options out, "
-            "or use --policy with a new --cap"
+            "--plan carries its own cap, code, margin, pins, coder and config; leave those options "
+            "out, or use --policy with a new --cap"
         )
     if plan_file is None and cap is None:
         raise click.UsageError("give --plan, or --cap to plan for (and --policy to follow one)")

@@ -24,6 +24,7 @@ from packer.commands.calibrating import (
 from packer.commands.models import refusals, running_foreign
 from packer.commands.options import (
     CODE,
+    CODER,
     CONFIG,
     DROP,
     EXISTING,
@@ -57,7 +58,7 @@ WHAT_IF = click.option(
 
 @click.command(short_help="A format for every tensor, under a cap.")
 @click.argument("source", type=EXISTING)
-@with_options(cap_option(required=True), CODE, LOADER, MARGIN, PINS)
+@with_options(cap_option(required=True), CODE, LOADER, MARGIN, PINS, CODER)
 @click.option("-o", "--output", type=WRITABLE, help="Write the plan here, for `packer pack`.")
 @click.option(
     "--measure-on",
@@ -74,6 +75,7 @@ def plan(
     loader: bool,
     margin: int,
     pins: tuple[tuple[str, str], ...],
+    coder: str | None,
     output: str | None,
     measure_on: tuple[str, ...],
     curvature_file: str | None,
@@ -102,6 +104,7 @@ def plan(
     """
     from packer.account import Limits, count_code
     from packer.files import write_json
+    from packer.ship import LARGEST_LOADER
 
     built = ModelOptions(config, model, model_config, device, weights, drop, template, max_memory)
     text = TextOptions(calibration, tokenizer, bytes_table, calibration_tokens, calibration_window)
@@ -110,10 +113,9 @@ def plan(
     for written in options.writes(output):
         inputs = [source, config, template, curvature_file, *code, *calibration, *measure_on]
         refuse_overwriting(inputs, written)
-    loader_bytes = _loader_bytes() if loader else 0
-    limits = Limits(cap, count_code(code), loader_bytes, margin)
+    limits = Limits(cap, count_code(code), LARGEST_LOADER * loader, margin)
     metadata = {} if measure_on and _is_json(source) else read_config(config)
-    measured = _measured(source, options, dict(pins), metadata, measure_on)
+    measured = _measured(source, options, dict(pins), coder, metadata, measure_on)
     checked: tuple[CheckedPlan, ...] = ()
     if measure_on:
         checked = _checked(measured, limits, replace(text, data=measure_on), built)
@@ -148,12 +150,6 @@ def _next_command(made: PackPlan, plan: str, curvature: str | None, built: Model
     return shlex.join([*words, *(part for glob in built.drop for part in ("--drop", glob))])
 
 
-def _loader_bytes() -> int:
-    from packer.ship import loader_source
-
-    return len(loader_source().encode())
-
-
 @dataclass(frozen=True)
 class _Measured:
     """What is planned from, and what it was measured with; loaded is None where nobody asked."""
@@ -174,15 +170,16 @@ def _measured(
     source: str,
     options: CurvatureOptions,
     pins: dict[str, str],
+    coder: str | None,
     metadata: dict[str, str],
     measure_on: tuple[str, ...],
 ) -> _Measured:
     built = options.built
     if _is_json(source):  # nothing of this path needs torch: a new cap takes under a second
-        if metadata or options.text.data or any(built.opening.values()):
+        if metadata or coder or options.text.data or any(built.opening.values()):
             raise click.UsageError(
-                "--weights, --drop, --template, --max-memory, --config and --calibration need the "
-                "checkpoint as SOURCE"
+                "--weights, --drop, --template, --max-memory, --config, --coder and --calibration "
+                "need the checkpoint as SOURCE"
             )
         from packer.planning import read_measurement
 
@@ -198,7 +195,12 @@ def _measured(
     felt = feel(source, loaded, options)
     with shown("measuring") as progress:
         measured = measuring.measure(
-            loaded, pins=pins, metadata=metadata, curvature=felt.curvature, progress=progress
+            loaded,
+            pins=pins,
+            metadata=metadata,
+            curvature=felt.curvature,
+            coder=coder,
+            progress=progress,
         )
     return _Measured(felt.fitted(measured), pins, loaded, felt)
 

@@ -20,7 +20,7 @@ from packer.errors import CapError, CheckpointError, SubmissionError
 from packer.foreign.repack import Repacked, assembled, repack
 from packer.foreign.tensors import ForeignArtifact
 from packer.measuring import Progress, ignore_progress
-from packer.ship import loader_source
+from packer.ship import RE_ENCODED, loader_source
 from packer.submission.account import accounts
 from packer.submission.artifacts import ArtifactFile
 from packer.submission.folder import ENTRY_NAMES, Submission, read_submission
@@ -219,7 +219,7 @@ def _re_encoded(
 ) -> FixedFolder:
     """The folder with its artifact in our coder and, where that is not enough, packed code too."""
     assert folder.foreign is not None and folder.artifact is not None
-    text = loader_source()
+    text = loader_source(RE_ENCODED)
     loader = SourceFile("loader.py", "loader", text, len(text.encode()))
     beside = folder.code_bytes + loader.size_bytes
     inside = pack_code((*folder.code, loader)).packed_bytes + EDIT_BYTES

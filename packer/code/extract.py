@@ -1,0 +1,149 @@
+"""Some of our own functions as one self-contained source: what they reach, and nothing else.
+
+Definitions are taken from the syntax trees of our modules by name, with everything that they name
+in turn. A name is defined once among the modules that are given, and imported as it is called.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.resources
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from packer.code.minify import is_literal
+from packer.code.never import without
+from packer.errors import CodeError
+
+Module = tuple[str, str]
+"""(package, file name)."""
+UNSEEN_IMPORTS = ("__future__", "typing", "collections.abc", "numpy.typing")  # of annotations
+
+
+@dataclass
+class _Definitions:
+    """Statements at the top of some modules, by the names that they bind; and their imports."""
+
+    by_name: dict[str, ast.stmt] = field(default_factory=dict)
+    imports: dict[str, ast.stmt] = field(default_factory=dict)
+
+    def add(self, node: ast.stmt) -> None:
+        """Raises CodeError: a name that two modules define."""
+        for name in _bound(node):
+            if name in self.by_name:
+                raise CodeError(f"two of the modules define {name}")
+            self.by_name[name] = node
+
+
+def extract(
+    modules: Sequence[Module], entries: Iterable[str], never: Collection[str] = ()
+) -> ast.Module:
+    """The entries of these modules and what they reach, annotations and docstrings left out.
+
+    never: names of functions that are never called; branches that lead there are left out, as are
+    those that raise (see `without`), and calls of functions called check_... .
+    Raises CodeError: an entry or a name of `never` that is not there, a name defined twice.
+    """
+    found = _definitions(modules)
+    missing = [name for name in (*entries, *never) if name not in found.by_name]
+    if missing:
+        raise CodeError(f"none of the modules defines {', '.join(missing)}")
+    kept: dict[str, ast.stmt] = {}
+    imports: dict[str, ast.stmt] = {}
+    waiting = list(entries)
+    while waiting:
+        name = waiting.pop()
+        if name in found.imports:
+            imports[name] = found.imports[name]
+        if name in kept or name not in found.by_name:
+            continue
+        node = found.by_name[name]
+        pruned = without(bare(node), never)
+        kept.update(dict.fromkeys(_bound(node), pruned))
+        waiting += _named(pruned)
+    order = {id(node): at for at, node in enumerate(dict.fromkeys(found.by_name.values()))}
+    at = {id(kept[name]): order[id(found.by_name[name])] for name in kept}
+    body = sorted({id(node): node for node in kept.values()}.values(), key=lambda n: at[id(n)])
+    return ast.Module([*(imports[name] for name in sorted(imports)), *body], [])
+
+
+def _definitions(modules: Sequence[Module]) -> _Definitions:
+    found = _Definitions()
+    for package, name in modules:
+        for node in _tree(package, name).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                for one in _foreign(node):
+                    found.imports[one.names[0].asname or one.names[0].name] = one
+            elif not is_literal(node):
+                found.add(node)
+    return found
+
+
+@functools.cache
+def _tree(package: str, name: str) -> ast.Module:
+    return ast.parse(importlib.resources.files(package).joinpath(name).read_text("utf-8"))
+
+
+def _foreign(node: ast.Import | ast.ImportFrom) -> Iterator[ast.Import | ast.ImportFrom]:
+    """One statement for each name that comes from elsewhere and is not for annotations alone."""
+    if isinstance(node, ast.Import):
+        yield from (ast.Import([a]) for a in node.names if a.name not in UNSEEN_IMPORTS)
+    elif not _ours(node) and node.module not in UNSEEN_IMPORTS:
+        yield from (ast.ImportFrom(node.module, [alias], 0) for alias in node.names)
+
+
+def _ours(node: ast.ImportFrom) -> bool:
+    return node.level > 0 or f"{node.module}.".startswith("packer.")
+
+
+def _bound(node: ast.stmt) -> list[str]:
+    """Names that a statement at the top of a module binds."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    names = [name for target in targets if target is not None for name in ast.walk(target)]
+    return [name.id for name in names if isinstance(name, ast.Name)]
+
+
+def _named(node: ast.AST) -> list[str]:
+    return [inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)]
+
+
+def bare(node: ast.stmt) -> ast.stmt:
+    """A copy without docstrings and annotations; fields of classes keep `0` for theirs."""
+    copy = ast.parse(ast.unparse(node)).body[0]
+    made: ast.stmt = _Bare().visit(copy)
+    return made
+
+
+class _Bare(ast.NodeTransformer):
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        self.generic_visit(node)
+        node.returns = None
+        for argument in ast.walk(node.args):
+            if isinstance(argument, ast.arg):
+                argument.annotation = None
+        return self._body(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        for part in node.body:
+            if isinstance(part, ast.AnnAssign):
+                part.annotation = ast.Constant(0)
+        for part in node.body:
+            if not isinstance(part, ast.AnnAssign):
+                self.visit(part)
+        return self._body(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        self.generic_visit(node)
+        if node.value is None:
+            return None
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    def visit_Assert(self, _: ast.Assert) -> None:
+        return None
+
+    def _body(self, node: ast.FunctionDef | ast.ClassDef) -> ast.AST:
+        node.body = [part for part in node.body if not is_literal(part)] or [ast.Pass()]
+        return node
