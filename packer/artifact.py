@@ -34,7 +34,7 @@ from packer.quantizers.formats import (
     Uniform,
 )
 from packer.quantizers.step_grid import PER_OCTAVE, nearest_indices
-from packer.step_decoder import STEPPED
+from packer.step_decoder import STEPPED_BYTE
 
 _PASSTHROUGH = ("raw", "fp32", "fp16", "bf16")
 
@@ -137,15 +137,25 @@ def assemble(header: bytes, blocks: Sequence[bytes], cap_bytes: int, code_bytes:
 def encode_tensor(quantized: QuantizedTensor, coder: str | None = None) -> EncodedTensor:
     """The block of one tensor: the same bytes wherever it stands in the file."""
     if isinstance(quantized.format, Passthrough):
-        payload = encode_elements(quantized.codes.numpy(), coder)
-        block = format_bytes(quantized.format) + _stream(*payload)
-        return EncodedTensor(block, CODER_NAMES[payload[0]], 0, len(payload[1]))
+        return _encode_kept(quantized, coder)
     if isinstance(quantized.format, Stepped):
         return _encode_stepped(quantized, quantized.format, coder)
+    return _encode_scaled(quantized, coder)
+
+
+def _encode_kept(quantized: QuantizedTensor, coder: str | None) -> EncodedTensor:
+    payload = encode_elements(quantized.codes.numpy(), coder)
+    block = format_bytes(quantized.format) + _stream(*payload)
+    return EncodedTensor(block, CODER_NAMES[payload[0]], 0, len(payload[1]))
+
+
+def _encode_scaled(quantized: QuantizedTensor, coder: str | None) -> EncodedTensor:
     scale = quantized.side["scale"]
     payload = encode_stream(quantized.codes.numpy(), coder, scale.float().numpy())
     aside = beside(coder)
-    side, factors = _encode_numbers(scale, aside), _encode_factors(quantized, aside)
+    corrected = isinstance(quantized.format, LowRank)
+    side = _encode_numbers(scale, aside)
+    factors = _encode_factors(quantized, aside) if corrected else []
     block = b"".join(
         [
             format_bytes(quantized.format),
@@ -198,9 +208,7 @@ def _encode_numbers(values: torch.Tensor, coder: str | None) -> tuple[int, bytes
 
 
 def _encode_factors(quantized: QuantizedTensor, coder: str | None) -> list[tuple[int, bytes]]:
-    """The streams of a correction of low rank; none where there is no correction."""
-    if not isinstance(quantized.format, LowRank):
-        return []
+    """The streams of a correction of low rank."""
     left, right = (quantized.side[name].numpy() for name in ("left", "right"))
     steps = _encode_numbers(quantized.side["rank_scale"], coder)
     return [steps, encode_stream(left, coder), encode_stream(right, coder)]
@@ -213,7 +221,7 @@ def _stream(coder: int, data: bytes) -> bytes:
 def format_bytes(format: TensorFormat) -> bytes:
     """How a block begins."""
     if isinstance(format, Stepped):
-        return bytes([STEPPED | format.rows << 1 | int(format.columns)])
+        return bytes([STEPPED_BYTE | format.rows << 1 | int(format.columns)])
     if isinstance(format, LowRank):
         first = decoder.LOW_RANK + FACTOR_BITS.index(format.bits)
         return bytes([first, format.rank, format_byte(format.base)])

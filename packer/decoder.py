@@ -23,7 +23,7 @@ from packer.quantizers.dequantize import (
     dequantize_stored,
 )
 from packer.reader import Reader
-from packer.step_decoder import STEPPED, StoredSteps, decode_stepped, read_stepped
+from packer.step_decoder import STEPPED_BYTE, StoredSteps, decode_stepped, read_stepped
 from packer.stream_decoder import decode_elements, decode_stream, decompress
 
 MAGIC = b"\x93BYTECAP"
@@ -201,7 +201,7 @@ def read_tensor(reader: Reader, name: str, dtype: str, shape: list[int]) -> Stor
     scale: tuple[int, memoryview] | None = None
     steps: tuple[StoredSteps, ...] = ()
     shrink, side = 0, 0
-    if STEPPED <= format < STEPPED + 4 and not rank:
+    if STEPPED_BYTE <= format < STEPPED_BYTE + 4 and not rank:
         shrink, steps = read_stepped(reader, format)
         side = reader.at - start - 1
     else:

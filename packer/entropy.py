@@ -8,7 +8,6 @@ constriction) writes tables and codes. How many classes pay for their tables is 
 from __future__ import annotations
 
 import functools
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,18 +93,36 @@ def _encode(codes: Codes, raw: bytes, coder: str, scale: npt.NDArray[Any] | None
 
 def compress(raw: bytes, coder: str) -> bytes:
     """`raw` at the highest setting of a general compressor."""
-    if coder == "raw":
-        return raw
     if coder == "zlib":
-        return zlib.compress(raw, 9)
+        return to_zlib(raw)
     if coder == "brotli":
-        import brotli
-
-        return bytes(brotli.compress(raw, quality=11, lgwin=24))
+        return to_brotli(raw)
     if coder == "zstd":
-        import zstandard
+        return to_zstd(raw)
+    if coder == "lzma":
+        return to_lzma(raw)
+    return raw
 
-        return zstandard.ZstdCompressor(level=22, write_checksum=False).compress(raw)
+
+def to_zlib(raw: bytes) -> bytes:
+    import zlib
+
+    return zlib.compress(raw, 9)
+
+
+def to_brotli(raw: bytes) -> bytes:
+    import brotli
+
+    return bytes(brotli.compress(raw, quality=11, lgwin=24))
+
+
+def to_zstd(raw: bytes) -> bytes:
+    import zstandard
+
+    return zstandard.ZstdCompressor(level=22, write_checksum=False).compress(raw)  # type: ignore[no-any-return]
+
+
+def to_lzma(raw: bytes) -> bytes:
     import lzma
 
     # A window no larger than the data: the encoder's memory and start-up grow with it.

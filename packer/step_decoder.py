@@ -21,7 +21,7 @@ from packer.quantizers.step_grid import (
 from packer.reader import Reader
 from packer.stream_decoder import ANS, NUMPY, decode_ans, decode_stream
 
-STEPPED = 0x60  # of a format byte; plus 2 for a step per row, 1 for a step per column
+STEPPED_BYTE = 0x60  # of a format byte; plus 2 for a step per row, 1 for a step per column
 
 
 @dataclass(frozen=True)

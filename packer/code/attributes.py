@@ -33,6 +33,9 @@ def rename_attributes(tree: ast.Module) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             node.attr = new.get(node.attr, node.attr)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "replace":
+            for given in node.keywords:  # dataclasses.replace takes fields by their names
+                given.arg = new.get(given.arg or "", given.arg)
         elif isinstance(node, ast.ClassDef):
             for part in node.body:
                 if isinstance(part, ast.FunctionDef):

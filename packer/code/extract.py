@@ -27,6 +27,7 @@ class _Definitions:
 
     by_name: dict[str, ast.stmt] = field(default_factory=dict)
     imports: dict[str, ast.stmt] = field(default_factory=dict)
+    modules: set[str] = field(default_factory=set)  # names that stand for modules of ours
 
     def add(self, node: ast.stmt) -> None:
         """Raises CodeError: a name that two modules define."""
@@ -46,6 +47,7 @@ def extract(
     Raises CodeError: an entry or a name of `never` that is not there, a name defined twice.
     """
     found = _definitions(modules)
+    inlined = _WithoutModules(found.modules)
     missing = [name for name in (*entries, *never) if name not in found.by_name]
     if missing:
         raise CodeError(f"none of the modules defines {', '.join(missing)}")
@@ -59,9 +61,10 @@ def extract(
         if name in kept or name not in found.by_name:
             continue
         node = found.by_name[name]
-        pruned = without(bare(node), never)
+        pruned = without(inlined.visit(bare(node)), never)
         kept.update(dict.fromkeys(_bound(node), pruned))
         waiting += _named(pruned)
+    drop_unused_methods(list(kept.values()))
     order = {id(node): at for at, node in enumerate(dict.fromkeys(found.by_name.values()))}
     at = {id(kept[name]): order[id(found.by_name[name])] for name in kept}
     body = sorted({id(node): node for node in kept.values()}.values(), key=lambda n: at[id(n)])
@@ -75,6 +78,8 @@ def _definitions(modules: Sequence[Module]) -> _Definitions:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 for one in _foreign(node):
                     found.imports[one.names[0].asname or one.names[0].name] = one
+                if isinstance(node, ast.ImportFrom) and node.module == "packer":
+                    found.modules |= {alias.name for alias in node.names}
             elif not is_literal(node):
                 found.add(node)
     return found
@@ -115,6 +120,43 @@ def bare(node: ast.stmt) -> ast.stmt:
     copy = ast.parse(ast.unparse(node)).body[0]
     made: ast.stmt = _Bare().visit(copy)
     return made
+
+
+class _WithoutModules(ast.NodeTransformer):
+    """What modules of ours are asked for by attribute: the name itself."""
+
+    def __init__(self, modules: Collection[str]) -> None:
+        self.modules = modules
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        if isinstance(node.value, ast.Name) and node.value.id in self.modules:
+            return ast.Name(node.attr, ast.Load())
+        return self.generic_visit(node)
+
+
+def drop_unused_methods(nodes: Sequence[ast.stmt]) -> None:
+    """Methods that no attribute names, and texts for people, are taken out of the classes."""
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    while True:
+        used = {
+            inner.attr
+            for node in nodes
+            for inner in ast.walk(node)
+            if isinstance(inner, ast.Attribute)
+        }
+        before = sum(len(node.body) for node in classes)
+        for node in classes:
+            node.body = [part for part in node.body if _is_used(part, used)] or [ast.Pass()]
+        if sum(len(node.body) for node in classes) == before:
+            return
+
+
+def _is_used(part: ast.stmt, used: Collection[str]) -> bool:
+    if not isinstance(part, ast.FunctionDef):
+        return True
+    if part.name in ("__str__", "__post_init__"):  # the latter only check
+        return False
+    return part.name.startswith("__") or part.name in used
 
 
 class _Bare(ast.NodeTransformer):

@@ -11,7 +11,7 @@ import ast
 from collections.abc import Collection, Sequence
 
 KEPT = "keep_"  # functions called so raise nonetheless
-CHECKS = "check_"  # functions called so only raise or return nothing
+CHECKS = ("check_", "_check")  # functions called so only raise or return nothing
 Block = list[ast.stmt]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from typing import TypeGuard
 
 from packer.code.attributes import rename_attributes
 from packer.errors import CodeError
@@ -107,9 +108,15 @@ def _signatures(tree: ast.Module) -> Iterator[tuple[str, Signature]]:
             yield node.name, _signature(node, 0)
         elif isinstance(node, ast.ClassDef):
             made = [p for p in node.body if isinstance(p, ast.FunctionDef) and p.name == "__init__"]
-            fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
+            fields = [part for part in node.body if _is_parameter(part)]
             of_fields = [ast.unparse(one.target) for one in fields], [one.value for one in fields]
             yield node.name, _signature(made[0], 1) if made else of_fields
+
+
+def _is_parameter(part: ast.stmt) -> TypeGuard[ast.AnnAssign]:
+    """Whether a statement of a class is a field that its constructor takes."""
+    spelled = ast.unparse(part.value) if isinstance(part, ast.AnnAssign) and part.value else ""
+    return isinstance(part, ast.AnnAssign) and "init=False" not in spelled
 
 
 def _signature(node: ast.FunctionDef, first: int) -> Signature:
