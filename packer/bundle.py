@@ -62,8 +62,8 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Bundle:
-    """script: the file. decoder_bytes: of the minified decoder alone under brotli-11, both_bytes: of
-    all that the script holds.
+    """script: the file. decoder_bytes: of the minified decoder alone under brotli-11; both_bytes:
+    of all that the script holds.
     """
 
     script: str

@@ -98,9 +98,15 @@ def largest_filling(blocks_at: Callable[[float], Blocks], room: int, count: int)
             break
         share = (over.size - room) / (over.size - fits.size)
         octaves = over.octaves + min(max(share, 0.05), 0.95) * (fits.octaves - over.octaves)
-    if fits is None:
+    found = keep_fitting(fits, room)
+    return found.blocks if over is None else _topped_up(found.blocks, over.blocks, room)
+
+
+def keep_fitting(found: Filling | None, room: int) -> Filling:
+    """Raises ArtifactError, in a bundle too: nothing fits."""
+    if found is None:
         raise ArtifactError(f"the tensors do not fit into {room} bytes; allow more, or plan anew")
-    return fits.blocks if over is None else _topped_up(fits.blocks, over.blocks, room)
+    return found
 
 
 def _topped_up(blocks: Blocks, finer: Blocks, room: int) -> Blocks:

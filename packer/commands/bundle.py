@@ -35,8 +35,8 @@ def bundle(plan_file: str, inline: str | None, output: str, as_json: bool) -> No
     """Write one script that encodes and decodes just the formats of a plan, with no import of ours.
 
     A submission is run again, so the code that packs its weights counts as well. The script holds
-    the plan's choices, their steps relative to each other, and turns the one multiplier of all steps
-    until file, code and script together fill the plan's cap:
+    the plan's choices, their steps relative to each other, and turns the one multiplier of all
+    steps until file, code and script together fill the plan's cap:
 
     \b
       python bundle.py WEIGHTS CURVATURE OUT [CAP]
