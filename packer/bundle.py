@@ -32,7 +32,7 @@ ENCODERS: tuple[Module, ...] = tuple(
     ("packer", f"{name}.py")
     for name in ("lane_encoder", "symbol_stacks", "entropy", "artifact", "filling")
 )
-BUNDLE_ENTRIES = (*ENTRIES, "filled", "read_curvatures", "Choice")
+BUNDLE_ENTRIES = (*ENTRIES, "filled", "read_curvatures", "Choice", "Curvature")
 # What an encoder needs to know of each part, and the functions that only this needs.
 ENCODER_PARTS = {
     "kept": ("_encode_kept", "_stored_bytes"),
@@ -111,8 +111,8 @@ if __name__ == "__main__":
 
 def make_bundle(plan: PackPlan) -> Bundle:
     """`python bundle.py WEIGHTS CURVATURE OUT [CAP]`; imported or executed, it defines
-    `encode_weights(weights, curvature, cap_bytes, code_bytes)`, `read_curvatures(data)` and
-    `read_weights(data)`.
+    `encode_weights(weights, curvature, cap_bytes, code_bytes)`, `read_curvatures(data)`,
+    `Curvature(hessian, fisher, tokens, ...)` by position, and `read_weights(data)`.
 
     The plan's cap and the other files that it counts as code are in the script.
     """
@@ -172,7 +172,7 @@ def _source(plan: PackPlan, command: str) -> str:
     entries = [*BUNDLE_ENTRIES, *classes, *(["read_tensors"] if command else [])]
     tree = extract((*DECODERS, *ENCODERS), entries, never)
     tree.body += ast.parse(_glue(plan, choices) + command).body
-    return shorten(tree, (*ENTRIES, "read_curvatures", "encode_weights"))
+    return shorten(tree, (*ENTRIES, "read_curvatures", "encode_weights", "Curvature"))
 
 
 def _classes(format: object) -> list[str]:

@@ -119,7 +119,7 @@ def to_brotli(raw: bytes) -> bytes:
 def to_zstd(raw: bytes) -> bytes:
     import zstandard
 
-    return zstandard.ZstdCompressor(level=22, write_checksum=False).compress(raw)  # type: ignore[no-any-return]
+    return zstandard.ZstdCompressor(level=22, write_checksum=False).compress(raw)
 
 
 def to_lzma(raw: bytes) -> bytes:

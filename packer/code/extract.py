@@ -47,7 +47,7 @@ def extract(
     Raises CodeError: an entry or a name of `never` that is not there, a name defined twice.
     """
     found = _definitions(modules)
-    inlined = _WithoutModules(found.modules)
+    inlined = _WithoutModules(found.modules, found.by_name)
     missing = [name for name in (*entries, *never) if name not in found.by_name]
     if missing:
         raise CodeError(f"none of the modules defines {', '.join(missing)}")
@@ -123,13 +123,17 @@ def bare(node: ast.stmt) -> ast.stmt:
 
 
 class _WithoutModules(ast.NodeTransformer):
-    """What modules of ours are asked for by attribute: the name itself."""
+    """What modules of ours are asked for by attribute: the name itself.
 
-    def __init__(self, modules: Collection[str]) -> None:
-        self.modules = modules
+    A variable may be called as a module is: only what some module defines is taken so.
+    """
+
+    def __init__(self, modules: Collection[str], defined: Collection[str]) -> None:
+        self.modules, self.defined = modules, defined
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        if isinstance(node.value, ast.Name) and node.value.id in self.modules:
+        owner = node.value.id if isinstance(node.value, ast.Name) else None
+        if owner in self.modules and node.attr in self.defined:
             return ast.Name(node.attr, ast.Load())
         return self.generic_visit(node)
 
