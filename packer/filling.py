@@ -8,6 +8,7 @@ needs.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,7 +97,8 @@ def largest_filling(blocks_at: Callable[[float], Blocks], room: int, count: int)
             continue
         if fits.octaves - over.octaves < CLOSE_OCTAVES:
             break
-        share = (over.size - room) / (over.size - fits.size)
+        # Sizes fall about as steeply as they are large.
+        share = math.log(over.size / max(room, 1)) / math.log(over.size / max(fits.size, 1))
         octaves = over.octaves + min(max(share, 0.05), 0.95) * (fits.octaves - over.octaves)
     found = keep_fitting(fits, room)
     return found.blocks if over is None else _topped_up(found.blocks, over.blocks, room)
