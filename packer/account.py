@@ -24,7 +24,8 @@ class CodeFile:
 class Limits:
     """What a plan must respect: the cap, and what else counts against it.
 
-    loader_bytes: the loader's, 0 when none was asked for. margin_bytes: left free on purpose.
+    loader_bytes: the loader's, 0 when none was asked for; a plan counts its own in place of it.
+    margin_bytes: left free on purpose.
     """
 
     cap_bytes: int

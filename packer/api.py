@@ -47,7 +47,7 @@ from packer.knob import RecipePlan, recipe_under_cap
 from packer.measuring import AnyCurvature, Progress, ignore_progress, tensors_of
 from packer.planning import PackPlan, check_curvature, make_plan
 from packer.recipes import find_recipe
-from packer.ship import loader_source
+from packer.ship import loader_source, parts_of
 
 __all__ = [
     "CheckpointLike",
@@ -79,6 +79,7 @@ def measure(
     metadata: Mapping[str, str] | None = None,
     curvature: CurvatureLike | None = None,
     hessians: Mapping[str, torch.Tensor] | None = None,
+    coder: str | None = None,
     out: PathLike | None = None,
     progress: Progress = ignore_progress,
 ) -> Measurement:
@@ -87,12 +88,13 @@ def measure(
     pins: selector -> choice, measured as well. metadata: text that goes into the artifact.
     curvature: what `calibrate` gave or wrote, which predicts damage in bits per byte and lets GPTQ
     round; or Curvature by tensor. hessians: in its place second moments of the inputs alone,
-    [columns, columns] by tensor, with which GPTQ rounds.
+    [columns, columns] by tensor, with which GPTQ rounds. coder: of every tensor; "numpy" is read
+    where constriction is not installed; None lets the packer choose.
     """
     loaded = load(checkpoint)
     felt = given_curvature(loaded, curvature, hessians)
     measured = measuring.measure(
-        loaded, pins=pins, metadata=metadata, curvature=felt, progress=progress
+        loaded, pins=pins, metadata=metadata, curvature=felt, coder=coder, progress=progress
     )
     if out is not None:
         write_json(out, measured.to_json())
@@ -111,6 +113,7 @@ def plan(
     metadata: Mapping[str, str] | None = None,
     curvature: CurvatureLike | None = None,
     hessians: Mapping[str, torch.Tensor] | None = None,
+    coder: str | None = None,
     out: PathLike | None = None,
     progress: Progress = ignore_progress,
 ) -> PackPlan:
@@ -119,20 +122,24 @@ def plan(
     source: a checkpoint, which is measured first, or measurements (candidates.json, plan.json).
     code: files counted as code. loader: count the loader too. margin_bytes: left free on purpose.
     pins: selector -> choice. policy: another run's plan, whose choices and pins are kept; tensors
-    step down only where they do not fit. curvature, hessians: as in `measure`.
+    step down only where they do not fit. curvature, hessians, coder: as in `measure`.
     Raises CapError: nothing fits; says the smallest size reachable. PlanError, SelectorError.
     """
     limits = limits_of(cap_bytes, code, loader, margin_bytes)
-    if policy is not None and pins:
-        raise PlanError("a policy carries its own pins; plan without it to pin other tensors")
+    if policy is not None and (pins or coder):
+        raise PlanError(
+            "a policy carries its own pins and coders; plan without it to choose others"
+        )
     felt: AnyCurvature | None = None
+    if coder is not None:
+        source = checkpoint_of(source, "coder")
     if curvature is not None or hessians is not None:
-        source = checkpoint_of(source)
+        source = checkpoint_of(source, "curvature")
         felt = given_curvature(source, curvature, hessians)
     if policy is not None:
         made = under_policy(load_plan(policy), source, limits, metadata, felt, progress)
     else:
-        measurement, earlier = measurement_of(source, pins, metadata, felt, progress)
+        measurement, earlier = measurement_of(source, pins, metadata, felt, coder, progress)
         made = make_plan(measurement, limits, {**earlier, **(pins or {})})
     if out is not None:
         write_json(out, made.to_json())
@@ -220,7 +227,7 @@ def pack(
     not there. CapError: nothing fits.
     """
     made = load_plan(plan)
-    source = loader_source()
+    source = loader_source(parts_of(made.choices.values()))
     if loader is not None and made.limits.loader_bytes != len(source.encode()):
         raise PlanError(
             f"the plan counts {made.limits.loader_bytes:,} bytes of loader, and the loader has "

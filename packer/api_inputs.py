@@ -17,7 +17,7 @@ from packer.files import is_json
 from packer.measuring import AnyCurvature, Progress
 from packer.planning import PackPlan, follow_policy, read_measurement, read_plan
 from packer.quantizers.curvature import Curvature
-from packer.ship import loader_source
+from packer.ship import LARGEST_LOADER
 
 PathLike = str | os.PathLike[str]
 CurvatureLike = PathLike | CurvatureSet | Mapping[str, Curvature]
@@ -34,22 +34,22 @@ def load(checkpoint: CheckpointLike) -> Checkpoint:
 
 
 def limits_of(cap_bytes: int, code: Sequence[PathLike], loader: bool, margin_bytes: int) -> Limits:
-    """The limits, every file weighed; with the loader's bytes where it is asked for.
+    """The limits, every file weighed; of a loader the most that it can be, in place of which a
+    plan counts its own.
 
     Raises PackerError: a file of code cannot be read.
     """
-    loader_bytes = len(loader_source().encode()) if loader else 0
-    return Limits(cap_bytes, count_code(code), loader_bytes, margin_bytes)
+    return Limits(cap_bytes, count_code(code), LARGEST_LOADER * loader, margin_bytes)
 
 
-def checkpoint_of(source: object) -> Checkpoint:
-    """Raises PlanError: measurements, which have their curvature already."""
+def checkpoint_of(source: object, what: str) -> Checkpoint:
+    """Raises PlanError: measurements, which were made with some curvature and coder already."""
     if isinstance(source, Measurement | PackPlan) or (
         isinstance(source, str | os.PathLike) and is_json(source)
     ):
         raise PlanError(
-            "measurements carry the damage they were measured with; give the checkpoint to measure "
-            "it with other curvature"
+            "measurements carry the damage and sizes they were measured with; give the checkpoint "
+            f"to measure it with another {what}"
         )
     return load(source)  # type: ignore[arg-type]
 
@@ -64,6 +64,7 @@ def measurement_of(
     pins: Mapping[str, str] | None,
     metadata: Mapping[str, str] | None,
     curvature: AnyCurvature | None,
+    coder: str | None,
     progress: Progress,
 ) -> tuple[Measurement, Mapping[str, str]]:
     """(measurements, pins of an earlier plan)."""
@@ -74,7 +75,12 @@ def measurement_of(
     if isinstance(source, str | os.PathLike) and is_json(source):
         return read_measurement(source)
     measured = measuring.measure(
-        load(source), pins=pins, metadata=metadata, curvature=curvature, progress=progress
+        load(source),
+        pins=pins,
+        metadata=metadata,
+        curvature=curvature,
+        coder=coder,
+        progress=progress,
     )
     return measured, {}
 
@@ -89,7 +95,7 @@ def under_policy(
 ) -> PackPlan:
     """Measures the policy's own choices first, and all others only when those do not fit."""
     if not isinstance(source, str | os.PathLike | Mapping | Checkpoint):
-        measured, _ = measurement_of(source, None, None, None, progress)
+        measured, _ = measurement_of(source, None, None, None, None, progress)
         return follow_policy(policy, measured, limits)
     checkpoint = load(source)
     quick = measuring.measure_choices(checkpoint, policy.choices, metadata, progress, curvature)

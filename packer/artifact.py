@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from packer import decoder
+from packer.artifact_error import ArtifactError
 from packer.entropy import (
     CODER_IDS,
     CODER_NAMES,
@@ -33,8 +34,7 @@ from packer.quantizers.formats import (
     Uniform,
 )
 from packer.quantizers.step_grid import PER_OCTAVE, nearest_indices
-from packer.step_decoder import STEPPED
-from packer.stream_decoder import ANS, ArtifactError
+from packer.step_decoder import STEPPED_BYTE
 
 _PASSTHROUGH = ("raw", "fp32", "fp16", "bf16")
 
@@ -78,7 +78,8 @@ class Artifact:
 
     def to_bytes(self) -> bytes:
         shapes = {name: (_dtype_name(q.dtype), q.shape) for name, q in self.tensors.items()}
-        header = encode_header(shapes, self.ties, self.metadata)
+        coder = "numpy" if "numpy" in self.coders.values() else None
+        header = encode_header(shapes, self.ties, self.metadata, coder)
         blocks = [
             encode_tensor(self.tensors[name], self.coders.get(name)).block
             for name in sorted(self.tensors)
@@ -103,17 +104,22 @@ def encode_header(
     tensors: Mapping[str, tuple[str, Sequence[int]]],
     ties: Mapping[str, str],
     metadata: Mapping[str, str],
+    coder: str | None = None,
 ) -> bytes:
-    """The header stream; tensors: name -> (dtype name, shape). No choice changes it."""
+    """The header stream; tensors: name -> (dtype name, shape). No choice changes it.
+
+    coder: "numpy" keeps to compressors that Python has.
+    """
     fields = {
         "metadata": dict(metadata),
         "tensors": [[name, tensors[name][0], list(tensors[name][1])] for name in sorted(tensors)],
         "ties": dict(ties),
     }
     raw = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    packed = {name: compress(raw, name) for name in ("raw", "zlib", "brotli", "lzma")}
-    coder = min(packed, key=lambda name: len(packed[name]))
-    return varint(len(raw)) + _stream(CODER_IDS[coder], packed[coder])
+    names = ("raw", "zlib", "lzma") if coder == "numpy" else ("raw", "zlib", "brotli", "lzma")
+    packed = {name: compress(raw, name) for name in names}
+    smallest = min(packed, key=lambda name: len(packed[name]))
+    return varint(len(raw)) + _stream(CODER_IDS[smallest], packed[smallest])
 
 
 def header_bytes(header: bytes) -> int:
@@ -131,14 +137,25 @@ def assemble(header: bytes, blocks: Sequence[bytes], cap_bytes: int, code_bytes:
 def encode_tensor(quantized: QuantizedTensor, coder: str | None = None) -> EncodedTensor:
     """The block of one tensor: the same bytes wherever it stands in the file."""
     if isinstance(quantized.format, Passthrough):
-        payload = encode_elements(quantized.codes.numpy(), coder)
-        block = format_bytes(quantized.format) + _stream(*payload)
-        return EncodedTensor(block, CODER_NAMES[payload[0]], 0, len(payload[1]))
+        return _encode_kept(quantized, coder)
     if isinstance(quantized.format, Stepped):
-        return _encode_stepped(quantized, quantized.format)
+        return _encode_stepped(quantized, quantized.format, coder)
+    return _encode_scaled(quantized, coder)
+
+
+def _encode_kept(quantized: QuantizedTensor, coder: str | None) -> EncodedTensor:
+    payload = encode_elements(quantized.codes.numpy(), coder)
+    block = format_bytes(quantized.format) + _stream(*payload)
+    return EncodedTensor(block, CODER_NAMES[payload[0]], 0, len(payload[1]))
+
+
+def _encode_scaled(quantized: QuantizedTensor, coder: str | None) -> EncodedTensor:
     scale = quantized.side["scale"]
     payload = encode_stream(quantized.codes.numpy(), coder, scale.float().numpy())
-    side, factors = _encode_numbers(scale), _encode_factors(quantized)
+    aside = beside(coder)
+    corrected = isinstance(quantized.format, LowRank)
+    side = _encode_numbers(scale, aside)
+    factors = _encode_factors(quantized, aside) if corrected else []
     block = b"".join(
         [
             format_bytes(quantized.format),
@@ -149,19 +166,29 @@ def encode_tensor(quantized: QuantizedTensor, coder: str | None = None) -> Encod
     return EncodedTensor(block, CODER_NAMES[payload[0]], side_bytes, len(payload[1]))
 
 
-def _encode_stepped(quantized: QuantizedTensor, format: Stepped) -> EncodedTensor:
+def beside(coder: str | None) -> str | None:
+    """The coder of streams of side values, for codes of this coder: without constriction too where
+    the codes are, else the smallest.
+    """
+    return "numpy" if coder == "numpy" else None
+
+
+def _encode_stepped(
+    quantized: QuantizedTensor, format: Stepped, coder: str | None
+) -> EncodedTensor:
     row, column = quantized.side["row"], quantized.side.get("column")
-    steps = _encode_steps(row, format.rows)
+    steps = _encode_steps(row, format.rows, beside(coder))
     if column is not None:
-        steps += _encode_steps(column, True)
+        steps += _encode_steps(column, True, beside(coder))
     scales = row.numpy(), None if column is None else column.numpy()
-    payload = encode_ans(quantized.codes.numpy(), *scales)
+    name = coder or "ans"
+    payload = encode_ans(quantized.codes.numpy(), *scales, coder=name)
     shrink = bytes([int(quantized.side["shrink"])])
-    block = format_bytes(format) + shrink + steps + _stream(ANS, payload)
-    return EncodedTensor(block, "ans", len(shrink + steps), len(payload))
+    block = format_bytes(format) + shrink + steps + _stream(CODER_IDS[name], payload)
+    return EncodedTensor(block, name, len(shrink + steps), len(payload))
 
 
-def _encode_steps(steps: torch.Tensor, several: bool) -> bytes:
+def _encode_steps(steps: torch.Tensor, several: bool, coder: str | None) -> bytes:
     """The steps of one axis: base, and where there are several the stride and their stream."""
     indices = nearest_indices(steps)
     if not several:
@@ -170,23 +197,21 @@ def _encode_steps(steps: torch.Tensor, several: bool) -> bytes:
     strides = (PER_OCTAVE, 4, 2, 1)
     stride = next(s for s in strides if not ((indices - middle) % s).any())
     symbols = ((indices - middle) // stride)[None]
-    coded = encode_stream(symbols.clip(-127, 127).astype(np.int8), None)
+    coded = encode_stream(symbols.clip(-127, 127).astype(np.int8), coder)
     return middle.to_bytes(2, "little", signed=True) + bytes([stride]) + _stream(*coded)
 
 
-def _encode_numbers(values: torch.Tensor) -> tuple[int, bytes]:
+def _encode_numbers(values: torch.Tensor, coder: str | None) -> tuple[int, bytes]:
     """The stream of floats [count], as byte planes."""
     planes = values.contiguous().view(torch.uint8).reshape(-1, values.dtype.itemsize).numpy()
-    return encode_elements(planes, None)
+    return encode_elements(planes, coder)
 
 
-def _encode_factors(quantized: QuantizedTensor) -> list[tuple[int, bytes]]:
-    """The streams of a correction of low rank; none where there is no correction."""
-    if not isinstance(quantized.format, LowRank):
-        return []
+def _encode_factors(quantized: QuantizedTensor, coder: str | None) -> list[tuple[int, bytes]]:
+    """The streams of a correction of low rank."""
     left, right = (quantized.side[name].numpy() for name in ("left", "right"))
-    steps = _encode_numbers(quantized.side["rank_scale"])
-    return [steps, encode_stream(left, None), encode_stream(right, None)]
+    steps = _encode_numbers(quantized.side["rank_scale"], coder)
+    return [steps, encode_stream(left, coder), encode_stream(right, coder)]
 
 
 def _stream(coder: int, data: bytes) -> bytes:
@@ -196,7 +221,7 @@ def _stream(coder: int, data: bytes) -> bytes:
 def format_bytes(format: TensorFormat) -> bytes:
     """How a block begins."""
     if isinstance(format, Stepped):
-        return bytes([STEPPED | format.rows << 1 | int(format.columns)])
+        return bytes([STEPPED_BYTE | format.rows << 1 | int(format.columns)])
     if isinstance(format, LowRank):
         first = decoder.LOW_RANK + FACTOR_BITS.index(format.bits)
         return bytes([first, format.rank, format_byte(format.base)])
@@ -235,14 +260,17 @@ def format_of(byte: int) -> Passthrough | Uniform | Ternary:
 def quantized_tensor(stored: decoder.StoredTensor) -> QuantizedTensor:
     """Raises ArtifactError: streams are damaged, or codes leave the format's range."""
     dtype = getattr(torch, stored.dtype)
+    side: dict[str, torch.Tensor] = {}
     if stored.steps:
-        side = {k: v for k, v in decoder.decode_stepping(stored).items() if v is not None}
-        codes = side.pop("codes")
+        codes, side["row"], column, side["shrink"] = decoder.decode_stepping(stored)
+        side |= {} if column is None else {"column": column}
+    elif stored.scale is None:
+        codes = decoder.decode_kept(stored)
     else:
-        codes, scale = decoder.decode_codes(stored)
-        side = {} if scale is None else {"scale": scale}
+        codes, side["scale"] = decoder.decode_scaled(stored)
     if stored.rank:
-        side |= decoder.decode_factors(stored)
+        factors = decoder.decode_factors(stored)
+        side |= zip(("left", "right", "rank_scale"), factors, strict=True)
     try:
         return QuantizedTensor(stored_format(stored), stored.shape, dtype, codes, side)
     except FormatError as error:

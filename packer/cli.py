@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from packer.commands.bundle import bundle
 from packer.commands.calibrate import calibrate
 from packer.commands.check import check
 from packer.commands.code import code
@@ -129,7 +130,9 @@ def main() -> None:
 
 SECTIONS = {
     "Start here": (demo,),
-    "A checkpoint to an artifact": (inspect, calibrate, measure, plan, pack, unpack, verify),
+    "A checkpoint to an artifact": (
+        *(inspect, calibrate, measure, plan, pack, bundle, unpack, verify),
+    ),
     "What it costs": (report, evaluate, compare, diff),
     "Submissions": (check, fix, code, size),
     "Training": (data, train),

@@ -10,20 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import struct
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from packer.artifact_error import ArtifactError as ArtifactError
 from packer.quantizers.dequantize import (
     dequantize_low_rank,
     dequantize_scaled,
     dequantize_stepped,
     dequantize_stored,
 )
-from packer.step_decoder import STEPPED, StoredSteps, decode_stepped, parse_base, parse_stride
-from packer.stream_decoder import ArtifactError, decode_elements, decode_stream, decompress
+from packer.reader import Reader
+from packer.step_decoder import STEPPED_BYTE, StoredSteps, decode_stepped, read_stepped
+from packer.stream_decoder import decode_elements, decode_stream, decompress
 
 MAGIC = b"\x93BYTECAP"
 VERSION = 1
@@ -91,36 +92,6 @@ class StoredArtifact:
     header_bytes: int
 
 
-class Reader:
-    """A cursor that never reads past the end."""
-
-    def __init__(self, data: bytes | memoryview) -> None:
-        self.data, self.at = memoryview(data), 0
-
-    def take(self, count: int) -> memoryview:
-        if count > len(self.data) - self.at:
-            raise ArtifactError(
-                f"the file ends early: {count} bytes wanted at offset {self.at}, "
-                f"{len(self.data) - self.at} left"
-            )
-        self.at += count
-        return self.data[self.at - count : self.at]
-
-    def varint(self) -> int:
-        """Little-endian base 128, at most nine bytes."""
-        value = 0
-        for shift in range(0, 63, 7):
-            byte = self.take(1)[0]
-            value |= (byte & 127) << shift
-            if byte < 128:
-                return value
-        raise ArtifactError(f"a length at offset {self.at} has more than nine bytes")
-
-    def stream(self) -> tuple[int, memoryview]:
-        coder = self.take(1)[0]
-        return coder, self.take(self.varint())
-
-
 def read_weights(data: bytes, max_bytes: int = MAX_DECODED_BYTES) -> dict[str, torch.Tensor]:
     """Weights by name, each with its own shape and dtype; tied names share one tensor.
 
@@ -141,27 +112,41 @@ def parse(data: bytes, max_bytes: int = MAX_DECODED_BYTES) -> StoredArtifact:
 
     Raises ArtifactError.
     """
-    if data[: len(MAGIC)] != MAGIC:
-        raise ArtifactError(f"not an artifact: it starts with {data[:8].hex(' ') or 'nothing'}")
     whole = memoryview(data)  # slices of it copy nothing
-    body, checksum = whole[:-CHECKSUM_BYTES], whole[-CHECKSUM_BYTES:]
-    reader = Reader(body)
-    reader.take(len(MAGIC))
-    version = reader.take(1)[0]
-    if version != VERSION:
-        raise ArtifactError(f"format version {version}; this reader knows version {VERSION}")
-    if hashlib.blake2b(body, digest_size=CHECKSUM_BYTES).digest() != checksum:
-        raise ArtifactError("the checksum is wrong: the file is truncated or damaged")
-    cap_bytes, code_bytes = struct.unpack("<QQ", reader.take(16))
+    reader = Reader(whole[:-CHECKSUM_BYTES])
+    check_magic(data, reader)
+    keep_checksum(whole)
+    reader.at = len(MAGIC) + 1
+    cap_bytes, code_bytes = (int.from_bytes(reader.take(8), "little") for _ in range(2))
     header = read_header(reader)
     fixed_bytes = reader.at + CHECKSUM_BYTES
     check_sizes(header["tensors"], max_bytes)
     tensors = tuple(read_tensor(reader, *fields) for fields in header["tensors"])
-    if reader.at != len(body):
-        raise ArtifactError(f"{len(body) - reader.at} bytes follow the last tensor")
+    check_end(reader)
     return StoredArtifact(
         cap_bytes, code_bytes, header["ties"], header["metadata"], tensors, fixed_bytes
     )
+
+
+def check_magic(data: bytes, reader: Reader) -> None:
+    if data[: len(MAGIC)] != MAGIC:
+        raise ArtifactError(f"not an artifact: it starts with {data[:8].hex(' ') or 'nothing'}")
+    reader.take(len(MAGIC))
+    version = reader.take(1)[0]
+    if version != VERSION:
+        raise ArtifactError(f"format version {version}; this reader knows version {VERSION}")
+
+
+def keep_checksum(whole: memoryview) -> None:
+    """The one check that a shipped loader keeps. Raises ArtifactError."""
+    body, checksum = whole[:-CHECKSUM_BYTES], whole[-CHECKSUM_BYTES:]
+    if hashlib.blake2b(body, digest_size=CHECKSUM_BYTES).digest() != checksum:
+        raise ArtifactError("the checksum is wrong: the file is truncated or damaged")
+
+
+def check_end(reader: Reader) -> None:
+    if reader.at != len(reader.data):
+        raise ArtifactError(f"{len(reader.data) - reader.at} bytes follow the last tensor")
 
 
 def read_header(reader: Reader) -> dict[str, Any]:
@@ -171,6 +156,11 @@ def read_header(reader: Reader) -> dict[str, Any]:
         raise ArtifactError(f"a header of {length} bytes; at most {MAX_HEADER_BYTES} are allowed")
     coder, packed = reader.stream()
     raw = decompress(coder, packed, length)
+    check_header(raw)
+    return json.loads(bytes(raw))  # type: ignore[no-any-return]
+
+
+def check_header(raw: bytes | memoryview) -> None:
     try:
         header = json.loads(bytes(raw))
         names = [check_fields(*fields) for fields in header["tensors"]]
@@ -182,7 +172,6 @@ def read_header(reader: Reader) -> dict[str, Any]:
         raise ArtifactError("the header's names are not sorted, unique texts")
     if not set(ties.values()) <= set(names) or set(ties) & set(names):
         raise ArtifactError("a tie names a tensor that is not there, or one that is stored")
-    return header  # type: ignore[no-any-return]
 
 
 def check_fields(name: str, dtype: str, shape: list[int]) -> str:
@@ -207,46 +196,42 @@ def read_tensor(reader: Reader, name: str, dtype: str, shape: list[int]) -> Stor
     start = reader.at
     format, rank, bits = reader.take(1)[0], 0, 0
     if LOW_RANK <= format < LOW_RANK + 3:
-        bits, rank, format = 2 << (format - LOW_RANK), *reader.take(2)
+        bits, rank, format = read_correction(reader, format)
         check_rank(name, rank, format, shape)
-    if STEPPED <= format < STEPPED + 4 and not rank:
-        return read_stepped(reader, start, name, dtype, shape, format)
+    scale: tuple[int, memoryview] | None = None
+    steps: tuple[StoredSteps, ...] = ()
+    shrink, side = 0, 0
+    if STEPPED_BYTE <= format < STEPPED_BYTE + 4 and not rank:
+        shrink, steps = read_stepped(reader, format)
+        side = reader.at - start - 1
+    else:
+        check_format(name, format)
+        if format >= TERNARY:
+            scale = read_scale(reader)
+    codes = reader.stream()
+    factors = read_factors(reader) if rank else ()
+    size = reader.at - start
+    tensor = name, dtype, tuple(shape), format
+    return StoredTensor(*tensor, scale, codes, size, rank, bits, factors, steps, shrink, side)
+
+
+def read_scale(reader: Reader) -> tuple[int, memoryview]:
+    return reader.stream()
+
+
+def check_format(name: str, format: int) -> None:
     if not (format <= 3 or format == TERNARY or 0x88 <= format < 0xC0):
         raise ArtifactError(f"tensor {name}: format byte {format:#04x} is unknown")
-    scale = reader.stream() if format >= TERNARY else None
-    codes = reader.stream()
-    factors = tuple(reader.stream() for _ in range(3)) if rank else ()
-    size = reader.at - start
-    return StoredTensor(name, dtype, tuple(shape), format, scale, codes, size, rank, bits, factors)
 
 
-def read_stepped(
-    reader: Reader, start: int, name: str, dtype: str, shape: list[int], format: int
-) -> StoredTensor:
-    shrink = reader.take(1)[0]
-    steps = [read_steps(reader, format & 2 != 0)]
-    if format & 1:
-        steps.append(read_steps(reader, True))
-    side, codes, kept = reader.at - start - 1, reader.stream(), tuple(steps)
-    return StoredTensor(
-        name,
-        dtype,
-        tuple(shape),
-        format,
-        None,
-        codes,
-        reader.at - start,
-        steps=kept,
-        shrink=shrink,
-        steps_bytes=side,
-    )
+def read_correction(reader: Reader, format: int) -> tuple[int, int, int]:
+    """(bits, rank, format corrected)."""
+    rank, corrected = reader.take(2)
+    return 2 << (format - LOW_RANK), rank, corrected
 
 
-def read_steps(reader: Reader, several: bool) -> StoredSteps:
-    base = parse_base(reader.take(2))
-    if not several:
-        return StoredSteps(base, 1, None)
-    return StoredSteps(base, parse_stride(reader.take(1)[0]), reader.stream())
+def read_factors(reader: Reader) -> tuple[tuple[int, memoryview], ...]:
+    return reader.stream(), reader.stream(), reader.stream()
 
 
 def check_rank(name: str, rank: int, format: int, shape: list[int]) -> None:
@@ -259,35 +244,38 @@ def check_rank(name: str, rank: int, format: int, shape: list[int]) -> None:
         )
 
 
-def stored_dtype(format: int, dtype: str) -> torch.dtype:
-    """The dtype whose bytes a passthrough stores: raw, fp32, fp16, bf16."""
-    own: torch.dtype = getattr(torch, dtype)
-    return (own, torch.float32, torch.float16, torch.bfloat16)[format]
-
-
 def decode_weight(stored: StoredTensor) -> torch.Tensor:
     """The weights of one tensor. Raises ArtifactError."""
-    dtype = getattr(torch, stored.dtype)
+    shape, dtype = stored.shape, getattr(torch, stored.dtype)
     if stored.steps:
-        return dequantize_stepped(**decode_stepping(stored), shape=stored.shape, dtype=dtype)
-    codes, scale = decode_codes(stored)
-    if scale is None:
-        kept = stored_dtype(stored.format, stored.dtype)
-        return dequantize_stored(codes, kept, stored.shape, dtype)
+        return dequantize_stepped(*decode_stepping(stored), shape, dtype)
+    if stored.scale is None:
+        return dequantize_stored(decode_kept(stored), kept_dtype(stored), shape, dtype)
     if stored.rank:
-        return dequantize_low_rank(
-            codes, scale, **decode_factors(stored), shape=stored.shape, dtype=dtype
-        )
-    return dequantize_scaled(codes, scale, stored.shape, dtype)
+        return dequantize_low_rank(*decode_scaled(stored), *decode_factors(stored), shape, dtype)
+    return dequantize_scaled(*decode_scaled(stored), shape, dtype)
 
 
-def decode_codes(stored: StoredTensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(codes, scale): int8 [rows, columns] and [rows or 1]; or uint8 [count, itemsize] and None."""
+def kept_dtype(stored: StoredTensor) -> torch.dtype:
+    """The dtype whose bytes a passthrough stores: raw, fp32, fp16, bf16."""
+    own: torch.dtype = getattr(torch, stored.dtype)
+    return (own, torch.float32, torch.float16, torch.bfloat16)[stored.format]
+
+
+def decode_kept(stored: StoredTensor) -> torch.Tensor:
+    """uint8 [count, itemsize] of a passthrough."""
     try:
-        if stored.scale is None:
-            itemsize = stored_dtype(stored.format, stored.dtype).itemsize
-            return decode_elements(stored.codes, math.prod(stored.shape), itemsize), None
-        per_row = stored.format & (TERNARY | 4) != 0
+        itemsize = kept_dtype(stored).itemsize
+        return decode_elements(stored.codes, math.prod(stored.shape), itemsize)
+    except ArtifactError as error:
+        raise ArtifactError(f"tensor {stored.name}: {error}") from None
+
+
+def decode_scaled(stored: StoredTensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(codes, scale): int8 [rows, columns] and float16 or float32 [rows or 1]."""
+    assert stored.scale is not None
+    try:
+        per_row = stored.format & (TERNARY | 4)
         kept = torch.float32 if stored.format & 1 else torch.float16
         scale_bytes = decode_elements(stored.scale, stored.rows if per_row else 1, kept.itemsize)
         scale = scale_bytes.reshape(-1).view(kept)
@@ -299,8 +287,10 @@ def decode_codes(stored: StoredTensor) -> tuple[torch.Tensor, torch.Tensor | Non
     return torch.from_numpy(codes), scale
 
 
-def decode_stepping(stored: StoredTensor) -> dict[str, Any]:
-    """codes, row, column and shrink of a stepped format, as `dequantize_stepped` takes them."""
+def decode_stepping(
+    stored: StoredTensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """(codes, row, column, shrink) of a stepped format, as `dequantize_stepped` takes them."""
     try:
         return decode_stepped(
             stored.codes, stored.steps, stored.shrink, stored.rows, stored.columns
@@ -309,7 +299,7 @@ def decode_stepping(stored: StoredTensor) -> dict[str, Any]:
         raise ArtifactError(f"tensor {stored.name}: {error}") from None
 
 
-def decode_factors(stored: StoredTensor) -> dict[str, torch.Tensor]:
+def decode_factors(stored: StoredTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """int8 left [rank, rows] and right [rank, columns], float32 rank_scale [rank]."""
     rank = stored.rank
     try:
@@ -321,8 +311,4 @@ def decode_factors(stored: StoredTensor) -> dict[str, torch.Tensor]:
         right = decode_stream(stored.factors[2], rank, stored.columns, None)
     except ArtifactError as error:
         raise ArtifactError(f"tensor {stored.name}: {error}") from None
-    return {
-        "left": torch.from_numpy(left),
-        "right": torch.from_numpy(right),
-        "rank_scale": scale,
-    }
+    return torch.from_numpy(left), torch.from_numpy(right), scale

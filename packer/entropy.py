@@ -8,7 +8,6 @@ constriction) writes tables and codes. How many classes pay for their tables is 
 from __future__ import annotations
 
 import functools
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from packer import stream_decoder
+from packer.symbol_stacks import ConstrictionPushes, LanePushes, Pushes
 
 CODER_IDS = {
     "raw": stream_decoder.RAW,
@@ -24,6 +24,7 @@ CODER_IDS = {
     "brotli": stream_decoder.BROTLI,
     "lzma": stream_decoder.LZMA,
     "zlib": stream_decoder.ZLIB,
+    "numpy": stream_decoder.NUMPY,
 }
 CODER_NAMES = {number: name for name, number in CODER_IDS.items()}
 SMALL_STREAM_BYTES = 4096  # below this every coder is tried: the slow ones take about a millisecond
@@ -66,13 +67,14 @@ def encode_stream(
     """(coder number, bytes) of int8 codes [rows, columns].
 
     `coder` None takes ANS, or the smallest of all for short streams; raw if nothing is smaller.
+    "numpy" takes that ANS coder likewise, and what Python itself can read.
     """
     raw = codes.tobytes()
-    if coder is not None:
+    if coder is not None and coder != "numpy":
         return CODER_IDS[coder], _encode(codes, raw, coder, scale)
-    names = ["raw", "ans"]
+    names = ["raw", coder or "ans"]
     if 0 < len(raw) <= SMALL_STREAM_BYTES:
-        names += ["brotli", "zlib", "lzma", "zstd"]
+        names += ["zlib", "lzma"] if coder else ["brotli", "zlib", "lzma"]  # zstd is never smallest
     streams = [(CODER_IDS[name], _encode(codes, raw, name, scale)) for name in names]
     return min(streams, key=lambda stream: len(stream[1]))
 
@@ -84,23 +86,43 @@ def encode_elements(elements: npt.NDArray[np.uint8], coder: str | None) -> tuple
 
 
 def _encode(codes: Codes, raw: bytes, coder: str, scale: npt.NDArray[Any] | None) -> bytes:
-    return encode_ans(codes, scale) if coder == "ans" else compress(raw, coder)
+    if coder in ("ans", "numpy"):
+        return encode_ans(codes, scale, coder=coder)
+    return compress(raw, coder)
 
 
 def compress(raw: bytes, coder: str) -> bytes:
     """`raw` at the highest setting of a general compressor."""
-    if coder == "raw":
-        return raw
     if coder == "zlib":
-        return zlib.compress(raw, 9)
+        return to_zlib(raw)
     if coder == "brotli":
-        import brotli
-
-        return bytes(brotli.compress(raw, quality=11, lgwin=24))
+        return to_brotli(raw)
     if coder == "zstd":
-        import zstandard
+        return to_zstd(raw)
+    if coder == "lzma":
+        return to_lzma(raw)
+    return raw
 
-        return zstandard.ZstdCompressor(level=22, write_checksum=False).compress(raw)
+
+def to_zlib(raw: bytes) -> bytes:
+    import zlib
+
+    return zlib.compress(raw, 9)
+
+
+def to_brotli(raw: bytes) -> bytes:
+    import brotli
+
+    return bytes(brotli.compress(raw, quality=11, lgwin=24))
+
+
+def to_zstd(raw: bytes) -> bytes:
+    import zstandard
+
+    return zstandard.ZstdCompressor(level=22, write_checksum=False).compress(raw)
+
+
+def to_lzma(raw: bytes) -> bytes:
     import lzma
 
     # A window no larger than the data: the encoder's memory and start-up grow with it.
@@ -113,38 +135,37 @@ def encode_ans(
     codes: Codes,
     scale: npt.NDArray[Any] | None = None,
     column_scale: npt.NDArray[Any] | None = None,
+    coder: str = "ans",
 ) -> bytes:
     """The ANS stream of int8 or int16 codes [rows, columns].
 
     scale [rows] may class the rows for free, and column_scale [columns] the columns of int16 codes.
+    coder: ans, or numpy for one that is read without constriction.
     """
-    import constriction
-
     largest = max(int(codes.max()), -int(codes.min())) if codes.size else 0
     if largest == 0:
         return bytes(2)
     wide = codes.dtype != np.int8
     reach = _open_reach(codes, largest) if wide else largest
-    coder = constriction.stream.stack.AnsCoder()
-    if reach < largest:
-        _push_excess(coder, codes, reach)
     clipped = codes.clip(-reach, reach).astype(np.int8) if wide else codes
+    pushed = LanePushes(clipped, reach) if coder == "numpy" else ConstrictionPushes()
+    if reach < largest:
+        _push_excess(pushed, codes, reach)
     classes, row_class, column_class = choose_classes(clipped, reach, scale, column_scale)
     for cell, _, _ in reversed(stream_decoder.class_cells(row_class, column_class)):
         symbols = clipped[cell].astype(np.int32).ravel()
         symbols += reach
         levels = count_levels(np.bincount(symbols, minlength=2 * reach + 1))
-        coder.encode_reverse(symbols, stream_decoder.categorical(level_counts()[levels]))
-        _push_table(coder, levels, reach)
+        pushed.symbols(symbols, level_counts()[levels])
+        _push_table(pushed, levels, reach)
     if not classes.columns_by_scale:
-        _push_classes(coder, column_class, classes.columns)
+        _push_classes(pushed, column_class, classes.columns)
     if classes.kind == 2:
-        _push_classes(coder, row_class, classes.rows)
+        _push_classes(pushed, row_class, classes.rows)
     log2 = {1: 0, 2: 1, 4: 2, 8: 3}
     first = classes.kind | log2[classes.rows] << 2 | log2[classes.columns] << 4
     first |= (reach < largest) << 6 | classes.columns_by_scale << 7
-    words: bytes = coder.get_compressed().astype("<u4").tobytes()
-    return bytes([first, reach]) + words
+    return bytes([first, reach]) + pushed.data()
 
 
 def _open_reach(codes: Codes, largest: int) -> int:
@@ -158,11 +179,11 @@ def _open_reach(codes: Codes, largest: int) -> int:
     return int(reaches[bits.argmin()])
 
 
-def _push_excess(coder: Any, codes: Codes, reach: int) -> None:
+def _push_excess(pushed: Pushes, codes: Codes, reach: int) -> None:
     magnitudes = np.abs(codes.astype(np.int32))
     excess = magnitudes[magnitudes >= reach] - reach
     for part in (excess >> 8, excess & 255):
-        coder.encode_reverse(part.astype(np.int32), stream_decoder.categorical(np.ones(256)))
+        pushed.symbols(part.astype(np.int32), np.ones(256, np.int64))
 
 
 def energy_classes(codes: Codes) -> tuple[Numbers, Numbers]:
@@ -292,24 +313,12 @@ def count_levels(counts: Numbers) -> list[int]:
     return found
 
 
-@functools.cache
-def level_weight_table() -> npt.NDArray[np.float64]:
-    """Weights of the levels for every prediction [1 + LEVELS, LEVELS], -1 (none) first."""
-    table = [stream_decoder.level_weights(guess) for guess in range(-1, stream_decoder.LEVELS)]
-    return np.stack(table).astype(np.float64)
-
-
-def _push_table(coder: Any, levels: list[int], reach: int) -> None:
-    import constriction
-
+def _push_table(pushed: Pushes, levels: list[int], reach: int) -> None:
     order = stream_decoder.table_order(reach)
     guesses = [stream_decoder.predict_level(levels, reach, distance, at) for distance, at in order]
-    weights = level_weight_table()[np.array(guesses) + 1]
-    symbols = np.array([levels[at] for _, at in order], dtype=np.int32)
-    family = constriction.stream.model.Categorical(perfect=False)
-    coder.encode_reverse(symbols, family, weights)
+    pushed.levels([levels[at] for _, at in order], guesses)
 
 
-def _push_classes(coder: Any, classes: Numbers, count: int) -> None:
+def _push_classes(pushed: Pushes, classes: Numbers, count: int) -> None:
     if count > 1:
-        coder.encode_reverse(classes.astype(np.int32), stream_decoder.categorical(np.ones(count)))
+        pushed.symbols(classes.astype(np.int32), np.ones(count, np.int64))

@@ -144,7 +144,7 @@ def _header(checkpoint: Checkpoint, pack_plan: PackPlan) -> bytes:
             f"the plan describes other tensors than {checkpoint.source} holds, first {odd}; it was "
             "edited or damaged. Plan again."
         )
-    return header_of(infos, checkpoint.ties, measurement.metadata)
+    return header_of(infos, checkpoint.ties, measurement.metadata, measurement.candidates)
 
 
 def _packed(pack_plan: PackPlan, header: bytes, done: Mapping[str, _Done], rounds: int) -> Packed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from packer.account import Limits
 from packer.candidates import Measurement
@@ -22,6 +22,7 @@ from packer.measuring import (
 from packer.planning import PackPlan, make_plan
 from packer.recipes import PRUNED, K, Position, Recipe, recipe_choices
 from packer.roles import Role, TensorRole
+from packer.ship import loader_bytes
 
 FILLED = 0.9975  # of the cap: nearer is not worth another compression of everything
 INTERPOLATIONS = 5  # guesses from sizes, before halving what is left takes over
@@ -64,9 +65,13 @@ def recipe_under_cap(
     positions = recipe.positions
 
     def total_bytes(index: int) -> int:
+        nonlocal limits
         found[index] = _measured(
             checkpoint, recipe, positions[index], curvature, pins, metadata, progress
         )
+        if limits.loader_bytes:  # the same at every position, which changes no format
+            choices = (candidate.choice for candidate in found[index][0].candidates)
+            limits = replace(limits, loader_bytes=loader_bytes(choices))
         return _total(found[index][0], limits)
 
     start = positions.index(recipe.original)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -111,13 +112,15 @@ def measure(
     pins: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
     curvature: AnyCurvature | None = None,
+    coder: str | None = None,
     progress: Progress = ignore_progress,
 ) -> Measurement:
     """Candidates for every tensor: real coded bytes and damage under each choice.
 
     pins: selector -> choice; a pinned tensor is measured under that choice as well. metadata: text
     for the artifact, added to the checkpoint's own. curvature: a set gives damage in bits per byte
-    and choices with +gptq; second moments by tensor give those choices alone.
+    and choices with +gptq; second moments by tensor give those choices alone. coder: of every
+    choice; None lets the packer choose.
     Raises SelectorError: a pin matches nothing. PlanError: a pinned choice cannot hold the tensor.
     """
     infos = tensor_infos(checkpoint)
@@ -127,7 +130,9 @@ def measure(
 
     def choices_of(name: str) -> tuple[Choice, ...]:
         weight, felt = checkpoint.tensors[name], by_tensor.get(name)
-        return with_pinned(default_choices(weight, felt), pinned.get(name))
+        offered = default_choices(weight, felt)
+        chosen = [replace(choice, coder=coder) for choice in offered] if coder else offered
+        return with_pinned(chosen, pinned.get(name))
 
     measured = _measurement(checkpoint, infos, choices_of, metadata or {}, curvature, progress)
     check_pinned(pinned, measured.candidates)
@@ -182,7 +187,7 @@ def _measurement(
         source=checkpoint.source,
         structure=structure_fingerprint(checkpoint),
         contents=contents_fingerprint(checkpoint),
-        header_bytes=header_bytes(header_of(infos, checkpoint.ties, all_metadata)),
+        header_bytes=header_bytes(header_of(infos, checkpoint.ties, all_metadata, finished)),
         tensors=infos,
         candidates=finished,
         ties=checkpoint.ties,
@@ -238,10 +243,15 @@ def tensor_infos(checkpoint: Checkpoint) -> tuple[TensorInfo, ...]:
 
 
 def header_of(
-    infos: Sequence[TensorInfo], ties: Mapping[str, str], metadata: Mapping[str, str]
+    infos: Sequence[TensorInfo],
+    ties: Mapping[str, str],
+    metadata: Mapping[str, str],
+    candidates: Iterable[Candidate] = (),
 ) -> bytes:
-    """The artifact's header stream for these tensors."""
-    return encode_header({info.name: (info.dtype, info.shape) for info in infos}, ties, metadata)
+    """The artifact's header stream for these tensors, readable wherever the candidates are."""
+    coder = "numpy" if any("~numpy" in candidate.choice for candidate in candidates) else None
+    shapes = {info.name: (info.dtype, info.shape) for info in infos}
+    return encode_header(shapes, ties, metadata, coder)
 
 
 def measure_tensor(

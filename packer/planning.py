@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from packer.candidates import Measurement, check_kind, whole_number
 from packer.errors import CapError, PlanError
 from packer.files import read_json
 from packer.roles import select
+from packer.ship import loader_bytes, loader_source, parts_of
 
 KIND = "bytecap plan"
 VERSION = 1
@@ -148,12 +149,52 @@ def make_plan(
 ) -> PackPlan:
     """The plan of least damage whose file, code and margin included, fits the cap.
 
-    pins: selector -> choice text. Raises SelectorError: a selector matches nothing. PlanError: a
-    pinned choice was not measured. CapError: no combination fits; names the smallest size.
+    pins: selector -> choice text. Where the limits count a loader, the plan's count the one that
+    reads its formats. Raises SelectorError: a selector matches nothing. PlanError: a pinned choice
+    was not measured. CapError: no combination fits; names the smallest size.
     """
     pinned = pinned_texts(measurement, pins or {})
-    plan = solve(restrict(measurement, pinned), measurement.header_bytes, limits)
+    candidates = restrict(measurement, pinned)
+    plan, limits = _solved(candidates, measurement.header_bytes, limits)
     return PackPlan(measurement, plan, limits, pinned)
+
+
+def _solved(
+    candidates: Sequence[Candidate], header_bytes: int, limits: Limits
+) -> tuple[Plan, Limits]:
+    """(the plan, limits with the loader that reads it, where a loader counts).
+
+    How large a loader is depends on the formats chosen. At first it reads every candidate's, or
+    where that does not fit only those of the smallest; then only those that were chosen, and
+    candidates that it cannot read are left out: its parts only become fewer, until they are those
+    of the plan.
+    """
+    if not limits.loader_bytes:
+        return solve(candidates, header_bytes, limits), limits
+    by_size = sorted(candidates, key=lambda c: c.size_bytes, reverse=True)
+    smallest = {candidate.tensor: candidate for candidate in by_size}
+    parts, fewest = _parts(candidates), _parts(smallest.values())
+    while True:
+        limits = replace(limits, loader_bytes=len(loader_source(parts).encode()))
+        try:
+            plan = solve(_readable(candidates, parts), header_bytes, limits)
+        except CapError:
+            if parts == fewest:
+                raise
+            parts = fewest
+            continue
+        if _parts(plan.chosen) == parts:
+            return plan, limits
+        parts = _parts(plan.chosen)
+
+
+def _parts(candidates: Iterable[Candidate]) -> frozenset[str]:
+    return parts_of(candidate.choice for candidate in candidates)
+
+
+def _readable(candidates: Iterable[Candidate], parts: frozenset[str]) -> list[Candidate]:
+    """Those that a loader with these parts can read."""
+    return [candidate for candidate in candidates if parts_of([candidate.choice]) <= parts]
 
 
 def solve(candidates: Sequence[Candidate], header_bytes: int, limits: Limits) -> Plan:
@@ -243,6 +284,8 @@ def check_curvature(pack_plan: PackPlan, sha256: str | None, given: bool) -> Non
 def replan(pack_plan: PackPlan, measurement: Measurement) -> PackPlan:
     """The same limits and pins over corrected measurements. Raises CapError."""
     candidates = restrict(measurement, pack_plan.pins)
+    if pack_plan.limits.loader_bytes:  # the loader that was counted reads no other formats
+        candidates = _readable(candidates, parts_of(pack_plan.choices.values()))
     solved = solve(candidates, measurement.header_bytes, pack_plan.limits)
     return replace(pack_plan, measurement=measurement, plan=solved)
 
@@ -263,8 +306,11 @@ def follow_policy(policy: PackPlan, measurement: Measurement, limits: Limits) ->
     kept = chosen_candidates(measurement, policy.choices, "the policy")
     allowed = replace(measurement, candidates=tuple(_at_most(kept, policy.pins, measurement)))
     fixed = limits.code_bytes + measurement.header_bytes + limits.margin_bytes
+    if limits.loader_bytes:
+        fixed += loader_bytes(policy.choices.values()) - limits.loader_bytes
     fits = fixed + sum(candidate.size_bytes for candidate in kept) <= limits.cap_bytes
-    plan = solve(kept if fits else allowed.candidates, measurement.header_bytes, limits)
+    candidates = kept if fits else allowed.candidates
+    plan, limits = _solved(candidates, measurement.header_bytes, limits)
     return PackPlan(allowed, plan, limits, dict(policy.pins))
 
 

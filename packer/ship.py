@@ -1,69 +1,87 @@
 """The loader: one generated file that reads an artifact with no import of ours.
 
-It is the source text of the decoders and of the dequantize functions, without comments, docstrings
-and annotations, so that what a submission runs is what the tests run.
+It is the source text of the decoders and of the dequantize functions, of just the formats and
+coders in use, so that what a submission runs is what the tests run.
 """
 
 from __future__ import annotations
 
-import ast
-import importlib.resources
+import functools
+from collections.abc import Iterable
 
-MODULES = (
+from packer.code.extract import Module, extract
+from packer.code.shorten import shorten
+from packer.code.wrapper import ENTRY, wrap
+
+ENTRIES = ("read_weights",)
+DECODERS: tuple[Module, ...] = (
     ("packer.quantizers", "dequantize.py"),
     ("packer.quantizers", "step_grid.py"),
+    ("packer", "artifact_error.py"),
+    ("packer", "reader.py"),
+    ("packer", "lane_decoder.py"),
     ("packer", "stream_decoder.py"),
     ("packer", "step_decoder.py"),
     ("packer", "decoder.py"),
 )
-USAGE = '"""Weights of an artifact: state_dict = read_weights(open(path, "rb").read())."""'
+# What a loader needs to know, and the functions that only this needs.
+PARTS = {
+    "kept": ("decode_kept",),
+    "scaled": ("read_scale", "decode_scaled"),
+    "rank": ("read_correction", "read_factors", "decode_factors"),
+    "stepped": ("read_stepped", "decode_stepping"),
+    "ans": ("open_constriction",),
+    "numpy": ("LaneDecoder",),
+    "zstd": ("from_zstd",),
+    "brotli": ("from_brotli",),
+    "lzma": ("from_lzma",),
+    "zlib": ("from_zlib",),
+}
+AUTOMATIC = frozenset({"ans", "brotli", "lzma", "zlib"})
+WITHOUT_CONSTRICTION = frozenset({"numpy", "lzma", "zlib"})
+KEPT_FORMATS = ("raw", "fp32", "fp16", "bf16")
+EVERYTHING = frozenset(PARTS)
+RE_ENCODED = EVERYTHING - {"numpy", "zstd"}  # whatever becomes of another author's artifact
+LARGEST_LOADER = 5_000  # bytes; counted where it is not known yet what a loader must hold
 
 
-def loader_source() -> str:
-    """Python source defining `read_weights(data: bytes) -> {name: tensor}`.
+def parts_of(choices: Iterable[str]) -> frozenset[str]:
+    """What a loader must hold to read an artifact of these choices: names of PARTS.
 
-    It needs numpy, torch and the codecs that the artifact uses, and nothing of ours.
+    Of the automatic coders all, because which is smallest is known only once codes are there.
     """
-    imports: dict[str, None] = {}
-    bodies: list[str] = []
-    for package, name in MODULES:
-        tree = ast.parse(importlib.resources.files(package).joinpath(name).read_text("utf-8"))
-        for node in tree.body:
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                if _is_foreign(node):
-                    imports[ast.unparse(node)] = None
-            elif not _is_docstring(node):
-                bodies.append(ast.unparse(_Stripped().visit(node)))
-    return "\n".join([USAGE, "from __future__ import annotations", *imports, *bodies]) + "\n"
+    found: set[str] = set()
+    for choice in choices:
+        format, _, coder = choice.partition("+")[0].partition("~")
+        if format in KEPT_FORMATS:
+            found.add("kept")
+        elif format.startswith("step"):
+            found.add("stepped")
+        else:
+            found |= {"scaled", "rank"} if ".rank" in format else {"scaled"}
+        found |= WITHOUT_CONSTRICTION if coder == "numpy" else {*AUTOMATIC, coder} & EVERYTHING
+    return frozenset(found)
 
 
-def _is_foreign(node: ast.Import | ast.ImportFrom) -> bool:
-    """Whether the loader needs the import: not ours, and not for annotations only."""
-    names = [alias.name for alias in node.names]
-    module = node.module or "" if isinstance(node, ast.ImportFrom) else names[0]
-    return not module.startswith("packer") and module not in (
-        "__future__",
-        "typing",
-        "numpy.typing",
-    )
+@functools.cache
+def loader_source(parts: frozenset[str] = EVERYTHING) -> str:
+    """Python source defining `read_weights(data: bytes) -> {name: tensor}`, as it is shipped.
+
+    It needs numpy, torch and the codecs among its parts, and nothing of ours. Wrapped, if that is
+    shorter: `packer code` opens it again when it packs the loader with a training script.
+    """
+    plain = minified_loader(parts)
+    codecs = ("lzma", "brotli") if "brotli" in parts else ("lzma",)
+    return min(plain, wrap({ENTRY: plain}, codecs=codecs).text, key=len)
 
 
-def _is_docstring(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+@functools.cache
+def minified_loader(parts: frozenset[str] = EVERYTHING) -> str:
+    """The loader before it is compressed."""
+    never = [name for part in sorted(EVERYTHING - parts) for name in PARTS[part]]
+    return shorten(extract(DECODERS, ENTRIES, never), ENTRIES)
 
 
-class _Stripped(ast.NodeTransformer):
-    """Functions and classes without docstrings, and functions without annotations."""
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        self.generic_visit(node)
-        node.returns = None
-        for argument in [*node.args.args, *node.args.kwonlyargs]:
-            argument.annotation = None
-        node.body = [part for part in node.body if not _is_docstring(part)] or [ast.Pass()]
-        return node
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        self.generic_visit(node)
-        node.body = [part for part in node.body if not _is_docstring(part)] or [ast.Pass()]
-        return node
+def loader_bytes(choices: Iterable[str]) -> int:
+    """What the loader of an artifact of these choices counts."""
+    return len(loader_source(parts_of(choices)).encode())

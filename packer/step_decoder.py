@@ -6,11 +6,11 @@ Like decoder.py this module is closed and part of the shipped loader. docs/forma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
+from packer.artifact_error import ArtifactError
 from packer.quantizers.step_grid import (
     LARGEST_INDEX,
     MAX_SHRINK,
@@ -18,9 +18,10 @@ from packer.quantizers.step_grid import (
     SMALLEST_INDEX,
     steps_of,
 )
-from packer.stream_decoder import ArtifactError, decode_ans, decode_stream
+from packer.reader import Reader
+from packer.stream_decoder import ANS, NUMPY, decode_ans, decode_stream
 
-STEPPED = 0x60  # of a format byte; plus 2 for a step per row, 1 for a step per column
+STEPPED_BYTE = 0x60  # of a format byte; plus 2 for a step per row, 1 for a step per column
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,25 @@ class StoredSteps:
     stream: tuple[int, memoryview] | None
 
 
-def parse_base(raw: memoryview) -> int:
-    return int.from_bytes(raw, "little", signed=True)
+def read_stepped(reader: Reader, format: int) -> tuple[int, tuple[StoredSteps, ...]]:
+    """(shrink, steps of rows and then of columns), which follow the format byte."""
+    shrink = reader.take(1)[0]
+    steps = [read_steps(reader, format & 2)]
+    if format & 1:
+        steps.append(read_steps(reader, 1))
+    return shrink, tuple(steps)
 
 
-def parse_stride(byte: int) -> int:
-    if byte not in (1, 2, 4, PER_OCTAVE):
+def read_steps(reader: Reader, several: int) -> StoredSteps:
+    base = int.from_bytes(reader.take(2), "little", signed=True)
+    if not several:
+        return StoredSteps(base, 1, None)
+    stride = reader.take(1)[0]
+    if stride not in (1, 2, 4, PER_OCTAVE):
         raise ArtifactError(
-            f"steps are {byte} grid points apart; 1, 2, 4 or {PER_OCTAVE} are known"
+            f"steps are {stride} grid points apart; 1, 2, 4 or {PER_OCTAVE} are known"
         )
-    return byte
+    return StoredSteps(base, stride, reader.stream())
 
 
 def decode_steps(stored: StoredSteps, count: int) -> torch.Tensor:
@@ -64,8 +74,8 @@ def decode_stepped(
     shrink: int,
     rows: int,
     columns: int,
-) -> dict[str, Any]:
-    """codes int16 [rows, columns], row, column (None without) and shrink: what dequantizes.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """(int16 codes [rows, columns], row, column or None, shrink): what dequantizes.
 
     Raises ArtifactError.
     """
@@ -73,11 +83,11 @@ def decode_stepped(
         raise ArtifactError(
             f"values are shrunk by {shrink}/256 of a step; at most {MAX_SHRINK}/256"
         )
-    if codes[0] != 1:
-        raise ArtifactError(f"codes of a stepped format come from coder {codes[0]}, not from ans")
+    coder, data = codes
+    if coder not in (ANS, NUMPY):
+        raise ArtifactError(f"codes of a stepped format come from coder {coder}, not from ans")
     row = decode_steps(steps[0], rows)
     column = decode_steps(steps[1], columns) if len(steps) > 1 else None
     scales = row.numpy(), None if column is None else column.numpy()
-    decoded = decode_ans(codes[1], rows, columns, *scales, wide=True)
-    shrinks = torch.tensor([shrink], dtype=torch.uint8)
-    return {"codes": torch.from_numpy(decoded), "row": row, "column": column, "shrink": shrinks}
+    decoded = decode_ans(data, rows, columns, *scales, True, coder)
+    return torch.from_numpy(decoded), row, column, torch.tensor(shrink, dtype=torch.uint8)[None]

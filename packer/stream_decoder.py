@@ -6,20 +6,28 @@ Like decoder.py this module is closed and part of the shipped loader. docs/forma
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-RAW, ANS, ZSTD, BROTLI, LZMA, ZLIB = range(6)
+from packer.artifact_error import ArtifactError as ArtifactError
+from packer.lane_decoder import LaneDecoder, lane_model
+
+RAW = 0
+ANS = 1
+ZSTD = 2
+BROTLI = 3
+LZMA = 4
+ZLIB = 5
+NUMPY = 6
 LEVELS = 128
 
 Buffer = bytes | memoryview
-
-
-class ArtifactError(Exception):
-    """Bytes that are not an artifact, or a damaged one; says what was found where."""
+Model = Callable[[npt.NDArray[Any]], Any]
+"""Makes integer counts the model that a coder decodes symbols with."""
 
 
 def decode_elements(stream: tuple[int, Buffer], count: int, itemsize: int) -> torch.Tensor:
@@ -33,8 +41,8 @@ def decode_stream(
 ) -> npt.NDArray[np.int8]:
     """int8 [rows, columns] of one stream."""
     coder, data = stream
-    if coder == ANS:
-        return decode_ans(data, rows, columns, scale)
+    if coder in (ANS, NUMPY):
+        return decode_ans(data, rows, columns, scale, None, False, coder)
     raw = decompress(coder, data, rows * columns)
     return np.frombuffer(bytearray(raw), dtype=np.int8).reshape(rows, columns)
 
@@ -42,7 +50,7 @@ def decode_stream(
 def decompress(coder: int, data: Buffer, length: int) -> Buffer:
     """Exactly `length` bytes, or ArtifactError; never makes much more than that."""
     try:
-        raw = _decompress(coder, data, length)
+        raw = expanded(coder, data, length)
     except ArtifactError:
         raise
     except Exception as error:  # each codec has its own error type
@@ -52,37 +60,54 @@ def decompress(coder: int, data: Buffer, length: int) -> Buffer:
     return raw
 
 
-def _decompress(coder: int, data: Buffer, length: int) -> Buffer:
-    if coder == RAW:
-        return data
+def expanded(coder: int, data: Buffer, length: int) -> Buffer:
+    """About `length` bytes; every codec by itself, so that a loader holds only those in use."""
     if coder == ZSTD:
-        import zstandard
-
-        with zstandard.ZstdDecompressor().stream_reader(data) as reader:
-            return bytes(reader.read(length + 1))
+        return from_zstd(data, length)
     if coder == BROTLI:
-        import brotli
-
-        decoder = brotli.Decompressor()
-        raw = bytearray(decoder.process(data, output_buffer_limit=length + 1))
-        while len(raw) <= length and not decoder.is_finished():
-            more = decoder.process(b"", output_buffer_limit=length + 1 - len(raw))
-            if not more:
-                raise ArtifactError("a brotli stream ends early")
-            raw += more
-        return bytes(raw)
+        return from_brotli(data, length)
     if coder == LZMA:
-        import lzma
-
-        filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 24}]
-        unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters)
-        return finished(unpacker, unpacker.decompress(data, length + 1))
+        return from_lzma(data, length)
     if coder == ZLIB:
-        import zlib
+        return from_zlib(data, length)
+    if coder != RAW:
+        raise ArtifactError(f"coder {coder} is unknown")
+    return data
 
-        inflater = zlib.decompressobj()
-        return finished(inflater, inflater.decompress(data, length + 1))
-    raise ArtifactError(f"coder {coder} is unknown")
+
+def from_zstd(data: Buffer, length: int) -> bytes:
+    import zstandard
+
+    with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+        return bytes(reader.read(length + 1))
+
+
+def from_brotli(data: Buffer, length: int) -> bytes:
+    import brotli
+
+    decoder = brotli.Decompressor()
+    raw = bytes(decoder.process(data, output_buffer_limit=length + 1))
+    while len(raw) <= length and not decoder.is_finished():
+        more = decoder.process(b"", output_buffer_limit=length + 1 - len(raw))
+        if not more:
+            raise ArtifactError("a brotli stream ends early")
+        raw += more
+    return raw
+
+
+def from_lzma(data: Buffer, length: int) -> bytes:
+    import lzma
+
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 24}]
+    unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters)
+    return finished(unpacker, unpacker.decompress(data, length + 1))
+
+
+def from_zlib(data: Buffer, length: int) -> bytes:
+    import zlib
+
+    inflater = zlib.decompressobj()
+    return finished(inflater, inflater.decompress(data, length + 1))
 
 
 def finished(unpacker: Any, raw: bytes) -> bytes:
@@ -99,75 +124,109 @@ def decode_ans(
     scale: npt.NDArray[Any] | None,
     column_scale: npt.NDArray[Any] | None = None,
     wide: bool = False,
+    coder: int = ANS,
 ) -> npt.NDArray[Any]:
     """Static ANS: rows and columns fall into classes, and each pair of classes has its own table.
 
     First byte: bits 0-1 how rows are classed (0 one class, 1 by rank of their scale, 2 stored,
     3 each row its own), bits 2-3 log2 of row classes, bits 4-5 log2 of column classes; of int16
     codes (`wide`) bit 6: the largest magnitude is open, bit 7: columns are classed by rank of their
-    scale, else stored. Second byte: largest magnitude. Then the words of one ANS coder,
-    little-endian uint32.
+    scale, else stored. Second byte: largest magnitude. Then the data of one ANS coder.
     """
-    import constriction
-
-    if len(data) < 2 or len(data) % 4 != 2 or data[0] > (255 if wide else 63) or data[1] > 128:
-        raise ArtifactError(f"an ANS stream of {len(data)} bytes starts with {data[:2].hex()}")
-    kind, row_classes, column_classes = (
-        data[0] & 3,
-        1 << (data[0] >> 2 & 3),
-        1 << (data[0] >> 4 & 3),
-    )
-    reach = data[1]
+    check_start(data, rows, columns, scale, column_scale, wide)
+    first, reach = data[:2]
     codes = np.zeros((rows, columns), dtype=np.int16 if wide else np.int8)
     if reach == 0 or codes.size == 0:
         return codes
-    try:
-        coder = constriction.stream.stack.AnsCoder(np.frombuffer(data, "<u4", offset=2))
-    except ValueError as error:
-        raise ArtifactError(f"an ANS stream is damaged: {error}") from None
+    symbols, model = opened(coder, data[2:])
+    row_class = class_rows(first & 3, 1 << (first >> 2 & 3), rows, scale, symbols, model)
+    classes = 1 << (first >> 4 & 3)
+    if first & 128:
+        column_class = rank_classes(column_scale, classes)
+    else:
+        column_class = decode_classes(symbols, model, classes, columns)
+    for cell, height, width in class_cells(row_class, column_class):
+        found = symbols.decode(decode_table(symbols, model, reach), height * width)
+        if not wide and found.max() > 127 + reach:
+            raise ArtifactError("an ANS stream decodes to a value above 127")
+        codes[cell] = (found - reach).reshape(height, width)
+    if first & 64:
+        add_excess(symbols, model, codes, reach)
+    if not symbols.is_empty():
+        raise ArtifactError("an ANS stream has data left after its last symbol")
+    return codes
+
+
+def check_start(
+    data: Buffer,
+    rows: int,
+    columns: int,
+    scale: npt.NDArray[Any] | None,
+    column_scale: npt.NDArray[Any] | None,
+    wide: bool,
+) -> None:
+    """Raises ArtifactError: the first two bytes are not as specified, or ask for scales that this
+    tensor has not.
+    """
+    if len(data) < 2 or data[0] > (255 if wide else 63) or data[1] > 128:
+        raise ArtifactError(
+            f"an ANS stream of {len(data)} bytes starts with {bytes(data[:2]).hex()}"
+        )
+    if data[1] == 0 or rows * columns == 0:
+        if len(data) > 2:
+            raise ArtifactError(f"an ANS stream of no codes but 0 has {len(data)} bytes, not 2")
+        return
+    kind = data[0] & 3
     if kind == 1 and (scale is None or len(scale) != rows):
         raise ArtifactError("rows are classed by their scales, and this tensor has one scale")
     if kind == 3 and rows > 8:
         raise ArtifactError(f"each of {rows} rows has its own class; at most 8 may")
     if data[0] & 128 and (column_scale is None or len(column_scale) != columns):
         raise ArtifactError("columns are classed by their steps, and this tensor has none")
-    row_class = class_rows(kind, row_classes, rows, scale, coder)
-    if data[0] & 128:
-        column_class = rank_classes(column_scale, column_classes)
-    else:
-        column_class = decode_classes(coder, column_classes, columns)
-    for cell, height, width in class_cells(row_class, column_class):
-        table = decode_table(coder, reach)
-        symbols = coder.decode(table, height * width)
-        if not wide and symbols.max() > 127 + reach:
-            raise ArtifactError("an ANS stream decodes to a value above 127")
-        codes[cell] = (symbols - reach).reshape(height, width)
-    if data[0] & 64:
-        add_excess(coder, codes, reach)
-    if not coder.is_empty():
-        raise ArtifactError("an ANS stream has data left after its last symbol")
-    return codes
 
 
-def add_excess(coder: Any, codes: npt.NDArray[np.int16], reach: int) -> None:
+def opened(coder: int, data: Buffer) -> tuple[Any, Model]:
+    """(what decodes symbols, what makes its models) of the data of an ANS coder."""
+    if coder == NUMPY:
+        return LaneDecoder(data), lane_model
+    return open_constriction(data), categorical
+
+
+def open_constriction(data: Buffer) -> Any:
+    import constriction
+
+    if len(data) % 4:
+        raise ArtifactError(f"the data of an ANS coder are 32-bit words, found {len(data)} bytes")
+    try:
+        return constriction.stream.stack.AnsCoder(np.frombuffer(data, "<u4"))
+    except ValueError as error:
+        raise ArtifactError(f"an ANS stream is damaged: {error}") from None
+
+
+def add_excess(symbols: Any, model: Model, codes: npt.NDArray[np.int16], reach: int) -> None:
     """Codes of the largest magnitude have more of it: two bytes each, the lower bytes first."""
     at = np.abs(codes) == reach
-    count = int(at.sum())
-    low, high = (coder.decode(categorical(np.ones(256)), count).astype(np.int64) for _ in range(2))
-    magnitudes = reach + low + 256 * high
-    if count and magnitudes.max() > 32767:
+    byte = model(np.ones(256, np.int64))
+    magnitudes = reach + symbols.decode(byte, at.sum()).astype(np.int64)
+    magnitudes += 256 * symbols.decode(byte, at.sum())
+    if len(magnitudes) and magnitudes.max() > 32767:
         raise ArtifactError(f"an ANS stream decodes to a code of {magnitudes.max()}")
     codes[at] = np.sign(codes[at]) * magnitudes
 
 
 def class_rows(
-    kind: int, classes: int, rows: int, scale: npt.NDArray[Any] | None, coder: Any
+    kind: int,
+    classes: int,
+    rows: int,
+    scale: npt.NDArray[Any] | None,
+    symbols: Any,
+    model: Model,
 ) -> npt.NDArray[np.int64]:
     """The class of each row, [rows]."""
     if kind == 1:
         return rank_classes(scale, classes)
     if kind == 2:
-        return decode_classes(coder, classes, rows)
+        return decode_classes(symbols, model, classes, rows)
     return np.arange(rows) if kind == 3 else np.zeros(rows, dtype=np.int64)
 
 
@@ -178,11 +237,11 @@ def rank_classes(values: Any, classes: int) -> npt.NDArray[np.int64]:
     return ranks * classes // max(len(values), 1)
 
 
-def decode_classes(coder: Any, classes: int, count: int) -> npt.NDArray[np.int64]:
+def decode_classes(symbols: Any, model: Model, classes: int, count: int) -> npt.NDArray[np.int64]:
     """Stored classes: uniformly distributed symbols."""
     if classes == 1:
         return np.zeros(count, dtype=np.int64)
-    return coder.decode(categorical(np.ones(classes)), count).astype(np.int64)  # type: ignore[no-any-return]
+    return symbols.decode(model(np.ones(classes, np.int64)), count).astype(np.int64)  # type: ignore[no-any-return]
 
 
 def class_cells(
@@ -218,7 +277,7 @@ def categorical(counts: npt.NDArray[Any]) -> Any:
     return constriction.stream.model.Categorical(counts.astype(np.float64), perfect=False)
 
 
-def decode_table(coder: Any, reach: int) -> Any:
+def decode_table(symbols: Any, model: Model, reach: int) -> Any:
     """The model of one class: counts of the symbols -reach .. reach, decoded as levels.
 
     Levels come in the order 0, 1, -1, 2, -2, ...; each is predicted by its neighbours.
@@ -226,16 +285,16 @@ def decode_table(coder: Any, reach: int) -> Any:
     levels = [0] * (2 * reach + 1)
     for distance, at in table_order(reach):
         guess = predict_level(levels, reach, distance, at)
-        levels[at] = int(coder.decode(level_model(guess)))
+        levels[at] = int(symbols.decode(level_model(model, guess), 1)[0])
     if not any(levels):
         raise ArtifactError("an ANS table has no symbols")
-    return categorical(np.array([level_count(level) for level in levels]))
+    return model(np.array([level_count(level) for level in levels]))
 
 
 @functools.cache
-def level_model(guess: int) -> Any:
+def level_model(model: Model, guess: int) -> Any:
     """The model of a level that is predicted to be `guess`."""
-    return categorical(level_weights(guess))
+    return model(level_weights(guess))
 
 
 def table_order(reach: int) -> list[tuple[int, int]]:

@@ -23,7 +23,7 @@ from .formats import (
     parse_format,
 )
 
-CODERS = ("ans", "zstd", "brotli", "lzma", "zlib", "raw")
+CODERS = ("ans", "zstd", "brotli", "lzma", "zlib", "raw", "numpy")
 UNIFORM_RANGES = ("absmax", "percentile", "percentile-matrix", "kstd", "mse")
 TERNARY_RANGES = ("mse", "absmean")
 ROUNDINGS = ("nearest", "gptq", "gptq2")  # the last of stepped formats alone
@@ -72,8 +72,10 @@ class Choice:
         self._check_values()
 
     def _check_stepped(self, format: Stepped) -> None:
-        if self.range_rule or self.reach or self.prune or self.coder not in (None, "ans"):
-            raise FormatError(f"{format} takes no range, reach or prune, and no coder but ans")
+        if self.range_rule or self.reach or self.prune or self.coder not in (None, "ans", "numpy"):
+            raise FormatError(
+                f"{format} takes no range, reach or prune, and no coder but ans and numpy"
+            )
         if self.rounding not in ROUNDINGS:
             raise FormatError(f"unknown rounding {self.rounding!r}; it is {', '.join(ROUNDINGS)}")
         if self.step is None or not 0 < self.step < math.inf:

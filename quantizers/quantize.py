@@ -208,7 +208,7 @@ def dequantize(quantized: QuantizedTensor) -> torch.Tensor:
 
 def _stored_bytes(weight: torch.Tensor, format: Passthrough) -> torch.Tensor:
     """uint8 [count, itemsize], little-endian, of the weight cast to the format's dtype."""
-    stored = PASSTHROUGH_DTYPES.get(str(format), weight.dtype)
+    stored = PASSTHROUGH_DTYPES.get(format.dtype, weight.dtype)
     if stored != weight.dtype and not weight.is_floating_point():
         raise FormatError(f"{format} cannot hold {weight.dtype}; use raw")
     flat = weight.contiguous().reshape(-1).to(stored)

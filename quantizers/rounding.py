@@ -169,21 +169,22 @@ def round_with(
         return Rounded(codes if zero is None else codes.masked_fill_(zero, 0), factor.report)
     ordered = W[:, factor.order]
     forced = None if zero is None else zero[:, factor.order]
-    inside = _compiled if W.device.type == "cpu" else _by_columns
     rounded = torch.empty_like(ordered)
     for start in range(0, W.shape[1], block):
         here, later = slice(start, start + block), slice(start + block, None)
         U = factor.upper[here, here].contiguous()
         mask = None if forced is None else forced[:, here].contiguous()
         taken = ordered[:, here].clone()
-        rounded[:, here], E = inside(taken, U, scale.float(), (code_min, code_max), mask, shrink)
+        told = (taken, U, scale.float(), (code_min, code_max), mask, shrink)
+        done = _compiled_block(*told) if W.device.type == "cpu" else _by_columns(*told)
+        rounded[:, here], E = done
         ordered[:, later].addmm_(E, factor.upper[here, later], alpha=-1)
     codes = torch.empty_like(rounded)
     codes[:, factor.order] = rounded
     return Rounded(codes, factor.report)
 
 
-def _compiled(
+def _compiled_block(
     W: torch.Tensor,
     U: torch.Tensor,
     scale: torch.Tensor,

@@ -68,10 +68,11 @@ class _Work:
 
     def tile(self, at: slice, by: slice) -> None:
         """Round rows `at`, columns `by`; all tiles above and to the left are done."""
-        inside = _compiled if self.X.device.type == "cpu" else _by_antidiagonals
         X, A = self.X[at, by].clone(), self.A[by, at].clone()
         U, V = self.U[by, by].contiguous(), self.V[at, at].contiguous()
-        codes, Y, Z = inside(X, A, U, V, self.scale[at], self.limits, self.shrink)
+        told = (X, A, U, V, self.scale[at], self.limits, self.shrink)
+        done = _compiled_tile(*told) if X.device.type == "cpu" else _by_antidiagonals(*told)
+        codes, Y, Z = done
         self.codes[at, by] = codes
         # U and V are upper triangular: what is right of the tile, and below it, still moves.
         self.X[at, by.stop :].addmm_(Y, self.U[by, by.stop :])
@@ -82,7 +83,7 @@ Tile = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """codes and Y [rows, columns] and Z [columns, rows] of a tile."""
 
 
-def _compiled(
+def _compiled_tile(
     X: torch.Tensor,
     A: torch.Tensor,
     U: torch.Tensor,

@@ -36,7 +36,10 @@ LAYERS = {
     "packer.commands": "commands",
     "packer.cli": "commands",
     "packer.__main__": "commands",
+    "packer.artifact_error": "decoder",
     "packer.decoder": "decoder",
+    "packer.lane_decoder": "decoder",
+    "packer.reader": "decoder",
     "packer.step_decoder": "decoder",
     "packer.stream_decoder": "decoder",
     "packer": "packer",
@@ -55,6 +58,9 @@ MAY_IMPORT = {
 NOT_FOR = {"budget": {"torch"}}
 # What the shipped loader is made of, beside decoder.py itself.
 DECODER_NEEDS = {
+    "packer.artifact_error",
+    "packer.lane_decoder",
+    "packer.reader",
     "packer.quantizers.dequantize",
     "packer.quantizers.step_grid",
     "packer.step_decoder",

@@ -156,6 +156,8 @@ def _opened(files: Sequence[SourceFile]) -> tuple[dict[str, tuple[str, str]], bo
             sources |= {module: (f"{file.path} ({module})", t) for module, t in inner.items()}
         elif file.module in sources:
             raise CodeError(f"{file.path}: there is another file for the module {file.module}")
+        elif inner is not None and set(inner) == {ENTRY}:  # such as a loader
+            sources[file.module] = (file.path, inner[ENTRY])
         else:
             sources[file.module] = (file.path, file.text)
     return sources, already

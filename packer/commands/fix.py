@@ -46,7 +46,10 @@ class Asked:
 
     def count(self) -> Limits:
         """The limits in bytes, every file weighed. Raises PackerError: a file cannot be read."""
-        return replace(self.limits, cap=self.cap, loader=self.loader is not None).count()
+        from packer.ship import RE_ENCODED, loader_source
+
+        loader = len(loader_source(RE_ENCODED).encode()) if self.loader is not None else 0
+        return replace(replace(self.limits, cap=self.cap).count(), loader_bytes=loader)
 
     @property
     def config(self) -> str | None:

@@ -121,9 +121,9 @@ def measured(offers: Sequence[Offer], bench: Bench | None) -> tuple[list[Offer],
 
 def _write(output: str | None, loader: str | None, data: bytes) -> None:
     from packer.files import replacing
-    from packer.ship import loader_source
+    from packer.ship import RE_ENCODED, loader_source
 
-    contents = {output: data, loader: loader_source().encode()}
+    contents = {output: data, loader: loader_source(RE_ENCODED).encode()}
     with contextlib.ExitStack() as all_or_none:
         for path, content in contents.items():
             if path is not None:

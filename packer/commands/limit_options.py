@@ -11,13 +11,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LimitOptions:
-    """cap: in bytes; None: not given. loader: whether the loader's bytes count too."""
+    """cap: in bytes; None: not given. loader: whether the loader's bytes count too. coder: of every
+    tensor; None: the smallest.
+    """
 
     cap: int | None
     code: tuple[str, ...] = ()
     margin: int = 0
     pins: tuple[tuple[str, str], ...] = ()
     loader: bool = False
+    coder: str | None = None
 
     @property
     def pinned(self) -> dict[str, str]:
@@ -25,15 +28,11 @@ class LimitOptions:
         return dict(self.pins)
 
     def count(self) -> Limits:
-        """The limits in bytes, every file weighed. Raises PackerError: a file cannot be read."""
+        """The limits in bytes, every file weighed; of a loader the most that it can be, in place
+        of which a plan counts its own. Raises PackerError: a file cannot be read.
+        """
         from packer.account import Limits, count_code
+        from packer.ship import LARGEST_LOADER
 
         assert self.cap is not None
-        loader_bytes = _loader_bytes() if self.loader else 0
-        return Limits(self.cap, count_code(self.code), loader_bytes, self.margin)
-
-
-def _loader_bytes() -> int:
-    from packer.ship import loader_source
-
-    return len(loader_source().encode())
+        return Limits(self.cap, count_code(self.code), LARGEST_LOADER * self.loader, self.margin)

@@ -7,6 +7,7 @@ import click
 from packer.commands.curvature_options import CURVATURE_KEPT, CurvatureOptions
 from packer.commands.felt import feel, kept_curvature
 from packer.commands.options import (
+    CODER,
     EXISTING,
     JSON,
     PINS,
@@ -21,11 +22,12 @@ from packer.commands.options import (
 @click.command(short_help="Every tensor under every format.")
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--output", type=WRITABLE, default="candidates.json", show_default=True)
-@with_options(PINS, CURVATURE_KEPT, JSON)
+@with_options(PINS, CODER, CURVATURE_KEPT, JSON)
 def measure(
     checkpoint: str,
     output: str,
     pins: tuple[tuple[str, str], ...],
+    coder: str | None,
     curvature: CurvatureOptions,
     as_json: bool,
 ) -> None:
@@ -50,6 +52,7 @@ def measure(
             pins=dict(pins),
             metadata=metadata,
             curvature=felt.curvature,
+            coder=coder,
             progress=progress,
         )
     found = felt.fitted(found)

@@ -107,6 +107,12 @@ PINS = click.option(
     "late-k or late-k:2: --pin embeddings=fp16 --pin 'blocks.*.attn.c_k.weight=int6.row'. "
     "The last pin on a tensor wins.",
 )
+CODER = click.option(
+    "--coder",
+    type=click.Choice(["numpy"]),
+    help="Of every tensor: numpy is read where constriction is not installed. "
+    "Default: the smallest, of those that need it too.",
+)
 CONFIG = click.option(
     "--config",
     type=EXISTING_FILE,

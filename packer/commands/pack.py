@@ -14,6 +14,7 @@ from packer.commands.limit_options import LimitOptions
 from packer.commands.option_groups import OptionGroup
 from packer.commands.options import (
     CODE,
+    CODER,
     EXISTING,
     EXISTING_FILE,
     JSON,
@@ -65,8 +66,13 @@ class Deciding:
             raise click.UsageError(
                 "a --plan is packed with the curvature it was made with: --curvature"
             )
-        if self.policy is not None and limits.pins:
-            raise click.UsageError("--policy carries its own pins; leave --pin out, or plan anew")
+        if self.policy is not None and (limits.pins or limits.coder):
+            raise click.UsageError(
+                "--policy carries its own pins and coders; leave --pin and --coder out, or plan "
+                "anew"
+            )
+        if self.recipe is not None and limits.coder:
+            raise click.UsageError("--recipe carries its own coder; leave --coder out")
 
 
 DECIDING = OptionGroup(
@@ -82,7 +88,7 @@ DECIDING = OptionGroup(
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--output", type=WRITABLE, required=True, help="The artifact to write.")
 @DECIDING
-@OptionGroup("limits", LimitOptions, cap_option(required=False), CODE, MARGIN, PINS)
+@OptionGroup("limits", LimitOptions, cap_option(required=False), CODE, MARGIN, PINS, CODER)
 @click.option("--loader", type=WRITABLE, help="Write (and count) the loader, a Python file, too.")
 @with_options(CURVATURE, JSON)
 def pack(
@@ -127,7 +133,7 @@ def pack(
                 "metadata": metadata,
                 "progress": progress,
             }
-            made, turned = _planned(deciding, source, felt, told)
+            made, turned = _planned(deciding, source, felt, limits.coder, told)
         felt_by = felt.curvature
         packed = api.pack(
             loaded, made, out=output, loader=loader, curvature=felt_by, progress=progress
@@ -150,13 +156,18 @@ def _to_plan(
             pins=limits.pinned,
             metadata=metadata,
             curvature=felt.curvature,
+            coder=limits.coder,
             progress=progress,
         )
     return felt.fitted(measured)
 
 
 def _planned(
-    deciding: Deciding, source: Checkpoint | Measurement, felt: Felt, told: dict[str, Any]
+    deciding: Deciding,
+    source: Checkpoint | Measurement,
+    felt: Felt,
+    coder: str | None,
+    told: dict[str, Any],
 ) -> tuple[PackPlan, RecipePlan | None]:
     """The plan, and the recipe that it is of, if any. Raises CapError, PlanError."""
     from packer import api
@@ -165,7 +176,8 @@ def _planned(
     if isinstance(source, Measurement):
         return api.plan(source, **told), None
     if deciding.recipe is None:
-        made = api.plan(source, policy=deciding.policy, curvature=felt.curvature, **told)
+        felt_by = felt.curvature
+        made = api.plan(source, policy=deciding.policy, curvature=felt_by, coder=coder, **told)
         return made, None
     turned = api.plan_recipe(source, deciding.recipe, curvature=felt.curvature, **told)
     return turned.plan, turned

@@ -18,6 +18,7 @@ from packer.commands.opening import Opening
 from packer.commands.option_groups import OptionGroup
 from packer.commands.options import (
     CODE,
+    CODER,
     EXISTING,
     JSON,
     MARGIN,
@@ -48,7 +49,7 @@ WHAT_IF = click.option(
 
 @click.command(short_help="A format for every tensor, under a cap.")
 @click.argument("source", type=EXISTING)
-@OptionGroup("limits", LimitOptions, cap_option(required=True), CODE, LOADER, MARGIN, PINS)
+@OptionGroup("limits", LimitOptions, cap_option(required=True), CODE, LOADER, MARGIN, PINS, CODER)
 @click.option("-o", "--output", type=WRITABLE, help="Write the plan here, for `packer pack`.")
 @click.option(
     "--measure-on",
@@ -79,7 +80,7 @@ def plan(
     counted = limits.count()
     built = curvature.built
     metadata = {} if measure_on and is_json(source) else read_config(built.config)
-    measured = measured_from(source, curvature, limits.pinned, metadata, measure_on)
+    measured = measured_from(source, curvature, limits, metadata, measure_on)
     checked: tuple[CheckedPlan, ...] = ()
     if measure_on:
         checked = _checked(measured, counted, replace(curvature.text, data=measure_on), built)

@@ -9,6 +9,7 @@ import click
 
 from packer.commands.curvature_options import CurvatureOptions
 from packer.commands.felt import Felt, feel
+from packer.commands.limit_options import LimitOptions
 from packer.files import is_json
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Measured:
 def measured_from(
     source: str,
     curvature: CurvatureOptions,
-    pins: dict[str, str],
+    limits: LimitOptions,
     metadata: dict[str, str],
     measure_on: tuple[str, ...],
 ) -> Measured:
@@ -40,15 +41,15 @@ def measured_from(
     """
     opening = curvature.built.opening
     if is_json(source):  # nothing of this path needs torch: a new cap takes under a second
-        if metadata or curvature.text.data or opening.given:
+        if metadata or curvature.text.data or opening.given or limits.coder:
             raise click.UsageError(
-                "--weights, --drop, --template, --max-memory, --config and --calibration need the "
-                "checkpoint as SOURCE"
+                "--weights, --drop, --template, --max-memory, --config, --calibration and --coder "
+                "need the checkpoint as SOURCE"
             )
         from packer.planning import read_measurement
 
         measurement, earlier = read_measurement(source)
-        found = Measured(measurement, {**earlier, **pins}, None, None)
+        found = Measured(measurement, {**earlier, **limits.pinned}, None, None)
         return _with_checkpoint(found, curvature) if measure_on else found
     from packer import measuring
     from packer.progress import shown
@@ -57,9 +58,14 @@ def measured_from(
     felt = feel(source, loaded, curvature)
     with shown("measuring") as progress:
         measured = measuring.measure(
-            loaded, pins=pins, metadata=metadata, curvature=felt.curvature, progress=progress
+            loaded,
+            pins=limits.pinned,
+            metadata=metadata,
+            curvature=felt.curvature,
+            coder=limits.coder,
+            progress=progress,
         )
-    return Measured(felt.fitted(measured), pins, loaded, felt)
+    return Measured(felt.fitted(measured), limits.pinned, loaded, felt)
 
 
 def _with_checkpoint(found: Measured, options: CurvatureOptions) -> Measured:

@@ -19,7 +19,7 @@ from packer.code.packing import SourceFile, pack_code
 from packer.errors import CapError
 from packer.foreign.repack import Repacked, assembled, repack
 from packer.measuring import Progress, ignore_progress
-from packer.ship import loader_source
+from packer.ship import RE_ENCODED, loader_source
 from packer.submission.fixable_folder import Folder
 from packer.submission.offers import Offer, offers_under
 from packer.submission.true_claims import CLAIMS, corrected_claims
@@ -112,7 +112,7 @@ def _re_encoded(
 ) -> FixedFolder:
     """The folder with its artifact in our coder and, where that is not enough, packed code too."""
     assert folder.foreign is not None and folder.artifact is not None
-    text = loader_source()
+    text = loader_source(RE_ENCODED)
     loader = SourceFile("loader.py", "loader", text, len(text.encode()))
     beside = folder.code_bytes + loader.size_bytes
     inside = pack_code((*folder.code, loader)).packed_bytes + EDIT_BYTES

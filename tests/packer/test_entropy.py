@@ -161,7 +161,7 @@ def test_a_small_integer_decoder_reads_our_streams(counts):
     ("data", "says"),
     [
         (b"", "starts with"),
-        (b"\x00\x05\x00", "starts with"),
+        (b"\x00\x05\x00", "32-bit words"),
         (b"\x00\x81" + bytes(4), "starts with"),
         (b"\x40\x05" + bytes(4), "starts with"),
         (b"\x00\x05" + bytes(4), "damaged"),

@@ -217,7 +217,7 @@ def test_the_compiled_loop_is_the_one_by_columns(pruned):
     scale = torch.linspace(0.0, 0.9, 40)
     zero = rows.abs() < 0.5 if pruned else None
     given = (upper, scale, (-3, 2), zero, 40)
-    compiled_way = rounding._compiled(rows.clone(), *given)
+    compiled_way = rounding._compiled_block(rows.clone(), *given)
     plain_way = rounding._by_columns(rows.clone(), *given)
     for one, other in zip(compiled_way, plain_way, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

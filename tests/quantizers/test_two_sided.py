@@ -7,7 +7,7 @@ from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError
 from packer.quantizers.quantize import dequantize, quantize
 from packer.quantizers.rounding import factorize, round_with
-from packer.quantizers.two_sided import _by_antidiagonals, _compiled, round_both_ways
+from packer.quantizers.two_sided import _by_antidiagonals, _compiled_tile, round_both_ways
 
 from packer.predicted_damage import predicted_nats
 
@@ -83,7 +83,7 @@ def test_the_compiled_loop_is_the_one_by_antidiagonals(shape, shrink):
     def told() -> tuple[torch.Tensor, torch.Tensor]:
         return weights(rows, columns), 0.1 * weights(columns, rows, 4)
 
-    compiled = _compiled(*told(), *factors, scale, (-3, 2), shrink)
+    compiled = _compiled_tile(*told(), *factors, scale, (-3, 2), shrink)
     plain = _by_antidiagonals(*told(), *factors, scale, (-3, 2), shrink)
     for one, other in zip(compiled, plain, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,79 @@
+"""`packer bundle`: encoder and decoder of a plan's formats in one script."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from packer.commands.options import (
+    EXISTING_FILE,
+    JSON,
+    WRITABLE,
+    print_json,
+    refuse_overwriting,
+    with_options,
+)
+
+if TYPE_CHECKING:
+    from packer.bundle import Bundle
+    from packer.planning import PackPlan
+
+
+@click.command(short_help="Encoder and decoder in one script.")
+@click.option("--plan", "plan_file", type=EXISTING_FILE, required=True, help="Whose formats.")
+@click.option(
+    "--inline",
+    type=EXISTING_FILE,
+    metavar="SCRIPT",
+    help="Put it into a copy of this training script, as the dictionary `bundle`.",
+)
+@click.option("-o", "--output", type=WRITABLE, default="bundle.py", show_default=True)
+@with_options(JSON)
+def bundle(plan_file: str, inline: str | None, output: str, as_json: bool) -> None:
+    """Write one script that encodes and decodes just the formats of a plan, with no import of ours.
+
+    A submission is run again, so the code that packs its weights counts as well. The script holds
+    the plan's choices, their steps relative to each other, and turns the one multiplier of all
+    steps until file, code and script together fill the plan's cap:
+
+    \b
+      python bundle.py WEIGHTS CURVATURE OUT [CAP]
+
+    or, from a training script, encode_weights(weights, curvature, cap_bytes, code_bytes) and
+    read_weights(data), with read_curvatures(data) for the file of `packer calibrate`; with --inline
+    they are bundle["encode_weights"] and so on.
+    """
+    from packer.bundle import inline_bundle, make_bundle
+    from packer.files import replacing
+    from packer.planning import read_plan
+
+    refuse_overwriting([plan_file, inline], output)
+    plan = read_plan(plan_file)
+    if inline is None:
+        made = make_bundle(plan)
+    else:
+        made = inline_bundle(plan, Path(inline).read_text("utf-8"))
+    with replacing(output) as temporary:
+        temporary.write_text(made.script, "utf-8")
+    _show(made, plan, inline, output, as_json)
+
+
+def _show(made: Bundle, plan: PackPlan, inline: str | None, output: str, as_json: bool) -> None:
+    inlined = None if inline is None else str(Path(inline).resolve())
+    beside = sum(file.size_bytes for file in plan.limits.code if file.path != inlined)
+    code = beside + made.size_bytes
+    room = plan.limits.cap_bytes - plan.limits.margin_bytes - code
+    if as_json:
+        sizes = {"decoder_bytes": made.decoder_bytes, "encoder_bytes": made.encoder_bytes}
+        account = {"script_bytes": made.size_bytes, "code_bytes": code, "artifact_bytes": room}
+        print_json({"output": output, **sizes, **account, "cap_bytes": plan.limits.cap_bytes})
+        return
+    click.echo(
+        f"{output}: {made.size_bytes:,} bytes; compressed, its decoder takes "
+        f"{made.decoder_bytes:,} and its encoder {made.encoder_bytes:,} more"
+    )
+    click.echo(
+        f"code {code:,} of {plan.limits.cap_bytes:,}, which leaves {room:,} for the artifact"
+    )
