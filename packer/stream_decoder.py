@@ -138,13 +138,9 @@ def decode_ans(
     codes = np.zeros((rows, columns), dtype=np.int16 if wide else np.int8)
     if reach == 0 or codes.size == 0:
         return codes
-    symbols, model = opened(coder, data[2:])
-    row_class = class_rows(first & 3, 1 << (first >> 2 & 3), rows, scale, symbols, model)
-    classes = 1 << (first >> 4 & 3)
-    if first & 128:
-        column_class = rank_classes(column_scale, classes)
-    else:
-        column_class = decode_classes(symbols, model, classes, columns)
+    symbols, model, row_class, column_class = open_classes(
+        data, rows, columns, scale, column_scale, coder
+    )
     for cell, height, width in class_cells(row_class, column_class):
         found = symbols.decode(decode_table(symbols, model, reach), height * width)
         if not wide and found.max() > 127 + reach:
@@ -155,6 +151,26 @@ def decode_ans(
     if not symbols.is_empty():
         raise ArtifactError("an ANS stream has data left after its last symbol")
     return codes
+
+
+def open_classes(
+    data: Buffer,
+    rows: int,
+    columns: int,
+    scale: npt.NDArray[Any] | None,
+    column_scale: npt.NDArray[Any] | None,
+    coder: int,
+) -> tuple[Any, Model, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(what decodes symbols, what makes models, class of each row, class of each column)."""
+    first = data[0]
+    symbols, model = opened(coder, data[2:])
+    row_class = class_rows(first & 3, 1 << (first >> 2 & 3), rows, scale, symbols, model)
+    classes = 1 << (first >> 4 & 3)
+    if first & 128:
+        column_class = rank_classes(column_scale, classes)
+    else:
+        column_class = decode_classes(symbols, model, classes, columns)
+    return symbols, model, row_class, column_class
 
 
 def check_start(
