@@ -3,9 +3,9 @@
     python -m benchmarks.ablation CHECKPOINT --curvature curvature.safetensors
         [--only TEXT]... [--data TEXT --tokenizer T [--config CONFIG]]
 
-Every matrix is quantized so that all weights cost the same damage, at three multipliers. Bits are of
-our real blocks, steps and all, interpolated at the predicted damage of the full method at the middle
-multiplier; with --data also at its measured KL over 128 windows of 256 tokens.
+Every matrix is quantized so that all weights cost the same damage, at three multipliers. Bits are
+of our real blocks, steps and all, interpolated at the predicted damage of the full method at the
+middle multiplier; with --data also at its measured KL over 128 windows of 256 tokens.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from dataclasses import dataclass
 import brotli
 import numpy as np
 import torch
-from packer.checkpoint import Checkpoint, read_checkpoint
-from packer.curvature.curvature_set import CurvatureSet
-from packer.curvature.file import read_curvature
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import QuantizedTensor
@@ -29,6 +26,9 @@ from packer.quantizers.rounding import factorize
 from packer.quantizers.stepping import row_curvature
 
 from packer.artifact import encode_tensor
+from packer.checkpoint import Checkpoint, read_checkpoint
+from packer.curvature.curvature_set import CurvatureSet
+from packer.curvature.file import read_curvature
 from packer.predicted_damage import bits_per_byte, predicted_nats
 
 # √(12 · damage of a weight in nats · 2), for scalar codes: about 3, 2.5 and 2 bits a weight on the
@@ -96,8 +96,8 @@ class Point:
 
 def unit(weight: torch.Tensor, curvature: Curvature, way: Way, rounding: str) -> float:
     """The mean step at which a weight costs 1/24 nat, in units of the rms weight."""
-    H = curvature.rounding_hessian
-    factors = [factorize(one) for one in (H if H.dim() == 3 else H[None])]
+    hessian = curvature.rounding_hessian
+    factors = [factorize(one) for one in (hessian if hessian.dim() == 3 else hessian[None])]
     found = torch.cat([one.upper.diagonal().log() for one in factors if one.upper is not None])
     total = float(found.double().mean())
     rows = row_curvature(curvature).double()
@@ -200,9 +200,8 @@ def main() -> None:
     measured = meter(arguments, checkpoint) if arguments.data else None
     elements = sum(checkpoint.tensors[name].numel() for name in names)
     print(f"{len(names)} tensors, {elements:,} weights")
-    print(
-        "| left out | bits at equal predicted damage | | at equal measured KL | |\n|---|---:|---:|---:|---:|"
-    )
+    print("| left out | bits at equal predicted damage | | at equal measured KL | |")
+    print("|---|---:|---:|---:|---:|")
     wanted, kl_wanted, base, kl_base = 0.0, 0.0, 0.0, 0.0
     for way in WAYS:
         points = [quantized_by(way, names, checkpoint, curvature, c) for c in MULTIPLIERS]
