@@ -148,9 +148,13 @@ def decode_ans(
         codes[cell] = (found - reach).reshape(height, width)
     if first & 64:
         add_excess(symbols, model, codes, reach)
+    check_used(symbols)
+    return codes
+
+
+def check_used(symbols: Any) -> None:
     if not symbols.is_empty():
         raise ArtifactError("an ANS stream has data left after its last symbol")
-    return codes
 
 
 def open_classes(
@@ -219,14 +223,17 @@ def open_constriction(data: Buffer) -> Any:
         raise ArtifactError(f"an ANS stream is damaged: {error}") from None
 
 
-def add_excess(symbols: Any, model: Model, codes: npt.NDArray[np.int16], reach: int) -> None:
-    """Codes of the largest magnitude have more of it: two bytes each, the lower bytes first."""
-    at = np.abs(codes) == reach
+def add_excess(
+    symbols: Any, model: Model, codes: npt.NDArray[Any], reach: int, unit: int = 1
+) -> None:
+    """The `unit` largest magnitudes have more of it, in units: two bytes, the lower ones first."""
+    at = np.abs(codes) > reach - unit
     byte = model(np.ones(256, np.int64))
-    magnitudes = reach + symbols.decode(byte, at.sum()).astype(np.int64)
-    magnitudes += 256 * symbols.decode(byte, at.sum())
-    if len(magnitudes) and magnitudes.max() > 32767:
-        raise ArtifactError(f"an ANS stream decodes to a code of {magnitudes.max()}")
+    excess = symbols.decode(byte, at.sum()).astype(np.int64)
+    excess += 256 * symbols.decode(byte, at.sum())
+    magnitudes = np.abs(codes[at]) + unit * excess
+    if len(magnitudes) and magnitudes.max() * unit > 32767:
+        raise ArtifactError(f"an ANS stream decodes to a code of {magnitudes.max() * unit}")
     codes[at] = np.sign(codes[at]) * magnitudes
 
 

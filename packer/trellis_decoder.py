@@ -10,9 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from packer.artifact_error import ArtifactError
 from packer.quantizers.trellis_path import NEXT_STATE, codes_of
-from packer.stream_decoder import Buffer, check_start, decode_table, open_classes
+from packer.stream_decoder import (
+    Buffer,
+    add_excess,
+    check_start,
+    check_used,
+    decode_table,
+    open_classes,
+)
 
 
 def decode_trellis(
@@ -29,43 +35,24 @@ def decode_trellis(
     symbols, symbols come row by row, in a row by class of column and then by kind of state.
     """
     check_start(data, rows, columns, scale, column_scale, True)
-    if data[1] == 0 or rows * columns == 0:
-        return np.zeros((rows, columns), dtype=np.int16)
     first, reach = data[:2]
+    if reach == 0 or rows * columns == 0:
+        return np.zeros((rows, columns), dtype=np.int16)
     ans, model, row_class, column_class = open_classes(
         data, rows, columns, scale, column_scale, coder
     )
-    kinds = 2 * (int(column_class.max()) + 1)
-    tables = {
-        (row, kind): decode_table(ans, model, reach)
-        for row in np.unique(row_class).tolist()
-        for kind in range(kinds)
-    }
-    symbols, states = np.zeros((rows, columns), np.int64), np.zeros((rows + 1, columns), np.int64)
-    for row, of_row in enumerate(row_class.tolist()):
-        kind = 2 * column_class + (states[row] & 1)
-        ordered, at = np.argsort(kind, kind="stable"), 0
-        for number, count in enumerate(np.bincount(kind)):
-            if count:
-                here = ordered[at : at + count]
-                symbols[row, here] = ans.decode(tables[of_row, number], count)
-                at += count
+    kinds = range(2 * int(column_class.max()) + 2)
+    tables = {row: [decode_table(ans, model, reach) for _ in kinds] for row in np.unique(row_class)}
+    symbols, odd = np.zeros((2, rows, columns), np.int64)
+    state = odd[0]
+    for row in range(rows):
+        odd[row] = state & 1
+        for kind in kinds:
+            here = 2 * column_class + odd[row] == kind
+            symbols[row, here] = ans.decode(tables[row_class[row]][kind], here.sum())
         symbols[row] -= reach
-        states[row + 1] = NEXT_STATE[states[row], symbols[row] & 1]
+        state = NEXT_STATE[state, symbols[row] & 1]
     if first & 64:
-        add_even_excess(ans, model, symbols, reach)
-    if not ans.is_empty():
-        raise ArtifactError("an ANS stream has data left after its last symbol")
-    codes = codes_of(symbols, states[:-1])
-    if np.abs(codes).max() > 32767:
-        raise ArtifactError(f"a trellis decodes to a code of {np.abs(codes).max()}")
-    return codes.astype(np.int16)
-
-
-def add_even_excess(ans: Any, model: Any, symbols: npt.NDArray[np.int64], reach: int) -> None:
-    """The two largest magnitudes have more of it, an even number: two bytes of its half each."""
-    at = np.abs(symbols) >= reach - 1
-    byte = model(np.ones(256, np.int64))
-    excess = ans.decode(byte, at.sum()).astype(np.int64)
-    excess += 256 * ans.decode(byte, at.sum())
-    symbols[at] += 2 * np.sign(symbols[at]) * excess
+        add_excess(ans, model, symbols, reach, 2)
+    check_used(ans)
+    return codes_of(symbols, odd).astype(np.int16)
