@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.curvature import Curvature
-from packer.quantizers.formats import QuantizedTensor
+from packer.quantizers.formats import QuantizedTensor, Stepped
 from packer.quantizers.quantize import dequantize, quantize
 from packer.quantizers.rounding import factorize
 from packer.quantizers.stepping import row_curvature
+from packer.quantizers.trellis_path import code_states, symbols_of
 
 from packer.artifact import encode_tensor
 from packer.checkpoint import Checkpoint, read_checkpoint
@@ -46,9 +47,11 @@ def our_bytes(quantized: QuantizedTensor) -> float:
 
 
 def brotli_bytes(quantized: QuantizedTensor) -> float:
-    """Our side values, and the codes as bytes under brotli-11."""
+    """Our side values, and the codes, or their symbols on the trellis, as bytes under brotli-11."""
     encoded, codes = encode_tensor(quantized), quantized.codes.numpy()
-    narrow = codes.astype(np.int8) if np.abs(codes).max() < 128 else codes
+    if isinstance(quantized.format, Stepped) and quantized.format.trellis:
+        codes = symbols_of(codes, code_states(codes)[:-1])
+    narrow = codes.astype(np.int8 if np.abs(codes).max() < 128 else np.int16)
     packed = len(brotli.compress(narrow.tobytes(), quality=11, lgwin=24))
     return encoded.size_bytes - encoded.payload_bytes + packed
 

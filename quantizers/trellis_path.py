@@ -33,9 +33,11 @@ def on_trellis(codes: np.ndarray) -> bool:
 def symbols_of(codes: np.ndarray, states: np.ndarray) -> np.ndarray:
     """int64: the symbols that codes are called in these states."""
     wide = codes.astype(np.int64)
-    return (wide + np.sign(wide) * (states & 1)) // 2
+    found: np.ndarray = (wide + np.sign(wide) * (states & 1)) // 2
+    return found
 
 
 def codes_of(symbols: np.ndarray, states: np.ndarray) -> np.ndarray:
     """int64: the codes that symbols stand for in these states."""
-    return 2 * symbols - np.sign(symbols) * (states & 1)
+    found: np.ndarray = 2 * symbols - np.sign(symbols) * (states & 1)
+    return found

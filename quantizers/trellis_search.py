@@ -11,7 +11,7 @@ hundred times slower.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,7 @@ def compiled(function: F) -> F:
         from numba import njit
     except ImportError:
         return function
-    made: F = njit(cache=True, nogil=True)(function)
-    return made
+    return cast(F, njit(cache=True, nogil=True)(function))
 
 
 @compiled
@@ -105,7 +104,7 @@ def _best_path(
                 nexts[state, above] = z[parents[i, state], above]
         cost, costs, z, nexts = costs, cost, nexts, z
     codes = np.zeros(rows, dtype=np.int16)
-    state = cost.argmin()
+    state = int(cost.argmin())
     for i in range(rows - 1, -1, -1):
         symbol, state = symbols[i, state], parents[i, state]
         odd = state & 1
