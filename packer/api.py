@@ -80,6 +80,7 @@ def measure(
     curvature: CurvatureLike | None = None,
     hessians: Mapping[str, torch.Tensor] | None = None,
     coder: str | None = None,
+    trellis: bool = False,
     out: PathLike | None = None,
     progress: Progress = ignore_progress,
 ) -> Measurement:
@@ -89,12 +90,19 @@ def measure(
     curvature: what `calibrate` gave or wrote, which predicts damage in bits per byte and lets GPTQ
     round; or Curvature by tensor. hessians: in its place second moments of the inputs alone,
     [columns, columns] by tensor, with which GPTQ rounds. coder: of every tensor; "numpy" is read
-    where constriction is not installed; None lets the packer choose.
+    where constriction is not installed; None lets the packer choose. trellis: with curvature, codes
+    on a trellis too: fewer bytes, slower.
     """
     loaded = load(checkpoint)
     felt = given_curvature(loaded, curvature, hessians)
     measured = measuring.measure(
-        loaded, pins=pins, metadata=metadata, curvature=felt, coder=coder, progress=progress
+        loaded,
+        pins=pins,
+        metadata=metadata,
+        curvature=felt,
+        coder=coder,
+        trellis=trellis,
+        progress=progress,
     )
     if out is not None:
         write_json(out, measured.to_json())
@@ -114,6 +122,7 @@ def plan(
     curvature: CurvatureLike | None = None,
     hessians: Mapping[str, torch.Tensor] | None = None,
     coder: str | None = None,
+    trellis: bool = False,
     out: PathLike | None = None,
     progress: Progress = ignore_progress,
 ) -> PackPlan:
@@ -122,7 +131,7 @@ def plan(
     source: a checkpoint, which is measured first, or measurements (candidates.json, plan.json).
     code: files counted as code. loader: count the loader too. margin_bytes: left free on purpose.
     pins: selector -> choice. policy: another run's plan, whose choices and pins are kept; tensors
-    step down only where they do not fit. curvature, hessians, coder: as in `measure`.
+    step down only where they do not fit. curvature, hessians, coder, trellis: as in `measure`.
     Raises CapError: nothing fits; says the smallest size reachable. PlanError, SelectorError.
     """
     limits = limits_of(cap_bytes, code, loader, margin_bytes)
@@ -139,7 +148,9 @@ def plan(
     if policy is not None:
         made = under_policy(load_plan(policy), source, limits, metadata, felt, progress)
     else:
-        measurement, earlier = measurement_of(source, pins, metadata, felt, coder, progress)
+        measurement, earlier = measurement_of(
+            source, pins, metadata, felt, coder, trellis, progress
+        )
         made = make_plan(measurement, limits, {**earlier, **(pins or {})})
     if out is not None:
         write_json(out, made.to_json())

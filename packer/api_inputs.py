@@ -65,6 +65,7 @@ def measurement_of(
     metadata: Mapping[str, str] | None,
     curvature: AnyCurvature | None,
     coder: str | None,
+    trellis: bool,
     progress: Progress,
 ) -> tuple[Measurement, Mapping[str, str]]:
     """(measurements, pins of an earlier plan)."""
@@ -80,6 +81,7 @@ def measurement_of(
         metadata=metadata,
         curvature=curvature,
         coder=coder,
+        trellis=trellis,
         progress=progress,
     )
     return measured, {}
@@ -95,7 +97,7 @@ def under_policy(
 ) -> PackPlan:
     """Measures the policy's own choices first, and all others only when those do not fit."""
     if not isinstance(source, str | os.PathLike | Mapping | Checkpoint):
-        measured, _ = measurement_of(source, None, None, None, None, progress)
+        measured, _ = measurement_of(source, None, None, None, None, False, progress)
         return follow_policy(policy, measured, limits)
     checkpoint = load(source)
     quick = measuring.measure_choices(checkpoint, policy.choices, metadata, progress, curvature)

@@ -35,6 +35,7 @@ from packer.quantizers.formats import (
 )
 from packer.quantizers.step_grid import PER_OCTAVE, nearest_indices
 from packer.step_decoder import STEPPED_BYTE
+from packer.trellis_encoder import encode_trellis
 
 _PASSTHROUGH = ("raw", "fp32", "fp16", "bf16")
 
@@ -182,7 +183,11 @@ def _encode_stepped(
         steps += _encode_steps(column, True, beside(coder))
     scales = row.numpy(), None if column is None else column.numpy()
     name = coder or "ans"
-    payload = encode_ans(quantized.codes.numpy(), *scales, coder=name)
+    codes = quantized.codes.numpy()
+    if format.trellis:
+        payload = encode_trellis(codes, *scales, coder=name)
+    else:
+        payload = encode_ans(codes, *scales, coder=name)
     shrink = bytes([int(quantized.side["shrink"])])
     block = format_bytes(format) + shrink + steps + _stream(CODER_IDS[name], payload)
     return EncodedTensor(block, name, len(shrink + steps), len(payload))
@@ -221,7 +226,7 @@ def _stream(coder: int, data: bytes) -> bytes:
 def format_bytes(format: TensorFormat) -> bytes:
     """How a block begins."""
     if isinstance(format, Stepped):
-        return bytes([STEPPED_BYTE | format.rows << 1 | int(format.columns)])
+        return bytes([STEPPED_BYTE | format.trellis << 2 | format.rows << 1 | int(format.columns)])
     if isinstance(format, LowRank):
         first = decoder.LOW_RANK + FACTOR_BITS.index(format.bits)
         return bytes([first, format.rank, format_byte(format.base)])
@@ -240,7 +245,7 @@ def format_byte(format: Passthrough | Uniform | Ternary) -> int:
 def stored_format(stored: decoder.StoredTensor) -> TensorFormat:
     """The format of a tensor that decoder.parse has accepted."""
     if stored.steps:
-        return Stepped(stored.format & 2 != 0, stored.format & 1 != 0)
+        return Stepped(*(stored.format & bit != 0 for bit in (2, 1, 4)))
     base = format_of(stored.format)
     if not stored.rank or isinstance(base, Passthrough):
         return base

@@ -16,6 +16,7 @@ from packer.code.extract import Module, extract
 from packer.code.minify import is_literal, parse
 from packer.code.shorten import shorten
 from packer.code.wrapper import ENTRY, wrap
+from packer.errors import PlanError
 from packer.ship import DECODERS, ENTRIES, EVERYTHING, PARTS, minified_loader, parts_of
 
 if TYPE_CHECKING:
@@ -30,7 +31,14 @@ ENCODERS: tuple[Module, ...] = tuple(
     )
 ) + tuple(
     ("packer", f"{name}.py")
-    for name in ("lane_encoder", "symbol_stacks", "entropy", "artifact", "filling")
+    for name in (
+        "lane_encoder",
+        "symbol_stacks",
+        "entropy",
+        "trellis_encoder",
+        "artifact",
+        "filling",
+    )
 )
 BUNDLE_ENTRIES = (*ENTRIES, "filled", "read_curvatures", "Choice", "Curvature")
 # What an encoder needs to know of each part, and the functions that only this needs.
@@ -39,6 +47,7 @@ ENCODER_PARTS = {
     "scaled": ("_encode_scaled", "choose_scale"),
     "rank": ("_encode_factors", "correction"),
     "stepped": ("_encode_stepped", "_stepped"),
+    "trellis": (),
     "ans": ("ConstrictionPushes",),
     "numpy": ("LanePushes",),
     "zstd": ("to_zstd",),
@@ -58,6 +67,8 @@ WAYS = {
     "absmean": ("absmean_scale",),
     "ternary": ("ternary_scale",),
 }
+# Of codes on a trellis, which a bundle does not make.
+SEARCHES = ("encode_trellis", "trellis_codes")
 # Loops that need a compiler beside them; what does the same without one is slower.
 COMPILED = ("_compiled_block", "_compiled_tile")
 
@@ -167,13 +178,18 @@ def _source(plan: PackPlan, command: str) -> str:
 
     choices = {name: parse_choice(text) for name, text in plan.choices.items()}
     parts = parts_of(plan.choices.values())
+    if "trellis" in parts:
+        raise PlanError(
+            "the plan has codes on a trellis, whose search is too slow without a compiler; bundle "
+            "a plan made without --trellis"
+        )
     classes = sorted({kind for one in choices.values() for kind in _classes(one.format)})
     never = [name for part in sorted(EVERYTHING - parts) for name in PARTS[part]]
     never += [name for part in sorted(EVERYTHING - parts) for name in ENCODER_PARTS[part]]
     never += [name for way in sorted(WAYS.keys() - _ways(choices)) for name in WAYS[way]]
     never += COMPILED
     entries = [*BUNDLE_ENTRIES, *classes, *(["read_tensors"] if command else [])]
-    tree = extract((*DECODERS, *ENCODERS), entries, never)
+    tree = extract((*DECODERS, *ENCODERS), entries, never, SEARCHES)
     tree.body += ast.parse(_glue(plan, choices) + command).body
     return shorten(tree, (*ENTRIES, "read_curvatures", "encode_weights", "Curvature"))
 

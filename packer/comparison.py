@@ -104,6 +104,7 @@ class Row:
 class Workbench:
     """One checkpoint and what every contender shares. code: counted beside the file, and its
     margin; the cap in it is not read. trials: to fit our predicted damage on, None for as it is.
+    trellis: whether ours may use one.
     """
 
     checkpoint: Checkpoint
@@ -111,6 +112,7 @@ class Workbench:
     curvature: CurvatureSet
     pins: Mapping[str, str]
     trials: DamageBench | None = None
+    trellis: bool = False
     progress: Progress = ignore_progress
 
     def recipes_under(self, cap_bytes: int) -> Iterator[Contender | Refused]:
@@ -152,7 +154,11 @@ class Workbench:
             return
         started = time.perf_counter()
         measured = measure(
-            self.checkpoint, pins=self.pins, curvature=self.curvature, progress=self.progress
+            self.checkpoint,
+            pins=self.pins,
+            curvature=self.curvature,
+            trellis=self.trellis,
+            progress=self.progress,
         )
         if self.trials is not None:
             measured = fit_to_model(measured, self.trials, self.progress)

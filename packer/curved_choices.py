@@ -18,12 +18,26 @@ MEAN_STEPS = tuple(0.05 * 2 ** (i / 4) for i in range(27))
 # Ways are compared at a fine and at a coarse step, each for the half of the grid around it.
 PROBES = (0.3, 1.0)
 HALVES = 0.55
+# A trellis takes long to search: three an octave, where models are useful. Its steps are finer than
+# those of equal damage without one.
+TRELLIS_STEPS = tuple(0.13 * 2 ** (i / 3) for i in range(13))
+FINER = 0.62
 
 
-def curved_choices(weight: torch.Tensor, curvature: Curvature) -> tuple[Choice, ...]:
-    """Every step of the grid, in the format whose degrees of freedom pay for themselves."""
+def curved_choices(
+    weight: torch.Tensor, curvature: Curvature, trellis: bool = False
+) -> tuple[Choice, ...]:
+    """Every step of the grid, in the format whose degrees of freedom pay for themselves.
+
+    trellis: the same on a trellis too, by steps further apart.
+    """
     fine, coarse = (_best_stepped(weight, curvature, probe) for probe in PROBES)
     ways = [(fine if step < HALVES else coarse, step) for step in MEAN_STEPS]
+    if trellis:
+        ways += [
+            ((fine if step < HALVES else coarse).replace("step", "trellis", 1), FINER * step)
+            for step in TRELLIS_STEPS
+        ]
     return tuple(parse_choice(f"{way}@{step:.3g}") for way, step in ways)
 
 

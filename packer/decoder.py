@@ -201,7 +201,7 @@ def read_tensor(reader: Reader, name: str, dtype: str, shape: list[int]) -> Stor
     scale: tuple[int, memoryview] | None = None
     steps: tuple[StoredSteps, ...] = ()
     shrink, side = 0, 0
-    if STEPPED_BYTE <= format < STEPPED_BYTE + 4 and not rank:
+    if STEPPED_BYTE <= format < STEPPED_BYTE + 8 and not rank:
         shrink, steps = read_stepped(reader, format)
         side = reader.at - start - 1
     else:
@@ -293,7 +293,12 @@ def decode_stepping(
     """(codes, row, column, shrink) of a stepped format, as `dequantize_stepped` takes them."""
     try:
         return decode_stepped(
-            stored.codes, stored.steps, stored.shrink, stored.rows, stored.columns
+            stored.codes,
+            stored.steps,
+            stored.shrink,
+            stored.rows,
+            stored.columns,
+            stored.format & 4,
         )
     except ArtifactError as error:
         raise ArtifactError(f"tensor {stored.name}: {error}") from None

@@ -146,7 +146,7 @@ def encode_ans(
     if largest == 0:
         return bytes(2)
     wide = codes.dtype != np.int8
-    reach = _open_reach(codes, largest) if wide else largest
+    reach = open_reach(codes, largest) if wide else largest
     clipped = codes.clip(-reach, reach).astype(np.int8) if wide else codes
     pushed = LanePushes(clipped, reach) if coder == "numpy" else ConstrictionPushes()
     if reach < largest:
@@ -157,18 +157,22 @@ def encode_ans(
         symbols += reach
         levels = count_levels(np.bincount(symbols, minlength=2 * reach + 1))
         pushed.symbols(symbols, level_counts()[levels])
-        _push_table(pushed, levels, reach)
+        push_table(pushed, levels, reach)
     if not classes.columns_by_scale:
-        _push_classes(pushed, column_class, classes.columns)
+        push_classes(pushed, column_class, classes.columns)
     if classes.kind == 2:
-        _push_classes(pushed, row_class, classes.rows)
+        push_classes(pushed, row_class, classes.rows)
+    return bytes([first_byte(classes) | (reach < largest) << 6, reach]) + pushed.data()
+
+
+def first_byte(classes: Classes) -> int:
+    """How a stream with these classes begins, where its largest magnitude is not open."""
     log2 = {1: 0, 2: 1, 4: 2, 8: 3}
     first = classes.kind | log2[classes.rows] << 2 | log2[classes.columns] << 4
-    first |= (reach < largest) << 6 | classes.columns_by_scale << 7
-    return bytes([first, reach]) + pushed.data()
+    return first | classes.columns_by_scale << 7
 
 
-def _open_reach(codes: Codes, largest: int) -> int:
+def open_reach(codes: Codes, largest: int) -> int:
     """The largest magnitude that tables should hold: beyond it, two bytes a code are cheaper."""
     counts = np.bincount(np.minimum(np.abs(codes), _LARGEST_REACH).ravel(), minlength=2)
     beyond = counts[::-1].cumsum()[::-1]  # codes of at least that magnitude
@@ -313,12 +317,12 @@ def count_levels(counts: Numbers) -> list[int]:
     return found
 
 
-def _push_table(pushed: Pushes, levels: list[int], reach: int) -> None:
+def push_table(pushed: Pushes, levels: list[int], reach: int) -> None:
     order = stream_decoder.table_order(reach)
     guesses = [stream_decoder.predict_level(levels, reach, distance, at) for distance, at in order]
     pushed.levels([levels[at] for _, at in order], guesses)
 
 
-def _push_classes(pushed: Pushes, classes: Numbers, count: int) -> None:
+def push_classes(pushed: Pushes, classes: Numbers, count: int) -> None:
     if count > 1:
         pushed.symbols(classes.astype(np.int32), np.ones(count, np.int64))

@@ -52,10 +52,13 @@ def ignore_progress(what: str, done: int, total: int) -> None:
     """The default: tell nobody."""
 
 
-def default_choices(weight: torch.Tensor, curvature: Curvature | None = None) -> tuple[Choice, ...]:
+def default_choices(
+    weight: torch.Tensor, curvature: Curvature | None = None, trellis: bool = False
+) -> tuple[Choice, ...]:
     """Every choice that could be right for a tensor of this shape and dtype.
 
-    With curvature, steps that follow it and GPTQ take the place of clips and nearest rounding.
+    With curvature, steps that follow it and GPTQ take the place of clips and nearest rounding;
+    trellis: its codes on a trellis too.
     """
     exact = exact_choice(weight.dtype)
     if not quantizable(weight):
@@ -67,7 +70,7 @@ def default_choices(weight: torch.Tensor, curvature: Curvature | None = None) ->
     if weight.dim() >= 2 and weight.numel() >= LONG_GRID_ELEMENTS:
         if curvature is not None:
             # Steps without a clip: one per tensor or row and a clip are never better.
-            curved = curved_choices(weight, curvature)
+            curved = curved_choices(weight, curvature, trellis)
             return (exact, *(parse_choice(text) for text in texts), *curved)
         texts += ["int7.row", "int5.row", "int4.row", "int3.row", "int2.row", "ternary.row"]
         clips = [f"{127 * step:.4g}" for step in STEP_GRID]
@@ -113,6 +116,7 @@ def measure(
     metadata: Mapping[str, str] | None = None,
     curvature: AnyCurvature | None = None,
     coder: str | None = None,
+    trellis: bool = False,
     progress: Progress = ignore_progress,
 ) -> Measurement:
     """Candidates for every tensor: real coded bytes and damage under each choice.
@@ -120,7 +124,7 @@ def measure(
     pins: selector -> choice; a pinned tensor is measured under that choice as well. metadata: text
     for the artifact, added to the checkpoint's own. curvature: a set gives damage in bits per byte
     and choices with +gptq; second moments by tensor give those choices alone. coder: of every
-    choice; None lets the packer choose.
+    choice; None lets the packer choose. trellis: as of `default_choices`.
     Raises SelectorError: a pin matches nothing. PlanError: a pinned choice cannot hold the tensor.
     """
     infos = tensor_infos(checkpoint)
@@ -130,7 +134,7 @@ def measure(
 
     def choices_of(name: str) -> tuple[Choice, ...]:
         weight, felt = checkpoint.tensors[name], by_tensor.get(name)
-        offered = default_choices(weight, felt)
+        offered = default_choices(weight, felt, trellis)
         chosen = [replace(choice, coder=coder) for choice in offered] if coder else offered
         return with_pinned(chosen, pinned.get(name))
 

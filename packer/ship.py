@@ -20,7 +20,9 @@ DECODERS: tuple[Module, ...] = (
     ("packer", "artifact_error.py"),
     ("packer", "reader.py"),
     ("packer", "lane_decoder.py"),
+    ("packer.quantizers", "trellis_path.py"),
     ("packer", "stream_decoder.py"),
+    ("packer", "trellis_decoder.py"),
     ("packer", "step_decoder.py"),
     ("packer", "decoder.py"),
 )
@@ -30,6 +32,7 @@ PARTS = {
     "scaled": ("read_scale", "decode_scaled"),
     "rank": ("read_correction", "read_factors", "decode_factors"),
     "stepped": ("read_stepped", "decode_stepping"),
+    "trellis": ("decode_trellis",),
     "ans": ("open_constriction",),
     "numpy": ("LaneDecoder",),
     "zstd": ("from_zstd",),
@@ -57,6 +60,8 @@ def parts_of(choices: Iterable[str]) -> frozenset[str]:
             found.add("kept")
         elif format.startswith("step"):
             found.add("stepped")
+        elif format.startswith("trellis"):
+            found |= {"stepped", "trellis"}
         else:
             found |= {"scaled", "rank"} if ".rank" in format else {"scaled"}
         found |= WITHOUT_CONSTRICTION if coder == "numpy" else {*AUTOMATIC, coder} & EVERYTHING

@@ -20,8 +20,10 @@ from packer.quantizers.step_grid import (
 )
 from packer.reader import Reader
 from packer.stream_decoder import ANS, NUMPY, decode_ans, decode_stream
+from packer.trellis_decoder import decode_trellis
 
-STEPPED_BYTE = 0x60  # of a format byte; plus 2 for a step per row, 1 for a step per column
+# Of a format byte; plus 4 for codes on a trellis, 2 for a step per row, 1 for a step per column.
+STEPPED_BYTE = 0x60
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def decode_stepped(
     shrink: int,
     rows: int,
     columns: int,
+    trellis: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """(int16 codes [rows, columns], row, column or None, shrink): what dequantizes.
 
@@ -89,5 +92,8 @@ def decode_stepped(
     row = decode_steps(steps[0], rows)
     column = decode_steps(steps[1], columns) if len(steps) > 1 else None
     scales = row.numpy(), None if column is None else column.numpy()
-    decoded = decode_ans(data, rows, columns, *scales, True, coder)
+    if trellis:
+        decoded = decode_trellis(data, rows, columns, *scales, coder)
+    else:
+        decoded = decode_ans(data, rows, columns, *scales, True, coder)
     return torch.from_numpy(decoded), row, column, torch.tensor(shrink, dtype=torch.uint8)[None]

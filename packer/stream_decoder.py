@@ -138,13 +138,9 @@ def decode_ans(
     codes = np.zeros((rows, columns), dtype=np.int16 if wide else np.int8)
     if reach == 0 or codes.size == 0:
         return codes
-    symbols, model = opened(coder, data[2:])
-    row_class = class_rows(first & 3, 1 << (first >> 2 & 3), rows, scale, symbols, model)
-    classes = 1 << (first >> 4 & 3)
-    if first & 128:
-        column_class = rank_classes(column_scale, classes)
-    else:
-        column_class = decode_classes(symbols, model, classes, columns)
+    symbols, model, row_class, column_class = open_classes(
+        data, rows, columns, scale, column_scale, coder
+    )
     for cell, height, width in class_cells(row_class, column_class):
         found = symbols.decode(decode_table(symbols, model, reach), height * width)
         if not wide and found.max() > 127 + reach:
@@ -152,9 +148,33 @@ def decode_ans(
         codes[cell] = (found - reach).reshape(height, width)
     if first & 64:
         add_excess(symbols, model, codes, reach)
+    check_used(symbols)
+    return codes
+
+
+def check_used(symbols: Any) -> None:
     if not symbols.is_empty():
         raise ArtifactError("an ANS stream has data left after its last symbol")
-    return codes
+
+
+def open_classes(
+    data: Buffer,
+    rows: int,
+    columns: int,
+    scale: npt.NDArray[Any] | None,
+    column_scale: npt.NDArray[Any] | None,
+    coder: int,
+) -> tuple[Any, Model, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(what decodes symbols, what makes models, class of each row, class of each column)."""
+    first = data[0]
+    symbols, model = opened(coder, data[2:])
+    row_class = class_rows(first & 3, 1 << (first >> 2 & 3), rows, scale, symbols, model)
+    classes = 1 << (first >> 4 & 3)
+    if first & 128:
+        column_class = rank_classes(column_scale, classes)
+    else:
+        column_class = decode_classes(symbols, model, classes, columns)
+    return symbols, model, row_class, column_class
 
 
 def check_start(
@@ -203,14 +223,17 @@ def open_constriction(data: Buffer) -> Any:
         raise ArtifactError(f"an ANS stream is damaged: {error}") from None
 
 
-def add_excess(symbols: Any, model: Model, codes: npt.NDArray[np.int16], reach: int) -> None:
-    """Codes of the largest magnitude have more of it: two bytes each, the lower bytes first."""
-    at = np.abs(codes) == reach
+def add_excess(
+    symbols: Any, model: Model, codes: npt.NDArray[Any], reach: int, unit: int = 1
+) -> None:
+    """The `unit` largest magnitudes have more of it, in units: two bytes, the lower ones first."""
+    at = np.abs(codes) > reach - unit
     byte = model(np.ones(256, np.int64))
-    magnitudes = reach + symbols.decode(byte, at.sum()).astype(np.int64)
-    magnitudes += 256 * symbols.decode(byte, at.sum())
-    if len(magnitudes) and magnitudes.max() > 32767:
-        raise ArtifactError(f"an ANS stream decodes to a code of {magnitudes.max()}")
+    excess = symbols.decode(byte, at.sum()).astype(np.int64)
+    excess += 256 * symbols.decode(byte, at.sum())
+    magnitudes = np.abs(codes[at]) + unit * excess
+    if len(magnitudes) and magnitudes.max() * unit > 32767:
+        raise ArtifactError(f"an ANS stream decodes to a code of {magnitudes.max() * unit}")
     codes[at] = np.sign(codes[at]) * magnitudes
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from .step_grid import MAX_SHRINK, on_grid
+from .trellis_path import on_trellis
 
 
 class FormatError(ValueError):
@@ -122,16 +123,18 @@ class Stepped:
 
     Without `rows` one step serves the whole tensor. Steps lie on the grid of step_grid.py. Codes
     beside 0 stand for values a little nearer to zero, where the weights are denser: see
-    `dequantize.code_values`.
+    `dequantize.code_values`. On a `trellis` steps are finer, and a code says which codes may follow
+    it in the next row: see trellis_path.py.
     """
 
     rows: bool = False
     columns: bool = False
+    trellis: bool = False
     code_max: int = field(default=32767, init=False, repr=False)
     code_min: int = field(default=-32767, init=False, repr=False)
 
     def __str__(self) -> str:
-        return "step" + ".row" * self.rows + ".col" * self.columns
+        return ("trellis" if self.trellis else "step") + ".row" * self.rows + ".col" * self.columns
 
 
 TensorFormat = Passthrough | Uniform | Ternary | LowRank | Stepped
@@ -146,6 +149,7 @@ _UNIFORM = re.compile(r"int(\d)\.(row|tensor)(\.wide)?(\.scale32)?")
 STEPPED = {
     str(made): made for made in (Stepped(r, c) for r in (True, False) for c in (True, False))
 }
+TRELLIS = {str(made): made for made in (replace(one, trellis=True) for one in STEPPED.values())}
 PASSTHROUGH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -158,8 +162,8 @@ def parse_format(text: str) -> TensorFormat:
         return Passthrough(text)
     if text == "ternary.row":
         return Ternary()
-    if text in STEPPED:
-        return STEPPED[text]
+    if text in STEPPED or text in TRELLIS:
+        return {**STEPPED, **TRELLIS}[text]
     corrected = _LOW_RANK.fullmatch(text)
     if corrected is not None:
         base = parse_format(corrected[1])
@@ -170,7 +174,7 @@ def parse_format(text: str) -> TensorFormat:
     if match is None:
         raise FormatError(
             f"unknown format {text!r}; formats are raw, fp32, fp16, bf16, ternary.row, "
-            f"{', '.join(STEPPED)}, and "
+            f"{', '.join((*STEPPED, *TRELLIS))}, and "
             "int2 to int8 followed by .row or .tensor (then .wide, .scale32), such as int6.row; "
             "integers and ternary.row take a correction of low rank, such as int4.row.rank4x8"
         )
@@ -204,6 +208,8 @@ class QuantizedTensor:
         elif isinstance(self.format, Stepped):
             self._check_codes(self.format, torch.int16)
             self._check_steps(self.format)
+            if self.format.trellis and not on_trellis(self.codes.numpy()):
+                raise FormatError(f"{self.format}: codes do not follow each other on its trellis")
         else:
             self._check_scaled(self.format)
 

@@ -40,6 +40,7 @@ from .low_rank import correction
 from .prune import prune_smallest
 from .rounding import HessianFactor, RoundingReport, factorize, round_with, together
 from .stepping import step_sizes, stepped_codes
+from .trellis import trellis_codes
 
 KEPT_FACTORS = 8  # of the tensors that are worked on at once
 
@@ -98,8 +99,13 @@ def _stepped(
         factors = _factors(_needed(choice, curvature, shape))
     if choice.rounding == "gptq2":
         outputs = _output_factors(choice, _needed(choice, curvature, shape))
+        if format.trellis:  # its path runs down the rows as they stand
+            outputs = _ordered_output_factors(_needed(choice, curvature, shape))
     side = step_sizes(rows, format, choice.step, curvature if factors else None, factors, outputs)
-    codes, report = stepped_codes(rows, format, side, factors, outputs)
+    if format.trellis:
+        codes, report = trellis_codes(rows, side, factors, outputs, curvature)
+    else:
+        codes, report = stepped_codes(rows, format, side, factors, outputs)
     return QuantizedTensor(format, shape, weight.dtype, codes, side), report
 
 
@@ -146,6 +152,12 @@ def _kept_output_factors(curvature: Curvature) -> tuple[HessianFactor, ...] | No
     if curvature.row_factors is None:
         return None
     return tuple(factorize(outputs) for outputs in curvature.row_factors)
+
+
+@functools.lru_cache(maxsize=1)
+def _ordered_output_factors(curvature: Curvature) -> tuple[HessianFactor, ...]:
+    assert curvature.row_factors is not None
+    return tuple(factorize(outputs, order="given") for outputs in curvature.row_factors)
 
 
 def _output_factors(choice: Choice, curvature: Curvature) -> tuple[HessianFactor, ...]:

@@ -63,7 +63,8 @@ def step_sizes(
     side = {"row": steps_of(nearest_indices(mean * row, stride))}
     if format.columns:
         side["column"] = steps_of(nearest_indices(column, _stride(height)))
-    return side | {"shrink": torch.tensor([_shrink(rows, side)], dtype=torch.uint8)}
+    shrink = 0 if format.trellis else _shrink(rows, side)
+    return side | {"shrink": torch.tensor([shrink], dtype=torch.uint8)}
 
 
 def _stride(sharing: int) -> int:
@@ -162,7 +163,7 @@ def stepped_codes(
     size, codes, reports = len(rows) // len(factors), torch.empty(rows.shape), []
     for bank, factor in enumerate(factors):
         here = slice(bank * size, (bank + 1) * size)
-        divided = _divided(factor, column)
+        divided = over_steps(factor, column)
         reports.append(factor.report)
         if outputs and divided.upper is not None and outputs[bank].upper is not None:
             codes[here] = round_both_ways(
@@ -174,7 +175,8 @@ def stepped_codes(
     return codes.to(torch.int16), together(reports)
 
 
-def _divided(factor: HessianFactor, column: torch.Tensor | None) -> HessianFactor:
+def over_steps(factor: HessianFactor, column: torch.Tensor | None) -> HessianFactor:
+    """The factor of a matrix whose columns are divided by their steps."""
     if factor.upper is None or column is None:
         return factor
     return replace(factor, upper=factor.upper / column[factor.order])

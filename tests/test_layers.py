@@ -41,6 +41,7 @@ LAYERS = {
     "packer.lane_decoder": "decoder",
     "packer.reader": "decoder",
     "packer.step_decoder": "decoder",
+    "packer.trellis_decoder": "decoder",
     "packer.stream_decoder": "decoder",
     "packer": "packer",
 }
@@ -63,8 +64,10 @@ DECODER_NEEDS = {
     "packer.reader",
     "packer.quantizers.dequantize",
     "packer.quantizers.step_grid",
+    "packer.quantizers.trellis_path",
     "packer.step_decoder",
     "packer.stream_decoder",
+    "packer.trellis_decoder",
 }
 
 

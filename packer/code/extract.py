@@ -38,12 +38,16 @@ class _Definitions:
 
 
 def extract(
-    modules: Sequence[Module], entries: Iterable[str], never: Collection[str] = ()
+    modules: Sequence[Module],
+    entries: Iterable[str],
+    never: Collection[str] = (),
+    absent: Collection[str] = (),
 ) -> ast.Module:
     """The entries of these modules and what they reach, annotations and docstrings left out.
 
     never: names of functions that are never called; branches that lead there are left out, as are
-    those that raise (see `without`), and calls of functions called check_... .
+    those that raise (see `without`), and calls of functions called check_... . absent: such names
+    of modules that are not given.
     Raises CodeError: an entry or a name of `never` that is not there, a name defined twice.
     """
     found = _definitions(modules)
@@ -61,7 +65,7 @@ def extract(
         if name in kept or name not in found.by_name:
             continue
         node = found.by_name[name]
-        pruned = without(inlined.visit(bare(node)), never)
+        pruned = without(inlined.visit(bare(node)), (*never, *absent))
         kept.update(dict.fromkeys(_bound(node), pruned))
         waiting += _named(pruned)
     drop_unused_methods(list(kept.values()))

@@ -25,6 +25,7 @@ from packer.commands.options import (
     JSON,
     MARGIN,
     PINS,
+    TRELLIS,
     cap_option,
     print_json,
     say_notes,
@@ -54,7 +55,7 @@ class Scoring:
 
 @click.command("compare", short_help="Named recipes against our plan, through the file.")
 @click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
-@OptionGroup("limits", LimitOptions, cap_option(required=True), CODE, MARGIN, PINS)
+@OptionGroup("limits", LimitOptions, cap_option(required=True), CODE, MARGIN, PINS, TRELLIS)
 @click.option(
     "--caps",
     type=Sizes(),
@@ -104,7 +105,7 @@ def compare(
         for number, source in enumerate(checkpoints):
             file = curvature_files[number] if curvature_files else None
             options = CurvatureOptions(file, text, built)
-            bench = _workbench(source, options, counted, limits.pinned)
+            bench = _workbench(source, options, counted, limits)
             wanted = _ours_alone(bench, cap) if len(checkpoints) > 1 else _all(bench, cap, caps)
             found, failed = _scored(source, wanted, scoring)
             rows += found
@@ -134,14 +135,14 @@ def _check_usage(
 
 
 def _workbench(
-    source: str, options: CurvatureOptions, limits: Limits, pins: dict[str, str]
+    source: str, options: CurvatureOptions, counted: Limits, limits: LimitOptions
 ) -> Workbench:
     from packer.comparison import Workbench
 
     loaded = options.built.opening.read(source)
     felt = feel(source, loaded, options)
     assert felt.curvature is not None
-    return Workbench(loaded, limits, felt.curvature, pins, felt.bench)
+    return Workbench(loaded, counted, felt.curvature, limits.pinned, felt.bench, limits.trellis)
 
 
 def _all(bench: Workbench, cap: int, caps: Sequence[int]) -> Iterator[Contender | Refused]:

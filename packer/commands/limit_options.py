@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class LimitOptions:
     """cap: in bytes; None: not given. loader: whether the loader's bytes count too. coder: of every
-    tensor; None: the smallest.
+    tensor; None: the smallest. trellis: whether codes on a trellis are offered.
     """
 
     cap: int | None
@@ -21,6 +21,7 @@ class LimitOptions:
     pins: tuple[tuple[str, str], ...] = ()
     loader: bool = False
     coder: str | None = None
+    trellis: bool = False
 
     @property
     def pinned(self) -> dict[str, str]:

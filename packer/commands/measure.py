@@ -11,6 +11,7 @@ from packer.commands.options import (
     EXISTING,
     JSON,
     PINS,
+    TRELLIS,
     WRITABLE,
     print_json,
     read_config,
@@ -22,12 +23,13 @@ from packer.commands.options import (
 @click.command(short_help="Every tensor under every format.")
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--output", type=WRITABLE, default="candidates.json", show_default=True)
-@with_options(PINS, CODER, CURVATURE_KEPT, JSON)
+@with_options(PINS, CODER, TRELLIS, CURVATURE_KEPT, JSON)
 def measure(
     checkpoint: str,
     output: str,
     pins: tuple[tuple[str, str], ...],
     coder: str | None,
+    trellis: bool,
     curvature: CurvatureOptions,
     as_json: bool,
 ) -> None:
@@ -53,6 +55,7 @@ def measure(
             metadata=metadata,
             curvature=felt.curvature,
             coder=coder,
+            trellis=trellis,
             progress=progress,
         )
     found = felt.fitted(found)

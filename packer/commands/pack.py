@@ -14,12 +14,12 @@ from packer.commands.limit_options import LimitOptions
 from packer.commands.option_groups import OptionGroup
 from packer.commands.options import (
     CODE,
-    CODER,
     EXISTING,
     EXISTING_FILE,
     JSON,
     MARGIN,
     PINS,
+    WAYS,
     WRITABLE,
     cap_option,
     print_json,
@@ -66,13 +66,13 @@ class Deciding:
             raise click.UsageError(
                 "a --plan is packed with the curvature it was made with: --curvature"
             )
-        if self.policy is not None and (limits.pins or limits.coder):
+        if self.policy is not None and (limits.pins or limits.coder or limits.trellis):
             raise click.UsageError(
-                "--policy carries its own pins and coders; leave --pin and --coder out, or plan "
+                "--policy carries its own choices; leave --pin, --coder and --trellis out, or plan "
                 "anew"
             )
-        if self.recipe is not None and limits.coder:
-            raise click.UsageError("--recipe carries its own coder; leave --coder out")
+        if self.recipe is not None and (limits.coder or limits.trellis):
+            raise click.UsageError("--recipe carries its own ways; leave --coder and --trellis out")
 
 
 DECIDING = OptionGroup(
@@ -88,7 +88,7 @@ DECIDING = OptionGroup(
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--output", type=WRITABLE, required=True, help="The artifact to write.")
 @DECIDING
-@OptionGroup("limits", LimitOptions, cap_option(required=False), CODE, MARGIN, PINS, CODER)
+@OptionGroup("limits", LimitOptions, cap_option(required=False), CODE, MARGIN, PINS, *WAYS)
 @click.option("--loader", type=WRITABLE, help="Write (and count) the loader, a Python file, too.")
 @with_options(CURVATURE, JSON)
 def pack(
@@ -133,7 +133,7 @@ def pack(
                 "metadata": metadata,
                 "progress": progress,
             }
-            made, turned = _planned(deciding, source, felt, limits.coder, told)
+            made, turned = _planned(deciding, source, felt, limits, told)
         felt_by = felt.curvature
         packed = api.pack(
             loaded, made, out=output, loader=loader, curvature=felt_by, progress=progress
@@ -157,6 +157,7 @@ def _to_plan(
             metadata=metadata,
             curvature=felt.curvature,
             coder=limits.coder,
+            trellis=limits.trellis,
             progress=progress,
         )
     return felt.fitted(measured)
@@ -166,7 +167,7 @@ def _planned(
     deciding: Deciding,
     source: Checkpoint | Measurement,
     felt: Felt,
-    coder: str | None,
+    limits: LimitOptions,
     told: dict[str, Any],
 ) -> tuple[PackPlan, RecipePlan | None]:
     """The plan, and the recipe that it is of, if any. Raises CapError, PlanError."""
@@ -176,8 +177,14 @@ def _planned(
     if isinstance(source, Measurement):
         return api.plan(source, **told), None
     if deciding.recipe is None:
-        felt_by = felt.curvature
-        made = api.plan(source, policy=deciding.policy, curvature=felt_by, coder=coder, **told)
+        made = api.plan(
+            source,
+            policy=deciding.policy,
+            curvature=felt.curvature,
+            coder=limits.coder,
+            trellis=limits.trellis,
+            **told,
+        )
         return made, None
     turned = api.plan_recipe(source, deciding.recipe, curvature=felt.curvature, **told)
     return turned.plan, turned

@@ -18,11 +18,11 @@ from packer.commands.opening import Opening
 from packer.commands.option_groups import OptionGroup
 from packer.commands.options import (
     CODE,
-    CODER,
     EXISTING,
     JSON,
     MARGIN,
     PINS,
+    WAYS,
     WRITABLE,
     cap_option,
     read_config,
@@ -49,7 +49,7 @@ WHAT_IF = click.option(
 
 @click.command(short_help="A format for every tensor, under a cap.")
 @click.argument("source", type=EXISTING)
-@OptionGroup("limits", LimitOptions, cap_option(required=True), CODE, LOADER, MARGIN, PINS, CODER)
+@OptionGroup("limits", LimitOptions, cap_option(required=True), CODE, LOADER, MARGIN, PINS, *WAYS)
 @click.option("-o", "--output", type=WRITABLE, help="Write the plan here, for `packer pack`.")
 @click.option(
     "--measure-on",

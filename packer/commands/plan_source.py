@@ -41,10 +41,10 @@ def measured_from(
     """
     opening = curvature.built.opening
     if is_json(source):  # nothing of this path needs torch: a new cap takes under a second
-        if metadata or curvature.text.data or opening.given or limits.coder:
+        if metadata or curvature.text.data or opening.given or limits.coder or limits.trellis:
             raise click.UsageError(
-                "--weights, --drop, --template, --max-memory, --config, --calibration and --coder "
-                "need the checkpoint as SOURCE"
+                "--weights, --drop, --template, --max-memory, --config, --calibration, --coder "
+                "and --trellis need the checkpoint as SOURCE"
             )
         from packer.planning import read_measurement
 
@@ -63,6 +63,7 @@ def measured_from(
             metadata=metadata,
             curvature=felt.curvature,
             coder=limits.coder,
+            trellis=limits.trellis,
             progress=progress,
         )
     return Measured(felt.fitted(measured), limits.pinned, loaded, felt)

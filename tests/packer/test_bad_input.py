@@ -336,7 +336,7 @@ WRONG_USAGE: tuple[tuple[tuple[object, ...], str], ...] = (
     ),
     (
         ("pack", "model.pt", "--policy", "plan.json", "--cap", CAP, "--pin", "a=b", "-o", "out"),
-        "--policy carries its own pins",
+        "--policy carries its own choices",
     ),
     (("plan", "model.pt"), "Missing option '--cap'"),
     (("plan", "missing.pt", "--cap", CAP), "'missing.pt' does not exist"),

@@ -202,6 +202,7 @@ def test_on_the_reference_checkpoint(shared, tmp_path):
     names = ("in.pt", "curvature.safetensors", "m.pack")
     alone(ALONE, str(script), *(str(tmp_path / name) for name in names))
     total = script.stat().st_size + (tmp_path / "m.pack").stat().st_size
-    assert size - 200 <= total <= size
+    # Rows of 256 weights have steps a quarter of an octave apart: 1 kB for the smallest matrix.
+    assert size - 1_100 <= total <= size
     packed = str(tmp_path / "m.pack")
     assert alone(DECODED, str(script), packed) == digests(packed)

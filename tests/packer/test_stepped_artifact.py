@@ -153,7 +153,7 @@ def test_a_block_written_by_hand_is_read():
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"format": 0x64}, "format byte 0x64 is unknown"),
+        ({"format": 0x68}, "format byte 0x68 is unknown"),
         ({"shrink": 128}, "shrunk by 128/256"),
         ({"row": bytes([0, 0, 3, 0, 2, 0, 1])}, "3 grid points apart"),
         ({"row": bytes([0, 0, 0, 0, 2, 0, 1])}, "0 grid points apart"),

@@ -35,7 +35,11 @@ corrected_formats = st.builds(
     st.integers(1, 255),
     st.sampled_from([2, 4, 8]),
 )
-formats = plain_formats | corrected_formats | st.builds(Stepped, st.booleans(), st.booleans())
+formats = (
+    plain_formats
+    | corrected_formats
+    | st.builds(Stepped, st.booleans(), st.booleans(), st.booleans())
+)
 
 
 @st.composite

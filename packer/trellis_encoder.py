@@ -1,0 +1,90 @@
+"""Codes on a trellis to bytes: the encoding half of what trellis_decoder.py reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from packer.entropy import (
+    Codes,
+    Numbers,
+    choose_classes,
+    count_levels,
+    first_byte,
+    level_counts,
+    open_reach,
+    push_classes,
+    push_table,
+)
+from packer.quantizers.trellis_path import code_states, symbols_of
+from packer.symbol_stacks import ConstrictionPushes, LanePushes, Pushes
+
+
+def encode_trellis(
+    codes: Codes,
+    scale: npt.NDArray[Any] | None = None,
+    column_scale: npt.NDArray[Any] | None = None,
+    coder: str = "ans",
+) -> bytes:
+    """The stream of int16 codes [rows, columns] that lie on the trellis; arguments as of
+    `encode_ans`.
+    """
+    if not codes.any():
+        return bytes(2)
+    odd = code_states(codes)[:-1] & 1
+    whole = symbols_of(codes, odd)
+    largest = int(np.abs(whole).max())
+    reach = max(open_reach(whole, largest), min(largest, 2))
+    symbols = _within(whole, reach)
+    pushed = LanePushes(symbols, reach) if coder == "numpy" else ConstrictionPushes()
+    if reach < largest:
+        _push_even_excess(pushed, whole, reach)
+    classes, row_class, column_class = choose_classes(symbols, reach, scale, column_scale)
+    kinds = 2 * column_class[None, :] + odd
+    tables = _tables(symbols.astype(np.int32) + reach, reach, row_class, kinds)
+    for row in range(len(codes) - 1, -1, -1):
+        for kind in np.unique(kinds[row])[::-1]:
+            here = symbols[row, kinds[row] == kind].astype(np.int32) + reach
+            pushed.symbols(here, level_counts()[tables[row_class[row], kind]])
+    for table in reversed(tables.values()):
+        push_table(pushed, table, reach)
+    if not classes.columns_by_scale:
+        push_classes(pushed, column_class, classes.columns)
+    if classes.kind == 2:
+        push_classes(pushed, row_class, classes.rows)
+    return bytes([first_byte(classes) | (reach < largest) << 6, reach]) + pushed.data()
+
+
+def _within(symbols: Numbers, reach: int) -> npt.NDArray[np.int8]:
+    """Symbols beyond the reach as one of the two largest magnitudes, of their own parity."""
+    magnitudes = np.abs(symbols)
+    beyond = reach - ((magnitudes - reach) & 1)
+    within: npt.NDArray[np.int8] = (
+        np.sign(symbols) * np.where(magnitudes > reach, beyond, magnitudes)
+    ).astype(np.int8)
+    return within
+
+
+def _push_even_excess(pushed: Pushes, symbols: Numbers, reach: int) -> None:
+    magnitudes = np.abs(symbols)
+    half = (magnitudes[magnitudes >= reach - 1] - reach + 1) >> 1
+    for part in (half >> 8, half & 255):
+        pushed.symbols(part.astype(np.int32), np.ones(256, np.int64))
+
+
+def _tables(
+    symbols: npt.NDArray[np.int32], reach: int, row_class: Numbers, kinds: Numbers
+) -> dict[tuple[int, int], list[int]]:
+    """Levels of every class of rows and kind; one that no symbol uses has a code 0."""
+    width, highest = 2 * reach + 1, 2 * (int(kinds.max()) // 2 + 1)
+    index = (row_class[:, None] * highest + kinds) * width + symbols
+    cells = (int(row_class.max()) + 1) * highest
+    counts = np.bincount(index.ravel(), minlength=cells * width).reshape(-1, highest, width)
+    counts[..., reach] += counts.sum(axis=-1) == 0
+    return {
+        (row, kind): count_levels(counts[row, kind])
+        for row in np.unique(row_class).tolist()
+        for kind in range(highest)
+    }
