@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,17 @@ class TokenNats(Protocol):
 
     def token_nats(self, tokens: Tensor, targets: Tensor, count: int, /) -> Tensor:
         """Both [batch, time]; targets of `PADDING` at the end do not exist and cost nothing."""
+
+
+@runtime_checkable
+class NextLogits(Protocol):
+    """A model that can go on from what it kept of earlier positions."""
+
+    def start(self, length: int, /) -> Any:
+        """What is kept while it goes through windows of `length` tokens; nothing seen yet."""
+
+    def next_logits(self, tokens: Tensor, past: Any, /) -> Tensor:
+        """Logits [batch, vocab] after the last of tokens [batch, time], which `past` takes in."""
 
 
 AnyModel = LanguageModel | TokenNats
@@ -120,6 +131,21 @@ def _check_vocabulary(model: int, tokenizer: int | None) -> None:
             f"the model has a vocabulary of {model:,} and the tokenizer one of {tokenizer:,}: "
             "score with the tokenizer the model was trained with"
         )
+
+
+def following_logits(
+    model: AnyModel, tokens: Tensor, past: Any | None, vocab_size: int | None
+) -> Tensor:
+    """Logits [batch, vocab] in float32 after the last of tokens [batch, time].
+
+    past: what a model of `NextLogits` gave at its start, and has gone through all tokens but the
+    last with; None computes the whole window. Raises ScoreError as `tail_logits`.
+    """
+    if past is None or not isinstance(model, NextLogits):
+        return tail_logits(model, tokens, 1, vocab_size)[:, -1]
+    logits = model.next_logits(tokens, past)
+    _check_vocabulary(logits.size(-1), vocab_size)
+    return logits.float()
 
 
 def nats_of(logits: Tensor, targets: Tensor) -> Tensor:

@@ -7,8 +7,20 @@ from typing import Any
 
 import torch
 
+from .batches import Progress, ignore
 from .errors import ScoreError
-from .forward import AnyModel, TokenNats, device_of, scoring, tail_logits
+from .forward import (
+    AnyModel,
+    NextLogits,
+    TokenNats,
+    device_of,
+    following_logits,
+    scoring,
+    tail_logits,
+)
+
+# Windows written side by side, where what was computed of them is kept and where it is not.
+BATCH_KEPT, BATCH_ANEW = 64, 16
 
 
 def continue_text(
@@ -65,32 +77,53 @@ def sample_windows(
     vocab_size: int,
     temperature: float = 0.8,
     seed: int = 0,
-    batch: int = 16,
+    batch: int | None = None,
+    progress: Progress = ignore,
 ) -> Iterator[torch.Tensor]:
     """Yield int64 [at most batch, window], `windows` in all, of text by the model itself.
+
+    A model of `NextLogits` computes every position once, any other its whole window anew.
 
     Args:
         start: the token that every window begins with, such as BOS.
         vocab_size: pieces of the tokenizer; where the vocabulary was rounded up, the last logits
             stand for none.
-        seed: equal seeds give equal text on one machine.
+        seed: equal seeds give equal text on one machine, for one `batch`.
+        batch: windows side by side; None chooses.
+        progress: told tokens written and tokens in all.
 
     Raises:
         ScoreError: a model that only tells losses or gives numbers that are not finite.
     """
     if isinstance(model, TokenNats):
         raise ScoreError("this model only tells losses; it cannot write a text")
-    device = device_of(model)
-    generator = torch.Generator(device).manual_seed(seed)
+    if batch is None:
+        batch = BATCH_KEPT if isinstance(model, NextLogits) else BATCH_ANEW
+    generator = torch.Generator(device_of(model)).manual_seed(seed)
     for first in range(0, windows, batch):
-        count = min(batch, windows - first)
-        tokens = torch.full((count, 1), start, dtype=torch.int64, device=device)
-        while tokens.size(1) < window:
-            with scoring([model], autocast=device.type == "cuda"):
-                logits = tail_logits(model, tokens, 1, vocab_size)[:, -1, :vocab_size].float()
+        tokens = torch.full((min(batch, windows - first), window), start, device=device_of(model))
+        for at in _written(model, tokens, vocab_size, temperature, generator):
+            progress(first * window + len(tokens) * at, windows * window)
+        yield tokens
+
+
+def _written(
+    model: AnyModel,
+    tokens: torch.Tensor,
+    vocab_size: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> Iterator[int]:
+    """Draws all tokens [batch, window] but the first ones, in place; yields how many of each window
+    there are. Raises ScoreError.
+    """
+    past = model.start(tokens.size(1)) if isinstance(model, NextLogits) else None
+    with scoring([model], autocast=tokens.is_cuda):
+        for at in range(1, tokens.size(1)):
+            logits = following_logits(model, tokens[:, :at], past, vocab_size)[:, :vocab_size]
             if not logits.isfinite().all():
                 raise ScoreError("the model's logits are not finite; it cannot write a text")
             probabilities = torch.softmax(logits / temperature, dim=-1)
             drawn = torch.multinomial(probabilities, 1, generator=generator)
-            tokens = torch.cat((tokens, drawn), dim=1)
-        yield tokens
+            tokens[:, at] = drawn.squeeze(1)
+            yield at + 1

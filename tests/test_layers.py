@@ -32,6 +32,7 @@ LAYERS = {
     "packer.train.model": "model",
     "packer.train.attention": "model",
     "packer.train.layers": "model",
+    "packer.train.past": "model",
     "packer.train": "train",
     "packer.commands": "commands",
     "packer.cli": "commands",

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .past import KeyValues, attend_to_past
+
 
 def rms_norm(x: Tensor) -> Tensor:
     """Divide by the root mean square over the last axis; no parameters."""
@@ -145,6 +147,7 @@ class Attention(nn.Module):
         value_embedding: Tensor | None,
         first_values: Tensor | None,
         last: int,
+        past: KeyValues | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Attend from the last `last` positions to all before them.
 
@@ -153,6 +156,7 @@ class Attention(nn.Module):
             rope: tables of `rope_tables` for the whole window.
             value_embedding: [batch, time, kv_dim], added to the values.
             first_values: [batch, time, kv_heads, head_dim], the values of layer 0.
+            past: keys and values of all positions before, where `x` is one position alone.
 
         Returns:
             The output [batch, last, dim], and this layer's values before the first layer's are
@@ -174,7 +178,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos[-last:], sin[-last:]), rotate(k, cos, sin)
         if self.q_gain is not None:
             q = q * self.q_gain[:, None]
-        y = causal_attention(q, k, v)
+        y = causal_attention(q, k, v) if past is None else attend_to_past(q, *past.extended(k, v))
         if self.xsa:
             y = exclude_self(y, v[:, -last:])
         return self.proj(y.flatten(2)), values

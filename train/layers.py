@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attention, rms_norm
+from .past import KeyValues
 
 # The hash of BigramHash: two odd multipliers, combined by exclusive or in 32-bit arithmetic.
 HASH_CURRENT = 36313
@@ -81,11 +82,14 @@ class Block(nn.Module):
         value_embedding: Tensor | None,
         first_values: Tensor | None,
         last: int,
+        past: KeyValues | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Args and returns as in `Attention`; `x0` [batch, time, dim] enters every block."""
         if self.resid_mix is not None:
             x = torch.addcmul(self.resid_mix[0] * x, self.resid_mix[1], x0)
-        out, values = self.attn(self._normalized(x), rope, value_embedding, first_values, last)
+        out, values = self.attn(
+            self._normalized(x), rope, value_embedding, first_values, last, past
+        )
         x = _add(x[:, -last:], self.attn_scale, out)
         return _add(x, self.mlp_scale, self.mlp(self._normalized(x))), values
 

@@ -22,6 +22,10 @@ from .layers import (
     ValueEmbedding,
     layer_norm_scale,
 )
+from .past import Past
+
+# The embedding of a position looks two tokens back: a pair of tokens, and the one before by a gate.
+TOKENS_EMBEDDED = 3
 
 MAX_MLP_MULT = 1_000
 
@@ -229,7 +233,30 @@ class GPT(nn.Module):
 
         The last block's queries, its MLP and the head are computed at those positions only.
         """
-        x = rms_norm(self._stream(tokens, count))
+        return self._head(self._stream(tokens, count))
+
+    def start(self, length: int) -> Past:
+        """What `next_logits` keeps while it goes through windows of `length` tokens."""
+        c, device = self.config, self.tok_emb.weight.device
+        rope = rope_tables(length, c.rotating_dims, c.rope_base, c.rope_train_length, device)
+        return Past(c.num_layers, length, rope)
+
+    def next_logits(self, tokens: Tensor, past: Past) -> Tensor:
+        """Logits [batch, vocab] after the last of tokens [batch, time].
+
+        Only that position is computed; `past` has been through all before it and takes it in. The
+        same numbers, but for rounding, as `forward` has there for the whole window.
+        Raises ValueError: `past` has been through more or fewer positions.
+        """
+        if past.filled != tokens.size(1) - 1:
+            raise ValueError(f"{tokens.size(1)} tokens, and {past.filled} of them were seen")
+        x = self._embed(tokens[:, -TOKENS_EMBEDDED:])[:, -1:]
+        values = self._embedded_values(tokens[:, -1:])
+        return self._head(self._through_blocks(x, values, past.rope_here(), 1, past))[:, -1]
+
+    def _head(self, x: Tensor) -> Tensor:
+        """Logits of a residual stream [batch, time, dim]."""
+        x = rms_norm(x)
         head = self.tok_emb if self.lm_head is None else self.lm_head
         logits = F.linear(x, head.weight)
         cap = self.config.logit_softcap
@@ -239,8 +266,19 @@ class GPT(nn.Module):
         """The residual stream [batch, last, dim] after all blocks, before the final norm."""
         c, time = self.config, tokens.size(1)
         rope = rope_tables(time, c.rotating_dims, c.rope_base, c.rope_train_length, tokens.device)
-        x = x0 = self._embed(tokens)
-        embedded_values = self._embedded_values(tokens)
+        values = self._embedded_values(tokens)
+        return self._through_blocks(self._embed(tokens), values, rope, last)
+
+    def _through_blocks(
+        self,
+        x: Tensor,
+        embedded_values: dict[int, Tensor],
+        rope: tuple[Tensor, Tensor],
+        last: int,
+        past: Past | None = None,
+    ) -> Tensor:
+        """As `_stream`, from embeddings [batch, time, dim]; with `past` of one position alone."""
+        c, time, x0 = self.config, x.size(1), x
         skips: list[Tensor] = []
         first_values, middle = None, None
         for layer, block in enumerate(self.blocks):
@@ -248,7 +286,8 @@ class GPT(nn.Module):
             if skips and decoding >= 0 and self.skip_weights is not None:
                 x = torch.addcmul(x, self.skip_weights[decoding], skips.pop())
             needed = last if layer == c.num_layers - 1 else time
-            x, values = block(x, x0, rope, embedded_values.get(layer), first_values, needed)
+            before = None if past is None else past.layers[layer]
+            x, values = block(x, x0, rope, embedded_values.get(layer), first_values, needed, before)
             if layer == 0:
                 first_values = values
             if decoding < 0:

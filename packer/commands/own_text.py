@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from packer.evaluation import Data
 
 
+WINDOWS_IN_TIME = 16  # written side by side where seconds are limited, and kept when all are whole
+
+
 def written_by(model: AnyModel, text: TextOptions) -> tuple[Data, TextOptions, float]:
     """(text by the model itself, options that speak of it, the seconds it took).
 
@@ -55,17 +58,19 @@ def _windows(model: AnyModel, processor: Any, text: TextOptions, started: float)
     from packer.eval.sample import sample_windows
     from packer.progress import shown
 
-    windows = sample_windows(
-        model,
-        windows=-(-text.tokens // text.window),
-        window=text.window,
-        start=max(processor.bos_id(), 0),
-        vocab_size=processor.vocab_size(),
-        seed=text.seed,
-    )
     half = None if text.seconds is None else text.seconds / 2
     with shown("writing") as progress:
-        found = list(within(windows, half, started, progress))
+        windows = sample_windows(
+            model,
+            windows=-(-text.tokens // text.window),
+            window=text.window,
+            start=max(processor.bos_id(), 0),
+            vocab_size=processor.vocab_size(),
+            seed=text.seed,
+            batch=None if half is None else WINDOWS_IN_TIME,
+            progress=lambda done, total: progress("tokens", done, total),
+        )
+        found = list(within(windows, half, started, None))
     if not found:
         raise CurvatureError("not one window was written in half the seconds; allow more")
     return found

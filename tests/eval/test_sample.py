@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from packer.eval.errors import ScoreError
-from packer.eval.sample import continue_text
+from packer.eval.sample import continue_text, sample_windows
 from torch import Tensor
 
 Make = Callable[..., torch.nn.Module]
@@ -96,3 +96,44 @@ def test_a_model_of_losses_is_refused() -> None:
 
     with pytest.raises(ScoreError, match="only tells losses"):
         continue_text(Losses(), Letters(), "ab")
+
+
+class Remembering:
+    """Logits by the last two tokens; keeps the one before in `past`, as a test of who is asked."""
+
+    def __init__(self) -> None:
+        self.table = torch.randn(11, 11, 11, generator=torch.Generator().manual_seed(0))
+        self.asked = 0
+
+    def start(self, length: int) -> dict[str, Tensor]:
+        assert length == 12
+        return {"before": torch.zeros(0, dtype=torch.int64)}
+
+    def next_logits(self, tokens: Tensor, past: dict[str, Tensor]) -> Tensor:
+        self.asked += 1
+        before = past["before"] if tokens.size(1) > 1 else torch.zeros_like(tokens[:, 0])
+        past["before"] = tokens[:, -1].clone()
+        return self.table[before, tokens[:, -1]]
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        return self.table[torch.nn.functional.pad(tokens[:, :-1], (1, 0)), tokens]
+
+
+def test_what_is_kept_changes_nothing_in_the_text() -> None:
+    model = Remembering()
+    settings = {"windows": 5, "window": 12, "start": 10, "vocab_size": 11, "batch": 3}
+    kept = list(sample_windows(model, **settings))
+    anew = list(sample_windows(lambda tokens: model(tokens), **settings))
+    assert [len(part) for part in kept] == [3, 2] and model.asked == 2 * 11
+    assert all(torch.equal(one, other) for one, other in zip(kept, anew, strict=True))
+    assert all(bool((part[:, 0] == 10).all()) for part in kept)
+
+
+def test_windows_are_told_as_they_are_written(tiny: Make) -> None:
+    told: list[tuple[int, int]] = []
+    settings = {"windows": 4, "window": 6, "start": 10, "vocab_size": 11, "batch": 3}
+    parts = list(
+        sample_windows(tiny(0), **settings, progress=lambda done, all: told.append((done, all)))
+    )
+    assert told[0] == (6, 24) and told[-1] == (24, 24) and told == sorted(told)
+    assert len({tuple(window.tolist()) for part in parts for window in part}) == 4

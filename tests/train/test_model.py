@@ -121,6 +121,35 @@ def test_tail_logits_are_the_last_logits(switch: dict[str, object]) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "switch", [{}, *OFF, {"rope_train_length": 8}], ids=lambda s: next(iter(s), "all")
+)
+def test_one_position_after_another_gives_the_logits_of_the_window(
+    switch: dict[str, object],
+) -> None:
+    model, tokens = lively(replace(SMALL, **switch)), tokens_of((3, 20))
+    with torch.inference_mode():
+        past, whole = model.start(20), model(tokens)
+        for at in range(20):
+            found = model.next_logits(tokens[:, : at + 1], past)
+            torch.testing.assert_close(found, whole[:, at], atol=1e-4, rtol=1e-4)
+        with pytest.raises(ValueError, match="20 of them were seen"):
+            model.next_logits(tokens, past)
+
+
+def test_one_position_after_another_on_a_real_checkpoint(shared: Path) -> None:
+    folder = shared / "checkpoints"
+    model = GPT(config_from(read_config(folder / "ref6x256.config.json"))).eval()
+    model.load_state_dict(torch.load(folder / "ref6x256.pt", weights_only=True), strict=True)
+    golden = np.load(folder / "ref6x256.golden.npz")
+    tokens = torch.from_numpy(golden["tokens"]).long()
+    past = model.start(tokens.size(1))
+    with torch.inference_mode():
+        steps = [model.next_logits(tokens[:, : at + 1], past) for at in range(tokens.size(1))]
+    found = torch.stack(steps, dim=1)
+    torch.testing.assert_close(found, torch.from_numpy(golden["logits"]), atol=1e-4, rtol=0)
+
+
 def test_causal() -> None:
     model, tokens = lively(SMALL), tokens_of((1, 16))
     changed = tokens.clone()
