@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,31 @@ class Felt:
     curvature: CurvatureSet | None
     bench: DamageBench | None
 
-    def fitted(self, measured: Measurement) -> Measurement:
-        """The measurement, fitted where there is a bench; with a progress bar."""
+    def measure(
+        self,
+        loaded: Checkpoint,
+        pins: Mapping[str, str],
+        metadata: Mapping[str, str],
+        coder: str | None,
+        trellis: bool,
+    ) -> Measurement:
+        """The checkpoint measured, and fitted where there is a bench; with progress bars."""
+        from packer.measuring import measure
+        from packer.progress import shown
+
+        with shown("measuring") as progress:
+            measured = measure(
+                loaded,
+                pins=pins,
+                metadata=metadata,
+                curvature=self.curvature,
+                coder=coder,
+                trellis=trellis,
+                progress=progress,
+            )
+        return self._fitted(measured)
+
+    def _fitted(self, measured: Measurement) -> Measurement:
         from packer.progress import shown
         from packer.trials import fit_to_model
 

@@ -38,9 +38,7 @@ def measure(
     The file written can be planned for any cap in a second: packer plan candidates.json --cap 16MB.
     With --calibration or --curvature, damage is predicted in bits per byte and GPTQ rounds.
     """
-    from packer import api
     from packer.files import write_json
-    from packer.progress import shown
 
     curvature.check()
     for written in curvature.writes(output):
@@ -48,17 +46,7 @@ def measure(
     metadata = read_config(curvature.built.config)
     loaded = curvature.built.opening.read(checkpoint)
     felt = feel(checkpoint, loaded, curvature)
-    with shown("measuring") as progress:
-        found = api.measure(
-            loaded,
-            pins=dict(pins),
-            metadata=metadata,
-            curvature=felt.curvature,
-            coder=coder,
-            trellis=trellis,
-            progress=progress,
-        )
-    found = felt.fitted(found)
+    found = felt.measure(loaded, dict(pins), metadata, coder, trellis)
     write_json(output, found.to_json())
     kept = kept_curvature(felt, curvature, output)
     if as_json:

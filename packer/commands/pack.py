@@ -145,22 +145,9 @@ def _to_plan(
     loaded: Checkpoint, felt: Felt, limits: LimitOptions, metadata: dict[str, str]
 ) -> Checkpoint | Measurement:
     """The checkpoint, or where damage can be fitted to a model, its fitted measurements."""
-    from packer import api
-    from packer.progress import shown
-
     if felt.bench is None:
         return loaded
-    with shown("measuring") as progress:
-        measured = api.measure(
-            loaded,
-            pins=limits.pinned,
-            metadata=metadata,
-            curvature=felt.curvature,
-            coder=limits.coder,
-            trellis=limits.trellis,
-            progress=progress,
-        )
-    return felt.fitted(measured)
+    return felt.measure(loaded, limits.pinned, metadata, limits.coder, limits.trellis)
 
 
 def _planned(

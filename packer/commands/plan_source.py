@@ -51,22 +51,10 @@ def measured_from(
         measurement, earlier = read_measurement(source)
         found = Measured(measurement, {**earlier, **limits.pinned}, None, None)
         return _with_checkpoint(found, curvature) if measure_on else found
-    from packer import measuring
-    from packer.progress import shown
-
     loaded = opening.read(source)
     felt = feel(source, loaded, curvature)
-    with shown("measuring") as progress:
-        measured = measuring.measure(
-            loaded,
-            pins=limits.pinned,
-            metadata=metadata,
-            curvature=felt.curvature,
-            coder=limits.coder,
-            trellis=limits.trellis,
-            progress=progress,
-        )
-    return Measured(felt.fitted(measured), limits.pinned, loaded, felt)
+    measured = felt.measure(loaded, limits.pinned, metadata, limits.coder, limits.trellis)
+    return Measured(measured, limits.pinned, loaded, felt)
 
 
 def _with_checkpoint(found: Measured, options: CurvatureOptions) -> Measured:
