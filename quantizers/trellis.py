@@ -19,7 +19,7 @@ import torch
 from .curvature import Curvature
 from .rounding import HessianFactor, RoundingReport, together
 from .stepping import Side, over_steps, row_curvature
-from .trellis_path import NEXT_STATE, code_states, symbols_of
+from .trellis_path import code_states, symbols_of
 
 # Damage per bit, in units of what a bit is worth where all codes are large.
 EAGERNESS = 0.8
@@ -132,7 +132,7 @@ def _search(
     starts: Numbers,
 ) -> npt.NDArray[np.int16]:
     """Codes [columns, rows] of weights X [columns, rows], which are changed."""
-    from .trellis_search import search_columns
+    from .trellis_search import PREVIOUS, search_columns
 
     codes = np.zeros(X.shape, dtype=np.int16)
     for start in range(0, len(X), COLUMNS_AT_ONCE):
@@ -146,7 +146,7 @@ def _search(
             lengths.bits,
             lengths.rows,
             lengths.columns[here],
-            NEXT_STATE,
+            PREVIOUS,
             starts[here],
         )
         X[here.stop :] += U[here, here.stop :].T @ Y

@@ -19,7 +19,7 @@ from packer.quantizers.trellis_path import (
     on_trellis,
     symbols_of,
 )
-from packer.quantizers.trellis_search import search_columns
+from packer.quantizers.trellis_search import PREVIOUS, search_columns
 
 from packer.artifact import encode_tensor
 from packer.predicted_damage import predicted_nats
@@ -100,7 +100,7 @@ def test_the_search_finds_the_cheapest_of_all_paths(price, both_ways):
         one = np.ones((1, 1), np.float32)
         found, _ = search_columns(
             *(target[None].copy(), one, factor, np.ones(rows, np.float32), price, lengths),
-            *(row_class, np.zeros(1, np.int64), NEXT_STATE, np.zeros(1, np.int64)),
+            *(row_class, np.zeros(1, np.int64), PREVIOUS, np.zeros(1, np.int64)),
         )
 
         def cost(codes, target=target):
