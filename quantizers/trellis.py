@@ -149,7 +149,9 @@ def _search(
             PREVIOUS,
             starts[here],
         )
-        X[here.stop :] += U[here, here.stop :].T @ Y
+        # By torch: numpy has threads of its own, which get in the way of tensors side by side.
+        later = torch.from_numpy(X[here.stop :])
+        later.addmm_(torch.from_numpy(U[here, here.stop :]).T, torch.from_numpy(Y))
     return codes
 
 
