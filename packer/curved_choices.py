@@ -18,7 +18,7 @@ from packer.quantizers.quantize import dequantize, quantize
 FINEST, OCTAVES = 0.05, 6.5
 # Where models are useful: a trellis takes long to search. Its steps are finer than those of equal
 # damage without one.
-FINEST_ON_TRELLIS, OCTAVES_ON_TRELLIS = 0.08, 4.0
+FINEST_ON_TRELLIS, OCTAVES_ON_TRELLIS = 0.03, 5.25
 FINER = 0.62
 # Ways are compared at a fine and at a coarse step, each for the half of the grid around it.
 PROBES = (0.3, 1.0)
@@ -27,7 +27,7 @@ HALVES = 0.55
 
 @dataclass(frozen=True)
 class StepGrid:
-    """How many steps an octave are measured, without a trellis and on one."""
+    """About how many steps an octave are measured, without a trellis and on one."""
 
     scalar: float
     trellis: float
@@ -42,7 +42,7 @@ def curved_choices(
 ) -> tuple[Choice, ...]:
     """Every step of the grid, in the format whose degrees of freedom pay for themselves.
 
-    trellis: the same on a trellis too, by steps further apart.
+    trellis: the same on a trellis too, which nearly always wins: both by steps further apart.
     """
     fine, coarse = (_best_stepped(weight, curvature, probe) for probe in PROBES)
     ways = [
@@ -57,7 +57,8 @@ def curved_choices(
 
 
 def _steps(finest: float, octaves: float, an_octave: float) -> tuple[float, ...]:
-    return tuple(finest * 2 ** (i / an_octave) for i in range(int(octaves * an_octave) + 1))
+    parts = round(octaves * an_octave)
+    return tuple(finest * 2 ** (octaves * i / parts) for i in range(parts + 1))
 
 
 def _best_stepped(weight: torch.Tensor, curvature: Curvature, step: float) -> str:

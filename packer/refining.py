@@ -26,9 +26,9 @@ from packer.planning import PackPlan, make_plan
 from packer.quantizers.choice import parse_choice
 from packer.threads import side_by_side
 
-# Steps measured around the best one, so that the last bytes are filled at nearly no cost.
-NEARBY = (2 ** (-1 / 32), 2 ** (1 / 32))
-PASSES = 2
+# What is measured in each pass, over the best step: at last two around it, so that the last bytes
+# are filled at nearly no cost.
+PASSES = ((1.0,), (2 ** (-1 / 32), 2 ** (1 / 32)))
 STEPPED = ("step.", "trellis.")
 
 
@@ -38,16 +38,16 @@ def refined(
     curvature: AnyCurvature | None,
     progress: Progress = ignore_progress,
 ) -> PackPlan:
-    """The plan over its own candidates and up to four more for every tensor whose codes follow
-    curvature; the second pair lies where curves through the first say.
+    """The plan over its own candidates and up to three more for every tensor whose codes follow
+    curvature; the second and third lie where curves through the first say.
 
     It is never worse, where no loader is counted. Pinned tensors stay as they are. Arguments as of
     `measure`. Raises CapError, PlanError.
     """
-    for number in range(1, PASSES + 1):
-        wanted = _wanted(made)
+    for number, nearby in enumerate(PASSES, 1):
+        wanted = _wanted(made, nearby)
         if wanted:
-            told = _named(progress, f"refining, pass {number} of {PASSES}")
+            told = _named(progress, f"pass {number} of {len(PASSES)}")
             found = _measured(checkpoint, made.measurement, wanted, curvature, told)
             made = make_plan(_with(made.measurement, found), made.limits, made.pins)
     return made
@@ -80,8 +80,8 @@ def _measured(
     return found
 
 
-def _wanted(made: PackPlan) -> dict[str, list[str]]:
-    """Tensor -> choices to measure."""
+def _wanted(made: PackPlan, nearby: Sequence[float]) -> dict[str, list[str]]:
+    """Tensor -> choices to measure, by factors of its best step."""
     price = made.plan.price
     found: dict[str, list[str]] = {}
     for name, candidates in made.measurement.by_tensor.items():
@@ -91,7 +91,7 @@ def _wanted(made: PackPlan) -> dict[str, list[str]]:
         best = {way: best_step(points, price) for way, points in curves.items()}
         way = min(best, key=lambda one: (best[one][1], one))
         known = {candidate.choice for candidate in candidates}
-        near = [str(parse_choice(f"{way}@{best[way][0] * factor:.4g}")) for factor in NEARBY]
+        near = [str(parse_choice(f"{way}@{best[way][0] * factor:.4g}")) for factor in nearby]
         found[name] = [choice for choice in near if choice not in known]
     return {name: choices for name, choices in found.items() if choices}
 

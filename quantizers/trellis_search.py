@@ -23,6 +23,7 @@ STATES = len(NEXT_STATE)
 # [states, 2]: from where an even, and from where an odd symbol leads to a state.
 PREVIOUS = np.argsort(NEXT_STATE, axis=0)
 UNREACHED = 1e300
+LARGEST = 16_000  # symbol, so that its code has 16 bits
 
 
 @compiled
@@ -72,22 +73,29 @@ def _off(symbol: int, odd: int, size: float, weight: float) -> float:
 
 
 @compiled
+def _length(bits: Floats, odd: int, symbol: int) -> float:
+    length: float = bits[odd, min(symbol, bits.shape[1] - 1)]
+    return length
+
+
+@compiled
 def _best_symbols(
     code: float, odd: int, weight: float, price: float, bits: Floats
 ) -> tuple[Step, Step]:
     """The best even symbol and the best odd one for a wanted code, with what each costs.
 
-    odd: whether the state has odd codes. bits [2, magnitudes]: of symbols in either.
+    odd: whether the state has odd codes. bits [2, magnitudes]: of symbols in either, the
+    last of all from there on.
     """
     size, sign = abs(code), 1 if code >= 0 else -1
-    low = min(int(size + odd) >> 1, bits.shape[1] - 2)
+    low = min(int(size + odd) >> 1, LARGEST - 1)
     near, near_off = low, _off(low, odd, size, weight)
-    near_cost = near_off * near_off + price * bits[odd, low]
+    near_cost = near_off * near_off + price * _length(bits, odd, low)
     far, far_off = low + 1, _off(low + 1, odd, size, weight)
-    far_cost = far_off * far_off + price * bits[odd, low + 1]
+    far_cost = far_off * far_off + price * _length(bits, odd, low + 1)
     under = max(low - 1, 0)
     under_off = _off(under, odd, size, weight)
-    under_cost = under_off * under_off + price * bits[odd, under]
+    under_cost = under_off * under_off + price * _length(bits, odd, under)
     if low > 0 and under_cost < far_cost:
         far, far_off, far_cost = under, under_off, under_cost
     if low & 1:
