@@ -246,7 +246,7 @@ def unreached_matrices(uses: WeightUses, checkpoint: Checkpoint) -> tuple[str, .
     """Matrices that no linear map or lookup was seen to use."""
     return tuple(
         name
-        for name, weight in sorted(checkpoint.tensors.items())
+        for name, weight in sorted(checkpoint.outlines.items())
         if weight.dim() >= 2
         and weight.numel() >= SMALLEST_MATRIX
         and weight.is_floating_point()

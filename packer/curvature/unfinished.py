@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from packer.checkpoint_files import load
 from packer.errors import CheckpointError, CurvatureError
 from packer.files import replacing
+from packer.safetensors_writing import write_all
 
 KIND = "bytecap unfinished calibration 1"
 SECONDS_BETWEEN = 10.0  # two savings, at least
@@ -87,7 +87,7 @@ class UnfinishedFile:
         tensors = {f"sum/{key}": value.cpu() for key, value in state.sums.items()}
         tensors["generator"] = state.generator
         with replacing(self.path) as temporary:
-            save_file(tensors, str(temporary), {"bytecap": KIND, "state": json.dumps(told)})
+            write_all(temporary, tensors, {"bytecap": KIND, "state": json.dumps(told)})
 
     def _check(self, found: Mapping[str, str]) -> None:
         other = sorted(
