@@ -21,6 +21,7 @@ from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import Passthrough, QuantizedTensor
 from packer.quantizers.quantize import dequantize, quantize
 from packer.safetensors_writing import UnknownDtypeError, write_safetensors
+from packer.threads import one_torch_thread
 
 BLOCK_ELEMENTS = 1 << 18
 SIDE_NAMES = {"scale": "scales", "row": "row steps", "column": "column steps", "shrink": "values"}
@@ -149,20 +150,27 @@ def verify(
     stored = decoder.parse(data)
     problems = _structure_problems(stored, against) if against else []
     checks = []
-    for done, tensor in enumerate(stored.tensors):
-        progress(tensor.name, done, len(stored.tensors))
-        weight = against.tensors.get(tensor.name) if against else None
-        if weight is not None and (tuple(weight.shape), _dtype(weight)) != (
-            tensor.shape,
-            tensor.dtype,
-        ):
-            weight = None  # told among the structure's problems
-        choice = choices.get(tensor.name) if choices else None
-        felt = curvature.get(tensor.name) if curvature else None
-        checks.append(check_tensor(quantized_tensor(tensor), tensor.name, weight, choice, felt))
+    with one_torch_thread():
+        for done, tensor in enumerate(stored.tensors):
+            progress(tensor.name, done, len(stored.tensors))
+            weight = _comparable(tensor, against)
+            choice = choices.get(tensor.name) if choices else None
+            felt = curvature.get(tensor.name) if curvature else None
+            checks.append(check_tensor(quantized_tensor(tensor), tensor.name, weight, choice, felt))
     progress("verified", len(stored.tensors), len(stored.tensors))
     problems += [f"{check.name}: {check.problem}" for check in checks if check.problem]
     return Verification(len(data), tuple(checks), tuple(problems))
+
+
+def _comparable(tensor: decoder.StoredTensor, against: Checkpoint | None) -> torch.Tensor | None:
+    """The original weight, where it is of this shape and dtype: what else there is, is told among
+    the structure's problems.
+    """
+    outline = against.outlines.get(tensor.name) if against else None
+    if against is None or outline is None:
+        return None
+    same = (tuple(outline.shape), _dtype(outline)) == (tensor.shape, tensor.dtype)
+    return against.tensors[tensor.name] if same else None
 
 
 def check_tensor(
