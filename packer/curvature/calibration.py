@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from packer.checkpoint import Checkpoint, contents_fingerprint, from_state_dict, without_wrapper
 from packer.curvature.curvature_set import CurvatureSet
+from packer.curvature.own_labels import OwnLabels
+from packer.curvature.ranks import ALONE, Ranks
 from packer.curvature.unfinished import Unfinished, UnfinishedFile
 from packer.curvature.weight_uses import WeightUses
 from packer.errors import CurvatureError
@@ -50,6 +51,7 @@ def calibrate(
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
     unfinished: UnfinishedFile | None = None,
+    ranks: Ranks = ALONE,
 ) -> CurvatureSet:
     """Second moments of the inputs of every linear map and the Fisher of its outputs.
 
@@ -57,7 +59,9 @@ def calibrate(
     predictions (`seed`), which makes the Fisher a true one. seconds: no batch is begun that may
     not end within so many. checkpoint: the weights whose fingerprint the result carries and whose
     names it has; default: the model's own state dict. unfinished: where sums are kept now and then,
-    and from where an earlier run of the same batches goes on. The model is left as it was.
+    and from where an earlier run of the same batches goes on. ranks: the processes that share the
+    batches, which all have the same ones and the same model; each gets the whole result, that of
+    one process but for the order in which float64 numbers are added. The model is left as it was.
     Raises CurvatureError: no batch could be read in time, or a model that gives no gradients at
     all or logits that are not finite. ScoreError: a model that only tells losses.
     """
@@ -65,27 +69,42 @@ def calibrate(
     module = _module_of(model)
     checkpoint = checkpoint or from_state_dict(module.state_dict())
     uses = WeightUses(live_weights(module, checkpoint))
-    generator = torch.Generator(device_of(model)).manual_seed(seed)
+    device, labels = device_of(model), OwnLabels(seed, device_of(model))
     contents = contents_fingerprint(checkpoint)
     done, tokens, vocab_size = 0, 0, None
-    earlier = None if unfinished is None else unfinished.read()
+    earlier = _earlier(unfinished, uses, labels, device, ranks)
     if earlier is not None:
-        _go_on(earlier, uses, generator, device_of(model))
         done, tokens, vocab_size = earlier.batches, earlier.tokens, earlier.vocab_size
         started -= earlier.seconds
 
-    def so_far() -> Unfinished:
-        spent = time.perf_counter() - started
-        return Unfinished(done, tokens, vocab_size, spent, uses.sums(), generator.get_state())
+    def keep(file: UnfinishedFile) -> None:
+        """What all have summed, by the first process, in the form of one alone."""
+        ranks.hand_over(uses, device)
+        labels.catch_up(vocab_size or 1)
+        spent, state = time.perf_counter() - started, labels.generator.get_state()
+        if ranks.rank == 0:
+            file.keep(Unfinished(done, tokens, vocab_size, spent, uses.sums(), state))
+
+    def read(group: Sequence[Tensor]) -> int | None:
+        """This process's batch of a round. Returns the width of the logits, if there is one."""
+        width = None
+        for rank, batch in enumerate(group):
+            if rank == ranks.rank:
+                width = _observe(model, uses, batch.to(device), labels)
+            else:
+                labels.pass_over(batch.numel())
+        return width
 
     with evaluation_mode([model]), gradients_for(uses.weights.values()):
-        for batch in within(batches, seconds, started, progress, done):
-            vocab_size = _observe(model, uses, batch.to(device_of(model)), generator)
-            done, tokens = done + 1, tokens + batch.numel()
-            if unfinished is not None:
-                unfinished.offer(so_far)
+        for group in within(batches, seconds, started, progress, done, ranks):
+            width = ranks.together(partial(read, group))
+            vocab_size = ranks.first_says(width)  # a round has a batch for the first at least
+            done, tokens = done + len(group), tokens + sum(batch.numel() for batch in group)
+            if unfinished is not None and ranks.first_says(unfinished.due):
+                ranks.together(partial(keep, unfinished))
     if tokens == 0:
         raise _nothing_read(text, seconds)
+    ranks.add_up(uses, device)
     by_tensor = collect(uses, tokens)
     unreached = unreached_matrices(uses, checkpoint)
     return CurvatureSet(
@@ -164,32 +183,58 @@ def within(
     started: float,
     progress: Progress | None,
     first: int = 0,
-) -> Iterator[Tensor]:
-    """The batches from `first` for which the time lasts, going by the longest so far."""
+    ranks: Ranks = ALONE,
+) -> Iterator[tuple[Tensor, ...]]:
+    """The rounds of batches from `first` for which the time lasts, going by the longest so far."""
     total = len(batches) if isinstance(batches, Sequence) else 0
-    longest = 0.0
-    for done, batch in enumerate(itertools.islice(batches, first, None), start=first):
+    longest, done = 0.0, first
+    for group in ranks.rounds(batches, first):
         begun = time.perf_counter()
-        if seconds is not None and begun - started + longest > WORKING_SHARE * seconds:
+        late = seconds is not None and begun - started + longest > WORKING_SHARE * seconds
+        if ranks.first_says(late):
             return
         if progress is not None:
             progress("batches", done, max(total, done + 1))
-        yield batch
+        yield group
+        done += len(group)
         longest = max(longest, time.perf_counter() - begun)
 
 
-def _go_on(
-    earlier: Unfinished, uses: WeightUses, generator: torch.Generator, device: torch.device
-) -> None:
-    """Raises CurvatureError: the sums are not of these weights."""
+def _earlier(
+    unfinished: UnfinishedFile | None,
+    uses: WeightUses,
+    labels: OwnLabels,
+    device: torch.device,
+    ranks: Ranks,
+) -> Unfinished | None:
+    """What an earlier run left, without its sums, which the first process alone goes on with.
+
+    Raises CurvatureError: it is damaged, or not of these weights.
+    """
+
+    def read() -> Unfinished | None:
+        earlier = unfinished.read() if unfinished is not None and ranks.rank == 0 else None
+        if earlier is None:
+            return None
+        _go_on(earlier, uses, device)
+        return replace(earlier, sums={})
+
+    found = ranks.first_says(ranks.together(read))
+    if found is not None:
+        labels.generator.set_state(found.generator)
+    return found
+
+
+def _go_on(earlier: Unfinished, uses: WeightUses, device: torch.device) -> None:
+    """Raises CurvatureError: sums of other weights, or no state of a generator."""
     try:
         uses.restore(earlier.sums, device)
-        generator.set_state(earlier.generator)
+        torch.Generator(device).set_state(earlier.generator)
     except (ValueError, RuntimeError, TypeError) as error:
         raise CurvatureError(f"the unfinished calibration is damaged: {error}") from None
 
 
-def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, generator: torch.Generator) -> int:
+def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, labels: OwnLabels) -> int:
     """One batch forward and back. Returns the width of the logits."""
     if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
         raise CurvatureError(
@@ -208,18 +253,10 @@ def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, generator: torch
         if not bool(logits.detach().isfinite().all()):
             raise CurvatureError("the model's logits are not finite; its weights are damaged")
         if logits.requires_grad:
-            uses.backward(_nats_of_own_labels(logits, generator))
+            uses.backward(labels.nats(logits))
     finally:
         uses.end_batch()
     return logits.size(-1)
-
-
-def _nats_of_own_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """The summed nats of labels drawn from the predictions themselves."""
-    flat = logits.flatten(0, 1)
-    probabilities = torch.softmax(flat.detach(), dim=-1)
-    labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-    return F.cross_entropy(flat, labels, reduction="sum")
 
 
 def collect(uses: WeightUses, tokens: int) -> dict[str, Curvature]:

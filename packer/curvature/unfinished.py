@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,15 @@ class UnfinishedFile:
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CurvatureError(f"{self.path} is damaged: {error!r}. {self._way_out()}") from None
 
-    def offer(self, state: Callable[[], Unfinished]) -> None:
-        """Keeps the state, unless that was done a moment ago. Raises OutputError."""
+    @property
+    def due(self) -> bool:
+        """Whether it is time to keep what there is: not where that was done a moment ago."""
+        return time.monotonic() >= self._next
+
+    def keep(self, state: Unfinished) -> None:
+        """Raises OutputError."""
         begun = time.monotonic()
-        if begun < self._next:
-            return
-        self._write(state())
+        self._write(state)
         now = time.monotonic()
         self._next = now + max(SECONDS_BETWEEN, (now - begun) / COST_SHARE)
 
