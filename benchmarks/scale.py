@@ -31,7 +31,7 @@ PICTURE = Path(__file__).parents[1] / "docs" / "scale.png"
 
 @dataclass(frozen=True)
 class Row:
-    """One step of one checkpoint. start_seconds: processor time of the step on a tiny one."""
+    """One step of one checkpoint. start_seconds, start_peak_bytes: of the step on a tiny one."""
 
     parameters: int
     layers: int
@@ -42,6 +42,7 @@ class Row:
     cpu_seconds: float
     start_seconds: float
     peak_bytes: int
+    start_peak_bytes: int
     checkpoint_bytes: int
     largest_tensor_bytes: int
     output_bytes: int
@@ -58,12 +59,15 @@ def main() -> None:
     if options.only_plot:
         rows = read(options.csv)
     else:
-        rows = list(measured(_names(options.sizes), _names(options.curved)))
-        write(options.csv, rows)
+        rows = []
+        for row in measured(_names(options.sizes), _names(options.curved)):
+            rows.append(row)
+            write(options.csv, rows)  # each time: a long run may be cut off
+    from benchmarks.scale_growth import growth, seven_billion
     from benchmarks.scale_plot import draw
 
     draw(options.plot, rows)
-    print("\n".join(growth(rows)))
+    print("\n".join([*growth(rows), *seven_billion(rows)]))
 
 
 def _names(text: str) -> list[str]:
@@ -81,9 +85,9 @@ def measured(sizes: Sequence[str], curved: Sequence[str]) -> Iterator[Row]:
         names = curved if felt else sizes
         if not names:
             continue
-        start: dict[str, float] = {}
+        start: dict[str, Run] = {}
         for again in (False, True):  # the first compiles, for all that come
-            found = {step: one.cpu_seconds for step, one, _ in _steps(TINY, felt)}
+            found = {step: one for step, one, _ in _steps(TINY, felt)}
             start = found if again else start
         for name in names:
             layers, width = SHAPES[name]
@@ -101,8 +105,9 @@ def measured(sizes: Sequence[str], curved: Sequence[str]) -> Iterator[Row]:
                     step,
                     round(one.seconds, 2),
                     round(one.cpu_seconds, 2),
-                    round(start[step], 2),
+                    round(start[step].cpu_seconds, 2),
                     one.peak_bytes,
+                    start[step].peak_bytes,
                     4 * parameters,
                     4 * largest,
                     one.output_bytes,
@@ -146,33 +151,6 @@ def _steps(shape: tuple[int, int], felt: bool) -> Iterator[tuple[str, Run, tuple
         for step in STEPS:
             output, arguments = commands[step]
             yield step, run(step, output, "packer", step, *arguments), counted
-
-
-def growth(rows: Sequence[Row]) -> Iterator[str]:
-    """A line for every step: how seconds grow, and memory."""
-    for felt in (False, True):
-        for step in STEPS:
-            chosen = [row for row in rows if (row.curvature, row.step) == (felt, step)]
-            if len({row.parameters for row in chosen}) < 2:
-                continue
-            spent = [max(row.cpu_seconds - row.start_seconds, 0.01) for row in chosen]
-            rate = [s / row.parameters * 1e6 for s, row in zip(spent, chosen, strict=True)]
-            power = slope(
-                [math.log(row.parameters) for row in chosen], [math.log(s) for s in spent]
-            )
-            peaks = ", ".join(f"{row.peak_bytes / 1e6:.0f}" for row in chosen)
-            yield (
-                f"{step}{' with curvature' if felt else ''}: processor seconds a million "
-                f"parameters {', '.join(f'{one:.2f}' for one in rate)}; grows as parameters^"
-                f"{power:.2f}; peak MB {peaks}"
-            )
-
-
-def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Of the line of least squares."""
-    x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
-    covariance = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
-    return covariance / sum((x - x_mean) ** 2 for x in xs)
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
