@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 if TYPE_CHECKING:
     from benchmarks.scale import Row
@@ -38,17 +39,23 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
             )
             if chosen:
                 look = {"color": colour, "marker": "o", "ms": 4, "ls": "--" if felt else "-"}
-                label = f"{step}, with curvature" if felt else step
                 counts = [row.parameters for row in chosen]
-                left.plot(counts, [row.cpu_seconds for row in chosen], label=label, **look)
+                left.plot(counts, [row.cpu_seconds for row in chosen], **look)
                 right.plot(counts, [row.peak_bytes / 1e6 for row in chosen], **look)
     _linear(left, rows)
     sizes = sorted({(row.parameters, row.checkpoint_bytes / 1e6) for row in rows})
-    right.plot(*zip(*sizes, strict=True), color="black", ls=":", label="the checkpoint itself")
+    right.plot(*zip(*sizes, strict=True), color="black", ls=":", lw=1)
+    right.annotate(
+        "the checkpoint itself",
+        sizes[-1],
+        xytext=(-6, 0),
+        textcoords="offset points",
+        ha="right",
+        fontsize=9,
+    )
     left.set_title("Processor time, seconds", loc="left")
     right.set_title("Peak memory of the process, MB", loc="left")
-    left.legend(fontsize=8, frameon=False, ncols=2)
-    right.legend(fontsize=8, frameon=False)
+    _legend(figure, any(row.curvature for row in rows))
     figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
@@ -58,7 +65,9 @@ def _frame(axes: Axes, counts: Sequence[int]) -> None:
     axes.set_xticks(counts)
     axes.xaxis.set_major_formatter(EngFormatter(places=0, sep=" "))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("parameters")
     axes.grid(True, which="major", color="#dddddd", lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -76,4 +85,24 @@ def _linear(axes: Axes, rows: Sequence[Row]) -> None:
         ends = [first.parameters, most]
         start = first.cpu_seconds * 0.5
         heights = [start, start * most / first.parameters]
-        axes.plot(ends, heights, color="black", ls=":", lw=1, label="linear growth")
+        axes.plot(ends, heights, color="black", ls=":", lw=1)
+        middle = (first.parameters * most) ** 0.5, (heights[0] * heights[1]) ** 0.5
+        axes.annotate(
+            "linear growth",
+            middle,
+            xytext=(4, -4),
+            textcoords="offset points",
+            va="top",
+            fontsize=9,
+        )
+
+
+def _legend(figure: Figure, felt: bool) -> None:
+    """Below both panels: a colour for every step, a kind of line for curvature."""
+    lines = [
+        Line2D([], [], color=colour, marker="o", ms=4, label=step)
+        for step, colour in COLOURS.items()
+    ]
+    if felt:
+        lines.append(Line2D([], [], color="black", ls="--", label="with curvature"))
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
