@@ -69,55 +69,91 @@ def calibrate(
     module = _module_of(model)
     checkpoint = checkpoint or from_state_dict(module.state_dict())
     uses = WeightUses(live_weights(module, checkpoint))
-    device, labels = device_of(model), OwnLabels(seed, device_of(model))
     contents = contents_fingerprint(checkpoint)
-    done, tokens, vocab_size = 0, 0, None
-    earlier = _earlier(unfinished, uses, labels, device, ranks)
-    if earlier is not None:
-        done, tokens, vocab_size = earlier.batches, earlier.tokens, earlier.vocab_size
-        started -= earlier.seconds
-
-    def keep(file: UnfinishedFile) -> None:
-        """What all have summed, by the first process, in the form of one alone."""
-        ranks.hand_over(uses, device)
-        labels.catch_up(vocab_size or 1)
-        spent, state = time.perf_counter() - started, labels.generator.get_state()
-        if ranks.rank == 0:
-            file.keep(Unfinished(done, tokens, vocab_size, spent, uses.sums(), state))
-
-    def read(group: Sequence[Tensor]) -> int | None:
-        """This process's batch of a round. Returns the width of the logits, if there is one."""
-        width = None
-        for rank, batch in enumerate(group):
-            if rank == ranks.rank:
-                width = _observe(model, uses, batch.to(device), labels)
-            else:
-                labels.pass_over(batch.numel())
-        return width
-
+    run = _Run(model, uses, OwnLabels(seed, device_of(model)), ranks)
+    started -= run.go_on(unfinished)
     with evaluation_mode([model]), gradients_for(uses.weights.values()):
-        for group in within(batches, seconds, started, progress, done, ranks):
-            width = ranks.together(partial(read, group))
-            vocab_size = ranks.first_says(width)  # a round has a batch for the first at least
-            done, tokens = done + len(group), tokens + sum(batch.numel() for batch in group)
+        for group in within(batches, seconds, started, progress, run.batches, ranks):
+            run.read(group)
             if unfinished is not None and ranks.first_says(unfinished.due):
-                ranks.together(partial(keep, unfinished))
-    if tokens == 0:
+                run.keep(unfinished, time.perf_counter() - started)
+    if run.tokens == 0:
         raise _nothing_read(text, seconds)
-    ranks.add_up(uses, device)
-    by_tensor = collect(uses, tokens)
+    ranks.add_up(uses, run.device)
     unreached = unreached_matrices(uses, checkpoint)
+    by_tensor = collect(uses, run.tokens)
     return CurvatureSet(
         by_tensor,
         contents,
         text.words,
-        tokens,
+        run.tokens,
         time.perf_counter() - started,
-        vocab_size,
+        run.vocab_size,
         text.bytes_per_token,
         unreached,
         warnings(by_tensor, unreached),
     )
+
+
+class _Run:
+    """A calibration under way in this process: sums, and how much all processes have read."""
+
+    def __init__(self, model: AnyModel, uses: WeightUses, labels: OwnLabels, ranks: Ranks) -> None:
+        self.model, self.uses, self.labels, self.ranks = model, uses, labels, ranks
+        self.device = device_of(model)
+        self.batches = self.tokens = 0
+        self.vocab_size: int | None = None
+
+    def go_on(self, file: UnfinishedFile | None) -> float:
+        """Takes up what an earlier run left, the sums in the first process alone. Returns the
+        seconds that it took.
+
+        Raises CurvatureError: it is damaged, or not of these weights.
+        """
+
+        def read() -> Unfinished | None:
+            earlier = file.read() if file is not None and self.ranks.rank == 0 else None
+            if earlier is None:
+                return None
+            _restore(earlier, self.uses, self.device)
+            return replace(earlier, sums={})
+
+        found = self.ranks.first_says(self.ranks.together(read))
+        if found is None:
+            return 0.0
+        self.labels.generator.set_state(found.generator)
+        self.batches, self.tokens = found.batches, found.tokens
+        self.vocab_size = found.vocab_size
+        return found.seconds
+
+    def read(self, group: Sequence[Tensor]) -> None:
+        """A round of batches, of which one is this process's, if there are enough."""
+        width = self.ranks.together(partial(self._width, group))
+        self.vocab_size = self.ranks.first_says(width)  # which has a batch in every round
+        self.batches += len(group)
+        self.tokens += sum(batch.numel() for batch in group)
+
+    def _width(self, group: Sequence[Tensor]) -> int | None:
+        """Of the logits of this process's batch."""
+        width = None
+        for rank, batch in enumerate(group):
+            if rank == self.ranks.rank:
+                width = _observe(self.model, self.uses, batch.to(self.device), self.labels)
+            else:
+                self.labels.pass_over(batch.numel())
+        return width
+
+    def keep(self, file: UnfinishedFile, seconds: float) -> None:
+        """What all have summed, by the first process, in the form of one alone.
+
+        Raises OutputError.
+        """
+        self.ranks.hand_over(self.uses, self.device)
+        self.labels.catch_up(self.vocab_size or 1)
+        state = self.labels.generator.get_state()
+        sums = self.uses.sums()
+        now = Unfinished(self.batches, self.tokens, self.vocab_size, seconds, sums, state)
+        self.ranks.together(lambda: file.keep(now) if self.ranks.rank == 0 else None)
 
 
 def _module_of(model: AnyModel) -> torch.nn.Module:
@@ -200,32 +236,7 @@ def within(
         longest = max(longest, time.perf_counter() - begun)
 
 
-def _earlier(
-    unfinished: UnfinishedFile | None,
-    uses: WeightUses,
-    labels: OwnLabels,
-    device: torch.device,
-    ranks: Ranks,
-) -> Unfinished | None:
-    """What an earlier run left, without its sums, which the first process alone goes on with.
-
-    Raises CurvatureError: it is damaged, or not of these weights.
-    """
-
-    def read() -> Unfinished | None:
-        earlier = unfinished.read() if unfinished is not None and ranks.rank == 0 else None
-        if earlier is None:
-            return None
-        _go_on(earlier, uses, device)
-        return replace(earlier, sums={})
-
-    found = ranks.first_says(ranks.together(read))
-    if found is not None:
-        labels.generator.set_state(found.generator)
-    return found
-
-
-def _go_on(earlier: Unfinished, uses: WeightUses, device: torch.device) -> None:
+def _restore(earlier: Unfinished, uses: WeightUses, device: torch.device) -> None:
     """Raises CurvatureError: sums of other weights, or no state of a generator."""
     try:
         uses.restore(earlier.sums, device)
@@ -260,12 +271,15 @@ def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, labels: OwnLabel
 
 
 def collect(uses: WeightUses, tokens: int) -> dict[str, Curvature]:
-    """Curvature by tensor; a weight that is both a map and a table has both."""
+    """Curvature by tensor; a weight that is both a map and a table has both.
+
+    Sums are let go one after the other, so that they and their means are never all in memory.
+    """
     found: dict[str, Curvature] = {}
     for name in sorted(uses.weights):
-        table = uses.tables[name].curvature(tokens) if name in uses.tables else None
+        table = uses.tables.pop(name).curvature(tokens) if name in uses.tables else None
         if name in uses.maps:
-            one = uses.maps[name].curvature(tokens)
+            one = uses.maps.pop(name).curvature(tokens)
             usage = None if table is None else table.row_usage
             found[name] = Curvature(
                 one.hessian, one.fisher, tokens, usage, table, outputs=one.outputs
@@ -273,7 +287,7 @@ def collect(uses: WeightUses, tokens: int) -> dict[str, Curvature]:
         elif table is not None:
             found[name] = table
         elif name in uses.parameters:
-            own = uses.parameters[name].curvature(tokens)
+            own = uses.parameters.pop(name).curvature(tokens)
             if own is not None:
                 found[name] = own
     return found
