@@ -20,12 +20,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Run:
-    """One step: wall-clock seconds, peak memory of the process, size of what it wrote."""
+    """One step: wall-clock seconds, peak memory of the process, size of what it wrote, and seconds
+    of all its threads on a processor.
+    """
 
     name: str
     seconds: float
     peak_bytes: int
     output_bytes: int
+    cpu_seconds: float
 
 
 def run(name: str, output: Path, *command: str) -> Run:
@@ -36,7 +39,8 @@ def run(name: str, output: Path, *command: str) -> Run:
     if os.waitstatus_to_exitcode(status):
         raise SystemExit(f"{name} failed: {' '.join(command)}")
     seconds = time.monotonic() - started
-    return Run(name, seconds, usage.ru_maxrss * 1024, output.stat().st_size)
+    cpu_seconds = usage.ru_utime + usage.ru_stime
+    return Run(name, seconds, usage.ru_maxrss * 1024, output.stat().st_size, cpu_seconds)
 
 
 def contest_pipeline(checkpoint: str, output: str) -> None:

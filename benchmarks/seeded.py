@@ -11,6 +11,8 @@ import math
 
 import torch
 
+from packer.unpacking import write_weights
+
 
 def state_dict(layers: int = 11, width: int = 512, seed: int = 0) -> dict[str, torch.Tensor]:
     """float32 weights under the family's usual names; equal arguments give equal weights."""
@@ -53,13 +55,13 @@ def vector(generator: torch.Generator, size: int, mean: float, std: float) -> to
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output", help="the .pt file to write")
+    parser.add_argument("output", help="the .pt or .safetensors file to write")
     parser.add_argument("--layers", type=int, default=11)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     weights = state_dict(options.layers, options.width, options.seed)
-    torch.save(weights, options.output)
+    write_weights(options.output, weights, {}, {})
     count = sum(weight.numel() for weight in weights.values())
     print(f"{options.output}: {len(weights)} tensors, {count:,} parameters")
 

@@ -64,6 +64,7 @@ __all__ = [
     "plan_recipe",
     "unpack",
     "unpack_foreign",
+    "unpack_to",
     "verify",
 ]
 
@@ -279,6 +280,22 @@ def unpack(
     return weights
 
 
+def unpack_to(
+    artifact: PathLike | bytes,
+    out: PathLike,
+    *,
+    max_bytes: int = MAX_DECODED_BYTES,
+    progress: Progress = ignore_progress,
+) -> dict[str, torch.Tensor]:
+    """Weights written to `out` (.safetensors or .pt); returned are tensors of their shapes and
+    dtypes without values. A .safetensors file is written as tensors are decoded, so that few of
+    them are in memory. Raises as `unpack`.
+    """
+    with _reading(artifact):
+        stored = parse(_bytes_of(artifact), max_bytes)
+        return unpacking.write_decoded(out, stored, progress)
+
+
 def unpack_codes(
     artifact: PathLike | bytes,
     out: PathLike | None = None,
@@ -312,10 +329,7 @@ def unpack_foreign(
         raise CheckpointError(
             f"{artifact}: is a checkpoint, not an artifact; its weights need no unpacking"
         )
-    weights = {
-        **checkpoint.tensors,
-        **{t: checkpoint.tensors[k] for t, k in checkpoint.ties.items()},
-    }
+    weights = checkpoint.all_weights()
     if out is not None:
         unpacking.write_weights(out, weights, checkpoint.ties, checkpoint.metadata)
     return weights, checkpoint.notes

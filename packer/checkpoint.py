@@ -24,6 +24,7 @@ from packer.packable import (
     refuse_unsupported,
 )
 from packer.roles import nearest
+from packer.stored_tensors import StoredTensor, StoredTensors
 
 __all__ = [
     "Checkpoint",
@@ -41,23 +42,34 @@ class Checkpoint:
     """Named weights, every distinct storage once.
 
     source: the path as given, or "state dict". tensors: detached, contiguous, finite CPU tensors in
-    file order, names without wrapper prefixes; they may be views of the file (memory-mapped) or of
-    the state dict given. ties: tied name -> the name in `tensors` that holds its values.
+    file order, names without wrapper prefixes; those of safetensors are read whenever they are
+    asked for and kept by nobody, others may be views of the file (memory-mapped) or of the state
+    dict given. ties: tied name -> the name in `tensors` that holds its values.
     metadata: text the file carried (safetensors only). notes: what was taken, renamed and left
     out, in words for people. foreign: what the file is, where it is somebody else's artifact.
     """
 
     source: str
-    tensors: dict[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor]
     ties: dict[str, str]
     metadata: dict[str, str]
     notes: tuple[str, ...]
     foreign: ForeignArtifact | None = None
 
     @property
+    def outlines(self) -> Mapping[str, torch.Tensor]:
+        """Shape and dtype of every stored tensor; its values may not be there."""
+        return self.tensors.outlines if isinstance(self.tensors, StoredTensors) else self.tensors
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of all stored tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        return sum(outline.nbytes for outline in self.outlines.values())
+
+    def all_weights(self) -> dict[str, torch.Tensor]:
+        """Every tensor in memory at once; tied names come last and share theirs."""
+        weights = dict(self.tensors)
+        return {**weights, **{tied: weights[kept] for tied, kept in self.ties.items()}}
 
 
 def read_checkpoint(
@@ -85,20 +97,15 @@ def read_checkpoint(
         content = load(Path(source), max_memory)
     except OSError as error:
         raise CheckpointError(f"{source}: cannot be read: {error.strerror or error}") from error
-    foreign = foreign_of(content, None if template is None else _template(template))
+    given = None if template is None else read_checkpoint(template).all_weights()
+    foreign = foreign_of(content, given)
     if foreign is not None:
         return _from_foreign(foreign, weights, drop)
     state_dict, notes = find_state_dict(content.value, weights, source)
     if content.codec != "none":
         notes = [f"decompressed from {content.file_bytes:,} bytes of {content.codec}", *notes]
-    return _normalize(state_dict, content.metadata, drop, [*notes, *_unused(template)], source)
-
-
-def _template(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint, tied names included."""
-    checkpoint = read_checkpoint(path)
-    tied = {name: checkpoint.tensors[kept] for name, kept in checkpoint.ties.items()}
-    return {**checkpoint.tensors, **tied}
+    said = [*notes, *_unused(template)]
+    return _normalize(state_dict, content.metadata, drop, said, source, content.places)
 
 
 def _unused(template: object) -> list[str]:
@@ -135,12 +142,15 @@ def _normalize(
     drop: Sequence[str],
     notes: Sequence[str],
     source: str,
+    places: Mapping[str, StoredTensor] | None = None,
 ) -> Checkpoint:
+    """places: where the tensors lie by their names in `state_dict`, if they can be read alone."""
     named = {
         name: value
         for name, value in state_dict.items()
         if isinstance(name, str) and isinstance(value, torch.Tensor)
     }
+    named_in_file = {id(tensor): name for name, tensor in named.items()}
     said = [*notes, *left_out(state_dict, besides=named)]
     texts = dict(sorted(metadata.items()))
     refuse_unspeakable(named, source)
@@ -153,7 +163,7 @@ def _normalize(
     kept, ties = _without_ties(named)
     if ties:
         said.append(f"tied, stored once: {listed([f'{a} = {b}' for a, b in ties.items()])}")
-    tensors = {name: _plain(tensor) for name, tensor in kept.items()}
+    tensors = _read_later(kept, named_in_file, places) if places else _plain_ones(kept)
     refuse_non_finite(tensors, source)
     return Checkpoint(source, tensors, ties, texts, tuple(said))
 
@@ -271,6 +281,19 @@ def _identity(tensor: torch.Tensor) -> tuple[object, ...]:
         tensor.is_conj(),
         tensor.is_neg(),
     )
+
+
+def _read_later(
+    kept: Mapping[str, torch.Tensor],
+    named_in_file: Mapping[int, str],
+    places: Mapping[str, StoredTensor],
+) -> StoredTensors:
+    """The tensors, by the names they are kept under; named_in_file: of each object, its name."""
+    return StoredTensors({name: places[named_in_file[id(t)]] for name, t in kept.items()})
+
+
+def _plain_ones(kept: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: _plain(tensor) for name, tensor in kept.items()}
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ import mmap
 import re
 import warnings
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +23,8 @@ from packer.foreign.codecs import UnknownBytesError, codec_of, output_limit, unw
 from packer.foreign.containers import QGV3, read_qgv3
 from packer.foreign.lrzip_groups import PGRP, read_pgrp
 from packer.foreign.numpy_pickle import read_numpy_pickle
-from packer.safetensors_files import load_folder, load_safetensors, safetensors_of
+from packer.safetensors_files import Loaded, load_folder, load_safetensors, safetensors_of
+from packer.stored_tensors import StoredTensor, StoredTensors
 
 RESAVE = "re-save the weights alone, torch.save(model.state_dict(), 'weights.pt'), and use that"
 # The pickled integer that files began with before torch.save wrote zip files.
@@ -37,7 +38,8 @@ class Content:
     """What a file holds. value: usually a dict. metadata: text it carried (safetensors only).
 
     codec: what it was compressed with, none for plain files. file_bytes: of the file, of a folder
-    all its shards. payload_bytes: after decompression.
+    all its shards. payload_bytes: after decompression. places: where each tensor of the value lies,
+    for files whose tensors can be read one by one.
     """
 
     source: str
@@ -46,6 +48,12 @@ class Content:
     codec: str
     file_bytes: int
     payload_bytes: int
+    places: Mapping[str, StoredTensor] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor] | None:
+        """The value where it is tensors by name, each read when asked for; else None."""
+        return StoredTensors(self.places) if self.places else None
 
 
 def load(path: Path, max_memory: int | None = None) -> Content:
@@ -54,9 +62,8 @@ def load(path: Path, max_memory: int | None = None) -> Content:
     Raises CheckpointError: no file, damaged, larger than allowed, or of a kind that is not known.
     """
     if path.is_dir():
-        value, metadata = load_folder(path)
         size = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))
-        return Content(str(path), value, metadata, "none", size, size)
+        return _plain(path, load_folder(path), size)
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such file")
     if not path.is_file():
@@ -73,9 +80,13 @@ def load(path: Path, max_memory: int | None = None) -> Content:
     if _is_torch(head):
         return Content(str(path), _load_torch(path, head), {}, "none", size, size)
     if _is_safetensors(head):
-        value, metadata = load_safetensors(path)
-        return Content(str(path), value, metadata, "none", size, size)
+        return _plain(path, load_safetensors(path), size)
     return _load_wrapped(path, max_memory)
+
+
+def _plain(path: Path, loaded: Loaded, size: int) -> Content:
+    value, metadata = loaded.tensors, loaded.metadata
+    return Content(str(path), value, metadata, "none", size, size, loaded.places)
 
 
 def _load_wrapped(path: Path, max_memory: int | None) -> Content:

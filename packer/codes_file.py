@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from packer.artifact import quantized_tensor
 from packer.decoder import MAX_DECODED_BYTES, StoredArtifact, parse
 from packer.errors import OutputError
 from packer.files import replacing
 from packer.quantizers.formats import PASSTHROUGH_DTYPES, Passthrough, QuantizedTensor
+from packer.safetensors_writing import UnknownDtypeError, write_all
 
 KIND = "bytecap codes 1"
 SMALL_CODES = 127  # what int8 holds on both sides
@@ -69,9 +69,9 @@ def write_codes(
     }
     with replacing(path) as temporary:
         try:
-            save_file({key: part.contiguous() for key, part in parts.items()}, temporary, metadata)
-        except KeyError as error:  # the library's table of dtypes
-            raise OutputError(f"{path}: safetensors has no {error.args[0]}") from None
+            write_all(temporary, parts, metadata)
+        except UnknownDtypeError as error:
+            raise OutputError(f"{path}: {error}") from None
     return parts
 
 

@@ -43,13 +43,13 @@ def _fingerprint(checkpoint: Checkpoint, *, contents: bool) -> str:
 
     text("bytecap contents 1" if contents else "bytecap structure 1")
     text(str(len(checkpoint.tensors)))
-    for name, tensor in sorted(checkpoint.tensors.items()):
+    for name, outline in sorted(checkpoint.outlines.items()):
         text(name)
-        text(str(tensor.dtype).removeprefix("torch."))
-        text(",".join(map(str, tensor.shape)))
+        text(str(outline.dtype).removeprefix("torch."))
+        text(",".join(map(str, outline.shape)))
         if contents:
             # Shape and dtype already fix the number of bytes.
-            digest.update(_little_endian(tensor).numpy().data)
+            digest.update(_little_endian(checkpoint.tensors[name]).numpy().data)
     text(str(len(checkpoint.ties)))
     for tied, kept in sorted(checkpoint.ties.items()):
         text(tied)

@@ -38,7 +38,7 @@ class TensorStatistics:
 
 def inspect(checkpoint: Checkpoint) -> tuple[TensorStatistics, ...]:
     """Statistics of every stored tensor, in file order; in float64, a block at a time."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
+    shapes = {name: tuple(outline.shape) for name, outline in checkpoint.outlines.items()}
     roles = roles_of(shapes, checkpoint.ties)
     total = max(checkpoint.size_bytes, 1)
     return tuple(

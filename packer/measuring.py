@@ -134,10 +134,8 @@ def measure(
     infos = tensor_infos(checkpoint)
     roles = {info.name: TensorRole(Role(info.role), info.layer) for info in infos}
     pinned = pinned_choices(pins or {}, roles)
-    by_tensor = tensors_of(curvature)
 
-    def choices_of(name: str) -> tuple[Choice, ...]:
-        weight, felt = checkpoint.tensors[name], by_tensor.get(name)
+    def choices_of(name: str, weight: torch.Tensor, felt: Curvature | None) -> tuple[Choice, ...]:
         offered = default_choices(weight, felt, trellis, grid)
         chosen = [replace(choice, coder=coder) for choice in offered] if coder else offered
         return with_pinned(chosen, pinned.get(name))
@@ -163,7 +161,10 @@ def measure_choices(
         raise PlanError(f"no choice is given for {', '.join(missing[:5])}; plan this checkpoint")
     parsed = {name: (_parsed(name, choices[name]),) for name in checkpoint.tensors}
     infos = tensor_infos(checkpoint)
-    choices_of = parsed.__getitem__
+
+    def choices_of(name: str, *_: object) -> tuple[Choice, ...]:
+        return parsed[name]
+
     measured = _measurement(checkpoint, infos, choices_of, metadata or {}, curvature, progress)
     check_pinned({name: choice for name, (choice,) in parsed.items()}, measured.candidates)
     return measured
@@ -172,7 +173,7 @@ def measure_choices(
 def _measurement(
     checkpoint: Checkpoint,
     infos: tuple[TensorInfo, ...],
-    choices_of: Callable[[str], Sequence[Choice]],
+    choices_of: Callable[[str, torch.Tensor, Curvature | None], Sequence[Choice]],
     metadata: Mapping[str, str],
     curvature: AnyCurvature | None,
     progress: Progress,
@@ -182,7 +183,7 @@ def _measurement(
 
     def candidates_of(info: TensorInfo) -> list[Candidate]:
         weight, felt = checkpoint.tensors[info.name], by_tensor.get(info.name)
-        return measure_tensor(info, weight, choices_of(info.name), felt, whole)
+        return measure_tensor(info, weight, choices_of(info.name, weight, felt), felt, whole)
 
     candidates: list[Candidate] = []
     for done, found in enumerate(side_by_side(candidates_of, infos)):
@@ -236,7 +237,8 @@ def tensors_of(curvature: AnyCurvature | None) -> Mapping[str, Curvature]:
 
 def tensor_infos(checkpoint: Checkpoint) -> tuple[TensorInfo, ...]:
     """Name, role, shape and dtype of every stored tensor, sorted by name."""
-    shapes = {name: tuple(weight.shape) for name, weight in checkpoint.tensors.items()}
+    outlines = checkpoint.outlines
+    shapes = {name: tuple(outline.shape) for name, outline in outlines.items()}
     roles = roles_of(shapes, checkpoint.ties)
     return tuple(
         TensorInfo(
@@ -244,7 +246,7 @@ def tensor_infos(checkpoint: Checkpoint) -> tuple[TensorInfo, ...]:
             roles[name].role.value,
             roles[name].layer,
             shapes[name],
-            str(checkpoint.tensors[name].dtype).removeprefix("torch."),
+            str(outlines[name].dtype).removeprefix("torch."),
         )
         for name in sorted(shapes)
     )

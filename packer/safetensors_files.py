@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,8 +13,21 @@ from safetensors import safe_open
 from safetensors.torch import load as load_bytes
 
 from packer.errors import CheckpointError, reason
+from packer.stored_tensors import FileMark, StoredTensor
 
 MAX_SAFETENSORS_HEADER = 100_000_000  # the limit of the safetensors library
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A file or folder. tensors: by name, mapped into memory. metadata: the texts it carries.
+
+    places: where each tensor lies, to be read alone; none where bytes would have to be swapped.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, str]
+    places: dict[str, StoredTensor]
 
 
 def safetensors_of(data: bytes, source: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -31,7 +46,8 @@ def safetensors_of(data: bytes, source: str) -> tuple[dict[str, torch.Tensor], d
         ) from error
 
 
-def load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def load_safetensors(path: Path) -> Loaded:
+    mark = FileMark.of(path)
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
     allowed = min(path.stat().st_size - 8, MAX_SAFETENSORS_HEADER)
@@ -44,7 +60,8 @@ def load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            return tensors, dict(file.metadata() or {})
+            metadata = dict(file.metadata() or {})
+        return Loaded(tensors, metadata, _places(mark, header_bytes, tensors))
     except MemoryError:
         raise
     except Exception as error:
@@ -54,7 +71,28 @@ def load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
         ) from error
 
 
-def load_folder(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _places(
+    mark: FileMark, header_bytes: int, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, StoredTensor]:
+    """Where the tensors lie in a file whose header the library has checked.
+
+    Raises ValueError: a place of another size than its tensor has.
+    """
+    if sys.byteorder == "big":
+        return {}
+    with mark.path.open("rb") as file:
+        header = json.loads(file.read(8 + header_bytes)[8:])
+    found = {}
+    for name, tensor in tensors.items():
+        start, stop = header[name]["data_offsets"]
+        if stop - start != tensor.nbytes:
+            raise ValueError(f"{name} has {stop - start} bytes, not {tensor.nbytes}")
+        outline = torch.empty_like(tensor, device="meta")
+        found[name] = StoredTensor(outline, mark, 8 + header_bytes + start)
+    return found
+
+
+def load_folder(folder: Path) -> Loaded:
     """All shards as one; an index, where there is one, says which they are and what they hold."""
     weight_map = _read_index(folder)
     if weight_map is None:
@@ -65,23 +103,24 @@ def load_folder(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise CheckpointError(
             f"{folder}: is a folder without *.safetensors; name a checkpoint file inside it"
         )
-    tensors: dict[str, torch.Tensor] = {}
-    metadata: dict[str, str] = {}
+    whole = Loaded({}, {}, {})
     home: dict[str, str] = {}
     for shard in shards:
-        loaded, texts = load_safetensors(folder / shard)
-        for name in loaded:
+        loaded = load_safetensors(folder / shard)
+        for name in loaded.tensors:
             if name in home:
                 raise CheckpointError(
                     f"{folder}: the tensor {name!r} is in both {home[name]} and {shard}; keep the "
                     "shards of one model only, or name one file"
                 )
             home[name] = shard
-        tensors.update(loaded)
-        metadata = {**texts, **metadata}
+        whole.tensors.update(loaded.tensors)
+        whole.places.update(loaded.places)
+        for key, text in loaded.metadata.items():
+            whole.metadata.setdefault(key, text)  # the first shard's word counts
     if weight_map is not None:
         _check_index(folder, weight_map, home)
-    return tensors, metadata
+    return whole
 
 
 def _read_index(folder: Path) -> dict[str, str] | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from packer import decoder
 from packer.artifact import quantized_tensor
@@ -21,7 +20,10 @@ from packer.quantizers.choice import Choice, parse_choice
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import Passthrough, QuantizedTensor
 from packer.quantizers.quantize import dequantize, quantize
+from packer.safetensors_writing import UnknownDtypeError, write_safetensors
+from packer.threads import one_torch_thread
 
+BLOCK_ELEMENTS = 1 << 18
 SIDE_NAMES = {"scale": "scales", "row": "row steps", "column": "column steps", "shrink": "values"}
 
 
@@ -61,39 +63,74 @@ def write_weights(
     written out, and the metadata remembers which belong together.
     Raises OutputError: another ending, a dtype that safetensors lacks, no room, no right to write.
     """
+    if _is_safetensors(path):
+        _save_safetensors(path, weights, weights.items(), ties, metadata)
+        return
+    # Empty tensors may lie at one address, which torch refuses for two dtypes. Given a path, torch
+    # writes its name into the file, and no two files are equal.
+    whole = {name: w if w.numel() else w.clone() for name, w in weights.items()}
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(whole, file)
+
+
+def write_decoded(
+    path: str | os.PathLike[str],
+    stored: decoder.StoredArtifact,
+    progress: Progress = ignore_progress,
+) -> dict[str, torch.Tensor]:
+    """The weights of a parsed artifact, as `write_weights` writes them. Returns their outlines:
+    tensors of their shape and dtype without values. A .safetensors file is written as tensors are
+    decoded, so that few of them are in memory; a .pt file holds all at once.
+
+    Raises OutputError as `write_weights`, and ArtifactError: a stream is damaged.
+    """
+    outlines = {
+        tensor.name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype), device="meta")
+        for tensor in stored.tensors
+    }
+    outlines |= {tied: outlines[kept] for tied, kept in stored.ties.items()}
+    if _is_safetensors(path):
+        decoded = _decoded(stored, progress)
+        _save_safetensors(path, outlines, decoded, stored.ties, stored.metadata)
+    else:
+        write_weights(path, dict(_decoded(stored, progress)), stored.ties, stored.metadata)
+    return outlines
+
+
+def _decoded(
+    stored: decoder.StoredArtifact, progress: Progress
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, weight) of every tensor, under all of its names."""
+    names = {tensor.name: [tensor.name] for tensor in stored.tensors}
+    for tied, kept in stored.ties.items():
+        names[kept].append(tied)
+    for done, tensor in enumerate(stored.tensors):
+        progress(tensor.name, done, len(stored.tensors))
+        weight = decoder.decode_weight(tensor)
+        yield from ((name, weight) for name in names[tensor.name])
+
+
+def _is_safetensors(path: str | os.PathLike[str]) -> bool:
+    """Whether the name asks for safetensors. Raises OutputError: neither for that nor for torch."""
     suffix = Path(path).suffix.lower()
     if suffix not in (".pt", ".pth", ".safetensors"):
         raise OutputError(f"{path}: weights are written as .safetensors or .pt; name such a file")
-    with replacing(path) as temporary:
-        if suffix == ".safetensors":
-            _save_safetensors(path, temporary, weights, ties, metadata)
-        else:
-            # Empty tensors may lie at one address, which torch refuses for two dtypes. Given a
-            # path, torch writes its name into the file, and no two files are equal.
-            whole = {name: w if w.numel() else w.clone() for name, w in weights.items()}
-            with temporary.open("wb") as file:
-                torch.save(whole, file)
+    return suffix == ".safetensors"
 
 
 def _save_safetensors(
     path: str | os.PathLike[str],
-    temporary: Path,
-    weights: Mapping[str, torch.Tensor],
+    outlines: Mapping[str, torch.Tensor],
+    values: Iterable[tuple[str, torch.Tensor]],
     ties: Mapping[str, str],
     metadata: Mapping[str, str],
 ) -> None:
-    whole = {name: w.clone() if name in ties else w for name, w in weights.items()}
     texts = {**metadata, **({"bytecap.ties": json.dumps(dict(ties))} if ties else {})}
     try:
-        save_file(whole, temporary, metadata={"format": "pt", **texts})
-    except KeyError as error:  # the library's table of dtypes
-        names = [name for name, weight in weights.items() if weight.dtype == error.args[0]]
-        if not names:
-            raise
-        raise OutputError(
-            f"{path}: safetensors has no {_dtype(weights[names[0]])}, the dtype of {names[0]}; "
-            "name a .pt file instead"
-        ) from None
+        with replacing(path) as temporary:
+            write_safetensors(temporary, outlines, values, {"format": "pt", **texts})
+    except UnknownDtypeError as error:
+        raise OutputError(f"{path}: {error}; name a .pt file instead") from None
 
 
 def verify(
@@ -113,20 +150,27 @@ def verify(
     stored = decoder.parse(data)
     problems = _structure_problems(stored, against) if against else []
     checks = []
-    for done, tensor in enumerate(stored.tensors):
-        progress(tensor.name, done, len(stored.tensors))
-        weight = against.tensors.get(tensor.name) if against else None
-        if weight is not None and (tuple(weight.shape), _dtype(weight)) != (
-            tensor.shape,
-            tensor.dtype,
-        ):
-            weight = None  # told among the structure's problems
-        choice = choices.get(tensor.name) if choices else None
-        felt = curvature.get(tensor.name) if curvature else None
-        checks.append(check_tensor(quantized_tensor(tensor), tensor.name, weight, choice, felt))
+    with one_torch_thread():
+        for done, tensor in enumerate(stored.tensors):
+            progress(tensor.name, done, len(stored.tensors))
+            weight = _comparable(tensor, against)
+            choice = choices.get(tensor.name) if choices else None
+            felt = curvature.get(tensor.name) if curvature else None
+            checks.append(check_tensor(quantized_tensor(tensor), tensor.name, weight, choice, felt))
     progress("verified", len(stored.tensors), len(stored.tensors))
     problems += [f"{check.name}: {check.problem}" for check in checks if check.problem]
     return Verification(len(data), tuple(checks), tuple(problems))
+
+
+def _comparable(tensor: decoder.StoredTensor, against: Checkpoint | None) -> torch.Tensor | None:
+    """The original weight, where it is of this shape and dtype: what else there is, is told among
+    the structure's problems.
+    """
+    outline = against.outlines.get(tensor.name) if against else None
+    if against is None or outline is None:
+        return None
+    same = (tuple(outline.shape), _dtype(outline)) == (tensor.shape, tensor.dtype)
+    return against.tensors[tensor.name] if same else None
 
 
 def check_tensor(
@@ -177,7 +221,7 @@ def _structure_problems(stored: decoder.StoredArtifact, against: Checkpoint) -> 
     """Names, shapes, dtypes and ties that differ."""
     problems = []
     found = {tensor.name: (tensor.shape, tensor.dtype) for tensor in stored.tensors}
-    wanted = {name: (tuple(w.shape), _dtype(w)) for name, w in against.tensors.items()}
+    wanted = {name: (tuple(w.shape), _dtype(w)) for name, w in against.outlines.items()}
     for name in sorted(set(found) | set(wanted)):
         if name not in found:
             problems.append(f"{name}: in {against.source} and not in the artifact")
@@ -195,15 +239,22 @@ def _structure_problems(stored: decoder.StoredArtifact, against: Checkpoint) -> 
 
 
 def _errors(weight: torch.Tensor, decoded: torch.Tensor) -> tuple[float, float | None]:
-    """(largest |difference|, rms difference over rms weight)."""
+    """(largest |difference|, rms difference over rms weight); in float64, a block at a time."""
     if weight.numel() == 0:
         return 0.0, None
     wide = torch.complex128 if weight.is_complex() else torch.float64
-    original = weight.to(wide)
-    difference = (decoded.to(wide) - original).abs()
-    power = float(original.abs().square().sum())
-    relative = float(difference.square().sum()) / power if power else 0.0
-    return float(difference.max()), relative**0.5 if power else None
+    largest, lost, power = torch.zeros(1, dtype=torch.float64), 0.0, 0.0
+    for before, after in zip(_blocks(weight), _blocks(decoded), strict=True):
+        original = before.to(wide)
+        difference = (after.to(wide) - original).abs()
+        largest = torch.maximum(largest, difference.max())  # NaN stays NaN
+        lost += float(difference.square().sum())
+        power += float(original.abs().square().sum())
+    return float(largest), (lost / power) ** 0.5 if power else None
+
+
+def _blocks(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.split(tensor.reshape(-1), BLOCK_ELEMENTS)
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -70,11 +70,10 @@ def load_weights(
         path, weights=weights, drop=drop, template=template, max_memory=max_memory
     )
     foreign = checkpoint.foreign
-    tied = {name: checkpoint.tensors[kept] for name, kept in checkpoint.ties.items()}
     return NamedWeights(
         source,
         "checkpoint" if foreign is None else "foreign",
-        {**checkpoint.tensors, **tied},
+        checkpoint.all_weights(),
         checkpoint.metadata,
         checkpoint.size_bytes if foreign is None else foreign.file_bytes,
         checkpoint.notes,

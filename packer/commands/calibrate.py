@@ -10,7 +10,7 @@ import click
 
 from packer.commands.calibrating import curvature_of
 from packer.commands.model_options import COMPANION, MODEL, ModelOptions
-from packer.commands.models import load_model, refusals, running_foreign
+from packer.commands.models import load_subjects, refusals, running_foreign
 from packer.commands.opening import CHECKPOINT_OPENING
 from packer.commands.option_groups import OptionGroup
 from packer.commands.options import (
@@ -20,8 +20,10 @@ from packer.commands.options import (
     WRITABLE,
     print_json,
     refuse_overwriting,
+    say_notes,
 )
 from packer.commands.own_text import written_by
+from packer.commands.processes import choose_device, joined
 from packer.commands.text_options import (
     DEFAULT_TOKENS,
     DEFAULT_WINDOW,
@@ -83,10 +85,12 @@ def calibrate(
     For every linear map the second moment of its inputs and the Fisher of its outputs, labels drawn
     from the model itself; for tables how often each row is read. The time it took is printed,
     because where a contest counts it, it counts as training; --seconds limits it. One that is cut
-    off goes on from OUTPUT.partial when the same command is given again.
+    off goes on from OUTPUT.partial when the same command is given again. Under torchrun the text is
+    divided over the processes, and what they write is what one would.
     """
     from packer.checkpoint import read_checkpoint
     from packer.curvature.file import write_curvature
+    from packer.eval.batches import ignore
 
     if bool(text.data) == (text.self_generate is not None):
         raise click.UsageError("give --data, or --self-generate TOKENS in its place")
@@ -94,15 +98,20 @@ def calibrate(
     for written in (output, kept_at):
         refuse_overwriting([checkpoint, *text.inputs, *built.inputs], written)
     built.check()
-    with refusals(), running_foreign(built.model):
+    place = choose_device(built.device)
+    with refusals(), joined(place) as ranks, running_foreign(built.model):
+        if text.self_generate is not None and ranks[1] > 1:
+            raise click.UsageError("--self-generate is for one process; calibrate on --data")
         opened = text.open() if text.self_generate is None else None
         loaded = read_checkpoint(checkpoint, **built.opening.arguments)
-        made = load_model(checkpoint, built)
-        spent = 0.0
+        made = load_subjects([checkpoint], built, place, say_notes if ranks[0] == 0 else ignore)
+        model, spent = made[0].model, 0.0
         if text.self_generate is not None:
-            opened, text, spent = written_by(made, replace(text, tokens=text.self_generate))
+            opened, text, spent = written_by(model, replace(text, tokens=text.self_generate))
         assert opened is not None
-        found = curvature_of(made, checkpoint, loaded, opened, text, kept_at)
+        found = curvature_of(model, checkpoint, loaded, opened, text, kept_at, ranks)
+    if ranks[0] > 0:
+        return
     found = replace(found, seconds=found.seconds + spent)
     write_curvature(output, found)
     Path(kept_at).unlink(missing_ok=True)

@@ -26,11 +26,14 @@ def curvature_of(
     data: Data,
     text: TextOptions,
     kept_at: str | None = None,
+    ranks: tuple[int, int] = (0, 1),
 ) -> CurvatureSet:
     """Curvature on a text, with a progress bar. kept_at: a file to keep what is under way in, and
-    to go on from. Raises PackerError, EvalError.
+    to go on from. ranks: which process this is, of how many that share the text.
+    Raises PackerError, EvalError.
     """
     from packer.curvature.calibration import TextSource, calibrate, token_batches
+    from packer.curvature.ranks import Ranks
     from packer.eval.batches import Setting
     from packer.eval.forward import device_of
     from packer.eval.score import bytes_per_token
@@ -43,7 +46,8 @@ def curvature_of(
     source = TextSource(", ".join(text.data), bytes_per_token(data.stream, data.counter, count))
     unfinished = None
     if kept_at is not None:
-        unfinished = _unfinished(kept_at, what_makes_it(model, checkpoint, batches, text))
+        known_by = what_makes_it(model, checkpoint, batches, text)
+        unfinished = _unfinished(kept_at, known_by, quiet=ranks[0] > 0)
     with shown("calibrating") as progress:
         return calibrate(
             model,
@@ -52,16 +56,17 @@ def curvature_of(
             seed=text.seed,
             text=source,
             checkpoint=checkpoint,
-            progress=progress,
+            progress=progress if ranks[0] == 0 else None,
             unfinished=unfinished,
+            ranks=Ranks(*ranks),
         )
 
 
-def _unfinished(kept_at: str, known_by: dict[str, str]) -> UnfinishedFile:
+def _unfinished(kept_at: str, known_by: dict[str, str], quiet: bool) -> UnfinishedFile:
     from packer.curvature.unfinished import UnfinishedFile
 
     unfinished = UnfinishedFile(kept_at, known_by)
-    if unfinished.path.exists():
+    if unfinished.path.exists() and not quiet:
         say_notes([f"going on from {kept_at}, where a calibration was cut off"])
     return unfinished
 

@@ -47,6 +47,7 @@ def unpack(
     from packer import api
     from packer.artifact_files import is_artifact
     from packer.decoder import MAX_DECODED_BYTES
+    from packer.progress import shown
 
     refuse_overwriting([artifact, template], output)
     if codes:
@@ -55,8 +56,9 @@ def unpack(
     if is_artifact(artifact):
         if template is not None:
             raise click.UsageError("--template is for other authors' artifacts; ours needs none")
-        with reading_artifact(artifact):
-            weights = api.unpack(artifact, output, max_bytes=max_memory or MAX_DECODED_BYTES)
+        allowed = max_memory or MAX_DECODED_BYTES
+        with shown("unpacking") as progress, reading_artifact(artifact):
+            weights = api.unpack_to(artifact, output, max_bytes=allowed, progress=progress)
     else:
         weights, notes = api.unpack_foreign(artifact, output, template, max_memory)
         say_notes(notes)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from packer.checkpoint import Checkpoint, contents_fingerprint, from_state_dict, without_wrapper
 from packer.curvature.curvature_set import CurvatureSet
+from packer.curvature.own_labels import OwnLabels
+from packer.curvature.ranks import ALONE, Ranks
 from packer.curvature.unfinished import Unfinished, UnfinishedFile
 from packer.curvature.weight_uses import WeightUses
 from packer.errors import CurvatureError
@@ -50,6 +51,7 @@ def calibrate(
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
     unfinished: UnfinishedFile | None = None,
+    ranks: Ranks = ALONE,
 ) -> CurvatureSet:
     """Second moments of the inputs of every linear map and the Fisher of its outputs.
 
@@ -57,7 +59,9 @@ def calibrate(
     predictions (`seed`), which makes the Fisher a true one. seconds: no batch is begun that may
     not end within so many. checkpoint: the weights whose fingerprint the result carries and whose
     names it has; default: the model's own state dict. unfinished: where sums are kept now and then,
-    and from where an earlier run of the same batches goes on. The model is left as it was.
+    and from where an earlier run of the same batches goes on. ranks: the processes that share the
+    batches, which all have the same ones and the same model; each gets the whole result, that of
+    one process but for the order in which float64 numbers are added. The model is left as it was.
     Raises CurvatureError: no batch could be read in time, or a model that gives no gradients at
     all or logits that are not finite. ScoreError: a model that only tells losses.
     """
@@ -65,40 +69,91 @@ def calibrate(
     module = _module_of(model)
     checkpoint = checkpoint or from_state_dict(module.state_dict())
     uses = WeightUses(live_weights(module, checkpoint))
-    generator = torch.Generator(device_of(model)).manual_seed(seed)
     contents = contents_fingerprint(checkpoint)
-    done, tokens, vocab_size = 0, 0, None
-    earlier = None if unfinished is None else unfinished.read()
-    if earlier is not None:
-        _go_on(earlier, uses, generator, device_of(model))
-        done, tokens, vocab_size = earlier.batches, earlier.tokens, earlier.vocab_size
-        started -= earlier.seconds
-
-    def so_far() -> Unfinished:
-        spent = time.perf_counter() - started
-        return Unfinished(done, tokens, vocab_size, spent, uses.sums(), generator.get_state())
-
+    run = _Run(model, uses, OwnLabels(seed, device_of(model)), ranks)
+    started -= run.go_on(unfinished)
     with evaluation_mode([model]), gradients_for(uses.weights.values()):
-        for batch in within(batches, seconds, started, progress, done):
-            vocab_size = _observe(model, uses, batch.to(device_of(model)), generator)
-            done, tokens = done + 1, tokens + batch.numel()
-            if unfinished is not None:
-                unfinished.offer(so_far)
-    if tokens == 0:
+        for group in within(batches, seconds, started, progress, run.batches, ranks):
+            run.read(group)
+            if unfinished is not None and ranks.first_says(unfinished.due):
+                run.keep(unfinished, time.perf_counter() - started)
+    if run.tokens == 0:
         raise _nothing_read(text, seconds)
-    by_tensor = collect(uses, tokens)
+    ranks.add_up(uses, run.device)
     unreached = unreached_matrices(uses, checkpoint)
+    by_tensor = collect(uses, run.tokens)
     return CurvatureSet(
         by_tensor,
         contents,
         text.words,
-        tokens,
+        run.tokens,
         time.perf_counter() - started,
-        vocab_size,
+        run.vocab_size,
         text.bytes_per_token,
         unreached,
         warnings(by_tensor, unreached),
     )
+
+
+class _Run:
+    """A calibration under way in this process: sums, and how much all processes have read."""
+
+    def __init__(self, model: AnyModel, uses: WeightUses, labels: OwnLabels, ranks: Ranks) -> None:
+        self.model, self.uses, self.labels, self.ranks = model, uses, labels, ranks
+        self.device = device_of(model)
+        self.batches = self.tokens = 0
+        self.vocab_size: int | None = None
+
+    def go_on(self, file: UnfinishedFile | None) -> float:
+        """Takes up what an earlier run left, the sums in the first process alone. Returns the
+        seconds that it took.
+
+        Raises CurvatureError: it is damaged, or not of these weights.
+        """
+
+        def read() -> Unfinished | None:
+            earlier = file.read() if file is not None and self.ranks.rank == 0 else None
+            if earlier is None:
+                return None
+            _restore(earlier, self.uses, self.device)
+            return replace(earlier, sums={})
+
+        found = self.ranks.first_says(self.ranks.together(read))
+        if found is None:
+            return 0.0
+        self.labels.generator.set_state(found.generator)
+        self.batches, self.tokens = found.batches, found.tokens
+        self.vocab_size = found.vocab_size
+        return found.seconds
+
+    def read(self, group: Sequence[Tensor]) -> None:
+        """A round of batches, of which one is this process's, if there are enough."""
+        width = self.ranks.together(partial(self._width, group))
+        self.vocab_size = self.ranks.first_says(width)  # which has a batch in every round
+        self.batches += len(group)
+        self.tokens += sum(batch.numel() for batch in group)
+
+    def _width(self, group: Sequence[Tensor]) -> int | None:
+        """Of the logits of this process's batch."""
+        width = None
+        for rank, batch in enumerate(group):
+            if rank == self.ranks.rank:
+                width = _observe(self.model, self.uses, batch.to(self.device), self.labels)
+            else:
+                self.labels.pass_over(batch.numel())
+        return width
+
+    def keep(self, file: UnfinishedFile, seconds: float) -> None:
+        """What all have summed, by the first process, in the form of one alone.
+
+        Raises OutputError.
+        """
+        self.ranks.hand_over(self.uses, self.device)
+        self.labels.catch_up(self.vocab_size or 1)
+        state = self.labels.generator.get_state()
+        sums = self.uses.sums()
+        now = Unfinished(self.batches, self.tokens, self.vocab_size, seconds, sums, state)
+        self.ranks.together(lambda: file.keep(now) if self.ranks.rank == 0 else None)
 
 
 def _module_of(model: AnyModel) -> torch.nn.Module:
@@ -164,32 +219,33 @@ def within(
     started: float,
     progress: Progress | None,
     first: int = 0,
-) -> Iterator[Tensor]:
-    """The batches from `first` for which the time lasts, going by the longest so far."""
+    ranks: Ranks = ALONE,
+) -> Iterator[tuple[Tensor, ...]]:
+    """The rounds of batches from `first` for which the time lasts, going by the longest so far."""
     total = len(batches) if isinstance(batches, Sequence) else 0
-    longest = 0.0
-    for done, batch in enumerate(itertools.islice(batches, first, None), start=first):
+    longest, done = 0.0, first
+    for group in ranks.rounds(batches, first):
         begun = time.perf_counter()
-        if seconds is not None and begun - started + longest > WORKING_SHARE * seconds:
+        late = seconds is not None and begun - started + longest > WORKING_SHARE * seconds
+        if ranks.first_says(late):
             return
         if progress is not None:
             progress("batches", done, max(total, done + 1))
-        yield batch
+        yield group
+        done += len(group)
         longest = max(longest, time.perf_counter() - begun)
 
 
-def _go_on(
-    earlier: Unfinished, uses: WeightUses, generator: torch.Generator, device: torch.device
-) -> None:
-    """Raises CurvatureError: the sums are not of these weights."""
+def _restore(earlier: Unfinished, uses: WeightUses, device: torch.device) -> None:
+    """Raises CurvatureError: sums of other weights, or no state of a generator."""
     try:
         uses.restore(earlier.sums, device)
-        generator.set_state(earlier.generator)
+        torch.Generator(device).set_state(earlier.generator)
     except (ValueError, RuntimeError, TypeError) as error:
         raise CurvatureError(f"the unfinished calibration is damaged: {error}") from None
 
 
-def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, generator: torch.Generator) -> int:
+def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, labels: OwnLabels) -> int:
     """One batch forward and back. Returns the width of the logits."""
     if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
         raise CurvatureError(
@@ -208,27 +264,22 @@ def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, generator: torch
         if not bool(logits.detach().isfinite().all()):
             raise CurvatureError("the model's logits are not finite; its weights are damaged")
         if logits.requires_grad:
-            uses.backward(_nats_of_own_labels(logits, generator))
+            uses.backward(labels.nats(logits))
     finally:
         uses.end_batch()
     return logits.size(-1)
 
 
-def _nats_of_own_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """The summed nats of labels drawn from the predictions themselves."""
-    flat = logits.flatten(0, 1)
-    probabilities = torch.softmax(flat.detach(), dim=-1)
-    labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-    return F.cross_entropy(flat, labels, reduction="sum")
-
-
 def collect(uses: WeightUses, tokens: int) -> dict[str, Curvature]:
-    """Curvature by tensor; a weight that is both a map and a table has both."""
+    """Curvature by tensor; a weight that is both a map and a table has both.
+
+    Sums are let go one after the other, so that they and their means are never all in memory.
+    """
     found: dict[str, Curvature] = {}
     for name in sorted(uses.weights):
-        table = uses.tables[name].curvature(tokens) if name in uses.tables else None
+        table = uses.tables.pop(name).curvature(tokens) if name in uses.tables else None
         if name in uses.maps:
-            one = uses.maps[name].curvature(tokens)
+            one = uses.maps.pop(name).curvature(tokens)
             usage = None if table is None else table.row_usage
             found[name] = Curvature(
                 one.hessian, one.fisher, tokens, usage, table, outputs=one.outputs
@@ -236,7 +287,7 @@ def collect(uses: WeightUses, tokens: int) -> dict[str, Curvature]:
         elif table is not None:
             found[name] = table
         elif name in uses.parameters:
-            own = uses.parameters[name].curvature(tokens)
+            own = uses.parameters.pop(name).curvature(tokens)
             if own is not None:
                 found[name] = own
     return found
@@ -246,7 +297,7 @@ def unreached_matrices(uses: WeightUses, checkpoint: Checkpoint) -> tuple[str, .
     """Matrices that no linear map or lookup was seen to use."""
     return tuple(
         name
-        for name, weight in sorted(checkpoint.tensors.items())
+        for name, weight in sorted(checkpoint.outlines.items())
         if weight.dim() >= 2
         and weight.numel() >= SMALLEST_MATRIX
         and weight.is_floating_point()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from packer.checkpoint import Checkpoint, contents_fingerprint
 from packer.checkpoint_files import load
@@ -19,6 +18,7 @@ from packer.errors import CheckpointError, CurvatureError
 from packer.files import replacing
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError
+from packer.safetensors_writing import write_all
 
 KIND = "bytecap curvature 1"
 AGAIN = "Calibrate again with `packer calibrate`."
@@ -27,10 +27,39 @@ PARTS = tuple(prefix + field for prefix in ("", "lookup.") for field in FIELDS)
 
 def write_curvature(path: str | os.PathLike[str], curvature: CurvatureSet) -> None:
     """Raises OutputError."""
-    tensors = {key: value.clone() for key, value in curvature.tensors()}
     metadata = {"bytecap": KIND, "provenance": json.dumps(curvature.provenance())}
     with replacing(path) as temporary:
-        save_file(tensors, str(temporary), metadata)
+        write_all(temporary, dict(curvature.tensors()), metadata)
+
+
+class StoredCurvature(Mapping[str, Curvature]):
+    """Curvature by tensor name, read from its file and checked whenever it is asked for.
+
+    Nothing is kept: it takes more memory than the weights do. Asking raises CurvatureError.
+    """
+
+    def __init__(self, source: str, values: Mapping[str, torch.Tensor], tokens: int) -> None:
+        """values: by key. Raises CurvatureError: a key is of no part of curvature."""
+        self._source, self._values, self._tokens = source, values, tokens
+        self._keys = _by_name(source, values)
+
+    def __getitem__(self, name: str) -> Curvature:
+        try:
+            parts = {part: self._values[key] for part, key in self._keys[name].items()}
+            return _curvature(name, parts, self._tokens)
+        except FormatError as error:
+            raise CurvatureError(f"{self._source}: {error}. {AGAIN}") from None
+        except CheckpointError as error:
+            raise CurvatureError(f"{error}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._keys
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 def read_curvature(path: str | os.PathLike[str], checkpoint: Checkpoint) -> CurvatureSet:
@@ -48,21 +77,15 @@ def read_curvature(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Curv
             f"{source} is the curvature of weights with contents {provenance['contents'][:12]}, "
             f"and {checkpoint.source} has {found[:12]}. {AGAIN}"
         )
-    by_name = _by_name(source, loaded)
-    tokens = provenance["tokens"]
-    try:
-        by_tensor = {name: _curvature(name, by_name[name], tokens) for name in sorted(by_name)}
-    except FormatError as error:
-        raise CurvatureError(f"{source}: {error}. {AGAIN}") from None
-    made = CurvatureSet(by_tensor, **provenance)
+    by_tensor = StoredCurvature(source, loaded, provenance["tokens"])
     check_tensors(by_tensor, checkpoint)
-    return made
+    return CurvatureSet(by_tensor, **provenance)
 
 
 def check_tensors(by_tensor: Mapping[str, Curvature], checkpoint: Checkpoint) -> None:
     """Raises CurvatureError: curvature of a tensor that is not there, or has another shape."""
     for name, one in by_tensor.items():
-        weight = checkpoint.tensors.get(name)
+        weight = checkpoint.outlines.get(name)
         if weight is None:
             near = checkpoint.ties.get(name)
             hint = f"; it is tied to {near}, name that" if near else ""
@@ -84,7 +107,7 @@ def _load(source: str) -> tuple[Mapping[str, torch.Tensor], Mapping[str, str]]:
         raise CurvatureError(f"{source} cannot be read: {error.strerror or error}") from None
     if content.metadata.get("bytecap") != KIND or not isinstance(content.value, dict):
         raise CurvatureError(f"{source} is no curvature file of this version. {AGAIN}")
-    return content.value, content.metadata
+    return content.tensors or content.value, content.metadata
 
 
 def _provenance(source: str, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -112,14 +135,15 @@ def _positive(value: Any) -> Any:
     return value
 
 
-def _by_name(source: str, loaded: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in loaded.items():
+def _by_name(source: str, keys: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Tensor name -> part -> key, sorted by name."""
+    found: dict[str, dict[str, str]] = {}
+    for key in sorted(keys):
         name, _, part = key.rpartition("/")
         if not name or part not in PARTS:
             raise CurvatureError(f"{source} holds {key!r}, which is no part of curvature. {AGAIN}")
-        found.setdefault(name, {})[part] = tensor
-    return found
+        found.setdefault(name, {})[part] = key
+    return dict(sorted(found.items()))
 
 
 def _curvature(name: str, parts: Mapping[str, torch.Tensor], tokens: int) -> Curvature:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from packer.checkpoint_files import load
 from packer.errors import CheckpointError, CurvatureError
 from packer.files import replacing
+from packer.safetensors_writing import write_all
 
 KIND = "bytecap unfinished calibration 1"
 SECONDS_BETWEEN = 10.0  # two savings, at least
@@ -67,12 +67,15 @@ class UnfinishedFile:
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CurvatureError(f"{self.path} is damaged: {error!r}. {self._way_out()}") from None
 
-    def offer(self, state: Callable[[], Unfinished]) -> None:
-        """Keeps the state, unless that was done a moment ago. Raises OutputError."""
+    @property
+    def due(self) -> bool:
+        """Whether it is time to keep what there is: not where that was done a moment ago."""
+        return time.monotonic() >= self._next
+
+    def keep(self, state: Unfinished) -> None:
+        """Raises OutputError."""
         begun = time.monotonic()
-        if begun < self._next:
-            return
-        self._write(state())
+        self._write(state)
         now = time.monotonic()
         self._next = now + max(SECONDS_BETWEEN, (now - begun) / COST_SHARE)
 
@@ -87,7 +90,7 @@ class UnfinishedFile:
         tensors = {f"sum/{key}": value.cpu() for key, value in state.sums.items()}
         tensors["generator"] = state.generator
         with replacing(self.path) as temporary:
-            save_file(tensors, str(temporary), {"bytecap": KIND, "state": json.dumps(told)})
+            write_all(temporary, tensors, {"bytecap": KIND, "state": json.dumps(told)})
 
     def _check(self, found: Mapping[str, str]) -> None:
         other = sorted(

@@ -101,6 +101,14 @@ class WeightUses(TorchFunctionMode):
             if getattr(moments, field) is not None
         }
 
+    def begin(self, keys: Iterable[str], device: torch.device) -> None:
+        """Sums of nothing for weights that were not used here, by keys as `sums` has them."""
+        for key in keys:
+            kind, _, name = key.split("/", 2)
+            by_name = self._kinds()[kind]
+            if name not in by_name:
+                by_name[name] = KINDS[kind](tuple(self.weights[name].shape), device)
+
     def restore(self, sums: Mapping[str, torch.Tensor], device: torch.device) -> None:
         """Sums of an earlier run over the same weights take the place of those so far.
 
@@ -110,10 +118,8 @@ class WeightUses(TorchFunctionMode):
             kind, field, name = key.split("/", 2)
             if kind not in KINDS or name not in self.weights or field not in KINDS[kind].SUMS:
                 raise ValueError(f"there is no sum {key!r}")
-            by_name = self._kinds()[kind]
-            if name not in by_name:
-                by_name[name] = KINDS[kind](tuple(self.weights[name].shape), device)
-            place = getattr(by_name[name], field)
+            self.begin([key], device)
+            place = getattr(self._kinds()[kind][name], field)
             if place is None:
                 raise ValueError(f"there is no sum {key!r}")
             if place.shape != value.shape or place.dtype != value.dtype:

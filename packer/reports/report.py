@@ -201,9 +201,9 @@ def report_checkpoint(checkpoint: Checkpoint, limits: Limits) -> Report:
     from packer.measuring import exact_choice, tensor_infos
 
     rows = tuple(
-        report_row(info, str(exact_choice(checkpoint.tensors[info.name].dtype)), size, None, None)
+        report_row(info, str(exact_choice(outline.dtype)), outline.nbytes, None, None)
         for info in tensor_infos(checkpoint)
-        for size in [checkpoint.tensors[info.name].nbytes]
+        for outline in [checkpoint.outlines[info.name]]
     )
     return Report(
         source=checkpoint.source,

@@ -45,8 +45,7 @@ def original_of(foreign: ForeignArtifact, checkpoint: Checkpoint) -> Checkpoint:
 
     Raises CheckpointError: it lacks a tensor of the artifact, or has it in another shape.
     """
-    tied = {name: checkpoint.tensors[kept] for name, kept in checkpoint.ties.items()}
-    weights = without_banks({**checkpoint.tensors, **tied})
+    weights = without_banks(checkpoint.all_weights())
     for name, tensor in foreign.tensors.items():
         if name not in weights:
             raise CheckpointError(
@@ -109,7 +108,8 @@ def offer_of(made: Repair, original: Checkpoint | None) -> Offer:
 
 def damage_of(original: Checkpoint, data: bytes) -> float:
     """Squared errors of a file's weights, each times the weight of its role."""
-    roles = roles_of({name: tuple(w.shape) for name, w in original.tensors.items()}, original.ties)
+    shapes = {name: tuple(outline.shape) for name, outline in original.outlines.items()}
+    roles = roles_of(shapes, original.ties)
     decoded = read_weights(data)
     with one_torch_thread():
         return sum(

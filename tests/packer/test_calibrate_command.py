@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -132,6 +133,70 @@ main({[str(part) for part in command]!r} + ["-o", "c"])
     checkpoint = read_checkpoint(lab / "model.pt")
     assert read_curvature("c", checkpoint).sha256 == read_curvature("whole", checkpoint).sha256
     assert not Path("c.partial").exists()
+
+
+def together(program: str, *command: object) -> subprocess.CompletedProcess[str]:
+    """Two processes under torchrun, with a thread each as in these tests."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*run, *program.split(), *map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def same_but_for_rounding(lab: Path, one: str, other: str) -> None:
+    """Sums in float64 come out differently in their last digits, and are then float32."""
+    checkpoint = read_checkpoint(lab / "model.pt")
+    first, second = (read_curvature(path, checkpoint) for path in (one, other))
+    assert (first.tokens, first.vocab_size) == (second.tokens, second.vocab_size)
+    values, others = dict(first.tensors()), dict(second.tensors())
+    assert values.keys() == others.keys()
+    for key, value in values.items():
+        torch.testing.assert_close(others[key], value, rtol=2**-22, atol=0)
+
+
+def test_processes_share_a_text(lab: Path, run) -> None:
+    """Five batches for two processes, the last of which only the first one has."""
+    command = [
+        "calibrate", lab / "model.pt", "--data", lab / "train.txt", "--tokenizer",
+        lab / "t64.model", "--tokens", 5120, "--window", 64,
+    ]  # fmt: skip
+    assert run(*command, "-o", "one").exit_code == 0
+    ended = together("-m packer", *command, "-o", "two")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("two: curvature of") == 1
+    same_but_for_rounding(lab, "one", "two")
+    # Cut off, it goes on in one process as in two.
+    Path("killed.py").write_text(KILLED_IN_THE_SECOND_ROUND)
+    ended = together("killed.py", *command, "-o", "three")
+    assert ended.returncode != 0 and Path("three.partial").exists() and not Path("three").exists()
+    again = run(*command, "-o", "three")
+    assert again.exit_code == 0 and "going on from three.partial" in again.stderr
+    same_but_for_rounding(lab, "one", "three")
+    refused = together("-m packer", *command[:2], "--self-generate", 64, "-o", "four")
+    assert refused.returncode != 0 and "is for one process" in refused.stderr
+
+
+KILLED_IN_THE_SECOND_ROUND = """
+import os, signal, sys
+from packer.cli import main
+from packer.curvature import calibration, unfinished
+
+unfinished.SECONDS_BETWEEN, unfinished.COST_SHARE = 0.0, 1e9
+observe, seen = calibration._observe, []
+
+def killed(*arguments):
+    if seen and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    seen.append(1)
+    return observe(*arguments)
+
+calibration._observe = killed
+main(sys.argv[1:])
+"""
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""Labels drawn from a model's own predictions, the same ones however many processes draw them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class OwnLabels:
+    """Draws for one batch after the other, as one process would that reads them all.
+
+    For batches that other processes read, as many random numbers are drawn and thrown away.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self._passed: list[int] = []
+
+    def pass_over(self, tokens: int) -> None:
+        """A batch of so many tokens is another process's, and comes next."""
+        self._passed.append(tokens)
+
+    def catch_up(self, width: int) -> None:
+        """Brings the generator past what was passed over. width: of the model's logits."""
+        for tokens in self._passed:
+            torch.multinomial(
+                torch.ones(tokens, width, device=self.generator.device),
+                1,
+                generator=self.generator,
+            )
+        self._passed.clear()
+
+    def nats(self, logits: Tensor) -> Tensor:
+        """The summed nats of labels drawn from logits [windows, time, vocab]."""
+        flat = logits.flatten(0, 1)
+        self.catch_up(flat.size(1))
+        probabilities = torch.softmax(flat.detach(), dim=-1)
+        labels = torch.multinomial(probabilities, 1, generator=self.generator).squeeze(1)
+        return F.cross_entropy(flat, labels, reduction="sum")
