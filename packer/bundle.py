@@ -230,7 +230,8 @@ def _glue(plan: PackPlan, choices: Mapping[str, Choice]) -> str:
 def _spell(choice: Choice) -> str:
     """The arguments of a Choice but for its step."""
     values = (choice.coder, choice.range_rule, choice.range_value, choice.reach, choice.prune)
-    return f"({_spell_format(choice.format)},{','.join(map(repr, values))},{choice.rounding!r})"
+    rounding = f"{choice.rounding!r},{int(choice.ascending)}"
+    return f"({_spell_format(choice.format)},{','.join(map(repr, values))},{rounding})"
 
 
 def _spell_format(format: object) -> str:

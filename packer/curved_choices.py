@@ -62,7 +62,9 @@ def _steps(finest: float, octaves: float, an_octave: float) -> tuple[float, ...]
 
 
 def _best_stepped(weight: torch.Tensor, curvature: Curvature, step: float) -> str:
-    """The stepped format and rounding of least cost; formats are compared first."""
+    """The stepped format and rounding of least cost; formats are compared first, the order of
+    columns last, in the best way only.
+    """
     formats = [name for name in STEPPED if curvature.fisher is not None or "row" not in name]
     ways = [f"{name}+gptq" for name in formats]
     found = {way: _cost(weight, curvature, f"{way}@{step}") for way in ways}
@@ -70,7 +72,10 @@ def _best_stepped(weight: torch.Tensor, curvature: Curvature, step: float) -> st
         best = min(found, key=lambda way: found[way])
         for name in {best.removesuffix("+gptq"), "step.row.col"}:
             found[f"{name}+gptq2"] = _cost(weight, curvature, f"{name}+gptq2@{step}")
-    return min(found, key=lambda way: (found[way], way))
+    way = min(found, key=lambda way: (found[way], way))
+    ascending = way.replace("+", "+ascending+")
+    pays = _cost(weight, curvature, f"{ascending}@{step}") < found[way]
+    return ascending if pays else way
 
 
 def _cost(weight: torch.Tensor, curvature: Curvature, choice: str) -> float:

@@ -29,7 +29,7 @@ from packer.threads import side_by_side
 # What is measured in each pass, over the best step: at last two around it, so that the last bytes
 # are filled at nearly no cost.
 PASSES = ((1.0,), (2 ** (-1 / 32), 2 ** (1 / 32)))
-STEPPED = ("step.", "trellis.")
+STEPPED = ("step", "trellis")
 
 
 def refined(

@@ -3,7 +3,8 @@
 Grammar: `format[~coder][+step[@value]]...`, for instance `int6.row`, `fp16~brotli`,
 `int6.row+percentile`, `int8.row~zstd+kstd@12.85`, `int5.row+prune@0.02`, `ternary.row+absmean`,
 `int6.row+reach@20`, `int6.row~brotli+kstd@12.85+gptq`, `int4.row.rank4x8+gptq`,
-`step.row.col+gptq@0.45`. Parsing and spelling are inverse; defaults are not spelled.
+`step.row.col+gptq@0.45`, `step.row.col+ascending+gptq2@0.45`. Parsing and
+spelling are inverse; defaults are not spelled.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Choice:
     prune: fraction of smallest magnitudes set to zero first, in [0, 1).
     rounding: how codes are chosen under a scale; `gptq` needs curvature, and `gptq2` also that of
         outputs.
+    ascending: GPTQ rounds columns whose inputs are small first, not last.
     step: of a stepped format, and of no other: the mean step in units of the rms weight.
     """
 
@@ -48,11 +50,16 @@ class Choice:
     reach: int | None = None
     prune: float = 0.0
     rounding: str = "nearest"
+    ascending: bool = False
     step: float | None = None
 
     def __post_init__(self) -> None:
         if self.coder is not None and self.coder not in CODERS:
             raise FormatError(f"unknown coder {self.coder!r}; coders are {', '.join(CODERS)}")
+        if self.ascending and self.rounding == "nearest":
+            raise FormatError(
+                "ascending is the order in which GPTQ takes columns; nearest rounding has none"
+            )
         if isinstance(self.format, Passthrough):
             if self.range_rule or self.reach or self.prune or self.rounding != "nearest":
                 raise FormatError(f"{self.format} keeps weights as they are: it takes no + steps")
@@ -120,6 +127,8 @@ class Choice:
             text += f"+reach@{self.reach}"
         if self.prune:
             text += f"+prune@{spell_number(self.prune)}"
+        if self.ascending:
+            text += "+ascending"
         if self.step is not None:
             text += f"+{self.rounding}@{spell_number(self.step)}"
         elif self.rounding != "nearest":
@@ -182,6 +191,8 @@ def _parse_steps(text: str, steps: Sequence[str]) -> dict[str, Any]:
             if value is None or not value.is_integer():
                 raise FormatError(f"{text!r}: reach comes with a whole number: reach@20")
             found["reach"] = int(value)
+        elif word == "ascending" and word not in found and not at:
+            found["ascending"] = True
         elif word in ROUNDINGS and "rounding" not in found and (word != "nearest" or at):
             found["rounding"], found["step"] = word, value
         elif word in (*UNIFORM_RANGES, *TERNARY_RANGES) and "range_rule" not in found:

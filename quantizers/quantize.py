@@ -96,7 +96,7 @@ def _stepped(
     factors: tuple[HessianFactor, ...] = ()
     outputs: tuple[HessianFactor, ...] = ()
     if choice.rounding != "nearest":
-        factors = _factors(_needed(choice, curvature, shape))
+        factors = _factors(_needed(choice, curvature, shape), choice.ascending)
     if choice.rounding == "gptq2":
         outputs = _output_factors(choice, _needed(choice, curvature, shape))
         if format.trellis:  # its path runs down the rows as they stand
@@ -126,7 +126,7 @@ def _gptq_codes(
     zero: torch.Tensor | None,
 ) -> tuple[torch.Tensor, RoundingReport]:
     """int8 codes [rows, columns] of a matrix or of a bank of matrices, each under its own H."""
-    factors = _factors(_needed(choice, curvature, shape))
+    factors = _factors(_needed(choice, curvature, shape), choice.ascending)
     size = len(rows) // len(factors)
     per_row = scale.float().expand(len(rows))
     codes, reports = torch.empty(rows.shape, dtype=torch.int8), []
@@ -140,11 +140,12 @@ def _gptq_codes(
 
 
 @functools.lru_cache(maxsize=KEPT_FACTORS)
-def _factors(curvature: Curvature) -> tuple[HessianFactor, ...]:
+def _factors(curvature: Curvature, ascending: bool) -> tuple[HessianFactor, ...]:
     """A factor per bank, kept for a while, because a tensor is measured under many choices."""
     hessian = curvature.rounding_hessian
     banks = hessian if hessian.dim() == 3 else hessian[None]
-    return tuple(factorize(hessian) for hessian in banks)
+    order = "ascending" if ascending else "descending"
+    return tuple(factorize(hessian, order=order) for hessian in banks)
 
 
 @functools.lru_cache(maxsize=KEPT_FACTORS)

@@ -22,7 +22,7 @@ DAMPING = 0.01  # of the mean diagonal, as in the paper and in PR #1855
 BLOCK = 64  # columns between two updates of all later ones; the paper has 128, with equal results
 DAMPING_STEP = 10.0  # damping grows by this factor when the factorization fails ...
 LARGEST_DAMPING = 1.0  # ... up to here; beyond it little of H is left
-ORDERS = ("descending", "given")  # of the columns: by diagonal, or as they stand
+ORDERS = ("descending", "ascending", "given")  # of the columns: by diagonal, or as they stand
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def factorize(
     H = hessian.double()
     diagonal = H.diagonal().clone()
     dead = diagonal <= 0
-    by = torch.sort(diagonal, descending=True, stable=True).indices
-    chosen = by if order == "descending" else torch.arange(len(diagonal), device=H.device)
+    by = torch.sort(diagonal, descending=order == "descending", stable=True).indices
+    chosen = torch.arange(len(diagonal), device=H.device) if order == "given" else by
     if bool(dead.all()):
         report = RoundingReport(damping, damping, int(dead.sum()), "all of its inputs are zero")
         return HessianFactor(chosen, None, dead, report)

@@ -51,7 +51,9 @@ def choices(draw: st.DrawFn) -> Choice:
     positive = st.floats(min_value=1e-6, max_value=1e6, exclude_min=True)
     if isinstance(format, Stepped):
         coder, rounding = draw(st.sampled_from([None, "ans"])), draw(st.sampled_from(ROUNDINGS))
-        return Choice(format, coder, rounding=rounding, step=draw(positive))
+        ascending = rounding != "nearest" and draw(st.booleans())
+        step = draw(positive)
+        return Choice(format, coder, rounding=rounding, ascending=ascending, step=step)
     base = format.base if isinstance(format, LowRank) else format
     rules = TERNARY_RANGES if isinstance(base, Ternary) else UNIFORM_RANGES
     rule = draw(st.sampled_from(rules))
@@ -59,7 +61,9 @@ def choices(draw: st.DrawFn) -> Choice:
     prune = draw(st.floats(min_value=0, max_value=0.99))
     reaches = st.none() if format.code_max == 1 else st.integers(1, format.code_max - 1)
     rounding = draw(st.sampled_from(ROUNDINGS[:2]))  # the third is of stepped formats
-    return Choice(format, coder, rule, value, draw(st.none() | reaches), prune, rounding)
+    ascending = rounding != "nearest" and draw(st.booleans())
+    reach = draw(st.none() | reaches)
+    return Choice(format, coder, rule, value, reach, prune, rounding, ascending)
 
 
 @given(formats)
@@ -89,6 +93,8 @@ def test_choice_round_trip(choice):
         "ternary.row.rank1x4+absmean",
         "int6.row~brotli+kstd@12.85+gptq",
         "int6.row+percentile-matrix+reach@20+prune@0.1+gptq",
+        "int6.row+kstd@12.85+ascending+gptq",
+        "step.row.col+ascending+gptq2@0.45",
     ],
 )
 def test_spellings_people_type_are_kept(text):
@@ -121,6 +127,10 @@ def test_defaults_are_not_spelled():
         ("int6.row+reach@0", "from 1 to 30"),
         ("int6.row+gptq@1", "gptq takes no value"),
         ("int6.row+gptq+gptq", "given twice"),
+        ("int6.row+ascending", "nearest rounding has none"),
+        ("step.row.col+ascending+nearest@0.3", "nearest rounding has none"),
+        ("int6.row+ascending@1+gptq", "'ascending' is unknown"),
+        ("int6.row+ascending+ascending+gptq", "given twice"),
         ("fp16+gptq", "takes no"),
         ("int4.row.rank4", "unknown format"),
         ("int4.row.rank4x3", "factors of 2, 4 or 8 bits"),

@@ -63,7 +63,8 @@ def test_gptq_is_the_optimal_brain_surgeon(order, block, seed):
     found = rounding.gptq(rows, hessian, scale, -7, 7, damping=0.02, block=block, order=order)
     diagonal = hessian.diagonal()
     damped = hessian.double() + 0.02 * float(diagonal.mean()) * torch.eye(8, dtype=torch.float64)
-    columns = diagonal.argsort(descending=True).tolist() if order == "descending" else range(8)
+    by_diagonal = diagonal.argsort(descending=order == "descending").tolist()
+    columns = range(8) if order == "given" else by_diagonal
     expected = brain_surgeon(rows, damped, scale.double(), 7, list(columns))
     assert torch.equal(found.codes.double(), expected)
     assert not torch.equal(found.codes, nearest_codes(rows, scale, -7, 7))
@@ -198,8 +199,8 @@ def test_curvature_of_another_weight_is_refused():
 
 
 def test_an_unknown_order_is_refused():
-    with pytest.raises(FormatError, match="orders are descending, given"):
-        rounding.factorize(torch.eye(3), order="ascending")
+    with pytest.raises(FormatError, match="orders are descending, ascending, given"):
+        rounding.factorize(torch.eye(3), order="random")
 
 
 def test_fake_quantization_refuses_what_it_cannot_do():
