@@ -17,7 +17,7 @@ from packer.checkpoint import Checkpoint
 from packer.errors import OutputError
 from packer.files import replacing
 from packer.measuring import Progress, ignore_progress
-from packer.polishing.tuning import holds_values
+from packer.polishing.tuning import TUNED_SIDES, holds_values
 from packer.quantizers.choice import Choice, parse_choice
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import Passthrough, QuantizedTensor
@@ -108,8 +108,8 @@ def verify(
 
     With a checkpoint, passthrough tensors must come back as the very bits that their format keeps;
     with choices too, quantizing again must give the very codes in the file. Of a choice with +gptq
-    that takes curvature too; without, only its format is compared. Of a polished file only codes
-    are compared, and those of small tensors, which were tuned themselves, are not.
+    that takes curvature too; without, only its format is compared. Of a polished file neither
+    scales and reconstruction points are compared nor small tensors, which were tuned themselves.
     Raises decoder.ArtifactError: not an artifact, or damaged. Differences are returned as problems.
     """
     stored = decoder.parse(data)
@@ -149,9 +149,10 @@ def check_tensor(
         problem = "some decoded weights are not finite"
     if weight is None:
         return TensorCheck(name, str(quantized.format), None, None, None, problem)
-    if isinstance(quantized.format, Passthrough) and not polished:
+    tuned = polished and holds_values(quantized)
+    if isinstance(quantized.format, Passthrough):
         kept = dequantize(quantize(weight, Choice(quantized.format)))
-        if not _same_bits(kept, decoded):
+        if not tuned and not _same_bits(kept, decoded):
             problem = f"{quantized.format} did not come back bit for bit"
     elif choice is not None:
         problem = problem or _requantize_problem(quantized, weight, choice, curvature, polished)
@@ -179,7 +180,8 @@ def _requantize_problem(
         count = int((again.codes != quantized.codes).sum())
         return f"{count} of {again.codes.numel()} codes differ from what {choice} gives"
     for name, values in quantized.side.items():
-        if not polished and not _same_bits(again.side[name], values):
+        moved = polished and name in TUNED_SIDES
+        if not moved and not _same_bits(again.side[name], values):
             what = SIDE_NAMES.get(name, f"correction's {name}")
             return f"the {what} differ from what {choice} gives"
     return None

@@ -162,7 +162,7 @@ def _backward(meter: DamageMeter, free: Mapping[str, Tuned], tokens: Tensor) -> 
     on_gpu = device.type == "cuda"
     size = max(1, BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]) // tokens.size(1))
     with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
-        for part in tokens.to(device).split(size):
+        for part in torch.split(tokens.to(device), size):
             (_summed_kl(meter, part) / tokens.numel()).backward()  # type: ignore[no-untyped-call]
     reached = [name for name in weights if live[name].grad is not None]
     torch.autograd.backward(

@@ -30,6 +30,7 @@ from packer.quantizers.step_grid import MAX_SHRINK
 # A tensor of fewer weights in a fine integer format is a set of norms, gates or scales: its codes
 # are as good as values, and are rounded anew. One of more floats is a matrix or a table kept exact.
 FEWEST_CODES, FINE_BITS = 4096, 6
+TUNED_SIDES = ("scale", "shrink")  # side values that move; steps and corrections do not
 MOST_FLOATS = 1 << 16
 SHRINK_UNITS = 256  # to a step
 
@@ -133,7 +134,7 @@ class TunedPoints(Tuned):
 
 def tuned(quantized: QuantizedTensor) -> Tuned | None:
     """What is free in a stored tensor; None where nothing is, such as in integers."""
-    if not quantizable(torch.empty(quantized.shape, dtype=quantized.dtype, device="meta")):
+    if not _of_floats(quantized):
         return None
     if holds_values(quantized):
         return TunedValues(quantized)
@@ -143,9 +144,15 @@ def tuned(quantized: QuantizedTensor) -> Tuned | None:
 
 
 def holds_values(quantized: QuantizedTensor) -> bool:
-    """Whether its very codes are tuned: floats, and few integers."""
+    """Whether its very codes are tuned: floats, and few codes of a fine integer format."""
+    if not _of_floats(quantized):
+        return False
     count = element_count(quantized.shape)
     if isinstance(quantized.format, Passthrough):
         return count < MOST_FLOATS
     fine = isinstance(quantized.format, Uniform) and quantized.format.bits >= FINE_BITS
     return fine and count < FEWEST_CODES
+
+
+def _of_floats(quantized: QuantizedTensor) -> bool:
+    return quantizable(torch.empty(quantized.shape, dtype=quantized.dtype, device="meta"))

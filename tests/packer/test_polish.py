@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,20 @@ def test_a_strange_model_and_a_plan(lab: Path, run: Callable[..., Result]) -> No
     assert Path("a.pack").stat().st_size <= 11_400
     checked = run("verify", "a.pack", "--against", lab / "model.pt", "--plan", "plan.json")
     assert checked.exit_code == 0, checked.output
+
+
+def test_verify_still_sees_what_no_polish_moves() -> None:
+    weights = {name: weight.detach() for name, weight in lively().named_parameters()}
+    made = api.plan(weights, 11_400, margin_bytes=ROOM_BYTES)
+    packed = api.pack(weights, made, polisher=polisher(bench(TOKENS[:641]), 30))
+    whole = Artifact.from_bytes(packed.data)
+    name = next(n for n, one in whole.tensors.items() if "step" in str(one.format))
+    old = whole.tensors[name]
+    other = replace(old, side={**old.side, "row": 2 * old.side["row"]})
+    bad = replace(whole, tensors={**whole.tensors, name: other}).to_bytes()
+    assert api.verify(bad, weights, made).problems == (
+        f"{name}: the row steps differ from what {made.choices[name]} gives",
+    )
 
 
 @pytest.mark.parametrize(
