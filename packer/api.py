@@ -48,6 +48,7 @@ from packer.measuring import AnyCurvature, Progress, ignore_progress, tensors_of
 from packer.planning import PackPlan, check_curvature, make_plan
 from packer.polishing.polished_file import Polisher, check_room, polished
 from packer.recipes import find_recipe
+from packer.refining import refined
 from packer.ship import loader_source, parts_of
 
 __all__ = [
@@ -153,6 +154,8 @@ def plan(
             source, pins, metadata, felt, coder, trellis, progress
         )
         made = make_plan(measurement, limits, {**earlier, **(pins or {})})
+        if felt is not None:
+            made = refined(checkpoint_of(source, "curvature"), made, felt, progress)
     if out is not None:
         write_json(out, made.to_json())
     return made

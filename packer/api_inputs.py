@@ -12,6 +12,7 @@ from packer.account import Limits, count_code
 from packer.candidates import Measurement
 from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
 from packer.curvature.curvature_set import CurvatureSet
+from packer.curved_choices import SPARSE
 from packer.errors import CapError, PlanError
 from packer.files import is_json
 from packer.measuring import AnyCurvature, Progress
@@ -68,7 +69,7 @@ def measurement_of(
     trellis: bool,
     progress: Progress,
 ) -> tuple[Measurement, Mapping[str, str]]:
-    """(measurements, pins of an earlier plan)."""
+    """(measurements, pins of an earlier plan). A checkpoint is measured for a plan to refine."""
     if isinstance(source, Measurement):
         return source, {}
     if isinstance(source, PackPlan):
@@ -82,6 +83,7 @@ def measurement_of(
         curvature=curvature,
         coder=coder,
         trellis=trellis,
+        grid=SPARSE,
         progress=progress,
     )
     return measured, {}

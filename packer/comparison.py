@@ -13,6 +13,7 @@ import numpy as np
 from packer.account import Limits
 from packer.checkpoint import Checkpoint
 from packer.curvature.curvature_set import CurvatureSet
+from packer.curved_choices import SPARSE
 from packer.errors import CapError
 from packer.evaluation import Evaluated
 from packer.fit import Packed, pack_to_cap
@@ -20,6 +21,7 @@ from packer.knob import RecipePlan, recipe_at, recipe_under_cap
 from packer.measuring import Progress, ignore_progress, measure
 from packer.planning import make_plan
 from packer.recipes import RECIPES, K, Position, Recipe
+from packer.refining import refined
 from packer.trials import DamageBench, fit_to_model
 
 OURS = "ours"
@@ -158,6 +160,7 @@ class Workbench:
             pins=self.pins,
             curvature=self.curvature,
             trellis=self.trellis,
+            grid=SPARSE,
             progress=self.progress,
         )
         if self.trials is not None:
@@ -167,6 +170,7 @@ class Workbench:
             started = time.perf_counter()
             try:
                 plan = make_plan(measured, self._limits(cap_bytes), self.pins)
+                plan = refined(self.checkpoint, plan, self.curvature, self.progress)
                 packed = pack_to_cap(self.checkpoint, plan, self.progress, self.curvature.by_tensor)
             except CapError as error:
                 yield Refused(OURS, cap_bytes, str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -13,32 +14,51 @@ from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import STEPPED
 from packer.quantizers.quantize import dequantize, quantize
 
-# Mean steps in units of the rms weight, four an octave: from nearly lossless to nearly nothing.
-MEAN_STEPS = tuple(0.05 * 2 ** (i / 4) for i in range(27))
+# Mean steps in units of the rms weight: from nearly lossless to nearly nothing.
+FINEST, OCTAVES = 0.05, 6.5
+# Where models are useful: a trellis takes long to search. Its steps are finer than those of equal
+# damage without one.
+FINEST_ON_TRELLIS, OCTAVES_ON_TRELLIS = 0.03, 5.25
+FINER = 0.62
 # Ways are compared at a fine and at a coarse step, each for the half of the grid around it.
 PROBES = (0.3, 1.0)
 HALVES = 0.55
-# A trellis takes long to search: three an octave, where models are useful. Its steps are finer than
-# those of equal damage without one.
-TRELLIS_STEPS = tuple(0.13 * 2 ** (i / 3) for i in range(13))
-FINER = 0.62
+
+
+@dataclass(frozen=True)
+class StepGrid:
+    """About how many steps an octave are measured, without a trellis and on one."""
+
+    scalar: float
+    trellis: float
+
+
+DENSE = StepGrid(4, 3)  # for plans under any cap
+SPARSE = StepGrid(1.5, 1)  # for a plan that is refined
 
 
 def curved_choices(
-    weight: torch.Tensor, curvature: Curvature, trellis: bool = False
+    weight: torch.Tensor, curvature: Curvature, trellis: bool = False, grid: StepGrid = DENSE
 ) -> tuple[Choice, ...]:
     """Every step of the grid, in the format whose degrees of freedom pay for themselves.
 
-    trellis: the same on a trellis too, by steps further apart.
+    trellis: the same on a trellis too, which nearly always wins: both by steps further apart.
     """
     fine, coarse = (_best_stepped(weight, curvature, probe) for probe in PROBES)
-    ways = [(fine if step < HALVES else coarse, step) for step in MEAN_STEPS]
+    ways = [
+        (fine if step < HALVES else coarse, step) for step in _steps(FINEST, OCTAVES, grid.scalar)
+    ]
     if trellis:
         ways += [
-            ((fine if step < HALVES else coarse).replace("step", "trellis", 1), FINER * step)
-            for step in TRELLIS_STEPS
+            ((fine if step < HALVES * FINER else coarse).replace("step", "trellis", 1), step)
+            for step in _steps(FINEST_ON_TRELLIS, OCTAVES_ON_TRELLIS, grid.trellis)
         ]
     return tuple(parse_choice(f"{way}@{step:.3g}") for way, step in ways)
+
+
+def _steps(finest: float, octaves: float, an_octave: float) -> tuple[float, ...]:
+    parts = round(octaves * an_octave)
+    return tuple(finest * 2 ** (octaves * i / parts) for i in range(parts + 1))
 
 
 def _best_stepped(weight: torch.Tensor, curvature: Curvature, step: float) -> str:

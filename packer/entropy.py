@@ -156,7 +156,7 @@ def encode_ans(
         symbols = clipped[cell].astype(np.int32).ravel()
         symbols += reach
         levels = count_levels(np.bincount(symbols, minlength=2 * reach + 1))
-        pushed.symbols(symbols, level_counts()[levels])
+        pushed.symbols(symbols, pushed.model(level_counts()[levels]))
         push_table(pushed, levels, reach)
     if not classes.columns_by_scale:
         push_classes(pushed, column_class, classes.columns)
@@ -187,7 +187,7 @@ def _push_excess(pushed: Pushes, codes: Codes, reach: int) -> None:
     magnitudes = np.abs(codes.astype(np.int32))
     excess = magnitudes[magnitudes >= reach] - reach
     for part in (excess >> 8, excess & 255):
-        pushed.symbols(part.astype(np.int32), np.ones(256, np.int64))
+        pushed.symbols(part.astype(np.int32), pushed.model(np.ones(256, np.int64)))
 
 
 def energy_classes(codes: Codes) -> tuple[Numbers, Numbers]:
@@ -325,4 +325,4 @@ def push_table(pushed: Pushes, levels: list[int], reach: int) -> None:
 
 def push_classes(pushed: Pushes, classes: Numbers, count: int) -> None:
     if count > 1:
-        pushed.symbols(classes.astype(np.int32), np.ones(count, np.int64))
+        pushed.symbols(classes.astype(np.int32), pushed.model(np.ones(count, np.int64)))

@@ -13,7 +13,7 @@ from packer.budget.plan import Candidate
 from packer.candidates import Measurement, TensorInfo
 from packer.checkpoint import Checkpoint, contents_fingerprint, structure_fingerprint
 from packer.curvature.curvature_set import CurvatureSet
-from packer.curved_choices import curved_choices
+from packer.curved_choices import DENSE, StepGrid, curved_choices
 from packer.errors import PlanError
 from packer.predicted_damage import (
     bits_per_byte,
@@ -53,12 +53,15 @@ def ignore_progress(what: str, done: int, total: int) -> None:
 
 
 def default_choices(
-    weight: torch.Tensor, curvature: Curvature | None = None, trellis: bool = False
+    weight: torch.Tensor,
+    curvature: Curvature | None = None,
+    trellis: bool = False,
+    grid: StepGrid = DENSE,
 ) -> tuple[Choice, ...]:
     """Every choice that could be right for a tensor of this shape and dtype.
 
-    With curvature, steps that follow it and GPTQ take the place of clips and nearest rounding;
-    trellis: its codes on a trellis too.
+    With curvature, steps that follow it and GPTQ take the place of clips and nearest rounding, as
+    many as the grid has; trellis: its codes on a trellis too.
     """
     exact = exact_choice(weight.dtype)
     if not quantizable(weight):
@@ -70,7 +73,7 @@ def default_choices(
     if weight.dim() >= 2 and weight.numel() >= LONG_GRID_ELEMENTS:
         if curvature is not None:
             # Steps without a clip: one per tensor or row and a clip are never better.
-            curved = curved_choices(weight, curvature, trellis)
+            curved = curved_choices(weight, curvature, trellis, grid)
             return (exact, *(parse_choice(text) for text in texts), *curved)
         texts += ["int7.row", "int5.row", "int4.row", "int3.row", "int2.row", "ternary.row"]
         clips = [f"{127 * step:.4g}" for step in STEP_GRID]
@@ -117,6 +120,7 @@ def measure(
     curvature: AnyCurvature | None = None,
     coder: str | None = None,
     trellis: bool = False,
+    grid: StepGrid = DENSE,
     progress: Progress = ignore_progress,
 ) -> Measurement:
     """Candidates for every tensor: real coded bytes and damage under each choice.
@@ -124,7 +128,7 @@ def measure(
     pins: selector -> choice; a pinned tensor is measured under that choice as well. metadata: text
     for the artifact, added to the checkpoint's own. curvature: a set gives damage in bits per byte
     and choices with +gptq; second moments by tensor give those choices alone. coder: of every
-    choice; None lets the packer choose. trellis: as of `default_choices`.
+    choice; None lets the packer choose. trellis, grid: as of `default_choices`.
     Raises SelectorError: a pin matches nothing. PlanError: a pinned choice cannot hold the tensor.
     """
     infos = tensor_infos(checkpoint)
@@ -134,7 +138,7 @@ def measure(
 
     def choices_of(name: str) -> tuple[Choice, ...]:
         weight, felt = checkpoint.tensors[name], by_tensor.get(name)
-        offered = default_choices(weight, felt, trellis)
+        offered = default_choices(weight, felt, trellis, grid)
         chosen = [replace(choice, coder=coder) for choice in offered] if coder else offered
         return with_pinned(chosen, pinned.get(name))
 

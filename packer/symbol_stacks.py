@@ -15,8 +15,11 @@ from packer.lane_encoder import Frequencies, LaneEncoder, lane_counts, lanes_for
 class Pushes(Protocol):
     """A stack of symbols."""
 
-    def symbols(self, symbols: npt.NDArray[np.int32], counts: npt.NDArray[np.int64]) -> None:
-        """Symbols [count] under one model of integer counts."""
+    def model(self, counts: npt.NDArray[np.int64]) -> Any:
+        """What symbols with these counts are pushed under."""
+
+    def symbols(self, symbols: npt.NDArray[np.int32], model: Any) -> None:
+        """Symbols [count] under one model."""
 
     def levels(self, levels: list[int], guesses: list[int]) -> None:
         """The levels of a table, each under the model of its guess."""
@@ -33,8 +36,11 @@ class ConstrictionPushes:
 
         self.coder: Any = constriction.stream.stack.AnsCoder()
 
-    def symbols(self, symbols: npt.NDArray[np.int32], counts: npt.NDArray[np.int64]) -> None:
-        self.coder.encode_reverse(symbols, stream_decoder.categorical(counts))
+    def model(self, counts: npt.NDArray[np.int64]) -> Any:
+        return stream_decoder.categorical(counts)
+
+    def symbols(self, symbols: npt.NDArray[np.int32], model: Any) -> None:
+        self.coder.encode_reverse(symbols, model)
 
     def levels(self, levels: list[int], guesses: list[int]) -> None:
         import constriction
@@ -57,8 +63,11 @@ class LanePushes:
         bits = float((counts * np.log2(codes.size / counts)).sum())
         self.coder = LaneEncoder(lanes_for(bits / 8))
 
-    def symbols(self, symbols: npt.NDArray[np.int32], counts: npt.NDArray[np.int64]) -> None:
-        self.coder.encode_reverse(symbols, lane_counts(counts))
+    def model(self, counts: npt.NDArray[np.int64]) -> Any:
+        return lane_counts(counts)
+
+    def symbols(self, symbols: npt.NDArray[np.int32], model: Any) -> None:
+        self.coder.encode_reverse(symbols, model)
 
     def levels(self, levels: list[int], guesses: list[int]) -> None:
         self.coder.encode_each(levels, [_level_frequencies(guess) for guess in guesses])

@@ -43,11 +43,9 @@ def encode_trellis(
         _push_even_excess(pushed, whole, reach)
     classes, row_class, column_class = choose_classes(symbols, reach, scale, column_scale)
     kinds = 2 * column_class[None, :] + odd
-    tables = _tables(symbols.astype(np.int32) + reach, reach, row_class, kinds)
-    for row in range(len(codes) - 1, -1, -1):
-        for kind in np.unique(kinds[row])[::-1]:
-            here = symbols[row, kinds[row] == kind].astype(np.int32) + reach
-            pushed.symbols(here, level_counts()[tables[row_class[row], kind]])
+    shifted = symbols.astype(np.int32) + reach
+    tables = _tables(shifted, reach, row_class, kinds)
+    _push_rows(pushed, shifted, tables, row_class, kinds)
     for table in reversed(tables.values()):
         push_table(pushed, table, reach)
     if not classes.columns_by_scale:
@@ -55,6 +53,23 @@ def encode_trellis(
     if classes.kind == 2:
         push_classes(pushed, row_class, classes.rows)
     return bytes([first_byte(classes) | (reach < largest) << 6, reach]) + pushed.data()
+
+
+def _push_rows(
+    pushed: Pushes,
+    symbols: npt.NDArray[np.int32],
+    tables: dict[tuple[int, int], list[int]],
+    row_class: Numbers,
+    kinds: Numbers,
+) -> None:
+    models = {key: pushed.model(level_counts()[table]) for key, table in tables.items()}
+    by_kind = np.take_along_axis(symbols, kinds.argsort(axis=1, kind="stable"), 1)
+    sizes = np.stack([(kinds == kind).sum(axis=1) for kind in range(kinds.max() + 1)], axis=1)
+    ends = sizes.cumsum(axis=1)
+    for row in range(len(symbols) - 1, -1, -1):
+        for kind in np.flatnonzero(sizes[row])[::-1].tolist():
+            here = slice(ends[row, kind] - sizes[row, kind], ends[row, kind])
+            pushed.symbols(by_kind[row, here], models[row_class[row], kind])
 
 
 def _within(symbols: Numbers, reach: int) -> npt.NDArray[np.int8]:
@@ -71,7 +86,7 @@ def _push_even_excess(pushed: Pushes, symbols: Numbers, reach: int) -> None:
     magnitudes = np.abs(symbols)
     half = (magnitudes[magnitudes >= reach - 1] - reach + 1) >> 1
     for part in (half >> 8, half & 255):
-        pushed.symbols(part.astype(np.int32), np.ones(256, np.int64))
+        pushed.symbols(part.astype(np.int32), pushed.model(np.ones(256, np.int64)))
 
 
 def _tables(

@@ -19,14 +19,13 @@ import torch
 from .curvature import Curvature
 from .rounding import HessianFactor, RoundingReport, together
 from .stepping import Side, over_steps, row_curvature
-from .trellis_path import NEXT_STATE, code_states, symbols_of
+from .trellis_path import code_states, symbols_of
 
 # Damage per bit, in units of what a bit is worth where all codes are large.
 EAGERNESS = 0.8
 # Mean squared error of the trellis in squared fine steps, where codes are large.
 ERROR = 0.265
-LARGEST_SYMBOL = 255
-SEARCHES = 2  # the last under the lengths of the codes that the one before found
+LARGEST_SYMBOL = 255  # that has a length of its own
 COLUMNS_AT_ONCE = 64
 _CLASSES = 8
 _SMALLEST_CELL = 512  # codes that can tell lengths apart
@@ -71,7 +70,8 @@ def trellis_codes(
         V = outputs[bank].upper if outputs else None
         by_row = alone[here][None] if V is None else V
         codes[here] = round_on_trellis(factor, by_row, scaled[here], steps[here], starts)
-        starts = code_states(codes[here].numpy(), starts)[-1]
+        if bank + 1 < len(banks):
+            starts = code_states(codes[here].numpy(), starts)[-1]
     return codes, together([factor.report for factor in factors]) if factors else None
 
 
@@ -102,10 +102,11 @@ def round_on_trellis(
     U, steps = inputs.upper.numpy(), scale.float().numpy()
     price = _price(X, U, V, steps)
     by_row = np.ascontiguousarray(V.numpy())
-    lengths = first_lengths(X, steps)
-    for _ in range(SEARCHES):
-        codes = _search(X.copy(), U, by_row, steps, price, lengths, starts[order.numpy()])
-        lengths = lengths_of(codes, starts[order.numpy()])
+    alone = by_row if len(by_row) == 1 else np.ascontiguousarray(by_row.diagonal()[None])
+    ordered = starts[order.numpy()]
+    # The first search is for the lengths, which hardly depend on how rows are felt together.
+    likely = _search(X.copy(), U, alone, steps, price, first_lengths(X, steps), ordered)
+    codes = _search(X, U, by_row, steps, price, lengths_of(likely, ordered), ordered)
     found = torch.empty(rows.shape, dtype=torch.int16)
     found[:, order] = torch.from_numpy(codes.T.copy())
     return found
@@ -132,7 +133,7 @@ def _search(
     starts: Numbers,
 ) -> npt.NDArray[np.int16]:
     """Codes [columns, rows] of weights X [columns, rows], which are changed."""
-    from .trellis_search import search_columns
+    from .trellis_search import PREVIOUS, search_columns
 
     codes = np.zeros(X.shape, dtype=np.int16)
     for start in range(0, len(X), COLUMNS_AT_ONCE):
@@ -146,10 +147,12 @@ def _search(
             lengths.bits,
             lengths.rows,
             lengths.columns[here],
-            NEXT_STATE,
+            PREVIOUS,
             starts[here],
         )
-        X[here.stop :] += U[here, here.stop :].T @ Y
+        # By torch: numpy has threads of its own, which get in the way of tensors side by side.
+        later = torch.from_numpy(X[here.stop :])
+        later.addmm_(torch.from_numpy(U[here, here.stop :]).T, torch.from_numpy(Y))
     return codes
 
 
@@ -164,7 +167,7 @@ def first_lengths(X: Floats, steps: Floats) -> Lengths:
 def lengths_of(codes: npt.NDArray[np.int16], starts: Numbers) -> Lengths:
     """Lengths by how often symbols occur among codes [columns, rows] on the trellis."""
     states = code_states(codes.T, starts)[:-1].T
-    symbols = np.abs(symbols_of(codes, states))
+    symbols = np.abs(symbols_of(codes, states)).clip(max=LARGEST_SYMBOL)
     odd = states & 1
     return _lengths(np.stack([np.where(odd == 0, symbols, -1), np.where(odd, symbols, -1)]))
 

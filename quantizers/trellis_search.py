@@ -14,20 +14,99 @@ from .compiled_loops import compiled
 from .trellis_path import NEXT_STATE
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
+Step = tuple[int, float, float]  # a symbol, what it is off by, damage and length
+Eight = tuple[float, float, float, float, float, float, float, float]
 
 STATES = len(NEXT_STATE)
+# [states, 2]: from where an even, and from where an odd symbol leads to a state.
+PREVIOUS = np.argsort(NEXT_STATE, axis=0)
 UNREACHED = 1e300
+LARGEST = 16_000  # symbol, so that its code has 16 bits
 
 
 @compiled
-def _agree(z: Floats, cost: npt.NDArray[np.float64], row: int) -> bool:
-    """Whether all survivors took the same code in a row, having agreed before it."""
-    lead, others = z[cost.argmin(), row], 0
+def _all_took(z: Floats, lead: float, cost: Doubles) -> bool:
+    """Whether every survivor's z [states] in a row is `lead`."""
+    others = 0
     for state in range(STATES):
-        if cost[state] < UNREACHED and z[state, row] != lead:
-            others += 1
+        others += (cost[state] < UNREACHED) & (z[state] != lead)
     return others == 0
+
+
+@compiled
+def _pulled(common: float, z: Floats, pulls: Floats) -> Eight:
+    """For every survivor `common` and Σ z pulls over rows; z [rows, states], pulls [rows].
+
+    Written out: eight sums stay in registers, where those of an array do not.
+    """
+    a = b = c = d = e = f = g = h = common
+    for i in range(len(z)):
+        pull = pulls[i]
+        a += z[i, 0] * pull
+        b += z[i, 1] * pull
+        c += z[i, 2] * pull
+        d += z[i, 3] * pull
+        e += z[i, 4] * pull
+        f += z[i, 5] * pull
+        g += z[i, 6] * pull
+        h += z[i, 7] * pull
+    return a, b, c, d, e, f, g, h
+
+
+@compiled
+def _follow(z: Floats, parents: npt.NDArray[np.int8]) -> None:
+    """Every survivor takes over its parent's z [rows, states]."""
+    for i in range(len(z)):
+        row = z[i]
+        a, b, c, d = row[parents[0]], row[parents[1]], row[parents[2]], row[parents[3]]
+        e, f, g, h = row[parents[4]], row[parents[5]], row[parents[6]], row[parents[7]]
+        row[0], row[1], row[2], row[3] = a, b, c, d
+        row[4], row[5], row[6], row[7] = e, f, g, h
+
+
+@compiled
+def _off(symbol: int, odd: int, size: float, weight: float) -> float:
+    """What a symbol for a code of this size is off by, in a state of even or of odd codes."""
+    return weight * (2 * symbol - odd * (symbol > 0) - size)
+
+
+@compiled
+def _length(bits: Floats, odd: int, symbol: int) -> float:
+    length: float = bits[odd, min(symbol, bits.shape[1] - 1)]
+    return length
+
+
+@compiled
+def _best_symbols(
+    code: float, odd: int, weight: float, price: float, bits: Floats
+) -> tuple[Step, Step]:
+    """The best even symbol and the best odd one for a wanted code, with what each costs.
+
+    odd: whether the state has odd codes. bits [2, magnitudes]: of symbols in either, the
+    last of all from there on.
+    """
+    size, sign = abs(code), 1 if code >= 0 else -1
+    low = min(int(size + odd) >> 1, LARGEST - 1)
+    near, near_off = low, _off(low, odd, size, weight)
+    near_cost = near_off * near_off + price * _length(bits, odd, low)
+    far, far_off = low + 1, _off(low + 1, odd, size, weight)
+    far_cost = far_off * far_off + price * _length(bits, odd, low + 1)
+    under = max(low - 1, 0)
+    under_off = _off(under, odd, size, weight)
+    under_cost = under_off * under_off + price * _length(bits, odd, under)
+    if low > 0 and under_cost < far_cost:
+        far, far_off, far_cost = under, under_off, under_cost
+    if low & 1:
+        near, far = far, near
+        near_off, far_off = far_off, near_off
+        near_cost, far_cost = far_cost, near_cost
+    zero_off = _off(0, odd, size, weight)
+    zero_cost = zero_off * zero_off + price * bits[odd, 0]
+    if zero_cost < near_cost:
+        near, near_off, near_cost = 0, zero_off, zero_cost
+    return (sign * near, sign * near_off, near_cost), (sign * far, sign * far_off, far_cost)
 
 
 @compiled
@@ -52,7 +131,7 @@ def _best_path(
     price: float,
     bits: Floats,
     row_class: Numbers,
-    next_state: Numbers,
+    previous: Numbers,
     start: int,
 ) -> npt.NDArray[np.int16]:
     """Codes [rows], from the state `start`.
@@ -60,47 +139,40 @@ def _best_path(
     target [rows]: the wanted codes, but for what the rows above add, `pull` times Σ z V over them.
     weight, z: what a code off by one costs, squared, and what is left of it.
     """
-    rows, most = len(target), bits.shape[2] - 1
-    settled = np.zeros(rows, dtype=np.float32)
-    cost, costs = np.full(STATES, UNREACHED), np.full(STATES, UNREACHED)
+    rows, alone = len(target), len(V) == 1
+    settled, z = np.zeros(rows, np.float32), np.zeros((rows, STATES), np.float32)
+    cost, first = np.full(STATES, UNREACHED), 0  # `first`: the first row in which survivors differ
     cost[start] = 0.0
-    z, nexts = np.zeros((STATES, rows), np.float32), np.zeros((STATES, rows), np.float32)
     symbols = np.zeros((rows, STATES), dtype=np.int32)
     parents = np.zeros((rows, STATES), dtype=np.int8)
-    alone, first = len(V) == 1, 0  # `first`: the first row in which survivors differ
+    symbol, off = np.zeros((2, STATES), np.int32), np.zeros((2, STATES), np.float32)
+    costs, wanted = np.zeros((2, STATES)), np.zeros(STATES, np.float32)
     for i in range(rows):
         leading = cost.argmin()
-        while first < i and (alone or _agree(z, cost, first)):
-            for below in range(i, 0 if alone else rows):
-                settled[below] += z[leading, first] * V[first, below]
+        while first < i and (alone or _all_took(z[first], z[first, leading], cost)):
+            if not alone:
+                below, pulls = settled[i:], V[first, i:]
+                for row in range(rows - i):
+                    below[row] += z[first, leading] * pulls[row]
             first += 1
-        near = V[first:i, i].copy()
-        costs[:] = UNREACHED
+        pulled = _pulled(settled[i], z[first:i], V[first:i, i])
+        (wanted[0], wanted[1], wanted[2], wanted[3]) = pulled[:4]
+        (wanted[4], wanted[5], wanted[6], wanted[7]) = pulled[4:]
+        lengths = bits[row_class[i]]
         for state in range(STATES):
-            if cost[state] >= UNREACHED:
-                continue
-            wanted = settled[i]
-            for above in range(first, i):
-                wanted += z[state, above] * near[above - first]
-            wanted = target[i] + pull[i] * wanted
-            odd, size = state & 1, abs(wanted)
-            sign = 1 if wanted >= 0 else -1
-            low = min(int((size + odd) // 2), most - 1)
-            for symbol in (low + 1, low, low - 1, 0):
-                if symbol < 0:
-                    continue
-                off = weight[i] * (2 * symbol - odd * (symbol > 0) - size)
-                length = bits[row_class[i], odd, symbol]
-                total = cost[state] + off * off + price * length
-                after = next_state[state, symbol & 1]
-                if total < costs[after]:
-                    costs[after] = total
-                    parents[i, after], symbols[i, after] = state, sign * symbol
-                    nexts[after, i] = sign * off
+            code = target[i] + pull[i] * wanted[state]
+            even, odd = _best_symbols(code, state & 1, weight[i], price, lengths)
+            symbol[0, state], off[0, state], costs[0, state] = even
+            symbol[1, state], off[1, state], costs[1, state] = odd
+            costs[0, state] += cost[state]
+            costs[1, state] += cost[state]
         for state in range(STATES):
-            for above in range(first, i):
-                nexts[state, above] = z[parents[i, state], above]
-        cost, costs, z, nexts = costs, cost, nexts, z
+            parity = int(costs[1, previous[state, 1]] < costs[0, previous[state, 0]])
+            parent = previous[state, parity]
+            cost[state] = costs[parity, parent]
+            parents[i, state], symbols[i, state] = parent, symbol[parity, parent]
+            z[i, state] = off[parity, parent]
+        _follow(z[first:i], parents[i])
     return _codes_along(symbols, parents, int(cost.argmin()))
 
 
@@ -114,7 +186,7 @@ def search_columns(
     lengths: Floats,
     row_class: Numbers,
     column_class: Numbers,
-    next_state: Numbers,
+    previous: Numbers,
     starts: Numbers,
 ) -> tuple[npt.NDArray[np.int16], Floats]:
     """(codes, Y), both [columns, rows], of a block of columns under their upper factor U.
@@ -140,7 +212,7 @@ def search_columns(
         bits = lengths[:, column_class[j]]
         target = X[j] / scale
         pull = U[j, j] / scale
-        path = _best_path(target, pull, weight, V, price, bits, row_class, next_state, starts[j])
+        path = _best_path(target, pull, weight, V, price, bits, row_class, previous, starts[j])
         for i in range(rows):
             codes[j, i] = path[i]
             Y[j, i] = (path[i] * scale[i] - X[j, i]) / U[j, j]

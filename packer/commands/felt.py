@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from packer.checkpoint import Checkpoint
     from packer.curvature.curvature_set import CurvatureSet
     from packer.eval.shards import TokenStream
+    from packer.planning import PackPlan
     from packer.trials import DamageBench
 
 
@@ -38,8 +39,13 @@ class Felt:
         metadata: Mapping[str, str],
         coder: str | None,
         trellis: bool,
+        to_refine: bool = False,
     ) -> Measurement:
-        """The checkpoint measured, and fitted where there is a bench; with progress bars."""
+        """The checkpoint measured, and fitted where there is a bench; with progress bars.
+
+        to_refine: for one plan, which is refined; few steps are measured.
+        """
+        from packer.curved_choices import DENSE, SPARSE
         from packer.measuring import measure
         from packer.progress import shown
 
@@ -51,9 +57,18 @@ class Felt:
                 curvature=self.curvature,
                 coder=coder,
                 trellis=trellis,
+                grid=SPARSE if to_refine else DENSE,
                 progress=progress,
             )
         return self._fitted(measured)
+
+    def refine(self, loaded: Checkpoint, made: PackPlan) -> PackPlan:
+        """The plan with steps measured for it, between those that were there."""
+        from packer.progress import shown
+        from packer.refining import refined
+
+        with shown("refining") as progress:
+            return refined(loaded, made, self.curvature, progress)
 
     def _fitted(self, measured: Measurement) -> Measurement:
         from packer.progress import shown

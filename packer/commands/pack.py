@@ -139,7 +139,7 @@ def pack(
                 "metadata": metadata,
                 "progress": progress,
             }
-            made, turned = _planned(deciding, source, felt, limits, told)
+            made, turned = _planned(deciding, loaded, source, felt, limits, told)
         with refusals(), running_foreign(curvature.built.model):
             packed = api.pack(
                 loaded,
@@ -159,11 +159,14 @@ def _to_plan(
     """The checkpoint, or where damage can be fitted to a model, its fitted measurements."""
     if felt.bench is None:
         return loaded
-    return felt.measure(loaded, limits.pinned, metadata, limits.coder, limits.trellis)
+    return felt.measure(
+        loaded, limits.pinned, metadata, limits.coder, limits.trellis, to_refine=True
+    )
 
 
 def _planned(
     deciding: Deciding,
+    loaded: Checkpoint,
     source: Checkpoint | Measurement,
     felt: Felt,
     limits: LimitOptions,
@@ -172,9 +175,11 @@ def _planned(
     """The plan, and the recipe that it is of, if any. Raises CapError, PlanError."""
     from packer import api
     from packer.candidates import Measurement
+    from packer.refining import refined
 
     if isinstance(source, Measurement):
-        return api.plan(source, **told), None
+        made = api.plan(source, **told)
+        return refined(loaded, made, felt.curvature, told["progress"]), None
     if deciding.recipe is None:
         made = api.plan(
             source,

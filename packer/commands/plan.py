@@ -81,14 +81,12 @@ def plan(
     built = curvature.built
     metadata = {} if measure_on and is_json(source) else read_config(built.config)
     measured = measured_from(source, curvature, limits, metadata, measure_on)
+    made = measured.plan(counted)
     checked: tuple[CheckedPlan, ...] = ()
     if measure_on:
+        measured = replace(measured, measurement=made.measurement)
         checked = _checked(measured, counted, replace(curvature.text, data=measure_on), built)
         made = min(checked, key=lambda one: one.measured).plan
-    else:
-        from packer.planning import make_plan
-
-        made = make_plan(measured.measurement, counted, measured.pins)
     if output:
         write_json(output, made.to_json())
     kept = _kept(source, measured, curvature, output)

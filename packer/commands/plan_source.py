@@ -13,8 +13,10 @@ from packer.commands.limit_options import LimitOptions
 from packer.files import is_json
 
 if TYPE_CHECKING:
+    from packer.account import Limits
     from packer.candidates import Measurement
     from packer.checkpoint import Checkpoint
+    from packer.planning import PackPlan
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,15 @@ class Measured:
     pins: dict[str, str]
     loaded: Checkpoint | None
     felt: Felt | None
+
+    def plan(self, limits: Limits) -> PackPlan:
+        """The best plan; where the checkpoint is there, refined. Raises CapError, PlanError."""
+        from packer.planning import make_plan
+
+        made = make_plan(self.measurement, limits, self.pins)
+        if self.loaded is None or self.felt is None:
+            return made
+        return self.felt.refine(self.loaded, made)
 
 
 def measured_from(
@@ -53,7 +64,9 @@ def measured_from(
         return _with_checkpoint(found, curvature) if measure_on else found
     loaded = opening.read(source)
     felt = feel(source, loaded, curvature)
-    measured = felt.measure(loaded, limits.pinned, metadata, limits.coder, limits.trellis)
+    measured = felt.measure(
+        loaded, limits.pinned, metadata, limits.coder, limits.trellis, to_refine=True
+    )
     return Measured(measured, limits.pinned, loaded, felt)
 
 

@@ -19,7 +19,7 @@ from packer.quantizers.trellis_path import (
     on_trellis,
     symbols_of,
 )
-from packer.quantizers.trellis_search import search_columns
+from packer.quantizers.trellis_search import PREVIOUS, search_columns
 
 from packer.artifact import encode_tensor
 from packer.predicted_damage import predicted_nats
@@ -100,7 +100,7 @@ def test_the_search_finds_the_cheapest_of_all_paths(price, both_ways):
         one = np.ones((1, 1), np.float32)
         found, _ = search_columns(
             *(target[None].copy(), one, factor, np.ones(rows, np.float32), price, lengths),
-            *(row_class, np.zeros(1, np.int64), NEXT_STATE, np.zeros(1, np.int64)),
+            *(row_class, np.zeros(1, np.int64), PREVIOUS, np.zeros(1, np.int64)),
         )
 
         def cost(codes, target=target):
@@ -163,3 +163,16 @@ def test_codes_off_the_trellis_are_refused():
     good = quantize(weights(6, 5), parse_choice("trellis.row+nearest@0.3"))
     with pytest.raises(FormatError, match=r"trellis\.row: codes do not follow each other"):
         QuantizedTensor(good.format, (6, 5), torch.float32, good.codes + 1, good.side)
+
+
+def test_codes_larger_than_lengths_are_known_for_are_found_all_the_same():
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(48, 32, generator=generator) * torch.logspace(-2, 1.2, 32)
+    errors = []
+    for step in (0.012, 0.006, 0.003):
+        quantized = quantize(weight, parse_choice(f"trellis+nearest@{step}"))
+        assert int(quantized.codes.abs().max()) > 2 * 255
+        errors.append(float((dequantize(quantized) - weight).square().mean().sqrt()))
+        rms = float(weight.square().mean().sqrt())
+        assert errors[-1] < step * rms
+    assert errors[2] < 0.6 * errors[1] < 0.36 * errors[0]

@@ -1,0 +1,136 @@
+"""A plan once more, with steps between those measured: each tensor's where its damage falls as fast
+as the price of a byte asks.
+
+Measured steps lie far apart, because measuring takes long and most of them are never chosen. The
+plan's price says where on its curve each tensor belongs; there it is measured again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from packer.budget.plan import Candidate
+from packer.budget.step_curve import StepPoint, best_step
+from packer.candidates import Measurement, TensorInfo
+from packer.checkpoint import Checkpoint
+from packer.measuring import (
+    AnyCurvature,
+    Progress,
+    ignore_progress,
+    measure_tensor,
+    tensors_of,
+    whole_set,
+)
+from packer.planning import PackPlan, make_plan
+from packer.quantizers.choice import parse_choice
+from packer.threads import side_by_side
+
+# What is measured in each pass, over the best step: at last two around it, so that the last bytes
+# are filled at nearly no cost.
+PASSES = ((1.0,), (2 ** (-1 / 32), 2 ** (1 / 32)))
+STEPPED = ("step.", "trellis.")
+
+
+def refined(
+    checkpoint: Checkpoint,
+    made: PackPlan,
+    curvature: AnyCurvature | None,
+    progress: Progress = ignore_progress,
+) -> PackPlan:
+    """The plan over its own candidates and up to three more for every tensor whose codes follow
+    curvature; the second and third lie where curves through the first say.
+
+    It is never worse, where no loader is counted. Pinned tensors stay as they are. Arguments as of
+    `measure`. Raises CapError, PlanError.
+    """
+    for number, nearby in enumerate(PASSES, 1):
+        wanted = _wanted(made, nearby)
+        if wanted:
+            told = _named(progress, f"pass {number} of {len(PASSES)}")
+            found = _measured(checkpoint, made.measurement, wanted, curvature, told)
+            made = make_plan(_with(made.measurement, found), made.limits, made.pins)
+    return made
+
+
+def _named(progress: Progress, pass_name: str) -> Progress:
+    return lambda what, done, total: progress(f"{pass_name}, {what}", done, total)
+
+
+def _measured(
+    checkpoint: Checkpoint,
+    measurement: Measurement,
+    wanted: Mapping[str, Sequence[str]],
+    curvature: AnyCurvature | None,
+    progress: Progress,
+) -> list[Candidate]:
+    by_tensor, whole = tensors_of(curvature), whole_set(curvature)
+    infos = [info for info in measurement.tensors if info.name in wanted]
+
+    def measure(info: TensorInfo) -> list[Candidate]:
+        choices = [parse_choice(text) for text in wanted[info.name]]
+        weight = checkpoint.tensors[info.name]
+        return measure_tensor(info, weight, choices, by_tensor.get(info.name), whole)
+
+    found: list[Candidate] = []
+    for done, candidates in enumerate(side_by_side(measure, infos)):
+        progress(infos[done].name, done, len(infos))
+        found += candidates
+    progress("done", len(infos), len(infos))
+    return found
+
+
+def _wanted(made: PackPlan, nearby: Sequence[float]) -> dict[str, list[str]]:
+    """Tensor -> choices to measure, by factors of its best step."""
+    price = made.plan.price
+    found: dict[str, list[str]] = {}
+    for name, candidates in made.measurement.by_tensor.items():
+        curves = _curves(candidates)
+        if name in made.pins or not curves or not price > 0:
+            continue
+        best = {way: best_step(points, price) for way, points in curves.items()}
+        way = min(best, key=lambda one: (best[one][1], one))
+        known = {candidate.choice for candidate in candidates}
+        near = [str(parse_choice(f"{way}@{best[way][0] * factor:.4g}")) for factor in nearby]
+        found[name] = [choice for choice in near if choice not in known]
+    return {name: choices for name, choices in found.items() if choices}
+
+
+def _curves(candidates: Sequence[Candidate]) -> dict[str, list[StepPoint]]:
+    """Points by way: all of a choice but its step."""
+    found: dict[str, list[StepPoint]] = {}
+    for candidate in candidates:
+        way, _, step = candidate.choice.rpartition("@")
+        if way.startswith(STEPPED) and candidate.damage > 0:
+            point = StepPoint(float(step), candidate.size_bytes, candidate.damage)
+            found.setdefault(way, []).append(point)
+    return found
+
+
+def _with(measurement: Measurement, found: Sequence[Candidate]) -> Measurement:
+    """More candidates, their damage in the measure of those that are there."""
+    roles = {tensor.name: tensor.role for tensor in measurement.tensors}
+    more: dict[str, list[Candidate]] = {}
+    for candidate in found:
+        known, fit = measurement.by_tensor[candidate.tensor], measurement.damage_fit
+        factor = 1.0 if fit is None else fit.factor(roles[candidate.tensor])
+        damage = _in_the_measure_of(known, candidate, factor)
+        more.setdefault(candidate.tensor, []).append(replace(candidate, damage_bpb=damage))
+    candidates = [
+        candidate
+        for name, known in measurement.by_tensor.items()
+        for candidate in (*known, *more.get(name, ()))
+    ]
+    return replace(measurement, candidates=tuple(candidates))
+
+
+def _in_the_measure_of(
+    known: Sequence[Candidate], candidate: Candidate, factor: float
+) -> float | None:
+    """Damage in bits per byte, of tensors without a Fisher as many per weight error as known."""
+    if candidate.damage_bpb is not None:
+        return factor * candidate.damage_bpb
+    like = next(one for one in known if one.weight_error > 0 and one.choice.startswith(STEPPED))
+    if like.damage_bpb is None:
+        return None
+    return like.damage_bpb / like.weight_error * candidate.weight_error

@@ -1,0 +1,78 @@
+"""A refined plan: never worse, real in every byte, and as good as one of many more measurements."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from packer.quantizers.curvature import Curvature
+
+from packer import api
+from packer.account import Limits
+from packer.checkpoint import from_state_dict
+from packer.curved_choices import DENSE, SPARSE
+from packer.damage_fit import DamageFit
+from packer.measuring import measure, measure_choices
+from packer.planning import make_plan
+from packer.refining import PASSES, refined
+
+CAP = 24_000
+Weights = dict[str, torch.Tensor]
+Curvatures = dict[str, Curvature]
+
+
+@pytest.fixture(scope="module")
+def felt() -> tuple[Weights, Curvatures]:
+    """Eight matrices of 64 x 96 and how they are felt, one of them without a Fisher of rows."""
+    generator = torch.Generator().manual_seed(3)
+    weights, curvature = {}, {}
+    for layer in range(8):
+        name = f"blocks.{layer}.mlp.fc.weight"
+        weights[name] = 0.1 * torch.randn(64, 96, generator=generator)
+        inputs = torch.randn(400, 96, generator=generator) * torch.linspace(0.2, 2, 96)
+        fisher = torch.rand(64, generator=generator).exp() * 1e-4 if layer else None
+        curvature[name] = Curvature(inputs.T @ inputs / 400, fisher, 400)
+    return weights, curvature
+
+
+def test_a_refined_plan_is_better_and_its_bytes_are_real(felt):
+    weights, curvature = felt
+    checkpoint = from_state_dict(weights)
+    sparse = measure(checkpoint, curvature=curvature, grid=SPARSE)
+    rough = make_plan(sparse, Limits(CAP), {})
+    fine = refined(checkpoint, rough, curvature)
+    added = len(fine.measurement.candidates) - len(sparse.candidates)
+    assert 0 < added <= sum(map(len, PASSES)) * len(weights)
+    assert fine.plan.damage < rough.plan.damage
+    dense = make_plan(measure(checkpoint, curvature=curvature, grid=DENSE), Limits(CAP), {})
+    assert fine.plan.damage < 1.01 * dense.plan.damage
+    again = measure_choices(checkpoint, fine.choices, curvature=curvature)
+    measured = {c.tensor: (c.size_bytes, c.weight_error) for c in again.candidates}
+    for chosen in fine.plan.chosen:
+        assert measured[chosen.tensor] == (chosen.size_bytes, chosen.weight_error)
+    packed = api.pack(weights, fine, curvature=curvature)
+    assert packed.rounds == 1
+    assert packed.account.total_bytes == fine.plan.total_bytes <= CAP
+
+
+def test_pinned_tensors_and_plans_without_curvature_are_left_alone(felt):
+    weights, curvature = felt
+    checkpoint = from_state_dict(weights)
+    pins = dict.fromkeys(weights, "int4.row")
+    sparse = measure(checkpoint, curvature=curvature, grid=SPARSE, pins=pins)
+    made = make_plan(sparse, Limits(2 * CAP), pins)
+    assert refined(checkpoint, made, curvature) == made
+    blind = make_plan(measure(checkpoint), Limits(CAP), {})
+    assert refined(checkpoint, blind, None) == blind
+
+
+def test_added_damage_is_fitted_as_the_rest_is(felt):
+    weights, curvature = felt
+    checkpoint = from_state_dict(weights)
+    plain = measure(checkpoint, curvature=curvature, grid=SPARSE)
+    fit = DamageFit({"mlp_in": 3.0}, 3.0, 0.0, "a text", 400, ())
+    by_choice = []
+    for measured in (plain, plain.fitted(fit)):
+        fine = refined(checkpoint, make_plan(measured, Limits(CAP), {}), curvature)
+        by_choice.append({c.choice: c.damage for c in fine.plan.chosen})
+    before, after = by_choice
+    assert after == {one: pytest.approx(3 * damage, rel=1e-9) for one, damage in before.items()}
