@@ -82,7 +82,7 @@ class DamageMeter:
         Raises:
             ScoreError: settings, model and stream do not fit.
         """
-        with self._holding(weights):
+        with self.holding(weights):
             found = divergence(
                 self.reference,
                 [self.changed],
@@ -94,7 +94,8 @@ class DamageMeter:
         return found[0]
 
     @contextmanager
-    def _holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the changed model has these weights; afterwards it is as it was."""
         kept = {name: self.live[name].detach().clone() for name in weights}
         try:
             with torch.no_grad():

@@ -14,6 +14,7 @@ from packer.checkpoint import Checkpoint, contents_fingerprint
 from packer.errors import CapError, PlanError
 from packer.measuring import Progress, header_of, ignore_progress, tensor_infos
 from packer.planning import PackPlan, replan
+from packer.polishing.outcome import PolishOutcome
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError
@@ -29,7 +30,7 @@ class Packed:
     """An artifact that fits. data: the file. plan: the plan it follows, sizes as weighed.
 
     encoded: what each tensor weighs. rounds: how often planning was needed, 1 when the plan held.
-    roundings: what became of GPTQ, for the tensors that asked for it.
+    roundings: what became of GPTQ, for the tensors that asked for it. polish: what became of one.
     """
 
     data: bytes
@@ -38,6 +39,7 @@ class Packed:
     account: Account
     rounds: int
     roundings: Mapping[str, RoundingReport] = field(default_factory=dict)
+    polish: PolishOutcome | None = None
 
     @property
     def rounding_problems(self) -> dict[str, str]:

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from packer.checkpoint import Checkpoint
     from packer.fit import Packed
 
+POLISHED = (
+    "polished: all but the codes was tuned to the logits of the unquantized model on calibration "
+    "text"
+)
+
 
 @dataclass(frozen=True)
 class TensorRow:
@@ -94,6 +99,7 @@ class Report:
             "damage": self.damage,
             "price": self.price,
             "gap": self.gap,
+            "notes": list(self.notes),
             "tensors": [row_json(row) for row in self.rows],
         }
 
@@ -167,7 +173,7 @@ def _with_coder(choice: str, coder: str) -> str:
 def report_artifact(data: bytes, source: str) -> Report:
     """An artifact's file. Raises decoder.ArtifactError: not an artifact, or damaged."""
     from packer import decoder
-    from packer.artifact import coder_name, stored_format
+    from packer.artifact import POLISHED_MARK, coder_name, stored_format
     from packer.roles import roles_of
 
     stored = decoder.parse(data)
@@ -193,6 +199,7 @@ def report_artifact(data: bytes, source: str) -> Report:
         artifact_bytes=len(data),
         header_bytes=stored.header_bytes,
         account=account,
+        notes=(POLISHED,) if POLISHED_MARK in stored.metadata else (),
     )
 
 

@@ -124,14 +124,16 @@ def test_a_tie_is_one_tensor_when_all_are_in_memory(tmp_path: Path) -> None:
 
 
 PEAK = """
-import resource, sys
+import sys
 from packer.checkpoint import contents_fingerprint, read_checkpoint
 from packer.inspection import inspect
-resident = [int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()]
+def kib(field):
+    lines = dict(line.split(":") for line in open("/proc/self/status"))
+    return int(lines[field].split()[0])
+resident = kib("VmRSS")
 loaded = read_checkpoint(sys.argv[1])
 print(contents_fingerprint(loaded), len(inspect(loaded)))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(peak - resident[0])
+print((kib("VmHWM") - resident) * 1024)
 """
 
 
