@@ -16,7 +16,6 @@ from packer.code.extract import Module, extract
 from packer.code.minify import is_literal, parse
 from packer.code.shorten import shorten
 from packer.code.wrapper import ENTRY, wrap
-from packer.errors import PlanError
 from packer.ship import DECODERS, ENTRIES, EVERYTHING, PARTS, minified_loader, parts_of
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ ENCODERS: tuple[Module, ...] = tuple(
     ("packer.quantizers", f"{name}.py")
     for name in (
         *("clip", "prune", "curvature", "formats", "choice", "rounding", "stepping", "two_sided"),
-        *("low_rank", "quantize"),
+        *("compiled_loops", "trellis_search", "trellis", "low_rank", "quantize"),
     )
 ) + tuple(
     ("packer", f"{name}.py")
@@ -47,7 +46,7 @@ ENCODER_PARTS = {
     "scaled": ("_encode_scaled", "choose_scale"),
     "rank": ("_encode_factors", "correction"),
     "stepped": ("_encode_stepped", "_stepped"),
-    "trellis": (),
+    "trellis": ("encode_trellis", "trellis_codes"),
     "ans": ("ConstrictionPushes",),
     "numpy": ("LanePushes",),
     "zstd": ("to_zstd",),
@@ -67,9 +66,7 @@ WAYS = {
     "absmean": ("absmean_scale",),
     "ternary": ("ternary_scale",),
 }
-# Of codes on a trellis, which a bundle does not make.
-SEARCHES = ("encode_trellis", "trellis_codes")
-# Loops that need a compiler beside them; what does the same without one is slower.
+# Loops that are of use compiled alone; what does the same without is slower, and needs no compiler.
 COMPILED = ("_compiled_block", "_compiled_tile")
 
 
@@ -178,18 +175,13 @@ def _source(plan: PackPlan, command: str) -> str:
 
     choices = {name: parse_choice(text) for name, text in plan.choices.items()}
     parts = parts_of(plan.choices.values())
-    if "trellis" in parts:
-        raise PlanError(
-            "the plan has codes on a trellis, whose search is too slow without a compiler; bundle "
-            "a plan made without --trellis"
-        )
     classes = sorted({kind for one in choices.values() for kind in _classes(one.format)})
     never = [name for part in sorted(EVERYTHING - parts) for name in PARTS[part]]
     never += [name for part in sorted(EVERYTHING - parts) for name in ENCODER_PARTS[part]]
     never += [name for way in sorted(WAYS.keys() - _ways(choices)) for name in WAYS[way]]
     never += COMPILED
     entries = [*BUNDLE_ENTRIES, *classes, *(["read_tensors"] if command else [])]
-    tree = extract((*DECODERS, *ENCODERS), entries, never, SEARCHES)
+    tree = extract((*DECODERS, *ENCODERS), entries, never)
     tree.body += ast.parse(_glue(plan, choices) + command).body
     return shorten(tree, (*ENTRIES, "read_curvatures", "encode_weights", "Curvature"))
 

@@ -158,6 +158,23 @@ def test_other_formats_are_encoded_too():
     assert data[25:] == packed[25:] or len(data) == len(packed)
 
 
+def test_codes_on_a_trellis_are_searched_for_without_a_compiler_too(monkeypatch):
+    name = "blocks.0.mlp.fc.weight"
+    weights = {name: seeded()[name][:40, :24].clone(), "norm.weight": seeded()["norm.weight"]}
+    felt = curvature_of(weights[name])
+    pins = {name: "trellis.row.col+gptq2@1", "norm.weight": "fp16"}
+    plan = packer.plan(weights, 30_000, pins=pins, curvature={name: felt})
+    packed = packer.pack(weights, plan, curvature={name: felt}).data
+    script = make_bundle(plan).script
+    for compiler in (sys.modules["numba"], None):
+        monkeypatch.setitem(sys.modules, "numba", compiler)
+        space: dict = {"__name__": "bundle"}
+        exec(script, space)
+        known = space["Curvature"](felt.hessian, felt.fisher, 4096, None, None, felt.outputs)
+        data = space["encode_weights"](weights, {name: known}, len(packed) + CLOSE, 0)
+        assert data[25:-8] == packed[25:-8]  # all but cap, code and checksum
+
+
 def test_curvature_files_are_read_as_they_were_written(made):
     found = read_curvatures((made / "curvature.safetensors").read_bytes())
     for name, weight in seeded().items():
