@@ -8,7 +8,7 @@ the user's cache.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +22,15 @@ def compiled(loop: Loop) -> Loop:
 
     Where a shipped bundle finds no numba, the loop itself, some hundred times slower.
     """
+    made: Any = loop
     try:
         import numba
-    except ImportError:
-        return loop
-    try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(loop)  # type: ignore[no-any-return]
-    except RuntimeError:  # no folder to keep it in can be written
-        return numba.njit(nogil=True, error_model="numpy")(loop)  # type: ignore[no-any-return]
+
+        made = numba.njit(nogil=True, error_model="numpy")(loop)
+        made = numba.njit(cache=True, nogil=True, error_model="numpy")(loop)
+    except (ImportError, RuntimeError):  # the latter: no folder to keep it in can be written
+        pass
+    return made  # type: ignore[no-any-return]
 
 
 @compiled
