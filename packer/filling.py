@@ -27,7 +27,6 @@ ROUNDS = 12  # of quantizing everything, at most
 CLOSE = 40  # bytes left are few enough to stop
 CLOSE_OCTAVES = 1 / 64  # between two multipliers: whatever tensors take of the two is as good
 NEXT_STEP = 1 / 4  # octaves: what takes most steps to the next ones of their grids
-THREADS = 8
 
 Blocks = dict[str, bytes]
 
@@ -52,11 +51,16 @@ def filled(
     curvature: Mapping[str, Curvature],
     cap_bytes: int,
     code_bytes: int,
+    threads: int = 1,
 ) -> bytes:
     """The artifact of weights under choices, steps multiplied so that file and code fill the cap.
 
-    Raises ArtifactError: it does not fit, however coarse.
+    threads: how many tensors are worked on at once, of use where loops are compiled.
+    Raises ArtifactError: it does not fit, however coarse; weights or curvature are missing, of
+    another shape, or not finite.
     """
+    for name, choice in choices.items():
+        keep_usable(name, weights.get(name), choice, curvature.get(name))
     shapes = {name: (str(weights[name].dtype)[6:], weights[name].shape) for name in choices}
     coder = "numpy" if any(one.coder == "numpy" for one in choices.values()) else None
     header = encode_header(shapes, ties, metadata, coder)
@@ -71,7 +75,7 @@ def filled(
 
     def blocks(names: list[str], octaves: float) -> Blocks:
         # torch has one thread in each, so that results do not depend on how many there are.
-        with ThreadPoolExecutor(THREADS, "", torch.set_num_threads, (1,)) as pool:
+        with ThreadPoolExecutor(threads, "", torch.set_num_threads, (1,)) as pool:
             return dict(zip(names, pool.map(lambda name: block(name, octaves), names), strict=True))
 
     turned = [name for name in choices if choices[name].step is not None]
@@ -149,6 +153,37 @@ def mixed(blocks: Blocks, others: list[Blocks], room: int) -> Blocks:
             extra = next(one for one in more[name] if 0 < one <= left and before[left - one])
             chosen[name], left = more[name][extra], left - extra
     return chosen
+
+
+def keep_usable(
+    name: str, weight: torch.Tensor | None, choice: Choice, curvature: Curvature | None
+) -> None:
+    """Raises ArtifactError, in a bundle too: nothing can be made of these."""
+    problem = None
+    if weight is None:
+        problem = "is not among the weights"
+    elif not weight.isfinite().all():
+        problem = "has values that are not finite"
+    elif choice.rounding != "nearest":
+        problem = misfit(weight, choice.rounding, curvature)
+    if problem:
+        raise ArtifactError(f"{name} {problem}")
+
+
+def misfit(weight: torch.Tensor, rounding: str, curvature: Curvature | None) -> str | None:
+    """What is wrong with the curvature that this rounding needs; None where nothing is."""
+    if curvature is None:
+        return "has no curvature: calibrate this model"
+    fields = curvature.hessian, curvature.fisher, curvature.outputs
+    if rounding == "gptq2" and curvature.outputs is None:
+        return "has no curvature of outputs: calibrate again"
+    if not all(field is None or field.isfinite().all() for field in fields):
+        return "has curvature that is not finite"
+    rows, columns = weight.numel() // max(weight.shape[-1], 1), weight.shape[-1]
+    sizes = [len(field) for field in fields[1:2] if field is not None]
+    if curvature.hessian.shape[-1] != columns or sizes not in ([], [rows]):
+        return f"is {rows} x {columns}, and the curvature is of another shape: calibrate this model"
+    return None
 
 
 def read_tensors(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
