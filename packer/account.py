@@ -25,19 +25,24 @@ class Limits:
     """What a plan must respect: the cap, and what else counts against it.
 
     loader_bytes: the loader's, 0 when none was asked for; a plan counts its own in place of it.
-    margin_bytes: left free on purpose.
+    margin_bytes: left free on purpose. encoder_bytes: what a bundle adds to the loader in it, 0
+    when none was asked for; a plan counts its own in place of that too. script: which file the
+    bundle is put into, whose size without it is among `code`; None: a file of its own.
     """
 
     cap_bytes: int
     code: tuple[CodeFile, ...] = ()
     loader_bytes: int = 0
     margin_bytes: int = 0
+    encoder_bytes: int = 0
+    script: str | None = None
 
     def __post_init__(self) -> None:
         sizes = {
             "cap": self.cap_bytes,
             "loader": self.loader_bytes,
             "margin": self.margin_bytes,
+            "encoder": self.encoder_bytes,
             **{f"code file {file.path}": file.size_bytes for file in self.code},
         }
         for what, size in sizes.items():
@@ -49,12 +54,16 @@ class Limits:
 
     @property
     def code_bytes(self) -> int:
-        return sum(file.size_bytes for file in self.code) + self.loader_bytes
+        files = sum(file.size_bytes for file in self.code)
+        return files + self.loader_bytes + self.encoder_bytes
 
     def spell_code(self) -> str:
         """What was counted as code, in words."""
         parts = [f"{file.path} {file.size_bytes:,}" for file in self.code]
-        if self.loader_bytes:
+        if self.encoder_bytes:
+            parts.append(f"the bundle's decoder {self.loader_bytes:,} and encoder")
+            parts[-1] += f" {self.encoder_bytes:,}"
+        elif self.loader_bytes:
             parts.append(f"the loader {self.loader_bytes:,}")
         if not parts:
             return "no code is counted (name files with --code) and no loader"

@@ -118,6 +118,8 @@ def plan(
     *,
     code: Sequence[PathLike] = (),
     loader: bool = False,
+    bundle: bool = False,
+    inline: PathLike | None = None,
     margin_bytes: int = 0,
     pins: Mapping[str, str] | None = None,
     policy: PathLike | PackPlan | None = None,
@@ -132,12 +134,14 @@ def plan(
     """The plan of least damage under the cap; written to `out` (plan.json) when given.
 
     source: a checkpoint, which is measured first, or measurements (candidates.json, plan.json).
-    code: files counted as code. loader: count the loader too. margin_bytes: left free on purpose.
+    code: files counted as code. loader: count the loader too. bundle: count a bundle instead, or
+    inline: what it adds to this script. margin_bytes: left free on purpose.
     pins: selector -> choice. policy: another run's plan, whose choices and pins are kept; tensors
     step down only where they do not fit. curvature, hessians, coder, trellis: as in `measure`.
     Raises CapError: nothing fits; says the smallest size reachable. PlanError, SelectorError.
     """
-    limits = limits_of(cap_bytes, code, loader, margin_bytes)
+    bundle = bundle or inline is not None
+    limits = limits_of(cap_bytes, code, loader, margin_bytes, bundle, inline)
     if policy is not None and (pins or coder):
         raise PlanError(
             "a policy carries its own pins and coders; plan without it to choose others"

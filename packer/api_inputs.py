@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -18,7 +19,7 @@ from packer.files import is_json
 from packer.measuring import AnyCurvature, Progress
 from packer.planning import PackPlan, follow_policy, read_measurement, read_plan
 from packer.quantizers.curvature import Curvature
-from packer.ship import LARGEST_LOADER
+from packer.ship import LARGEST_ENCODER, LARGEST_LOADER
 
 PathLike = str | os.PathLike[str]
 CurvatureLike = PathLike | CurvatureSet | Mapping[str, Curvature]
@@ -34,13 +35,24 @@ def load(checkpoint: CheckpointLike) -> Checkpoint:
     return read_checkpoint(checkpoint)
 
 
-def limits_of(cap_bytes: int, code: Sequence[PathLike], loader: bool, margin_bytes: int) -> Limits:
-    """The limits, every file weighed; of a loader the most that it can be, in place of which a
-    plan counts its own.
+def limits_of(
+    cap_bytes: int,
+    code: Sequence[PathLike],
+    loader: bool,
+    margin_bytes: int,
+    bundle: bool = False,
+    inline: PathLike | None = None,
+) -> Limits:
+    """The limits, every file weighed; of a loader or bundle the most that it can be, in place of
+    which a plan counts its own. inline: the script that the bundle is put into, which is code.
 
     Raises PackerError: a file of code cannot be read.
     """
-    return Limits(cap_bytes, count_code(code), LARGEST_LOADER * loader, margin_bytes)
+    script = None if inline is None else str(Path(inline).resolve())
+    files = count_code([*code, *([] if inline is None else [inline])])
+    if not bundle:
+        return Limits(cap_bytes, files, LARGEST_LOADER * loader, margin_bytes)
+    return Limits(cap_bytes, files, LARGEST_LOADER, margin_bytes, LARGEST_ENCODER, script)
 
 
 def checkpoint_of(source: object, what: str) -> Checkpoint:

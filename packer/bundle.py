@@ -10,14 +10,15 @@ import ast
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packer.code.extract import Module, extract
-from packer.code.minify import is_literal, parse
+from packer.code.insert import inserted
 from packer.code.shorten import shorten
 from packer.code.wrapper import ENTRY, wrap
-from packer.errors import PlanError
-from packer.ship import DECODERS, ENTRIES, EVERYTHING, PARTS, minified_loader, parts_of
+from packer.errors import CodeError
+from packer.ship import DECODERS, ENTRIES, EVERYTHING, PARTS, loader_bytes, parts_of
 
 if TYPE_CHECKING:
     from packer.planning import PackPlan
@@ -27,7 +28,7 @@ ENCODERS: tuple[Module, ...] = tuple(
     ("packer.quantizers", f"{name}.py")
     for name in (
         *("clip", "prune", "curvature", "formats", "choice", "rounding", "stepping", "two_sided"),
-        *("low_rank", "quantize"),
+        *("compiled_loops", "trellis_search", "trellis", "low_rank", "quantize"),
     )
 ) + tuple(
     ("packer", f"{name}.py")
@@ -47,7 +48,7 @@ ENCODER_PARTS = {
     "scaled": ("_encode_scaled", "choose_scale"),
     "rank": ("_encode_factors", "correction"),
     "stepped": ("_encode_stepped", "_stepped"),
-    "trellis": (),
+    "trellis": ("encode_trellis", "trellis_codes"),
     "ans": ("ConstrictionPushes",),
     "numpy": ("LanePushes",),
     "zstd": ("to_zstd",),
@@ -67,26 +68,27 @@ WAYS = {
     "absmean": ("absmean_scale",),
     "ternary": ("ternary_scale",),
 }
-# Of codes on a trellis, which a bundle does not make.
-SEARCHES = ("encode_trellis", "trellis_codes")
-# Loops that need a compiler beside them; what does the same without one is slower.
+# Loops that are of use compiled alone, and what does the same without a compiler, some five times
+# slower. A trellis has no such other way: where it is searched, the rest is compiled too.
 COMPILED = ("_compiled_block", "_compiled_tile")
+NOT_COMPILED = ("_by_columns", "_by_antidiagonals")
+THREADS = 8  # for compiled loops; others would wait for the interpreter
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """script: the file. decoder_bytes: of the minified decoder alone under brotli-11; both_bytes:
-    of all that the script holds.
+    """script: the file. added_bytes: how much larger it is than the script without the bundle.
+    decoder_bytes: of these, what the loader of the same formats takes by itself.
     """
 
     script: str
+    added_bytes: int
     decoder_bytes: int
-    both_bytes: int
 
     @property
     def encoder_bytes(self) -> int:
         """What the encoder, the plan and the command line add to the decoder."""
-        return self.both_bytes - self.decoder_bytes
+        return self.added_bytes - self.decoder_bytes
 
     @property
     def size_bytes(self) -> int:
@@ -96,7 +98,7 @@ class Bundle:
 GLUE = """
 def encode_weights(weights, curvature, cap_bytes, code_bytes):
     choices = {{name: Choice(*_KINDS[kind], step) for name, kind, step in _PLAN}}
-    return filled(weights, choices, _TIES, _METADATA, curvature, cap_bytes, code_bytes)
+    return filled(weights, choices, _TIES, _METADATA, curvature, cap_bytes, code_bytes, {threads})
 
 _KINDS = {kinds}
 _PLAN = {plan}
@@ -105,19 +107,30 @@ _METADATA = {metadata!r}
 """
 COMMAND = """
 if __name__ == "__main__":
-    import sys, torch
+    import os, sys, torch
+    if len(sys.argv) not in (4, 5):
+        sys.exit("usage: WEIGHTS CURVATURE OUT [CAP]")
     _, weights, curvature, out, *cap = sys.argv
-    def read(path):
-        with open(path, "rb") as file:
-            return file.read()
-    if weights.endswith(".safetensors"):
-        weights, _ = read_tensors(read(weights))
-    else:
-        weights = torch.load(weights, map_location="cpu", weights_only=True)
-    code = len(read(__file__)) + {beside}
-    data = encode_weights(weights, read_curvatures(read(curvature)), int(*cap or [{cap}]), code)
-    with open(out, "wb") as file:
-        file.write(data)
+    def read(path, how):
+        try:
+            with open(path, "rb") as file:
+                return how(file)
+        except Exception as error:
+            sys.exit(f"{{path}} cannot be read: {{error!r:.200}}")
+    def tensors(file):
+        if weights.endswith(".safetensors"):
+            return read_tensors(file.read())[0]
+        return torch.load(file, map_location="cpu", weights_only=True)
+    weights = read(weights, tensors)
+    curvature = read(curvature, lambda file: read_curvatures(file.read()))
+    code = os.path.getsize(__file__) + {beside}
+    try:
+        data = encode_weights(weights, curvature, int(*cap or [{cap}]), code)
+        with open(out + ".tmp", "wb") as file:
+            file.write(data)
+        os.replace(out + ".tmp", out)
+    except Exception as error:
+        sys.exit(f"{{out}} was not written: {{error}}")
     print(f"code {{code}} + artifact {{len(data)}} = {{code + len(data)}}")
 """
 
@@ -131,46 +144,42 @@ def make_bundle(plan: PackPlan) -> Bundle:
     """
     beside = sum(file.size_bytes for file in plan.limits.code) + plan.limits.margin_bytes
     text = _source(plan, COMMAND.format(beside=beside, cap=plan.limits.cap_bytes))
-    return _bundle(plan, text, _wrapped(plan, text))
+    return _bundle(plan, wrap({ENTRY: text}, codecs=_codecs(plan)).text, "")
 
 
 def inline_bundle(plan: PackPlan, script: str) -> Bundle:
     """The script with the bundle in front of its first statement, under the one name `bundle`: a
     dictionary of the functions that `make_bundle` tells of.
+
+    What counts is how much longer it becomes; a script that extracts itself is compressed anew.
     """
-    text = _source(plan, "")
-    line = _wrapped(plan, text).replace("exec(", "bundle={};exec(", 1).rstrip("\n")
-    line = f"{line[:-1]},bundle)"
-    lines = script.splitlines(keepends=True)
-    at = _first_statement(script)
-    return _bundle(plan, text, "".join([*lines[:at], line, "\n", *lines[at:]]))
+    return _bundle(plan, inserted(_source(plan, ""), "bundle", script, _codecs(plan)), script)
 
 
-def _first_statement(script: str) -> int:
-    """How many lines stand before it: the docstring and imports from __future__ stay first."""
-    at = 0
-    for node in parse(script, "the script to put the bundle into").body:
-        future = isinstance(node, ast.ImportFrom) and node.module == "__future__"
-        if not future and not (is_literal(node) and at == 0):
-            break
-        at = node.end_lineno or at
-    return at
+def weigh_bundle(plan: PackPlan) -> tuple[int, int]:
+    """(bytes of the decoder, of the encoder) that a bundle of this plan counts, in the script that
+    its limits name, or as a file of its own. Raises PackerError: the script cannot be read.
+    """
+    script = plan.limits.script
+    made = make_bundle(plan) if script is None else inline_bundle(plan, read_script(script))
+    return made.decoder_bytes, made.encoder_bytes
 
 
-def _wrapped(plan: PackPlan, text: str) -> str:
-    codecs = ("lzma", "brotli") if "brotli" in parts_of(plan.choices.values()) else ("lzma",)
-    return wrap({ENTRY: text}, codecs=codecs).text
+def read_script(path: str) -> str:
+    """Raises CodeError."""
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CodeError(f"the script {path} cannot be read: {error}") from None
 
 
-def _bundle(plan: PackPlan, text: str, script: str) -> Bundle:
-    decoder = minified_loader(parts_of(plan.choices.values()))
-    return Bundle(script, compressed_bytes(decoder), compressed_bytes(text))
+def _codecs(plan: PackPlan) -> tuple[str, ...]:
+    return ("lzma", "brotli") if "brotli" in parts_of(plan.choices.values()) else ("lzma",)
 
 
-def compressed_bytes(text: str) -> int:
-    import brotli
-
-    return len(brotli.compress(text.encode(), quality=11, lgwin=24))
+def _bundle(plan: PackPlan, script: str, without: str) -> Bundle:
+    added = len(script.encode()) - len(without.encode())
+    return Bundle(script, added, loader_bytes(plan.choices.values()))
 
 
 def _source(plan: PackPlan, command: str) -> str:
@@ -178,18 +187,13 @@ def _source(plan: PackPlan, command: str) -> str:
 
     choices = {name: parse_choice(text) for name, text in plan.choices.items()}
     parts = parts_of(plan.choices.values())
-    if "trellis" in parts:
-        raise PlanError(
-            "the plan has codes on a trellis, whose search is too slow without a compiler; bundle "
-            "a plan made without --trellis"
-        )
     classes = sorted({kind for one in choices.values() for kind in _classes(one.format)})
     never = [name for part in sorted(EVERYTHING - parts) for name in PARTS[part]]
     never += [name for part in sorted(EVERYTHING - parts) for name in ENCODER_PARTS[part]]
     never += [name for way in sorted(WAYS.keys() - _ways(choices)) for name in WAYS[way]]
-    never += COMPILED
+    never += NOT_COMPILED if "trellis" in parts else COMPILED
     entries = [*BUNDLE_ENTRIES, *classes, *(["read_tensors"] if command else [])]
-    tree = extract((*DECODERS, *ENCODERS), entries, never, SEARCHES)
+    tree = extract((*DECODERS, *ENCODERS), entries, never)
     tree.body += ast.parse(_glue(plan, choices) + command).body
     return shorten(tree, (*ENTRIES, "read_curvatures", "encode_weights", "Curvature"))
 
@@ -224,6 +228,7 @@ def _glue(plan: PackPlan, choices: Mapping[str, Choice]) -> str:
         plan=rows,
         ties=dict(measured.ties),
         metadata=dict(measured.metadata),
+        threads=THREADS if any("trellis" in kind for kind in plan.choices.values()) else 1,
     )
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from packer.artifact import assemble, encode_header, encode_tensor, header_bytes
@@ -23,8 +25,8 @@ from packer.quantizers.quantize import quantize
 
 ROUNDS = 12  # of quantizing everything, at most
 CLOSE = 40  # bytes left are few enough to stop
-CLOSE_OCTAVES = 1 / 512  # between two multipliers
-NEXT_STEP = -1 / 8  # octaves: what takes every step to the next finer one of its grid
+CLOSE_OCTAVES = 1 / 64  # between two multipliers: whatever tensors take of the two is as good
+NEXT_STEP = 1 / 4  # octaves: what takes most steps to the next ones of their grids
 
 Blocks = dict[str, bytes]
 
@@ -38,7 +40,7 @@ class Filling:
 
     @property
     def size(self) -> int:
-        return sum(len(block) for block in self.blocks.values())
+        return total(self.blocks)
 
 
 def filled(
@@ -49,11 +51,16 @@ def filled(
     curvature: Mapping[str, Curvature],
     cap_bytes: int,
     code_bytes: int,
+    threads: int = 1,
 ) -> bytes:
     """The artifact of weights under choices, steps multiplied so that file and code fill the cap.
 
-    Raises ArtifactError: it does not fit, however coarse.
+    threads: how many tensors are worked on at once, of use where loops are compiled.
+    Raises ArtifactError: it does not fit, however coarse; weights or curvature are missing, of
+    another shape, or not finite.
     """
+    for name, choice in choices.items():
+        keep_usable(name, weights.get(name), choice, curvature.get(name))
     shapes = {name: (str(weights[name].dtype)[6:], weights[name].shape) for name in choices}
     coder = "numpy" if any(one.coder == "numpy" for one in choices.values()) else None
     header = encode_header(shapes, ties, metadata, coder)
@@ -66,33 +73,35 @@ def filled(
         quantized = quantize(weight, choice, curvature.get(name))
         return encode_tensor(quantized, choice.coder).block
 
-    fixed = {name: block(name, 0.0) for name in choices if choices[name].step is None}
-    turned = [name for name in choices if name not in fixed]
-    room = cap_bytes - code_bytes - header_bytes(header) - sum(map(len, fixed.values()))
+    def blocks(names: list[str], octaves: float) -> Blocks:
+        # torch has one thread in each, so that results do not depend on how many there are.
+        with ThreadPoolExecutor(threads, "", torch.set_num_threads, (1,)) as pool:
+            return dict(zip(names, pool.map(lambda name: block(name, octaves), names), strict=True))
+
+    turned = [name for name in choices if choices[name].step is not None]
+    kept = blocks([name for name in choices if choices[name].step is None], 0.0)
+    room = cap_bytes - code_bytes - header_bytes(header) - total(kept)
     count = sum(weights[name].numel() for name in turned)
-    found = largest_filling(
-        lambda octaves: {name: block(name, octaves) for name in turned}, room, max(count, 1)
-    )
-    blocks = fixed | found
-    return assemble(header, [blocks[name] for name in sorted(blocks)], cap_bytes, code_bytes)
+    kept |= largest_filling(lambda octaves: blocks(turned, octaves), room, max(count, 1))
+    return assemble(header, [kept[name] for name in sorted(kept)], cap_bytes, code_bytes)
 
 
 def largest_filling(blocks_at: Callable[[float], Blocks], room: int, count: int) -> Blocks:
     """The largest blocks that fit into `room` bytes; count: of weights, about a bit per octave.
 
-    What is left is given to some of the tensors, which take finer steps that were tried.
+    What is left is given to some of the tensors, which take steps that were tried beside.
     """
     fits: Filling | None = None
     over: Filling | None = None
-    finer: list[Blocks] = []
+    others: list[Blocks] = []
     octaves = 0.0
     for _ in range(ROUNDS):
         now = Filling(octaves, blocks_at(octaves))
+        others.append(now.blocks)
         if now.size <= room:
             fits = now
         else:
             over = now
-            finer.append(now.blocks)
         if fits is not None and (room - fits.size <= CLOSE or not fits.blocks):
             break
         if fits is None or over is None:
@@ -104,9 +113,16 @@ def largest_filling(blocks_at: Callable[[float], Blocks], room: int, count: int)
         share = math.log(over.size / max(room, 1)) / math.log(over.size / max(fits.size, 1))
         octaves = over.octaves + min(max(share, 0.05), 0.95) * (fits.octaves - over.octaves)
     found = keep_fitting(fits, room)
-    if room - found.size > CLOSE and found.blocks:
-        finer.append(blocks_at(found.octaves + NEXT_STEP))
-    return _topped_up(found.blocks, finer, room)
+    blocks = mixed(found.blocks, others, room)
+    if room - total(blocks) > CLOSE and blocks:  # few tensors, or few steps to choose among
+        others += [blocks_at(found.octaves + far) for far in (-NEXT_STEP, NEXT_STEP)]
+        if total(others[-1]) <= room:
+            blocks = mixed(others[-1], others, room)
+    return blocks
+
+
+def total(blocks: Blocks) -> int:
+    return sum(map(len, blocks.values()))
 
 
 def keep_fitting(found: Filling | None, room: int) -> Filling:
@@ -116,15 +132,58 @@ def keep_fitting(found: Filling | None, room: int) -> Filling:
     return found
 
 
-def _topped_up(blocks: Blocks, finer: list[Blocks], room: int) -> Blocks:
-    """Some of the tensors finer: by the largest difference that there is room for, and so on."""
-    left = room - sum(map(len, blocks.values()))
+def mixed(blocks: Blocks, others: list[Blocks], room: int) -> Blocks:
+    """Some of the tensors as in `others`, where they are larger, so that the room is used best."""
+    more = {
+        name: {len(one[name]) - len(block): one[name] for one in others}
+        for name, block in blocks.items()
+    }
+    left = min(room - total(blocks), sum(map(max, more.values())))
+    sums = [np.arange(left + 1) == 0]  # of what the tensors so far can take beyond their blocks
+    for found in more.values():
+        sums.append(sums[-1].copy())
+        for extra in found:
+            if 0 < extra <= left:
+                sums[-1][extra:] |= sums[-2][: left + 1 - extra]
+    left = np.flatnonzero(sums.pop())[-1]
     chosen = dict(blocks)
-    more = [(len(one[name]) - len(blocks[name]), name, one[name]) for one in finer for name in one]
-    for difference, name, block in sorted(more, reverse=True):
-        if 0 < difference <= left and chosen[name] is blocks[name]:
-            chosen[name], left = block, left - difference
+    for name in reversed(more):
+        before = sums.pop()
+        if not before[left]:
+            extra = next(one for one in more[name] if 0 < one <= left and before[left - one])
+            chosen[name], left = more[name][extra], left - extra
     return chosen
+
+
+def keep_usable(
+    name: str, weight: torch.Tensor | None, choice: Choice, curvature: Curvature | None
+) -> None:
+    """Raises ArtifactError, in a bundle too: nothing can be made of these."""
+    problem = None
+    if weight is None:
+        problem = "is not among the weights"
+    elif not weight.isfinite().all():
+        problem = "has values that are not finite"
+    elif choice.rounding != "nearest":
+        problem = misfit(weight, choice.rounding, curvature)
+    if problem:
+        raise ArtifactError(f"{name} {problem}")
+
+
+def misfit(weight: torch.Tensor, rounding: str, curvature: Curvature | None) -> str | None:
+    """What is wrong with the curvature that this rounding needs; None where nothing is."""
+    if curvature is None:
+        return "has no curvature: calibrate this model"
+    fields = curvature.hessian, curvature.fisher, curvature.outputs
+    if rounding == "gptq2" and curvature.outputs is None:
+        return "has no curvature of outputs: calibrate again"
+    if not all(field is None or field.isfinite().all() for field in fields):
+        return "has curvature that is not finite"
+    rows, columns = weight.numel() // max(weight.shape[-1], 1), weight.shape[-1]
+    sizes = [len(field) for field in fields[1:2] if field is not None]
+    if curvature.hessian.shape[-1] != columns or sizes not in ([], [rows]):
+        return f"is {rows} x {columns}, and the curvature is of another shape: calibrate this model"
+    return None
 
 
 def read_tensors(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from packer.account import CodeFile, Limits, spell_rest
-from packer.budget.plan import Candidate, InfeasibleCap, Plan, PlanningError, plan_to_cap
+from packer.budget.plan import Candidate, Plan
 from packer.candidates import KIND as CANDIDATES_KIND
 from packer.candidates import Measurement, check_kind, whole_number
+from packer.counted_code import readable, solve, solve_with_code
 from packer.errors import CapError, PlanError
 from packer.files import read_json
 from packer.roles import select
-from packer.ship import loader_bytes, loader_source, parts_of
+from packer.ship import parts_of
 
 KIND = "bytecap plan"
 VERSION = 1
@@ -62,6 +63,8 @@ class PackPlan:
             "gap": plan.gap,
             "code": [[file.path, file.size_bytes] for file in self.limits.code],
             "loader_bytes": self.limits.loader_bytes,
+            "encoder_bytes": self.limits.encoder_bytes,
+            "script": self.limits.script,
             "pins": dict(self.pins),
             "choices": [[candidate.tensor, candidate.choice] for candidate in plan.chosen],
         }
@@ -102,6 +105,8 @@ def _pack_plan(value: Mapping[str, Any], measurement: Measurement, source: str) 
         tuple(CodeFile(str(path), whole_number(size)) for path, size in value["code"]),
         whole_number(value["loader_bytes"]),
         whole_number(value["margin_bytes"]),
+        whole_number(value.get("encoder_bytes", 0)),
+        None if value.get("script") is None else str(value["script"]),
     )
     plan = Plan(
         chosen=chosen_candidates(measurement, choices, source),
@@ -149,68 +154,28 @@ def make_plan(
 ) -> PackPlan:
     """The plan of least damage whose file, code and margin included, fits the cap.
 
-    pins: selector -> choice text. Where the limits count a loader, the plan's count the one that
-    reads its formats. Raises SelectorError: a selector matches nothing. PlanError: a pinned choice
-    was not measured. CapError: no combination fits; names the smallest size.
+    pins: selector -> choice text. Where the limits count a loader or a bundle, the plan's count
+    those of its own formats.
+    Raises SelectorError: a selector matches nothing. PlanError: a pinned choice was not measured.
+    CapError: no combination fits; names the smallest size.
     """
     pinned = pinned_texts(measurement, pins or {})
     candidates = restrict(measurement, pinned)
-    plan, limits = _solved(candidates, measurement.header_bytes, limits)
+    plan, limits = _solved(candidates, measurement, limits)
     return PackPlan(measurement, plan, limits, pinned)
 
 
 def _solved(
-    candidates: Sequence[Candidate], header_bytes: int, limits: Limits
+    candidates: Sequence[Candidate], measurement: Measurement, limits: Limits
 ) -> tuple[Plan, Limits]:
-    """(the plan, limits with the loader that reads it, where a loader counts).
+    """(the plan, limits with the loader or bundle that goes with it, where one counts)."""
 
-    How large a loader is depends on the formats chosen. At first it reads every candidate's, or
-    where that does not fit only those of the smallest; then only those that were chosen, and
-    candidates that it cannot read are left out: its parts only become fewer, until they are those
-    of the plan.
-    """
-    if not limits.loader_bytes:
-        return solve(candidates, header_bytes, limits), limits
-    by_size = sorted(candidates, key=lambda c: c.size_bytes, reverse=True)
-    smallest = {candidate.tensor: candidate for candidate in by_size}
-    parts, fewest = _parts(candidates), _parts(smallest.values())
-    while True:
-        limits = replace(limits, loader_bytes=len(loader_source(parts).encode()))
-        try:
-            plan = solve(_readable(candidates, parts), header_bytes, limits)
-        except CapError:
-            if parts == fewest:
-                raise
-            parts = fewest
-            continue
-        if _parts(plan.chosen) == parts:
-            return plan, limits
-        parts = _parts(plan.chosen)
+    def weigh(plan: Plan) -> tuple[int, int]:
+        from packer.bundle import weigh_bundle  # torch, which is not needed otherwise
 
+        return weigh_bundle(PackPlan(measurement, plan, limits, {}))
 
-def _parts(candidates: Iterable[Candidate]) -> frozenset[str]:
-    return parts_of(candidate.choice for candidate in candidates)
-
-
-def _readable(candidates: Iterable[Candidate], parts: frozenset[str]) -> list[Candidate]:
-    """Those that a loader with these parts can read."""
-    return [candidate for candidate in candidates if parts_of([candidate.choice]) <= parts]
-
-
-def solve(candidates: Sequence[Candidate], header_bytes: int, limits: Limits) -> Plan:
-    """plan_to_cap with its refusals put in the user's terms. Raises CapError, PlanError."""
-    try:
-        return plan_to_cap(
-            candidates,
-            cap_bytes=limits.cap_bytes,
-            code_bytes=limits.code_bytes,
-            header_bytes=header_bytes,
-            margin_bytes=limits.margin_bytes,
-        )
-    except InfeasibleCap as error:
-        raise CapError(str(error)) from None
-    except PlanningError as error:
-        raise PlanError(str(error)) from None
+    return solve_with_code(candidates, measurement.header_bytes, limits, weigh)
 
 
 def pinned_texts(measurement: Measurement, pins: Mapping[str, str]) -> dict[str, str]:
@@ -285,7 +250,7 @@ def replan(pack_plan: PackPlan, measurement: Measurement) -> PackPlan:
     """The same limits and pins over corrected measurements. Raises CapError."""
     candidates = restrict(measurement, pack_plan.pins)
     if pack_plan.limits.loader_bytes:  # the loader that was counted reads no other formats
-        candidates = _readable(candidates, parts_of(pack_plan.choices.values()))
+        candidates = readable(candidates, parts_of(pack_plan.choices.values()))
     solved = solve(candidates, measurement.header_bytes, pack_plan.limits)
     return replace(pack_plan, measurement=measurement, plan=solved)
 
@@ -305,12 +270,10 @@ def follow_policy(policy: PackPlan, measurement: Measurement, limits: Limits) ->
         )
     kept = chosen_candidates(measurement, policy.choices, "the policy")
     allowed = replace(measurement, candidates=tuple(_at_most(kept, policy.pins, measurement)))
-    fixed = limits.code_bytes + measurement.header_bytes + limits.margin_bytes
-    if limits.loader_bytes:
-        fixed += loader_bytes(policy.choices.values()) - limits.loader_bytes
-    fits = fixed + sum(candidate.size_bytes for candidate in kept) <= limits.cap_bytes
-    candidates = kept if fits else allowed.candidates
-    plan, limits = _solved(candidates, measurement.header_bytes, limits)
+    try:
+        plan, limits = _solved(kept, measurement, limits)
+    except CapError:
+        plan, limits = _solved(allowed.candidates, measurement, limits)
     return PackPlan(allowed, plan, limits, dict(policy.pins))
 
 

@@ -8,9 +8,8 @@ the user's cache.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -19,13 +18,19 @@ Loop = TypeVar("Loop", bound=Callable[..., object])
 
 
 def compiled(loop: Loop) -> Loop:
-    """Without fast math: sums are in the order written, on every machine."""
-    made: Any
+    """Without fast math: sums are in the order written, on every machine.
+
+    Where a shipped bundle finds no numba, the loop itself, some hundred times slower.
+    """
+    made: Any = loop
     try:
-        made = numba.njit(cache=True, nogil=True, error_model="numpy")(loop)
-    except RuntimeError:  # no folder to keep it in can be written
+        import numba
+
         made = numba.njit(nogil=True, error_model="numpy")(loop)
-    return cast(Loop, made)
+        made = numba.njit(cache=True, nogil=True, error_model="numpy")(loop)
+    except (ImportError, RuntimeError):  # the latter: no folder to keep it in can be written
+        pass
+    return made  # type: ignore[no-any-return]
 
 
 @compiled

@@ -118,7 +118,7 @@ def _codes_along(
     for i in range(len(symbols) - 1, -1, -1):
         symbol, state = symbols[i, state], parents[i, state]
         odd = state & 1
-        codes[i] = 2 * symbol - odd * ((symbol > 0) - (symbol < 0))
+        codes[i] = 2 * symbol - odd * np.sign(symbol)
     return codes
 
 

@@ -41,13 +41,11 @@ def extract(
     modules: Sequence[Module],
     entries: Iterable[str],
     never: Collection[str] = (),
-    absent: Collection[str] = (),
 ) -> ast.Module:
     """The entries of these modules and what they reach, annotations and docstrings left out.
 
     never: names of functions that are never called; branches that lead there are left out, as are
-    those that raise (see `without`), and calls of functions called check_... . absent: such names
-    of modules that are not given.
+    those that raise (see `without`), and calls of functions called check_... .
     Raises CodeError: an entry or a name of `never` that is not there, a name defined twice.
     """
     found = _definitions(modules)
@@ -65,7 +63,7 @@ def extract(
         if name in kept or name not in found.by_name:
             continue
         node = found.by_name[name]
-        pruned = without(inlined.visit(bare(node)), (*never, *absent))
+        pruned = without(inlined.visit(bare(node)), never)
         kept.update(dict.fromkeys(_bound(node), pruned))
         waiting += _named(pruned)
     drop_unused_methods(list(kept.values()))
@@ -78,7 +76,11 @@ def extract(
 def _definitions(modules: Sequence[Module]) -> _Definitions:
     found = _Definitions()
     for package, name in modules:
-        for node in _tree(package, name).body:
+        module = _tree(package, name).body
+        unseen = _unseen(module)
+        for node in module:
+            if isinstance(node, ast.Assign) and unseen & {*_named(node.value)}:
+                continue  # a short name for an annotation
             if isinstance(node, ast.Import | ast.ImportFrom):
                 for one in _foreign(node):
                     found.imports[one.names[0].asname or one.names[0].name] = one
@@ -87,6 +89,17 @@ def _definitions(modules: Sequence[Module]) -> _Definitions:
             elif not is_literal(node):
                 found.add(node)
     return found
+
+
+def _unseen(module: Sequence[ast.stmt]) -> set[str]:
+    """Names that a module imports for its annotations."""
+    return {
+        alias.asname or alias.name
+        for node in module
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+        if (node.module if isinstance(node, ast.ImportFrom) else alias.name) in UNSEEN_IMPORTS
+    }
 
 
 @functools.cache
@@ -193,6 +206,10 @@ class _Bare(ast.NodeTransformer):
 
     def visit_Assert(self, _: ast.Assert) -> None:
         return None
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+        """What a function imports of ours stands beside it."""
+        return None if _ours(node) else node
 
     def _body(self, node: ast.FunctionDef | ast.ClassDef) -> ast.AST:
         node.body = [part for part in node.body if not is_literal(part)] or [ast.Pass()]

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 def bundle(plan_file: str, inline: str | None, output: str, as_json: bool) -> None:
     """Write one script that encodes and decodes just the formats of a plan, with no import of ours.
 
-    A submission is run again, so the code that packs its weights counts as well. The script holds
-    the plan's choices, their steps relative to each other, and turns the one multiplier of all
-    steps until file, code and script together fill the plan's cap:
+    A submission is run again, so the code that packs its weights counts as well; with
+    `packer plan --bundle` a plan makes room for it. The script holds the plan's choices, their
+    steps relative to each other, and turns the one multiplier of all steps until file, code and
+    script together fill the plan's cap:
 
     \b
       python bundle.py WEIGHTS CURVATURE OUT [CAP]
@@ -45,16 +46,13 @@ def bundle(plan_file: str, inline: str | None, output: str, as_json: bool) -> No
     read_weights(data), with read_curvatures(data) for the file of `packer calibrate`; with --inline
     they are bundle["encode_weights"] and so on.
     """
-    from packer.bundle import inline_bundle, make_bundle
+    from packer.bundle import inline_bundle, make_bundle, read_script
     from packer.files import replacing
     from packer.planning import read_plan
 
     refuse_overwriting([plan_file, inline], output)
     plan = read_plan(plan_file)
-    if inline is None:
-        made = make_bundle(plan)
-    else:
-        made = inline_bundle(plan, Path(inline).read_text("utf-8"))
+    made = make_bundle(plan) if inline is None else inline_bundle(plan, read_script(inline))
     with replacing(output) as temporary:
         temporary.write_text(made.script, "utf-8")
     _show(made, plan, inline, output, as_json)
@@ -71,8 +69,8 @@ def _show(made: Bundle, plan: PackPlan, inline: str | None, output: str, as_json
         print_json({"output": output, **sizes, **account, "cap_bytes": plan.limits.cap_bytes})
         return
     click.echo(
-        f"{output}: {made.size_bytes:,} bytes; compressed, its decoder takes "
-        f"{made.decoder_bytes:,} and its encoder {made.encoder_bytes:,} more"
+        f"{output}: {made.size_bytes:,} bytes, of which its decoder takes "
+        f"{made.decoder_bytes:,} and its encoder {made.encoder_bytes:,}"
     )
     click.echo(
         f"code {code:,} of {plan.limits.cap_bytes:,}, which leaves {room:,} for the artifact"

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class LimitOptions:
     """cap: in bytes; None: not given. loader: whether the loader's bytes count too. coder: of every
-    tensor; None: the smallest. trellis: whether codes on a trellis are offered.
+    tensor; None: the smallest. trellis: whether codes on a trellis are offered. bundle: whether a
+    bundle's bytes count. inline: the script that it is put into; None: a file of its own.
     """
 
     cap: int | None
@@ -22,6 +23,8 @@ class LimitOptions:
     loader: bool = False
     coder: str | None = None
     trellis: bool = False
+    bundle: bool = False
+    inline: str | None = None
 
     @property
     def pinned(self) -> dict[str, str]:
@@ -29,11 +32,17 @@ class LimitOptions:
         return dict(self.pins)
 
     def count(self) -> Limits:
-        """The limits in bytes, every file weighed; of a loader the most that it can be, in place
-        of which a plan counts its own. Raises PackerError: a file cannot be read.
+        """The limits in bytes, every file weighed; of a loader or bundle the most that it can be,
+        in place of which a plan counts its own. Raises PackerError: a file cannot be read.
         """
-        from packer.account import Limits, count_code
-        from packer.ship import LARGEST_LOADER
+        from packer.api_inputs import limits_of
 
         assert self.cap is not None
-        return Limits(self.cap, count_code(self.code), LARGEST_LOADER * self.loader, self.margin)
+        return limits_of(
+            self.cap,
+            self.code,
+            self.loader,
+            self.margin,
+            self.bundle or bool(self.inline),
+            self.inline,
+        )

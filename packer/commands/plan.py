@@ -19,6 +19,7 @@ from packer.commands.option_groups import OptionGroup
 from packer.commands.options import (
     CODE,
     EXISTING,
+    EXISTING_FILE,
     JSON,
     MARGIN,
     PINS,
@@ -42,6 +43,15 @@ if TYPE_CHECKING:
     from packer.trials import CheckedPlan
 
 LOADER = click.option("--loader", is_flag=True, help="Count the loader's bytes too.")
+BUNDLE = click.option(
+    "--bundle", is_flag=True, help="Count what `packer bundle` will write: encoder and decoder."
+)
+INLINE = click.option(
+    "--inline",
+    type=EXISTING_FILE,
+    metavar="SCRIPT",
+    help="Count the bundle as what it adds to this training script, which is code as well.",
+)
 WHAT_IF = click.option(
     "--what-if", is_flag=True, help="Also the damage at the cap ±50 KB and ±200 KB."
 )
@@ -49,7 +59,18 @@ WHAT_IF = click.option(
 
 @click.command(short_help="A format for every tensor, under a cap.")
 @click.argument("source", type=EXISTING)
-@OptionGroup("limits", LimitOptions, cap_option(required=True), CODE, LOADER, MARGIN, PINS, *WAYS)
+@OptionGroup(
+    "limits",
+    LimitOptions,
+    cap_option(required=True),
+    CODE,
+    LOADER,
+    BUNDLE,
+    INLINE,
+    MARGIN,
+    PINS,
+    *WAYS,
+)
 @click.option("-o", "--output", type=WRITABLE, help="Write the plan here, for `packer pack`.")
 @click.option(
     "--measure-on",

@@ -43,6 +43,8 @@ def show_plan(
             {"predicted_damage_bpb": one.predicted, "measured_damage_bpb": one.measured}
             for one in checked
         ]
+        limits = made.limits
+        value["decoder_bytes"], value["encoder_bytes"] = limits.loader_bytes, limits.encoder_bytes
         print_json({**value, "output": output})
         return
     tables.print_report(report, every_tensor=True)

@@ -23,6 +23,7 @@ from packer.account import Limits
 from packer.artifact import header_bytes
 from packer.budget.plan import Candidate, Plan
 from packer.checkpoint_files import content_of, is_container, load
+from packer.counted_code import solve
 from packer.errors import CapError, CheckpointError
 from packer.foreign.codecs import TAGS, output_limit, unwrap
 from packer.foreign.int8 import INT8_FORMAT
@@ -38,7 +39,6 @@ from packer.foreign.repairs import (
     steps_of,
 )
 from packer.measuring import Progress, ignore_progress
-from packer.planning import solve
 from packer.quantizers.formats import QuantizedTensor, Uniform
 from packer.quantizers.quantize import dequantize
 

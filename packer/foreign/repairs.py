@@ -15,6 +15,7 @@ import torch
 from packer.account import Account, Limits
 from packer.artifact import encode_tensor, header_bytes
 from packer.budget.plan import Candidate, Plan
+from packer.counted_code import solve
 from packer.foreign.repack import Repacked, assembled
 from packer.measuring import (
     ROLE_WEIGHT,
@@ -23,7 +24,6 @@ from packer.measuring import (
     ignore_progress,
     weight_error,
 )
-from packer.planning import solve
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.formats import Passthrough, QuantizedTensor, Uniform
 from packer.quantizers.quantize import dequantize, quantizable, quantize
