@@ -35,6 +35,7 @@ ENCODERS: tuple[Module, ...] = tuple(
     for name in (
         "lane_encoder",
         "symbol_stacks",
+        "row_column_classes",
         "entropy",
         "trellis_encoder",
         "artifact",

@@ -8,13 +8,13 @@ constriction) writes tables and codes. How many classes pay for their tables is 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from packer import stream_decoder
+from packer.row_column_classes import Classes, choose_classes
 from packer.symbol_stacks import ConstrictionPushes, LanePushes, Pushes
 
 CODER_IDS = {
@@ -28,27 +28,12 @@ CODER_IDS = {
 }
 CODER_NAMES = {number: name for name, number in CODER_IDS.items()}
 SMALL_STREAM_BYTES = 4096  # below this every coder is tried: the slow ones take about a millisecond
-_FINEST = 8  # row classes and column classes at most
-_CLASS_COUNTS = (1, 2, 4, 8)
-_SAMPLED_ELEMENTS = 1 << 17
-_SMALLEST_CLASSED = 256  # fewer codes cannot pay for a second table
-_BLOCK_ELEMENTS = 1 << 20
 _LARGEST_REACH = 127  # of int16 codes
 _EXCESS_BITS = 16
 _BITS_PER_MAGNITUDE = 3.0  # of a code and its negative in one table, about
 
 Codes = npt.NDArray[Any]  # int8, or int16 of stepped formats
 Numbers = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Classes:
-    """How the rows and columns of a stream are classed; fields as in stream_decoder.decode_ans."""
-
-    kind: int
-    rows: int
-    columns: int
-    columns_by_scale: bool = False
 
 
 def varint(value: int) -> bytes:
@@ -188,119 +173,6 @@ def _push_excess(pushed: Pushes, codes: Codes, reach: int) -> None:
     excess = magnitudes[magnitudes >= reach] - reach
     for part in (excess >> 8, excess & 255):
         pushed.symbols(part.astype(np.int32), pushed.model(np.ones(256, np.int64)))
-
-
-def energy_classes(codes: Codes) -> tuple[Numbers, Numbers]:
-    """The finest classes of rows and of columns, by their sum of magnitudes."""
-    row_energy = np.zeros(codes.shape[0], dtype=np.int64)
-    column_energy = np.zeros(codes.shape[1], dtype=np.int64)
-    for start, block in row_blocks(codes):
-        magnitudes = np.abs(block.astype(np.int16))
-        row_energy[start : start + len(block)] = magnitudes.sum(axis=1, dtype=np.int64)
-        column_energy += magnitudes.sum(axis=0, dtype=np.int64)
-    return stream_decoder.rank_classes(row_energy, _FINEST), stream_decoder.rank_classes(
-        column_energy, _FINEST
-    )
-
-
-def row_blocks(codes: Codes) -> list[tuple[int, Codes]]:
-    """(first row, rows) of blocks small enough that wide copies of them stay cheap."""
-    step = max(1, _BLOCK_ELEMENTS // max(codes.shape[1], 1))
-    return [(start, codes[start : start + step]) for start in range(0, len(codes), step)]
-
-
-def choose_classes(
-    codes: Codes,
-    reach: int,
-    scale: npt.NDArray[Any] | None,
-    column_scale: npt.NDArray[Any] | None = None,
-) -> tuple[Classes, Numbers, Numbers]:
-    """The classes estimated to give the smallest stream, and the class of each row and column."""
-    rows, columns = codes.shape
-    if 1 < rows <= _FINEST:  # byte planes, or so few rows that each can have its own tables
-        return Classes(3, 1, 1), np.arange(rows), np.zeros(columns, dtype=np.int64)
-    if rows == 1 or codes.size < _SMALLEST_CLASSED:
-        return Classes(0, 1, 1), np.zeros(rows, np.int64), np.zeros(columns, np.int64)
-    row_energy, column_energy = energy_classes(codes)
-    row_ways, column_ways = [(2, row_energy)], [(False, column_energy)]
-    if scale is not None and len(scale) == rows:
-        row_ways.append((1, stream_decoder.rank_classes(scale, _FINEST)))
-    if column_scale is not None and len(column_scale) == columns:
-        column_ways.append((True, stream_decoder.rank_classes(column_scale, _FINEST)))
-    found = []
-    for kind, by_row in row_ways:
-        for by_scale, by_column in column_ways:
-            bits, classes = _best_classes(codes, reach, by_row, by_column, kind, by_scale)
-            found.append((bits, classes, by_row, by_column))
-    _, classes, by_row, by_column = min(found, key=lambda way: way[0])
-    return classes, by_row * classes.rows // _FINEST, by_column * classes.columns // _FINEST
-
-
-def _best_classes(
-    codes: Codes,
-    reach: int,
-    row_class: Numbers,
-    column_class: Numbers,
-    kind: int,
-    columns_by_scale: bool,
-) -> tuple[float, Classes]:
-    """(estimated bits, classes) of the best merging of the finest classes.
-
-    Large tensors are estimated from every fourth row, which finds the same classes but for ties.
-    """
-    stride = 4 if codes.size >= _SAMPLED_ELEMENTS else 1
-    histograms = _histograms(codes[::stride], reach, row_class[::stride], column_class)
-    found = []
-    for row_classes in _CLASS_COUNTS:
-        for column_classes in _CLASS_COUNTS:
-            bits = _estimated_bits(histograms, row_classes, column_classes, stride)
-            bits += codes.shape[1] * np.log2(column_classes) * (not columns_by_scale)
-            bits += codes.shape[0] * np.log2(row_classes) * (kind == 2)
-            found.append((bits, row_classes, column_classes))
-    bits, row_classes, column_classes = min(found)
-    by_scale = columns_by_scale and column_classes > 1
-    return bits, Classes(kind if row_classes > 1 else 0, row_classes, column_classes, by_scale)
-
-
-def _histograms(
-    codes: Codes,
-    reach: int,
-    row_class: Numbers,
-    column_class: Numbers,
-) -> Numbers:
-    """Counts [row classes, column classes, symbols] under the finest classes."""
-    symbols = 2 * reach + 1
-    cells = _FINEST * _FINEST * symbols
-    total = np.zeros(cells, dtype=np.int64)
-    column_offset = (column_class * symbols + reach).astype(np.int32)
-    row_offset = (row_class * _FINEST * symbols).astype(np.int32)
-    for start, block in row_blocks(codes):
-        index = block + column_offset
-        index += row_offset[start : start + len(block), None]
-        total += np.bincount(index.ravel(), minlength=cells)
-    return total.reshape(_FINEST, _FINEST, symbols)
-
-
-def _estimated_bits(
-    histograms: Numbers, row_classes: int, column_classes: int, stride: int
-) -> float:
-    """Entropy of all codes plus about what their tables cost, after merging classes.
-
-    The histograms hold one code in `stride`. The entropy of a sample falls short of the whole's by
-    half a nat per symbol used (Miller and Madow), which is put back.
-    """
-    finest, _, symbols = histograms.shape
-    merged = histograms.reshape(row_classes, finest // row_classes, finest, symbols).sum(axis=1)
-    merged = merged.reshape(row_classes, column_classes, finest // column_classes, symbols).sum(
-        axis=2
-    )
-    counts = merged.reshape(-1, symbols).astype(np.float64)
-    used = counts > 0
-    entropy = -(counts * np.log2(np.where(used, counts, 1))).sum()
-    totals = counts.sum(axis=1)
-    entropy += (totals * np.log2(np.maximum(totals, 1))).sum()
-    missing = 0.5 / np.log(2) * (stride - 1) * used.sum()
-    return float(stride * entropy + missing + 2.2 * used.sum() + 0.5 * (~used).sum())
 
 
 @functools.cache

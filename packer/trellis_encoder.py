@@ -10,7 +10,6 @@ import numpy.typing as npt
 from packer.entropy import (
     Codes,
     Numbers,
-    choose_classes,
     count_levels,
     first_byte,
     level_counts,
@@ -19,6 +18,7 @@ from packer.entropy import (
     push_table,
 )
 from packer.quantizers.trellis_path import code_states, symbols_of
+from packer.row_column_classes import choose_classes
 from packer.symbol_stacks import ConstrictionPushes, LanePushes, Pushes
 
 

@@ -1,0 +1,38 @@
+"""Rows and columns that settle in classes: fewer bytes, the same codes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from packer import row_column_classes
+from packer.entropy import encode_ans
+from packer.row_column_classes import choose_classes
+from packer.stream_decoder import ANS, NUMPY, decode_ans
+
+
+def spread_codes(rows: int, columns: int, seed: int) -> np.ndarray:
+    """int16 codes; one row in ten and one column in seven far wider than the others."""
+    generator = np.random.default_rng(seed)
+    wide = np.where(np.arange(rows) % 10 == 3, 9.0, 1.5)
+    across = np.where(np.arange(columns) % 7 == 2, 4.0, 1.0)
+    laplace = generator.laplace(size=(rows, columns))
+    return np.rint(laplace * wide[:, None] * across[None]).astype(np.int16)
+
+
+@pytest.mark.parametrize(("coder", "number"), [("ans", ANS), ("numpy", NUMPY)])
+@pytest.mark.parametrize(("rows", "columns"), [(160, 128), (700, 300), (128, 600)])
+def test_settled_streams_are_smaller_and_decode(monkeypatch, coder, number, rows, columns):
+    codes = spread_codes(rows, columns, rows)
+    settled = encode_ans(codes, coder=coder)
+    assert np.array_equal(decode_ans(settled, rows, columns, None, None, True, number), codes)
+    monkeypatch.setattr(row_column_classes, "_settled", lambda _codes, _reach, ranked: ranked)
+    ranked = encode_ans(codes, coder=coder)
+    assert len(settled) < 0.997 * len(ranked)
+
+
+def test_rows_of_one_kind_share_a_class():
+    codes = spread_codes(700, 300, 5).clip(-127, 127)
+    _, rows, columns = choose_classes(codes, 127, None)
+    assert not set(rows[np.arange(700) % 10 == 3]) & set(rows[np.arange(700) % 10 != 3])
+    assert not set(columns[np.arange(300) % 7 == 2]) & set(columns[np.arange(300) % 7 != 2])
