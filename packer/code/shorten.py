@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TypeGuard
 
 from packer.code.attributes import rename_attributes
+from packer.code.naming import rename_alike
 from packer.errors import CodeError
 
 Signature = tuple[list[str], list[ast.expr | None]]
@@ -27,12 +28,14 @@ def shorten(tree: ast.Module, entries: Collection[str]) -> str:
 
     _inline_numbers(tree)
     _by_position(tree, entries)
+    _Returned().visit(tree)
     rename_attributes(tree)
+    rename_alike(tree, entries)
     text = python_minifier.minify(
         ast.unparse(ast.fix_missing_locations(tree)),
         remove_literal_statements=True,
-        rename_globals=True,
-        preserve_globals=list(entries),
+        rename_locals=False,
+        hoist_literals=False,
         convert_posargs_to_args=False,
     )
     return str(python_minifier.unparse(_Unmarked().visit(ast.parse(text)))).strip() + "\n"
@@ -149,6 +152,22 @@ class _ByPosition(ast.NodeTransformer):
                 raise CodeError(f"a call of {name} leaves out {names[at]}, which has no default")
             node.args.append(value)
         node.keywords = []
+        return node
+
+
+class _Returned(ast.NodeTransformer):
+    """What a function gives a name in its last but one statement and returns: without the name."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        self.generic_visit(node)
+        if len(node.body) > 1:
+            *before, named, last = node.body
+            returned = last.value if isinstance(last, ast.Return) else None
+            alone = isinstance(named, ast.Assign) and len(named.targets) == 1
+            if alone and returned is not None and isinstance(returned, ast.Name):
+                assert isinstance(named, ast.Assign)
+                if ast.unparse(named.targets[0]) == returned.id:
+                    node.body = [*before, ast.Return(named.value)]
         return node
 
 

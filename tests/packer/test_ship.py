@@ -96,9 +96,10 @@ def artifact_of(texts: tuple[str, ...]) -> Artifact:
 def test_the_loader_of_every_format_compresses_to_three_thousand_bytes(coder):
     unused = {"ans", "brotli"} if coder == "numpy" else {"numpy"}
     assert compressed(EVERYTHING - unused - {"trellis"}) <= 3_000
-    assert compressed(EVERYTHING - unused) <= 3_250  # what only foreign recipes use included
+    # What only foreign recipes use included.
+    assert compressed(EVERYTHING - unused) <= (3_000 if coder == "ans" else 3_100)
     # All that our own plans hold: trellis and scalar steps, scaled integers, kept floats.
-    assert compressed(EVERYTHING - unused - {"rank", "zstd"}) <= 3_050
+    assert compressed(EVERYTHING - unused - {"rank", "zstd"}) <= 3_000
     raw = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "pb": 0}]
     text = minified_loader(EVERYTHING - unused - {"trellis"}).encode()
     assert len(lzma.compress(text, lzma.FORMAT_RAW, filters=raw)) <= 3_200
