@@ -23,7 +23,6 @@ from packer.api_inputs import (
     CurvatureLike,
     PathLike,
     checkpoint_of,
-    limits_of,
     load,
     load_plan,
     measurement_of,
@@ -32,6 +31,7 @@ from packer.api_inputs import (
 from packer.artifact_files import reading_artifact
 from packer.candidates import Measurement
 from packer.checkpoint import read_checkpoint
+from packer.counted_code import limits_of
 from packer.curvature import calibration
 from packer.curvature.calibration import TextSource
 from packer.curvature.curvature_set import CurvatureSet

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
 
 from packer import measuring
-from packer.account import Limits, count_code
+from packer.account import Limits
 from packer.candidates import Measurement
 from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
 from packer.curvature.curvature_set import CurvatureSet
@@ -19,7 +18,6 @@ from packer.files import is_json
 from packer.measuring import AnyCurvature, Progress
 from packer.planning import PackPlan, follow_policy, read_measurement, read_plan
 from packer.quantizers.curvature import Curvature
-from packer.ship import LARGEST_ENCODER, LARGEST_LOADER
 
 PathLike = str | os.PathLike[str]
 CurvatureLike = PathLike | CurvatureSet | Mapping[str, Curvature]
@@ -33,26 +31,6 @@ def load(checkpoint: CheckpointLike) -> Checkpoint:
     if isinstance(checkpoint, Mapping):
         return from_state_dict(checkpoint)
     return read_checkpoint(checkpoint)
-
-
-def limits_of(
-    cap_bytes: int,
-    code: Sequence[PathLike],
-    loader: bool,
-    margin_bytes: int,
-    bundle: bool = False,
-    inline: PathLike | None = None,
-) -> Limits:
-    """The limits, every file weighed; of a loader or bundle the most that it can be, in place of
-    which a plan counts its own. inline: the script that the bundle is put into, which is code.
-
-    Raises PackerError: a file of code cannot be read.
-    """
-    script = None if inline is None else str(Path(inline).resolve())
-    files = count_code([*code, *([] if inline is None else [inline])])
-    if not bundle:
-        return Limits(cap_bytes, files, LARGEST_LOADER * loader, margin_bytes)
-    return Limits(cap_bytes, files, LARGEST_LOADER, margin_bytes, LARGEST_ENCODER, script)
 
 
 def checkpoint_of(source: object, what: str) -> Checkpoint:

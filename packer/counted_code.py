@@ -5,19 +5,41 @@ How large it is depends on the choices, and these on the bytes that it leaves.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from packer.account import MAX_SIZE_BYTES, Limits
+from packer.account import MAX_SIZE_BYTES, Limits, count_code
 from packer.budget.plan import Candidate, InfeasibleCap, Plan, PlanningError, plan_to_cap
 from packer.errors import CapError, PlanError
-from packer.ship import loader_source, parts_of
+from packer.ship import LARGEST_ENCODER, LARGEST_LOADER, loader_source, parts_of
 
 ROUNDS = 8
 CLOSE = 64  # bytes: how much smaller a bundle may be than was counted
 
 Weigh = Callable[[Plan], tuple[int, int]]
 """(bytes of the decoder, of the encoder) in the bundle of a plan."""
+
+
+def limits_of(
+    cap_bytes: int,
+    code: Sequence[str | os.PathLike[str]],
+    loader: bool,
+    margin_bytes: int,
+    bundle: bool = False,
+    inline: str | os.PathLike[str] | None = None,
+) -> Limits:
+    """The limits, every file weighed; of a loader or bundle the most that it can be, in place of
+    which a plan counts its own. inline: the script that the bundle is put into, which is code.
+
+    Raises PackerError: a file of code cannot be read.
+    """
+    script = None if inline is None else str(Path(inline).resolve())
+    files = count_code([*code, *([] if inline is None else [inline])])
+    if not bundle:
+        return Limits(cap_bytes, files, LARGEST_LOADER * loader, margin_bytes)
+    return Limits(cap_bytes, files, LARGEST_LOADER, margin_bytes, LARGEST_ENCODER, script)
 
 
 def solve_with_code(

@@ -23,8 +23,9 @@ _SMALLEST_CLASSED = 256  # fewer codes cannot pay for a second table
 _SMALLEST_SETTLED = 1 << 14
 _SETTLING_ROUNDS = 6
 _SETTLING_SAMPLE = 256  # rows, or columns, that say where a column, or a row, belongs
+_GOLDEN = 2654435769  # 2^32 over the golden ratio: its multiples spread evenly (Knuth)
 _PARTS_OF_A_BIT = 256  # lengths are whole multiples, so that their sums are the same in any order
-_UNSEEN = 0.05
+_ABSENT = 0.05
 _ALONE = 8  # magnitudes below it are told apart
 _BLOCK_ELEMENTS = 1 << 20
 
@@ -104,8 +105,7 @@ def _settled(codes: Codes, reach: int, ranked: Classed) -> Classed:
 def _after_moves(codes: Codes, ranges: npt.NDArray[np.int32], start: Classed) -> Classed:
     """Classes after the rows and columns of a sample have moved some times, and all others once."""
     classes, rows, columns = start[0], start[1].copy(), start[2].copy()
-    some_rows = slice(None, None, max(1, len(rows) // _SETTLING_SAMPLE))
-    some_columns = slice(None, None, max(1, len(columns) // _SETTLING_SAMPLE))
+    some_rows, some_columns = _sample(len(rows)), _sample(len(columns))
     across = ranges[np.abs(codes[:, some_columns].astype(np.int16))]
     down = ranges[np.abs(codes[some_rows].T.astype(np.int16))]
     for _ in range(_SETTLING_ROUNDS):
@@ -122,6 +122,12 @@ def _after_moves(codes: Codes, ranges: npt.NDArray[np.int32], start: Classed) ->
     return told, rows, columns
 
 
+def _sample(count: int) -> Numbers:
+    """Some of so many rows, in no pattern that heads or groups could have too."""
+    scattered = np.arange(count) * _GOLDEN % (1 << 32)
+    return np.sort(scattered.argsort(kind="stable")[:_SETTLING_SAMPLE])
+
+
 def _size_ranges(reach: int) -> npt.NDArray[np.int32]:
     """The range [reach + 1] that a magnitude is in: small ones alone, later four to an octave.
 
@@ -130,15 +136,17 @@ def _size_ranges(reach: int) -> npt.NDArray[np.int32]:
     """
     magnitudes = np.arange(reach + 1)
     octaves = np.log2(np.maximum(magnitudes, _ALONE) / _ALONE)
-    return (np.minimum(magnitudes, _ALONE) + (4 * octaves).astype(int)).astype(np.int32)
+    found: npt.NDArray[np.int32] = np.minimum(magnitudes, _ALONE).astype(np.int32)
+    found += (4 * octaves).astype(np.int32)
+    return found
 
 
 def _moved(
-    sizes: npt.NDArray[np.int32], own: Numbers, other: Numbers, known: slice = slice(None)
+    sizes: npt.NDArray[np.int32], own: Numbers, other: Numbers, known: Numbers | None = None
 ) -> Numbers:
     """The class of every row of ranges [rows, columns] that is shortest under the tables so far.
 
-    own, other: classes of rows and of columns. known: rows that the tables are made of.
+    own, other: classes of rows and of columns. known: rows that the tables are made of, else all.
     """
     import torch  # whose threads are set; a plan from measurements does without it
 
@@ -148,8 +156,9 @@ def _moved(
     index += (np.arange(len(sizes)) * cells).astype(np.int32)[:, None]
     counts = np.bincount(index.ravel(), minlength=len(sizes) * cells).reshape(len(sizes), -1)
     tables = np.zeros((own_count, cells))
+    known = np.arange(len(own)) if known is None else known
     np.add.at(tables, own[known], counts[known])
-    shares = tables.reshape(own_count, other_count, ranges) + _UNSEEN
+    shares = tables.reshape(own_count, other_count, ranges) + _ABSENT
     shares /= shares.sum(axis=-1, keepdims=True)
     lengths = np.rint(-_PARTS_OF_A_BIT * np.log2(shares)).reshape(own_count, cells)
     taken = torch.from_numpy(counts.astype(np.float64)) @ torch.from_numpy(lengths).T

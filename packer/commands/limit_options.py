@@ -35,7 +35,7 @@ class LimitOptions:
         """The limits in bytes, every file weighed; of a loader or bundle the most that it can be,
         in place of which a plan counts its own. Raises PackerError: a file cannot be read.
         """
-        from packer.api_inputs import limits_of
+        from packer.counted_code import limits_of
 
         assert self.cap is not None
         return limits_of(

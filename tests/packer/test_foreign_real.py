@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +92,11 @@ def test_re_encoded_without_loss(artifacts: Path, run: Run, name: str) -> None:
 
 def test_a_cap_that_lossless_cannot_meet_is_refused(artifacts: Path, run: Run) -> None:
     result = run("fix", artifacts / "int8_zlib_tiny.ptz", "--lossless", "--cap", "700KB", "-o", "n")
-    assert result.exit_code == 1 and "OVER by 17," in result.output and not Path("n").exists()
+    assert (
+        result.exit_code == 1
+        and re.search(r"OVER by 1\d,\d{3};", result.output)
+        and not Path("n").exists()
+    )
 
 
 def test_planned_and_packed_to_half_its_size(artifacts: Path, run: Run) -> None:

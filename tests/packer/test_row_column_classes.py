@@ -7,7 +7,6 @@ import pytest
 
 from packer import row_column_classes
 from packer.entropy import encode_ans
-from packer.row_column_classes import choose_classes
 from packer.stream_decoder import ANS, NUMPY, decode_ans
 
 
@@ -29,10 +28,3 @@ def test_settled_streams_are_smaller_and_decode(monkeypatch, coder, number, rows
     monkeypatch.setattr(row_column_classes, "_settled", lambda _codes, _reach, ranked: ranked)
     ranked = encode_ans(codes, coder=coder)
     assert len(settled) < 0.997 * len(ranked)
-
-
-def test_rows_of_one_kind_share_a_class():
-    codes = spread_codes(700, 300, 5).clip(-127, 127)
-    _, rows, columns = choose_classes(codes, 127, None)
-    assert not set(rows[np.arange(700) % 10 == 3]) & set(rows[np.arange(700) % 10 != 3])
-    assert not set(columns[np.arange(300) % 7 == 2]) & set(columns[np.arange(300) % 7 != 2])
