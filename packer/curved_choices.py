@@ -42,11 +42,12 @@ def curved_choices(
 ) -> tuple[Choice, ...]:
     """Every step of the grid, in the format whose degrees of freedom pay for themselves.
 
-    trellis: the same on a trellis too, which nearly always wins: both by steps further apart.
+    trellis: the same on a trellis too, which nearly always wins: without it few steps then.
     """
     fine, coarse = (_best_stepped(weight, curvature, probe) for probe in PROBES)
+    an_octave = grid.trellis / 2 if trellis else grid.scalar
     ways = [
-        (fine if step < HALVES else coarse, step) for step in _steps(FINEST, OCTAVES, grid.scalar)
+        (fine if step < HALVES else coarse, step) for step in _steps(FINEST, OCTAVES, an_octave)
     ]
     if trellis:
         ways += [

@@ -26,9 +26,7 @@ from packer.planning import PackPlan, make_plan
 from packer.quantizers.choice import parse_choice
 from packer.threads import side_by_side
 
-# What is measured in each pass, over the best step: at last two around it, so that the last bytes
-# are filled at nearly no cost.
-PASSES = ((1.0,), (2 ** (-1 / 32), 2 ** (1 / 32)))
+PASSES = 2
 STEPPED = ("step", "trellis")
 
 
@@ -38,16 +36,16 @@ def refined(
     curvature: AnyCurvature | None,
     progress: Progress = ignore_progress,
 ) -> PackPlan:
-    """The plan over its own candidates and up to three more for every tensor whose codes follow
-    curvature; the second and third lie where curves through the first say.
+    """The plan over its own candidates and two more for every tensor whose codes follow curvature;
+    the second lies where the curve through the first says.
 
     It is never worse, where no loader is counted. Pinned tensors stay as they are. Arguments as of
     `measure`. Raises CapError, PlanError.
     """
-    for number, nearby in enumerate(PASSES, 1):
-        wanted = _wanted(made, nearby)
+    for number in range(1, PASSES + 1):
+        wanted = _wanted(made)
         if wanted:
-            told = _named(progress, f"pass {number} of {len(PASSES)}")
+            told = _named(progress, f"pass {number} of {PASSES}")
             found = _measured(checkpoint, made.measurement, wanted, curvature, told)
             made = make_plan(_with(made.measurement, found), made.limits, made.pins)
     return made
@@ -60,7 +58,7 @@ def _named(progress: Progress, pass_name: str) -> Progress:
 def _measured(
     checkpoint: Checkpoint,
     measurement: Measurement,
-    wanted: Mapping[str, Sequence[str]],
+    wanted: Mapping[str, str],
     curvature: AnyCurvature | None,
     progress: Progress,
 ) -> list[Candidate]:
@@ -68,9 +66,8 @@ def _measured(
     infos = [info for info in measurement.tensors if info.name in wanted]
 
     def measure(info: TensorInfo) -> list[Candidate]:
-        choices = [parse_choice(text) for text in wanted[info.name]]
-        weight = checkpoint.tensors[info.name]
-        return measure_tensor(info, weight, choices, by_tensor.get(info.name), whole)
+        weight, choice = checkpoint.tensors[info.name], parse_choice(wanted[info.name])
+        return measure_tensor(info, weight, [choice], by_tensor.get(info.name), whole)
 
     found: list[Candidate] = []
     for done, candidates in enumerate(side_by_side(measure, infos)):
@@ -80,20 +77,20 @@ def _measured(
     return found
 
 
-def _wanted(made: PackPlan, nearby: Sequence[float]) -> dict[str, list[str]]:
-    """Tensor -> choices to measure, by factors of its best step."""
+def _wanted(made: PackPlan) -> dict[str, str]:
+    """Tensor -> the choice to measure."""
     price = made.plan.price
-    found: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
     for name, candidates in made.measurement.by_tensor.items():
         curves = _curves(candidates)
         if name in made.pins or not curves or not price > 0:
             continue
         best = {way: best_step(points, price) for way, points in curves.items()}
         way = min(best, key=lambda one: (best[one][1], one))
-        known = {candidate.choice for candidate in candidates}
-        near = [str(parse_choice(f"{way}@{best[way][0] * factor:.4g}")) for factor in nearby]
-        found[name] = [choice for choice in near if choice not in known]
-    return {name: choices for name, choices in found.items() if choices}
+        choice = str(parse_choice(f"{way}@{best[way][0]:.4g}"))
+        if all(candidate.choice != choice for candidate in candidates):
+            found[name] = choice
+    return found
 
 
 def _curves(candidates: Sequence[Candidate]) -> dict[str, list[StepPoint]]:

@@ -29,6 +29,7 @@ LARGEST_SYMBOL = 255  # that has a length of its own
 COLUMNS_AT_ONCE = 64
 _CLASSES = 8
 _SMALLEST_CELL = 512  # codes that can tell lengths apart
+_SAMPLE = 1 << 17  # weights that are searched to learn lengths, at least
 _UNSEEN = 0.05
 
 Floats = npt.NDArray[np.float32]
@@ -104,9 +105,8 @@ def round_on_trellis(
     by_row = np.ascontiguousarray(V.numpy())
     alone = by_row if len(by_row) == 1 else np.ascontiguousarray(by_row.diagonal()[None])
     ordered = starts[order.numpy()]
-    # The first search is for the lengths, which hardly depend on how rows are felt together.
-    likely = _search(X.copy(), U, alone, steps, price, first_lengths(X, steps), ordered)
-    codes = _search(X, U, by_row, steps, price, lengths_of(likely, ordered), ordered)
+    lengths = _likely_lengths(X, U, alone, steps, price, ordered)
+    codes = _search(X, U, by_row, steps, price, lengths, ordered)
     found = torch.empty(rows.shape, dtype=torch.int16)
     found[:, order] = torch.from_numpy(codes.T.copy())
     return found
@@ -156,32 +156,58 @@ def _search(
     return codes
 
 
+def _likely_lengths(
+    X: Floats, U: Floats, V: Floats, steps: Floats, price: float, starts: Numbers
+) -> Lengths:
+    """Lengths after a search of some columns, which say nearly as much as all.
+
+    V: a diagonal, because lengths hardly depend on how rows are felt together.
+    """
+    first = first_lengths(X, steps)
+    some = slice(None, None, max(1, min(4, X.size // _SAMPLE)))
+    x = X[some].copy()
+    lengths = Lengths(first.bits, first.rows, first.columns[some])
+    alone = U if len(x) == len(X) else np.diag(U.diagonal()[some])
+    codes = _search(x, alone, V, steps, price, lengths, starts[some])
+    bits = _bits(_symbols(codes, starts[some]), first.rows, first.columns[some])
+    return Lengths(bits, first.rows, first.columns)
+
+
 def first_lengths(X: Floats, steps: Floats) -> Lengths:
     """Lengths if each weight took the nearest code of either kind."""
     wanted = np.abs(X / steps)
     even = np.rint(wanted / 2)
     odd = np.where(wanted < 0.5, 0, np.floor(wanted / 2) + 1)
-    return _lengths(np.stack([even, odd]).clip(max=LARGEST_SYMBOL).astype(np.int64))
+    magnitudes = np.stack([even, odd]).clip(max=LARGEST_SYMBOL).astype(np.int64)
+    rows, columns = _classes(magnitudes.sum(axis=0))
+    return Lengths(_bits(magnitudes, rows, columns), rows, columns)
 
 
-def lengths_of(codes: npt.NDArray[np.int16], starts: Numbers) -> Lengths:
-    """Lengths by how often symbols occur among codes [columns, rows] on the trellis."""
-    states = code_states(codes.T, starts)[:-1].T
-    symbols = np.abs(symbols_of(codes, states)).clip(max=LARGEST_SYMBOL)
-    odd = states & 1
-    return _lengths(np.stack([np.where(odd == 0, symbols, -1), np.where(odd, symbols, -1)]))
-
-
-def _lengths(magnitudes: Numbers) -> Lengths:
-    """magnitudes: [2, columns, rows], in even and in odd states, -1 where there is none."""
-    present = magnitudes.clip(min=0).sum(axis=0)
-    columns, rows = _ranked(present.sum(axis=1)), _ranked(present.sum(axis=0))
-    while max(rows.max(), columns.max()) > 0 and present.size < _SMALLEST_CELL * (
+def _classes(magnitudes: Numbers) -> tuple[Numbers, Numbers]:
+    """Classes of rows and of columns of magnitudes [columns, rows], fewer where these are few."""
+    columns, rows = _ranked(magnitudes.sum(axis=1)), _ranked(magnitudes.sum(axis=0))
+    while max(rows.max(), columns.max()) > 0 and magnitudes.size < _SMALLEST_CELL * (
         (1 + rows.max()) * (1 + columns.max())
     ):
         rows, columns = (
             (rows, columns // 2) if columns.max() >= rows.max() else (rows // 2, columns)
         )
+    return rows, columns
+
+
+def _symbols(codes: npt.NDArray[np.int16], starts: Numbers) -> Numbers:
+    """Magnitudes [2, columns, rows] of codes on the trellis, in even and in odd states; else -1."""
+    states = code_states(codes.T, starts)[:-1].T
+    symbols = np.abs(symbols_of(codes, states)).clip(max=LARGEST_SYMBOL)
+    odd = states & 1
+    return np.stack([np.where(odd == 0, symbols, -1), np.where(odd, symbols, -1)])
+
+
+def _bits(magnitudes: Numbers, rows: Numbers, columns: Numbers) -> Floats:
+    """Bits [row classes, column classes, 2, magnitudes] of symbols by how often they occur.
+
+    magnitudes: [2, columns, rows], in even and in odd states, -1 where there is none.
+    """
     shape = int(rows.max()) + 1, int(columns.max()) + 1, 2, LARGEST_SYMBOL + 1
     cell = (rows[None, :] * shape[1] + columns[:, None])[None] * 2 + np.arange(2)[:, None, None]
     index = cell * shape[3] + magnitudes
@@ -189,7 +215,8 @@ def _lengths(magnitudes: Numbers) -> Lengths:
     shares = (counts + _UNSEEN) / (counts + _UNSEEN).sum(axis=-1, keepdims=True)
     bits = -np.log2(shares)
     bits[..., 1:] += 1  # the sign
-    return Lengths(bits.astype(np.float32), rows, columns)
+    found: Floats = bits.astype(np.float32)
+    return found
 
 
 def _ranked(energy: Numbers) -> Numbers:
