@@ -185,11 +185,7 @@ def _measurement(
         weight, felt = checkpoint.tensors[info.name], by_tensor.get(info.name)
         return measure_tensor(info, weight, choices_of(info.name, weight, felt), felt, whole)
 
-    candidates: list[Candidate] = []
-    for done, found in enumerate(side_by_side(candidates_of, infos)):
-        progress(infos[done].name, done, len(infos))
-        candidates += found
-    progress("measured", len(infos), len(infos))
+    candidates = measured_side_by_side(infos, candidates_of, progress)
     finished, guessed = complete(candidates, infos)
     all_metadata = dict(sorted({**checkpoint.metadata, **metadata}.items()))
     return Measurement(
@@ -204,6 +200,20 @@ def _measurement(
         damage_source=spell_damage(finished, by_tensor, whole, guessed),
         curvature=curvature.sha256 if isinstance(curvature, CurvatureSet) else None,
     )
+
+
+def measured_side_by_side(
+    infos: Sequence[TensorInfo],
+    candidates_of: Callable[[TensorInfo], list[Candidate]],
+    progress: Progress,
+) -> list[Candidate]:
+    """Candidates of many tensors, in their order; as many at once as there are cores."""
+    candidates: list[Candidate] = []
+    for done, found in enumerate(side_by_side(candidates_of, infos)):
+        progress(infos[done].name, done, len(infos))
+        candidates += found
+    progress("measured", len(infos), len(infos))
+    return candidates
 
 
 def spell_damage(

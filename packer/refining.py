@@ -19,12 +19,12 @@ from packer.measuring import (
     Progress,
     ignore_progress,
     measure_tensor,
+    measured_side_by_side,
     tensors_of,
     whole_set,
 )
 from packer.planning import PackPlan, make_plan
 from packer.quantizers.choice import parse_choice
-from packer.threads import side_by_side
 
 PASSES = 2
 STEPPED = ("step", "trellis")
@@ -69,12 +69,7 @@ def _measured(
         weight, choice = checkpoint.tensors[info.name], parse_choice(wanted[info.name])
         return measure_tensor(info, weight, [choice], by_tensor.get(info.name), whole)
 
-    found: list[Candidate] = []
-    for done, candidates in enumerate(side_by_side(measure, infos)):
-        progress(infos[done].name, done, len(infos))
-        found += candidates
-    progress("done", len(infos), len(infos))
-    return found
+    return measured_side_by_side(infos, measure, progress)
 
 
 def _wanted(made: PackPlan) -> dict[str, str]:
@@ -106,18 +101,15 @@ def _curves(candidates: Sequence[Candidate]) -> dict[str, list[StepPoint]]:
 
 def _with(measurement: Measurement, found: Sequence[Candidate]) -> Measurement:
     """More candidates, their damage in the measure of those that are there."""
+    fit, known = measurement.damage_fit, measurement.by_tensor
     roles = {tensor.name: tensor.role for tensor in measurement.tensors}
     more: dict[str, list[Candidate]] = {}
     for candidate in found:
-        known, fit = measurement.by_tensor[candidate.tensor], measurement.damage_fit
-        factor = 1.0 if fit is None else fit.factor(roles[candidate.tensor])
-        damage = _in_the_measure_of(known, candidate, factor)
-        more.setdefault(candidate.tensor, []).append(replace(candidate, damage_bpb=damage))
-    candidates = [
-        candidate
-        for name, known in measurement.by_tensor.items()
-        for candidate in (*known, *more.get(name, ()))
-    ]
+        name = candidate.tensor
+        factor = 1.0 if fit is None else fit.factor(roles[name])
+        damage = _in_the_measure_of(known[name], candidate, factor)
+        more.setdefault(name, []).append(replace(candidate, damage_bpb=damage))
+    candidates = [one for name in known for one in (*known[name], *more.get(name, ()))]
     return replace(measurement, candidates=tuple(candidates))
 
 
