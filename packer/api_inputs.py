@@ -15,6 +15,7 @@ from packer.curvature.curvature_set import CurvatureSet
 from packer.curved_choices import SPARSE
 from packer.errors import CapError, PlanError
 from packer.files import is_json
+from packer.hidden_units import MARKED, order_is_free
 from packer.measuring import AnyCurvature, Progress
 from packer.planning import PackPlan, follow_policy, read_measurement, read_plan
 from packer.quantizers.curvature import Curvature
@@ -57,6 +58,7 @@ def measurement_of(
     curvature: AnyCurvature | None,
     coder: str | None,
     trellis: bool,
+    reorder: bool,
     progress: Progress,
 ) -> tuple[Measurement, Mapping[str, str]]:
     """(measurements, pins of an earlier plan). A checkpoint is measured for a plan to refine."""
@@ -74,6 +76,7 @@ def measurement_of(
         coder=coder,
         trellis=trellis,
         grid=SPARSE,
+        reorder=reorder,
         progress=progress,
     )
     return measured, {}
@@ -87,12 +90,16 @@ def under_policy(
     curvature: AnyCurvature | None,
     progress: Progress,
 ) -> PackPlan:
-    """Measures the policy's own choices first, and all others only when those do not fit."""
+    """Measures the policy's own choices first, and all others only when those do not fit; hidden
+    units are sorted where the policy has them so and may be.
+    """
     if not isinstance(source, str | os.PathLike | Mapping | Checkpoint):
-        measured, _ = measurement_of(source, None, None, None, None, False, progress)
+        measured, _ = measurement_of(source, None, None, None, None, False, False, progress)
         return follow_policy(policy, measured, limits)
     checkpoint = load(source)
-    quick = measuring.measure_choices(checkpoint, policy.choices, metadata, progress, curvature)
+    reorder = policy.measurement.units_sorted and order_is_free(checkpoint, curvature)
+    texts = {**(metadata or {}), **(MARKED if reorder else {})}
+    quick = measuring.measure_choices(checkpoint, policy.choices, texts, progress, curvature)
     try:
         return follow_policy(policy, quick, limits)
     except CapError:
@@ -101,6 +108,7 @@ def under_policy(
             pins=policy.choices,
             metadata=metadata,
             curvature=curvature,
+            reorder=reorder,
             progress=progress,
         )
         return follow_policy(policy, whole, limits)

@@ -13,6 +13,8 @@ from packer.damage_fit import DamageFit
 from packer.errors import PlanError
 from packer.roles import Role, TensorRole
 
+# Metadata of measurements and files whose hidden units were sorted.
+UNITS_MARK = "units"
 KIND = "bytecap candidates"
 VERSION = 1
 
@@ -65,6 +67,13 @@ class Measurement:
     @property
     def roles(self) -> dict[str, TensorRole]:
         return {tensor.name: TensorRole(Role(tensor.role), tensor.layer) for tensor in self.tensors}
+
+    @property
+    def units_sorted(self) -> bool:
+        """Whether hidden units of MLPs lie in the order of `packer.unit_order`, which needs the
+        curvature that was measured with.
+        """
+        return UNITS_MARK in self.metadata
 
     def corrected(self, sizes: Mapping[tuple[str, str], int]) -> Measurement:
         """The same with real sizes put in place of measured ones, by (tensor, choice)."""

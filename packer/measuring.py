@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import torch
 
-from packer.artifact import encode_header, encode_tensor, header_bytes
+from packer.artifact import POLISHED_MARK, encode_header, encode_tensor, header_bytes
 from packer.budget.plan import Candidate
-from packer.candidates import Measurement, TensorInfo
+from packer.candidates import UNITS_MARK, Measurement, TensorInfo
 from packer.checkpoint import Checkpoint, contents_fingerprint, structure_fingerprint
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curved_choices import DENSE, StepGrid, curved_choices
 from packer.errors import PlanError
+from packer.hidden_units import MARKED, in_stored_order, order_is_free
 from packer.predicted_damage import (
     bits_per_byte,
     complete,
@@ -43,6 +44,9 @@ GIVEN_HESSIANS = (
     "squared error of the outputs under the second moments given, and of weights without one, "
     "times a weight per role"
 )
+
+# Metadata that tells of a file and not of the model: nothing of it goes into another file.
+MARKS_OF_FILES = (UNITS_MARK, POLISHED_MARK)
 
 AnyCurvature = CurvatureSet | Mapping[str, Curvature]
 """A calibrated set, or just second moments by tensor."""
@@ -121,6 +125,7 @@ def measure(
     coder: str | None = None,
     trellis: bool = False,
     grid: StepGrid = DENSE,
+    reorder: bool = True,
     progress: Progress = ignore_progress,
 ) -> Measurement:
     """Candidates for every tensor: real coded bytes and damage under each choice.
@@ -128,7 +133,9 @@ def measure(
     pins: selector -> choice; a pinned tensor is measured under that choice as well. metadata: text
     for the artifact, added to the checkpoint's own. curvature: a set gives damage in bits per byte
     and choices with +gptq; second moments by tensor give those choices alone. coder: of every
-    choice; None lets the packer choose. trellis, grid: as of `default_choices`.
+    choice; None lets the packer choose. trellis, grid: as of `default_choices`. reorder: hidden
+    units of MLPs may be stored in another order, where the curvature says that it is free; on a
+    trellis that gains nothing.
     Raises SelectorError: a pin matches nothing. PlanError: a pinned choice cannot hold the tensor.
     """
     infos = tensor_infos(checkpoint)
@@ -140,7 +147,10 @@ def measure(
         chosen = [replace(choice, coder=coder) for choice in offered] if coder else offered
         return with_pinned(chosen, pinned.get(name))
 
-    measured = _measurement(checkpoint, infos, choices_of, metadata or {}, curvature, progress)
+    texts = {key: text for key, text in (metadata or {}).items() if key not in MARKS_OF_FILES}
+    if reorder and not trellis and order_is_free(checkpoint, curvature):
+        texts |= MARKED
+    measured = _measurement(checkpoint, infos, choices_of, texts, curvature, progress)
     check_pinned(pinned, measured.candidates)
     return measured
 
@@ -152,7 +162,8 @@ def measure_choices(
     progress: Progress = ignore_progress,
     curvature: AnyCurvature | None = None,
 ) -> Measurement:
-    """One candidate for every tensor: the choice given for its name.
+    """One candidate for every tensor: the choice given for its name. metadata: as of `measure`;
+    with the mark of sorted units these are sorted by the curvature.
 
     Raises PlanError: a tensor has no choice, or its choice cannot be read or cannot hold it.
     """
@@ -179,15 +190,16 @@ def _measurement(
     progress: Progress,
 ) -> Measurement:
     whole = whole_set(curvature)
-    by_tensor = tensors_of(curvature)
+    own = {key: text for key, text in checkpoint.metadata.items() if key not in MARKS_OF_FILES}
+    all_metadata = dict(sorted({**own, **metadata}.items()))
+    stored, by_tensor = in_stored_order(checkpoint, tensors_of(curvature), all_metadata)
 
     def candidates_of(info: TensorInfo) -> list[Candidate]:
-        weight, felt = checkpoint.tensors[info.name], by_tensor.get(info.name)
+        weight, felt = stored.tensors[info.name], by_tensor.get(info.name)
         return measure_tensor(info, weight, choices_of(info.name, weight, felt), felt, whole)
 
     candidates = measured_side_by_side(infos, candidates_of, progress)
     finished, guessed = complete(candidates, infos)
-    all_metadata = dict(sorted({**checkpoint.metadata, **metadata}.items()))
     return Measurement(
         source=checkpoint.source,
         structure=structure_fingerprint(checkpoint),

@@ -14,6 +14,7 @@ from packer.budget.plan import Candidate
 from packer.budget.step_curve import StepPoint, best_step
 from packer.candidates import Measurement, TensorInfo
 from packer.checkpoint import Checkpoint
+from packer.hidden_units import in_stored_order
 from packer.measuring import (
     AnyCurvature,
     Progress,
@@ -62,11 +63,12 @@ def _measured(
     curvature: AnyCurvature | None,
     progress: Progress,
 ) -> list[Candidate]:
-    by_tensor, whole = tensors_of(curvature), whole_set(curvature)
+    whole = whole_set(curvature)
+    stored, by_tensor = in_stored_order(checkpoint, tensors_of(curvature), measurement.metadata)
     infos = [info for info in measurement.tensors if info.name in wanted]
 
     def measure(info: TensorInfo) -> list[Candidate]:
-        weight, choice = checkpoint.tensors[info.name], parse_choice(wanted[info.name])
+        weight, choice = stored.tensors[info.name], parse_choice(wanted[info.name])
         return measure_tensor(info, weight, [choice], by_tensor.get(info.name), whole)
 
     return measured_side_by_side(infos, measure, progress)

@@ -66,24 +66,31 @@ class StoredTensor:
         return values.view(self.outline.dtype).reshape(self.outline.shape)
 
 
-class StoredTensors(Mapping[str, torch.Tensor]):
-    """Tensors by name, each read from its file whenever it is asked for.
+class ReadLater(Mapping[str, torch.Tensor]):
+    """Tensors by name, each made whenever it is asked for.
 
-    outlines: shape and dtype of all of them, without reading any. Asking raises CheckpointError.
+    outlines: shape and dtype of all of them, without making any. Asking raises CheckpointError.
     """
 
+    def __init__(self, outlines: Mapping[str, torch.Tensor]) -> None:
+        self.outlines = dict(outlines)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.outlines
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outlines)
+
+    def __len__(self) -> int:
+        return len(self.outlines)
+
+
+class StoredTensors(ReadLater):
+    """Tensors by name, each read from its file whenever it is asked for."""
+
     def __init__(self, places: Mapping[str, StoredTensor]) -> None:
+        super().__init__({name: place.outline for name, place in places.items()})
         self._places = dict(places)
-        self.outlines = {name: place.outline for name, place in places.items()}
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._places[name].read(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)

@@ -23,7 +23,13 @@ from packer.eval.damage import DamageMeter
 from packer.eval.foreign_forward import named_module
 from packer.eval.forward import AnyModel
 from packer.evaluation import Data
-from packer.measuring import Progress, ignore_progress
+from packer.hidden_units import (
+    in_checkpoints_order,
+    ordered_checkpoint,
+    ordered_curvatures,
+    orders_of,
+)
+from packer.measuring import Progress, ignore_progress, tensors_of
 from packer.planning import PackPlan, make_plan
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.quantize import dequantize, quantize
@@ -50,14 +56,25 @@ class DamageBench:
     def trial(self, measurement: Measurement, changed: Sequence[Candidate], what: str) -> Trial:
         """The divergence when these candidates take the place of their weights."""
         with one_torch_thread():
-            weights = {c.tensor: self._decoded(c) for c in changed}
+            weights = self._decoded(measurement, changed)
         measured = self.meter.divergence(weights).kl_bits_per_byte
         return Trial(what, measurement.unfitted(changed), measured)
 
-    def _decoded(self, candidate: Candidate) -> torch.Tensor:
-        known = self.curvature.by_tensor if self.curvature else {}
-        weight, choice = self.checkpoint.tensors[candidate.tensor], parse_choice(candidate.choice)
-        return dequantize(quantize(weight, choice, known.get(candidate.tensor)))
+    def _decoded(
+        self, measurement: Measurement, changed: Sequence[Candidate]
+    ) -> dict[str, torch.Tensor]:
+        """What a file would hold, units of MLPs in the model's own order: some tensors of an MLP
+        may be as they were.
+        """
+        known = tensors_of(self.curvature)
+        orders = orders_of(self.checkpoint, measurement.metadata, known)
+        stored = ordered_checkpoint(self.checkpoint, orders)
+        felt = ordered_curvatures(self.checkpoint, known, orders)
+        found = {}
+        for name, text in ((one.tensor, one.choice) for one in changed):
+            quantized = quantize(stored.tensors[name], parse_choice(text), felt.get(name))
+            found[name] = in_checkpoints_order(dequantize(quantized), name, orders)
+        return found
 
 
 def damage_bench(

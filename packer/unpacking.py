@@ -12,9 +12,16 @@ import torch
 
 from packer import decoder
 from packer.artifact import POLISHED_MARK, quantized_tensor
+from packer.candidates import UNITS_MARK
 from packer.checkpoint import Checkpoint
 from packer.errors import OutputError
 from packer.files import replacing
+from packer.hidden_units import (
+    in_stored_order,
+    ordered_checkpoint,
+    recovered_orders,
+    units_of,
+)
 from packer.measuring import Progress, ignore_progress
 from packer.polishing.tuning import TUNED_SIDES, holds_values
 from packer.quantizers.choice import Choice, parse_choice
@@ -147,10 +154,14 @@ def verify(
     with choices too, quantizing again must give the very codes in the file. Of a choice with +gptq
     that takes curvature too; without, only its format is compared. Of a polished file neither
     scales and reconstruction points are compared nor small tensors, which were tuned themselves.
+    Hidden units of MLPs that were sorted are compared in that order; without curvature it is
+    recovered from the weights.
     Raises decoder.ArtifactError: not an artifact, or damaged. Differences are returned as problems.
     """
     stored = decoder.parse(data)
     problems = _structure_problems(stored, against) if against else []
+    if against is not None and not problems and UNITS_MARK in stored.metadata:
+        against, curvature = _in_the_files_order(stored, against, curvature)
     checks = []
     polished = POLISHED_MARK in stored.metadata
     with one_torch_thread():
@@ -164,6 +175,19 @@ def verify(
     progress("verified", len(stored.tensors), len(stored.tensors))
     problems += [f"{check.name}: {check.problem}" for check in checks if check.problem]
     return Verification(len(data), tuple(checks), tuple(problems))
+
+
+def _in_the_files_order(
+    stored: decoder.StoredArtifact,
+    against: Checkpoint,
+    curvature: Mapping[str, Curvature] | None,
+) -> tuple[Checkpoint, Mapping[str, Curvature] | None]:
+    """Both with their units as the file has them."""
+    if curvature:
+        return in_stored_order(against, curvature, stored.metadata)
+    wanted = {name for axes in units_of(against) for name in axes}
+    decoded = {t.name: decoder.decode_weight(t) for t in stored.tensors if t.name in wanted}
+    return ordered_checkpoint(against, recovered_orders(against, decoded)), None
 
 
 def _comparable(tensor: decoder.StoredTensor, against: Checkpoint | None) -> torch.Tensor | None:

@@ -39,11 +39,13 @@ class Felt:
         metadata: Mapping[str, str],
         coder: str | None,
         trellis: bool,
+        reorder: bool,
         to_refine: bool = False,
     ) -> Measurement:
         """The checkpoint measured, and fitted where there is a bench; with progress bars.
 
-        to_refine: for one plan, which is refined; few steps are measured.
+        reorder: as of `packer.measuring.measure`. to_refine: for one plan, which is refined; few
+        steps are measured.
         """
         from packer.curved_choices import DENSE, SPARSE
         from packer.measuring import measure
@@ -58,6 +60,7 @@ class Felt:
                 coder=coder,
                 trellis=trellis,
                 grid=SPARSE if to_refine else DENSE,
+                reorder=reorder,
                 progress=progress,
             )
         return self._fitted(measured)

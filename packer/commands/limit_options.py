@@ -14,6 +14,7 @@ class LimitOptions:
     """cap: in bytes; None: not given. loader: whether the loader's bytes count too. coder: of every
     tensor; None: the smallest. trellis: whether codes on a trellis are offered. bundle: whether a
     bundle's bytes count. inline: the script that it is put into; None: a file of its own.
+    keep_units: whether hidden units stay in the checkpoint's order.
     """
 
     cap: int | None
@@ -25,6 +26,12 @@ class LimitOptions:
     trellis: bool = False
     bundle: bool = False
     inline: str | None = None
+    keep_units: bool = False
+
+    @property
+    def ways(self) -> bool:
+        """Whether anything says how codes are to be chosen and stored."""
+        return bool(self.coder or self.trellis or self.keep_units)
 
     @property
     def pinned(self) -> dict[str, str]:

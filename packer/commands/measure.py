@@ -7,11 +7,10 @@ import click
 from packer.commands.curvature_options import CURVATURE_KEPT, CurvatureOptions
 from packer.commands.felt import feel, kept_curvature
 from packer.commands.options import (
-    CODER,
     EXISTING,
     JSON,
     PINS,
-    TRELLIS,
+    WAYS,
     WRITABLE,
     print_json,
     read_config,
@@ -23,13 +22,14 @@ from packer.commands.options import (
 @click.command(short_help="Every tensor under every format.")
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--output", type=WRITABLE, default="candidates.json", show_default=True)
-@with_options(PINS, CODER, TRELLIS, CURVATURE_KEPT, JSON)
+@with_options(PINS, *WAYS, CURVATURE_KEPT, JSON)
 def measure(
     checkpoint: str,
     output: str,
     pins: tuple[tuple[str, str], ...],
     coder: str | None,
     trellis: bool,
+    keep_units: bool,
     curvature: CurvatureOptions,
     as_json: bool,
 ) -> None:
@@ -46,7 +46,7 @@ def measure(
     metadata = read_config(curvature.built.config)
     loaded = curvature.built.opening.read(checkpoint)
     felt = feel(checkpoint, loaded, curvature)
-    found = felt.measure(loaded, dict(pins), metadata, coder, trellis)
+    found = felt.measure(loaded, dict(pins), metadata, coder, trellis, not keep_units)
     write_json(output, found.to_json())
     kept = kept_curvature(felt, curvature, output)
     if as_json:

@@ -68,13 +68,15 @@ class Deciding:
             raise click.UsageError(
                 "a --plan is packed with the curvature it was made with: --curvature"
             )
-        if self.policy is not None and (limits.pins or limits.coder or limits.trellis):
+        if self.policy is not None and (limits.pins or limits.ways):
             raise click.UsageError(
-                "--policy carries its own choices; leave --pin, --coder and --trellis out, or plan "
-                "anew"
+                "--policy carries its own choices; leave --pin, --coder, --trellis and "
+                "--keep-units out, or plan anew"
             )
-        if self.recipe is not None and (limits.coder or limits.trellis):
-            raise click.UsageError("--recipe carries its own ways; leave --coder and --trellis out")
+        if self.recipe is not None and limits.ways:
+            raise click.UsageError(
+                "--recipe carries its own ways; leave --coder, --trellis and --keep-units out"
+            )
 
 
 DECIDING = OptionGroup(
@@ -160,7 +162,13 @@ def _to_plan(
     if felt.bench is None:
         return loaded
     return felt.measure(
-        loaded, limits.pinned, metadata, limits.coder, limits.trellis, to_refine=True
+        loaded,
+        limits.pinned,
+        metadata,
+        limits.coder,
+        limits.trellis,
+        not limits.keep_units,
+        to_refine=True,
     )
 
 
@@ -187,6 +195,7 @@ def _planned(
             curvature=felt.curvature,
             coder=limits.coder,
             trellis=limits.trellis,
+            reorder=not limits.keep_units,
             **told,
         )
         return made, None

@@ -52,10 +52,10 @@ def measured_from(
     """
     opening = curvature.built.opening
     if is_json(source):  # nothing of this path needs torch: a new cap takes under a second
-        if metadata or curvature.text.data or opening.given or limits.coder or limits.trellis:
+        if metadata or curvature.text.data or opening.given or limits.ways:
             raise click.UsageError(
-                "--weights, --drop, --template, --max-memory, --config, --calibration, --coder "
-                "and --trellis need the checkpoint as SOURCE"
+                "--weights, --drop, --template, --max-memory, --config, --calibration, --coder, "
+                "--trellis and --keep-units need the checkpoint as SOURCE"
             )
         from packer.planning import read_measurement
 
@@ -65,7 +65,13 @@ def measured_from(
     loaded = opening.read(source)
     felt = feel(source, loaded, curvature)
     measured = felt.measure(
-        loaded, limits.pinned, metadata, limits.coder, limits.trellis, to_refine=True
+        loaded,
+        limits.pinned,
+        metadata,
+        limits.coder,
+        limits.trellis,
+        not limits.keep_units,
+        to_refine=True,
     )
     return Measured(measured, limits.pinned, loaded, felt)
 

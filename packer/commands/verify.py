@@ -26,28 +26,38 @@ SAID = 5  # problems told in a refusal; --json has them all
 @click.argument("artifact", type=EXISTING_FILE)
 @click.option("--against", type=EXISTING, help="The checkpoint it was packed from.")
 @click.option("--plan", "plan_file", type=EXISTING_FILE, help="The plan it was packed by.")
+@click.option(
+    "--curvature",
+    type=EXISTING_FILE,
+    help="What `packer calibrate` wrote for the checkpoint: codes of choices with +gptq are "
+    "compared too.",
+)
 @CHECKPOINT_OPENING
 @JSON
 def verify(
     artifact: str,
     against: str | None,
     plan_file: str | None,
+    curvature: str | None,
     opening: Opening,
     as_json: bool,
 ) -> None:
     """Check ARTIFACT: checksum, decoding of every tensor, and finite weights.
 
     With --against, the error of each tensor, and passthrough tensors bit for bit. With --plan too,
-    quantizing again must give the very codes in the file.
+    quantizing again must give the very codes in the file; those of choices with +gptq are compared
+    where --curvature is given. An artifact whose hidden units were sorted is compared in its order.
     """
     from packer import api
     from packer.progress import shown
 
     if plan_file is not None and against is None:
         raise click.UsageError("--plan needs the checkpoint as well: --against CKPT")
+    if curvature is not None and against is None:
+        raise click.UsageError("--curvature needs the checkpoint as well: --against CKPT")
     checkpoint = None if against is None else opening.read(against)
     with shown("verifying") as progress, reading_artifact(artifact):
-        found = api.verify(artifact, checkpoint, plan_file, progress)
+        found = api.verify(artifact, checkpoint, plan_file, progress, curvature=curvature)
     _show(found, artifact, against, as_json)
     if found.problems:
         more = len(found.problems) - SAID

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from packer.checkpoint import Checkpoint, contents_fingerprint, from_state_dict, without_wrapper
 from packer.curvature.curvature_set import CurvatureSet
+from packer.curvature.free_order import order_is_free
 from packer.curvature.own_labels import OwnLabels
 from packer.curvature.ranks import ALONE, Ranks
 from packer.curvature.unfinished import Unfinished, UnfinishedFile
@@ -72,7 +74,9 @@ def calibrate(
     contents = contents_fingerprint(checkpoint)
     run = _Run(model, uses, OwnLabels(seed, device_of(model)), ranks)
     started -= run.go_on(unfinished)
+    sample, batches = _first_of(batches)
     with evaluation_mode([model]), gradients_for(uses.weights.values()):
+        free_order = ranks.first_says(run.order_is_free(sample, checkpoint))
         for group in within(batches, seconds, started, progress, run.batches, ranks):
             run.read(group)
             if unfinished is not None and ranks.first_says(unfinished.due):
@@ -92,7 +96,17 @@ def calibrate(
         text.bytes_per_token,
         unreached,
         warnings(by_tensor, unreached),
+        free_order,
     )
+
+
+def _first_of(batches: Iterable[Tensor]) -> tuple[Tensor | None, Iterable[Tensor]]:
+    """(the first batch, all of them)."""
+    if isinstance(batches, Sequence):
+        return (batches[0] if len(batches) else None), batches
+    rest = iter(batches)
+    first = next(rest, None)
+    return first, rest if first is None else itertools.chain([first], rest)
 
 
 class _Run:
@@ -125,6 +139,13 @@ class _Run:
         self.batches, self.tokens = found.batches, found.tokens
         self.vocab_size = found.vocab_size
         return found.seconds
+
+    def order_is_free(self, sample: Tensor | None, checkpoint: Checkpoint) -> bool:
+        """Whether the hidden units of MLPs may change places; False without a batch to try on."""
+        if sample is None:
+            return False
+        tokens = _checked(sample).to(self.device)
+        return order_is_free(self.model, self.uses.weights, checkpoint, tokens)
 
     def read(self, group: Sequence[Tensor]) -> None:
         """A round of batches, of which one is this process's, if there are enough."""
@@ -245,14 +266,19 @@ def _restore(earlier: Unfinished, uses: WeightUses, device: torch.device) -> Non
         raise CurvatureError(f"the unfinished calibration is damaged: {error}") from None
 
 
-def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, labels: OwnLabels) -> int:
-    """One batch forward and back. Returns the width of the logits."""
+def _checked(tokens: Tensor) -> Tensor:
+    """A batch as int64. Raises CurvatureError: it is none."""
     if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
         raise CurvatureError(
             f"a batch is {tokens.dtype} {list(tokens.shape)}; integer tokens [windows, time] are "
             "wanted"
         )
-    tokens = tokens.long()
+    return tokens.long()
+
+
+def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, labels: OwnLabels) -> int:
+    """One batch forward and back. Returns the width of the logits."""
+    tokens = _checked(tokens)
     on_gpu = tokens.device.type == "cuda"
     try:
         with (

@@ -25,7 +25,8 @@ class CurvatureSet:
     words. tokens: how many were read; seconds: what that took. vocab_size: of the model's logits.
     bytes_per_token: of the text; None where nobody said. unreached: matrices that no linear map or
     lookup used that could be followed, whose curvature, if any, is of their gradients.
-    warnings: what to know before trusting it, in words.
+    warnings: what to know before trusting it, in words. free_order: the model was seen to compute
+    the same with the hidden units of its MLPs in another order.
     """
 
     by_tensor: Mapping[str, Curvature]
@@ -37,6 +38,7 @@ class CurvatureSet:
     bytes_per_token: float | None
     unreached: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    free_order: bool = False
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -60,6 +62,7 @@ class CurvatureSet:
             "bytes_per_token": self.bytes_per_token,
             "unreached": list(self.unreached),
             "warnings": list(self.warnings),
+            **({"free_order": True} if self.free_order else {}),
         }
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

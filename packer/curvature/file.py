@@ -123,8 +123,16 @@ def _provenance(source: str, metadata: Mapping[str, str]) -> dict[str, Any]:
             "bytes_per_token": None if ratio is None else _positive(float(ratio)),
             "unreached": tuple(map(str, value["unreached"])),
             "warnings": tuple(map(str, value["warnings"])),
+            "free_order": value.get("free_order", False) is True,
         }
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise CurvatureError(f"{source} is damaged: {error!r}. {AGAIN}") from None
     return checked
 

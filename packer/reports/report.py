@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from packer.account import Account, Limits
-from packer.candidates import TensorInfo
+from packer.candidates import UNITS_MARK, TensorInfo
 from packer.planning import PackPlan
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ POLISHED = (
     "polished: all but the codes was tuned to the logits of the unquantized model on calibration "
     "text"
 )
+SORTED = "hidden units of MLPs lie in another order than in the checkpoint; the model is the same"
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,7 @@ def report_artifact(data: bytes, source: str) -> Report:
     account = Account(
         stored.cap_bytes, stored.code_bytes, len(data) - side - payload, side, payload
     )
+    marks = {POLISHED_MARK: POLISHED, UNITS_MARK: SORTED}
     return Report(
         source=source,
         kind="artifact",
@@ -199,7 +201,7 @@ def report_artifact(data: bytes, source: str) -> Report:
         artifact_bytes=len(data),
         header_bytes=stored.header_bytes,
         account=account,
-        notes=(POLISHED,) if POLISHED_MARK in stored.metadata else (),
+        notes=tuple(words for mark, words in marks.items() if mark in stored.metadata),
     )
 
 

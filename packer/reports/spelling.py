@@ -31,6 +31,8 @@ def spell_quality(made: PackPlan) -> str:
     price = f"; 1,000 more bytes would save {1000 * plan.price:.3g}" if plan.price else ""
     text = f"predicted damage ({plan.damage_kind}) {plan.damage:.4g}{price}; {spell_proof(made)}"
     text += f"\ndamage is the {made.measurement.damage_source}"
+    if made.measurement.units_sorted:
+        text += "\nhidden units of MLPs lie in another order in the file; the model is the same"
     if made.measurement.damage_fit is not None:
         text += f"\nfitted to {made.measurement.damage_fit.spell()}"
     return text
