@@ -1,10 +1,10 @@
 """Time and memory against the number of parameters: `python -m benchmarks.scale`.
 
-Seeded checkpoints of four sizes, as safetensors, go through measure, plan, pack, unpack and verify,
-each step a process of its own; some sizes with seeded curvature too. Writes benchmarks/scale.csv
+Seeded checkpoints of several sizes, as safetensors, go through measure, plan, pack, unpack and
+verify, each step a process of its own; some with seeded curvature too. Writes benchmarks/scale.csv
 and docs/scale.png, and says how each step grows: the slope of seconds against parameters, both in
 logarithms, after the seconds of the same step on a tiny checkpoint, which are its start, are taken
-off. A slope of 1 is linear growth.
+off. A slope of 1 is linear growth. Rows of other sizes that the csv holds are kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from pathlib import Path
 
 from benchmarks.pack_speed import Run, run
 
-SHAPES = {"9M": (12, 288), "27M": (11, 512), "36M": (15, 512), "124M": (13, 1024)}
+SHAPES = {
+    "9M": (12, 288),
+    "27M": (11, 512),
+    "36M": (15, 512),
+    "124M": (13, 1024),
+    "400M": (42, 1024),
+}
 TINY = (1, 64)
 STEPS = ("measure", "plan", "pack", "unpack", "verify")
 BYTES_PER_PARAMETER = 0.6  # of the cap: 16 MB for 27 M parameters
@@ -47,6 +53,11 @@ class Row:
     largest_tensor_bytes: int
     output_bytes: int
 
+    @property
+    def of(self) -> tuple[int, bool, str]:
+        """What was measured."""
+        return self.parameters, self.curvature, self.step
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -59,9 +70,9 @@ def main() -> None:
     if options.only_plot:
         rows = read(options.csv)
     else:
-        rows = []
+        rows = read(options.csv) if options.csv.exists() else []
         for row in measured(_names(options.sizes), _names(options.curved)):
-            rows.append(row)
+            rows = [one for one in rows if one.of != row.of] + [row]
             write(options.csv, rows)  # each time: a long run may be cut off
     from benchmarks.scale_growth import growth, seven_billion
     from benchmarks.scale_plot import draw

@@ -57,24 +57,6 @@ def decoded(data: bytes, shape: tuple[int, int], *scales: np.ndarray | None) -> 
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
-    rows=st.integers(0, 40),
-    columns=st.integers(0, 40),
-    sigma=st.sampled_from([0.0, 0.3, 2.0, 40.0, 3000.0]),
-    heavy=st.booleans(),
-    scaled=st.booleans(),
-)
-def test_codes_of_any_size_come_back(seed, rows, columns, sigma, heavy, scaled):
-    rng = np.random.default_rng(seed)
-    drawn = rng.standard_t(1, size=(rows, columns)) if heavy else rng.normal(size=(rows, columns))
-    codes = np.clip(np.round(drawn * sigma), -32767, 32767).astype(np.int16)
-    scales = (rng.random(rows), rng.random(columns)) if scaled else (None, None)
-    data = encode_ans(codes, *scales, coder="numpy")
-    assert np.array_equal(decoded(data, (rows, columns), *scales), codes)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 10_000),
     lanes=st.sampled_from([1, 2, 8, 64, 1024]),
     lengths=st.lists(st.integers(0, 300), max_size=6),
     single=st.lists(st.integers(0, 3), max_size=5),
@@ -116,13 +98,9 @@ def test_three_symbols_decoded_by_hand():
     assert decoder.at == 1
 
 
-def test_golden_file_still_decodes_and_is_still_written():
-    golden = GOLDEN.read_bytes()
-    assert sample().to_bytes() == golden
-    digest = hashlib.sha256()
-    for name, weight in sorted(read_weights(golden).items()):
-        digest.update(name.encode() + weight.contiguous().view(torch.uint8).numpy().tobytes())
-    assert digest.hexdigest() == GOLDEN.with_suffix(".sha256").read_text().strip()
+def test_golden_file_is_still_written():
+    """What it decodes to, tests/test_same_bytes.py holds, of every golden file."""
+    assert sample().to_bytes() == GOLDEN.read_bytes()
 
 
 def test_no_stream_needs_constriction_or_a_package():

@@ -21,7 +21,7 @@ from packer.artifact import Artifact, assemble, encode_header, encode_tensor
 from packer.decoder import ArtifactError, read_weights
 from packer.entropy import encode_ans, varint
 from packer.ship import loader_source
-from packer.stream_decoder import decode_ans
+from packer.stream_decoder import ANS, NUMPY, decode_ans
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "stepped_v1.pack"
 SPELLED = sorted(STEPPED)
@@ -70,16 +70,12 @@ def test_files_come_back_with_the_same_bytes_and_weights():
         assert torch.equal(weight, dequantize(quantized))
 
 
-def test_golden_file_still_decodes_and_is_still_written():
-    golden = GOLDEN.read_bytes()
-    assert sample().to_bytes() == golden
-    digest = hashlib.sha256()
-    for name, weight in sorted(read_weights(golden).items()):
-        digest.update(name.encode() + weight.contiguous().view(torch.uint8).numpy().tobytes())
-    assert digest.hexdigest() == GOLDEN.with_suffix(".sha256").read_text().strip()
+def test_golden_file_is_still_written():
+    """What it decodes to, tests/test_same_bytes.py holds, of every golden file."""
+    assert sample().to_bytes() == GOLDEN.read_bytes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120)
 @given(
     seed=st.integers(0, 10_000),
     rows=st.integers(0, 40),
@@ -87,14 +83,16 @@ def test_golden_file_still_decodes_and_is_still_written():
     sigma=st.sampled_from([0.0, 0.3, 2.0, 40.0, 3000.0]),
     heavy=st.booleans(),
     scaled=st.booleans(),
+    numpy=st.booleans(),
 )
-def test_codes_of_any_size_come_back(seed, rows, columns, sigma, heavy, scaled):
+def test_codes_of_any_size_come_back(seed, rows, columns, sigma, heavy, scaled, numpy):
     rng = np.random.default_rng(seed)
     drawn = rng.standard_t(1, size=(rows, columns)) if heavy else rng.normal(size=(rows, columns))
     codes = np.clip(np.round(drawn * sigma), -32767, 32767).astype(np.int16)
     scales = (rng.random(rows), rng.random(columns)) if scaled else (None, None)
-    data = encode_ans(codes, *scales)
-    assert np.array_equal(decode_ans(data, rows, columns, *scales, wide=True), codes)
+    data = encode_ans(codes, *scales, coder="numpy" if numpy else "ans")
+    coder = NUMPY if numpy else ANS
+    assert np.array_equal(decode_ans(data, rows, columns, *scales, wide=True, coder=coder), codes)
 
 
 def test_an_outlier_costs_bytes_not_a_table():

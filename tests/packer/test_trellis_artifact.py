@@ -1,6 +1,5 @@
 """Trellis formats in a file: round trip, golden and hostile bytes, and the loader."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +70,9 @@ def test_files_come_back_with_the_same_bytes_and_weights():
         assert torch.equal(weight, dequantize(artifact.tensors[name]))
 
 
-def test_golden_file_still_decodes_and_is_still_written():
-    golden = GOLDEN.read_bytes()
-    assert sample().to_bytes() == golden
-    digest = hashlib.sha256()
-    for name, weight in sorted(read_weights(golden).items()):
-        digest.update(name.encode() + weight.contiguous().view(torch.uint8).numpy().tobytes())
-    assert digest.hexdigest() == GOLDEN.with_suffix(".sha256").read_text().strip()
+def test_golden_file_is_still_written():
+    """What it decodes to, tests/test_same_bytes.py holds, of every golden file."""
+    assert sample().to_bytes() == GOLDEN.read_bytes()
 
 
 @settings(deadline=None, max_examples=60)
