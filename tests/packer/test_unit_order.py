@@ -132,6 +132,19 @@ def test_calibration_tries_whether_the_order_is_free(
     assert "free_order" not in in_order.provenance()
 
 
+@pytest.mark.parametrize(("dtype", "slope"), [(torch.float32, 0.01), (torch.bfloat16, 0.5)])
+def test_an_order_that_matters_is_told_from_another_order_of_sums(
+    tokens: Tensor, dtype: torch.dtype, slope: float
+) -> None:
+    free, bound = Model().to(dtype), Model(in_order=True).to(dtype)
+    for block in bound.blocks:
+        block["mlp"].places = torch.linspace(1 - slope, 1 + slope, UNITS, dtype=dtype)
+    for block in free.blocks:
+        block["mlp"].places = block["mlp"].places.to(dtype)
+    assert packer.calibrate(free, [tokens]).free_order
+    assert not packer.calibrate(bound, [tokens]).free_order
+
+
 def test_batches_that_come_only_once_are_all_read(model: Model, tokens: Tensor) -> None:
     found = packer.calibrate(model, iter(tokens.split(16)))
     assert found.tokens == tokens.numel()
