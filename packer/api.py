@@ -264,8 +264,7 @@ def pack(
         )
     loaded = load(checkpoint)
     felt = given_curvature(loaded, curvature, hessians)
-    known = felt.sha256 if isinstance(felt, CurvatureSet) else None
-    check_curvature(made, known, felt is not None)
+    check_curvature(made, _sha256(felt), felt is not None)
     packed = pack_to_cap(loaded, made, progress, tensors_of(felt))
     if polisher is not None:
         packed = polished(packed, polisher, progress)
@@ -363,16 +362,23 @@ def verify(
     """Checksum and decoding; with a checkpoint the error of every tensor; with a plan its codes.
 
     curvature: by tensor; without it, codes of choices with +gptq are not checked.
-    Raises PackerError, or ArtifactError for bytes: not an artifact, or damaged. Other differences
-    are returned as problems.
+    Raises PackerError, or ArtifactError for bytes: not an artifact, or damaged; PlanError: the plan
+    was made with another curvature. Other differences are returned as problems.
     """
     checkpoint = None if against is None else load(against)
-    choices = None if plan is None else load_plan(plan).choices
+    made = None if plan is None else load_plan(plan)
     felt = None if checkpoint is None else given_curvature(checkpoint, curvature, hessians)
+    if made is not None and felt is not None:
+        check_curvature(made, _sha256(felt), given=True)
+    choices = None if made is None else made.choices
     with _reading(artifact):
         return unpacking.verify(
             _bytes_of(artifact), checkpoint, choices, progress, tensors_of(felt) or None
         )
+
+
+def _sha256(felt: AnyCurvature | None) -> str | None:
+    return felt.sha256 if isinstance(felt, CurvatureSet) else None
 
 
 def _bytes_of(artifact: PathLike | bytes) -> bytes:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packer.eval.token_bytes import TokenBytes
@@ -22,6 +23,7 @@ from packer import api
 from packer.account import Limits
 from packer.bundle import make_bundle
 from packer.checkpoint import from_state_dict, read_checkpoint
+from packer.cli import main
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.file import read_curvature, write_curvature
 from packer.decoder import parse
@@ -195,8 +197,7 @@ def test_verify_compares_in_the_order_of_the_file(model: Model, felt: CurvatureS
     )
     name = "blocks.1.mlp.w1.weight"
     other = {**weights, name: weights[name].flip(0)}
-    unbound = CurvatureSet(felt.by_tensor, None, "", 1, 0.0, None, None, free_order=True)
-    lied = api.verify(data, other, plan, curvature=unbound)
+    lied = api.verify(data, other, plan, curvature=dict(felt.by_tensor))
     assert any(name in problem and "codes differ" in problem for problem in lied.problems)
 
 
@@ -354,3 +355,26 @@ def test_silent_and_equal_units_are_each_taken_once() -> None:
     _, order = found["b.mlp.fc.weight"]
     assert sorted(order.tolist()) == list(range(5))
     assert torch.equal(into[order], into[permutation])
+
+
+def test_the_command_compares_codes_with_the_curvature_given(
+    model: Model, felt: CurvatureSet, tokens: Tensor, tmp_path: Path
+) -> None:
+    checkpoint, plan, artifact = tmp_path / "w.pt", tmp_path / "p.json", tmp_path / "m.pack"
+    torch.save(model.state_dict(), checkpoint)
+    write_curvature(tmp_path / "c.safetensors", felt)
+    made = api.plan(checkpoint, CAP, curvature=tmp_path / "c.safetensors", out=plan)
+    api.pack(checkpoint, made, curvature=felt, out=artifact)
+    packer.calibrate(model, [tokens[:8]], out=tmp_path / "other.safetensors")
+    against = ["verify", str(artifact), "--against", str(checkpoint), "--plan", str(plan)]
+
+    def verified(*more: str) -> Result:
+        return CliRunner().invoke(main, [*against, *more], catch_exceptions=False)
+
+    assert verified("--curvature", str(tmp_path / "c.safetensors")).exit_code == 0
+    assert verified().exit_code == 0
+    refused = verified("--curvature", str(tmp_path / "other.safetensors"))
+    assert refused.exit_code == 1
+    assert "was made with curvature" in refused.stderr
+    alone = ["verify", str(artifact), "--curvature", str(tmp_path / "c.safetensors")]
+    assert CliRunner().invoke(main, alone).exit_code == 2
