@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,9 +11,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from packer.checkpoint import Checkpoint, contents_fingerprint, from_state_dict, without_wrapper
+from packer.checkpoint import Checkpoint, contents_fingerprint, from_state_dict
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.free_order import order_is_free
+from packer.curvature.observing import (
+    WORKING_SHARE,
+    collect,
+    gradients_for,
+    keep_tokens,
+    live_tensors,
+    observe,
+)
 from packer.curvature.own_labels import OwnLabels
 from packer.curvature.ranks import ALONE, Ranks
 from packer.curvature.unfinished import Unfinished, UnfinishedFile
@@ -28,7 +35,6 @@ from packer.quantizers.curvature import Curvature
 Progress = Callable[[str, int, int], None]
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
-WORKING_SHARE = 0.95  # of the seconds allowed; the rest is for putting the results together
 SMALLEST_MATRIX = 4096  # weights; a smaller one that no map uses is a set of scales
 
 
@@ -144,7 +150,7 @@ class _Run:
         """Whether the hidden units of MLPs may change places; False without a batch to try on."""
         if sample is None:
             return False
-        tokens = _checked(sample).to(self.device)
+        tokens = keep_tokens(sample).to(self.device)
         return order_is_free(self.model, self.uses.weights, checkpoint, tokens)
 
     def read(self, group: Sequence[Tensor]) -> None:
@@ -211,27 +217,7 @@ def token_batches(
 
 def live_weights(module: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The model's float tensors by the checkpoint's names, those of tied ones once."""
-    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
-    found: dict[str, Tensor] = {}
-    for name, tensor in named:
-        plain = without_wrapper(name)
-        kept = checkpoint.ties.get(plain, plain)
-        if kept in checkpoint.tensors and tensor.is_floating_point():
-            found.setdefault(kept, tensor)
-    return dict(sorted(found.items()))
-
-
-@contextlib.contextmanager
-def gradients_for(weights: Iterable[Tensor]) -> Iterator[None]:
-    """Inside, all of them ask for gradients."""
-    asked = [weight for weight in weights if weight.is_leaf and not weight.requires_grad]
-    for weight in asked:
-        weight.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for weight in asked:
-            weight.requires_grad_(False)
+    return live_tensors(module, checkpoint.tensors, checkpoint.ties)
 
 
 def within(
@@ -266,57 +252,9 @@ def _restore(earlier: Unfinished, uses: WeightUses, device: torch.device) -> Non
         raise CurvatureError(f"the unfinished calibration is damaged: {error}") from None
 
 
-def _checked(tokens: Tensor) -> Tensor:
-    """A batch as int64. Raises CurvatureError: it is none."""
-    if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
-        raise CurvatureError(
-            f"a batch is {tokens.dtype} {list(tokens.shape)}; integer tokens [windows, time] are "
-            "wanted"
-        )
-    return tokens.long()
-
-
 def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, labels: OwnLabels) -> int:
     """One batch forward and back. Returns the width of the logits."""
-    tokens = _checked(tokens)
-    on_gpu = tokens.device.type == "cuda"
-    try:
-        with (
-            torch.enable_grad(),
-            torch.autocast(tokens.device.type, torch.bfloat16, enabled=on_gpu),
-            uses,
-        ):
-            logits = tail_logits(model, tokens, tokens.size(1), None)
-        if not bool(logits.detach().isfinite().all()):
-            raise CurvatureError("the model's logits are not finite; its weights are damaged")
-        if logits.requires_grad:
-            uses.backward(labels.nats(logits))
-    finally:
-        uses.end_batch()
-    return logits.size(-1)
-
-
-def collect(uses: WeightUses, tokens: int) -> dict[str, Curvature]:
-    """Curvature by tensor; a weight that is both a map and a table has both.
-
-    Sums are let go one after the other, so that they and their means are never all in memory.
-    """
-    found: dict[str, Curvature] = {}
-    for name in sorted(uses.weights):
-        table = uses.tables.pop(name).curvature(tokens) if name in uses.tables else None
-        if name in uses.maps:
-            one = uses.maps.pop(name).curvature(tokens)
-            usage = None if table is None else table.row_usage
-            found[name] = Curvature(
-                one.hessian, one.fisher, tokens, usage, table, outputs=one.outputs
-            )
-        elif table is not None:
-            found[name] = table
-        elif name in uses.parameters:
-            own = uses.parameters.pop(name).curvature(tokens)
-            if own is not None:
-                found[name] = own
-    return found
+    return observe(lambda ids: tail_logits(model, ids, ids.size(1), None), uses, tokens, labels)
 
 
 def unreached_matrices(uses: WeightUses, checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from packer.curvature.calibration import BATCH_TOKENS, gradients_for
+from packer.curvature.calibration import BATCH_TOKENS
+from packer.curvature.observing import gradients_for
 from packer.errors import PolishError
 from packer.eval.damage import DamageMeter
 from packer.eval.forward import device_of, evaluation_mode, tail_logits

@@ -1,0 +1,113 @@
+"""One batch of a calibration, and what all batches have given. A bundle ships the source text of
+this and of what this needs; functions called keep_... refuse there too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from packer.checkpoint import without_wrapper
+from packer.curvature.own_labels import OwnLabels
+from packer.curvature.weight_uses import WeightUses
+from packer.errors import CurvatureError
+from packer.quantizers.curvature import Curvature
+
+WORKING_SHARE = 0.95  # of the seconds allowed; the rest is for putting the results together
+
+
+def live_tensors(
+    module: nn.Module, names: Container[str], ties: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """The module's float tensors that have these names, without wrappers; those of tied ones once.
+
+    ties: tied name -> the name that is among `names`.
+    """
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
+    found: dict[str, Tensor] = {}
+    for name, tensor in named:
+        plain = without_wrapper(name)
+        kept = ties.get(plain, plain)
+        if kept in names and tensor.is_floating_point():
+            found.setdefault(kept, tensor)
+    return dict(sorted(found.items()))
+
+
+@contextlib.contextmanager
+def gradients_for(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Inside, all of them ask for gradients."""
+    asked = [weight for weight in weights if weight.is_leaf and not weight.requires_grad]
+    for weight in asked:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in asked:
+            weight.requires_grad_(False)
+
+
+def keep_tokens(batch: Tensor) -> Tensor:
+    """A batch as int64. Raises CurvatureError: it is none."""
+    if batch.dim() != 2 or batch.dtype not in (torch.int64, torch.int32):
+        raise CurvatureError(
+            f"a batch is {batch.dtype} {list(batch.shape)}; integer tokens [windows, time] are "
+            "wanted"
+        )
+    return batch.long()
+
+
+def keep_finite(logits: Tensor) -> None:
+    """Raises CurvatureError: logits that are not."""
+    if not bool(logits.detach().isfinite().all()):
+        raise CurvatureError("the model's logits are not finite; its weights are damaged")
+
+
+def observe(
+    logits_of: Callable[[Tensor], Tensor], uses: WeightUses, batch: Tensor, labels: OwnLabels
+) -> int:
+    """One batch forward and back. Returns the width of the logits.
+
+    logits_of: tokens int64 [windows, time] -> float32 [windows, time, vocab].
+    Raises CurvatureError: not a batch of tokens, or logits that are not finite.
+    """
+    tokens = keep_tokens(batch)
+    on_gpu = tokens.device.type == "cuda"
+    try:
+        with (
+            torch.enable_grad(),
+            torch.autocast(tokens.device.type, torch.bfloat16, enabled=on_gpu),
+            uses,
+        ):
+            logits = logits_of(tokens)
+        keep_finite(logits)
+        if logits.requires_grad:
+            uses.backward(labels.nats(logits))
+    finally:
+        uses.end_batch()
+    return logits.size(-1)
+
+
+def collect(uses: WeightUses, tokens: int) -> dict[str, Curvature]:
+    """Curvature by tensor; a weight that is both a map and a table has both.
+
+    Sums are let go one after the other, so that they and their means are never all in memory.
+    """
+    found: dict[str, Curvature] = {}
+    for name in sorted(uses.weights):
+        table = uses.tables.pop(name).curvature(tokens) if name in uses.tables else None
+        if name in uses.maps:
+            one = uses.maps.pop(name).curvature(tokens)
+            usage = None if table is None else table.row_usage
+            found[name] = Curvature(
+                one.hessian, one.fisher, tokens, usage, table, outputs=one.outputs
+            )
+        elif table is not None:
+            found[name] = table
+        elif name in uses.parameters:
+            own = uses.parameters.pop(name).curvature(tokens)
+            if own is not None:
+                found[name] = own
+    return found
