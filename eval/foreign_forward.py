@@ -73,7 +73,7 @@ class LossForward(_Foreign):
                 logits = logits.view(*tokens.shape, -1)
             if logits.ndim == 3 and logits.shape[:2] == tokens.shape:
                 return logits
-        raise _NoLogitsError("its loss does not come from cross_entropy over all positions")
+        return keep_logits(None, "its loss does not come from cross_entropy over all positions")
 
 
 class MeanLoss(_Foreign):
@@ -131,33 +131,50 @@ def adapt(model: nn.Module, name: str) -> AnyModel:
     Raises:
         ModelError: no way gave logits or a loss; lists what was tried and what came of it.
     """
-    tokens = torch.zeros(1, PROBE, dtype=torch.long, device=device_of(model))
-    tried = []
-    ways = (ForwardLogits, PlainForward, TargetsForward, LossForward)
-    titles = ("forward_logits(tokens)", "forward(tokens)", "forward(tokens, targets)", "its loss")
-    for way, title in zip(ways, titles, strict=True):
-        candidate = way(model)
-        try:
-            with _trial(tokens):
-                candidate(tokens)
-        except Exception as error:  # whatever somebody's code raises only means: not this way
-            reason = str(error).partition("\n")[0]
-            tried.append(f"{title}: {reason or type(error).__name__}")
-        else:
-            return candidate
-    if _returns_mean(model, tokens):
+    found, tried = way_to_logits(model)
+    if found is not None:
+        return found
+    if _returns_mean(model, _probe(model)):
         return MeanLoss(model)
     raise ModelError(
         f"no way was found to get logits or a mean loss from {name}; tried\n  " + "\n  ".join(tried)
     )
 
 
+WAYS = {
+    "forward_logits(tokens)": ForwardLogits,
+    "forward(tokens)": PlainForward,
+    "forward(tokens, targets)": TargetsForward,
+    "its loss": LossForward,
+}
+
+
+def way_to_logits(model: nn.Module) -> tuple[nn.Module | None, list[str]]:
+    """(the model so that it gives logits for tokens, what came of the ways that did not)."""
+    tried = []
+    for title, way in WAYS.items():
+        candidate = way(model)
+        try:
+            with _trial(_probe(model)) as tokens:
+                candidate(tokens)
+        except Exception as error:  # whatever somebody's code raises only means: not this way
+            said = str(error).partition("\n")[0]
+            tried.append(f"{title}: {said or type(error).__name__}")
+        else:
+            return candidate, tried
+    return None, tried
+
+
+def _probe(model: nn.Module) -> Tensor:
+    return torch.zeros(1, PROBE, dtype=torch.long, device=device_of(model))
+
+
 @contextmanager
-def _trial(tokens: Tensor) -> Iterator[None]:
+def _trial(tokens: Tensor) -> Iterator[Tensor]:
     """As scoring runs: without gradients, on a GPU in bfloat16, which its kernels may demand."""
     autocast = torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda)
     with torch.inference_mode(), autocast:
-        yield
+        yield tokens
 
 
 def _returns_mean(model: nn.Module, tokens: Tensor) -> bool:
@@ -182,4 +199,11 @@ def _logits(result: Any, tokens: Tensor) -> Tensor:
     found = ", ".join(
         str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in candidates
     )
-    raise _NoLogitsError(f"gave {found} for tokens {tuple(tokens.shape)}, not logits")
+    return keep_logits(None, f"gave {found} for tokens {tuple(tokens.shape)}, not logits")
+
+
+def keep_logits(logits: Tensor | None, otherwise: str) -> Tensor:
+    """Raises _NoLogitsError: there are none; a bundle, which ships this, does too."""
+    if logits is None:
+        raise _NoLogitsError(otherwise)
+    return logits

@@ -27,7 +27,8 @@ class Limits:
     loader_bytes: the loader's, 0 when none was asked for; a plan counts its own in place of it.
     margin_bytes: left free on purpose. encoder_bytes: what a bundle adds to the loader in it, 0
     when none was asked for; a plan counts its own in place of that too. script: which file the
-    bundle is put into, whose size without it is among `code`; None: a file of its own.
+    bundle is put into, whose size without it is among `code`; None: a file of its own. calibrate:
+    whether the bundle calibrates too.
     """
 
     cap_bytes: int
@@ -36,6 +37,7 @@ class Limits:
     margin_bytes: int = 0
     encoder_bytes: int = 0
     script: str | None = None
+    calibrate: bool = False
 
     def __post_init__(self) -> None:
         sizes = {

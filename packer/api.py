@@ -123,6 +123,7 @@ def plan(
     loader: bool = False,
     bundle: bool = False,
     inline: PathLike | None = None,
+    calibrates: bool = False,
     margin_bytes: int = 0,
     pins: Mapping[str, str] | None = None,
     policy: PathLike | PackPlan | None = None,
@@ -139,14 +140,15 @@ def plan(
 
     source: a checkpoint, which is measured first, or measurements (candidates.json, plan.json).
     code: files counted as code. loader: count the loader too. bundle: count a bundle instead, or
-    inline: what it adds to this script. margin_bytes: left free on purpose.
+    inline: what it adds to this script. calibrates: the bundle makes its own curvature of batches.
+    margin_bytes: left free on purpose.
     pins: selector -> choice. policy: another run's plan, whose choices and pins are kept; tensors
     step down only where they do not fit. curvature, hessians, coder, trellis, reorder: as in
     `measure`.
     Raises CapError: nothing fits; says the smallest size reachable. PlanError, SelectorError.
     """
-    bundle = bundle or inline is not None
-    limits = limits_of(cap_bytes, code, loader, margin_bytes, bundle, inline)
+    bundle = bundle or inline is not None or calibrates
+    limits = limits_of(cap_bytes, code, loader, margin_bytes, bundle, inline, calibrates)
     if policy is not None and (pins or coder):
         raise PlanError(
             "a policy carries its own pins and coders; plan without it to choose others"

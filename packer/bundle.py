@@ -43,7 +43,18 @@ ENCODERS: tuple[Module, ...] = tuple(
         "filling",
     )
 )
+CALIBRATION: tuple[Module, ...] = (
+    *(("packer", name) for name in ("errors.py", "checkpoint.py")),
+    *(("packer.eval", name) for name in ("forward.py", "foreign_forward.py")),
+    *(
+        ("packer.curvature", f"{name}.py")
+        for name in (
+            *("weight_origins", "moments", "weight_uses", "own_labels", "observing", "bundled"),
+        )
+    ),
+)
 BUNDLE_ENTRIES = (*ENTRIES, "filled", "read_curvatures", "Choice", "Curvature")
+DEFINED = ("read_curvatures", "encode_weights", "Curvature")  # beside the loader's entries
 # What an encoder needs to know of each part, and the functions that only this needs.
 ENCODER_PARTS = {
     "kept": ("_encode_kept", "_stored_bytes"),
@@ -108,6 +119,11 @@ _PLAN = {plan}
 _TIES = {ties!r}
 _METADATA = {metadata!r}
 """
+CALIBRATED = """
+def calibrated(model, weights, batches, seconds, seed=0):
+    names = [name for name, *_ in _PLAN]
+    return curvature_within(model, weights, names, _TIES, batches, seconds, seed)
+"""
 COMMAND = """
 if __name__ == "__main__":
     import os, sys, torch
@@ -138,33 +154,40 @@ if __name__ == "__main__":
 """
 
 
-def make_bundle(plan: PackPlan) -> Bundle:
+def make_bundle(plan: PackPlan, calibrate: bool = False) -> Bundle:
     """`python bundle.py WEIGHTS CURVATURE OUT [CAP]`; imported or executed, it defines
     `encode_weights(weights, curvature, cap_bytes, code_bytes)`, `read_curvatures(data)`,
     `Curvature(hessian, fisher, tokens, ...)` by position, and `read_weights(data)`.
 
+    calibrate: with `calibrated(model, weights, batches, seconds, seed=0)`, which gives (curvature
+    by tensor, tokens read, seconds taken) as `curvature_within` does.
     The plan's cap and the other files that it counts as code are in the script.
     """
     beside = sum(file.size_bytes for file in plan.limits.code) + plan.limits.margin_bytes
-    text = _source(plan, COMMAND.format(beside=beside, cap=plan.limits.cap_bytes))
+    text = _source(plan, COMMAND.format(beside=beside, cap=plan.limits.cap_bytes), calibrate)
     return _bundle(plan, wrap({ENTRY: text}, codecs=_codecs(plan)).text, "")
 
 
-def inline_bundle(plan: PackPlan, script: str) -> Bundle:
+def inline_bundle(plan: PackPlan, script: str, calibrate: bool = False) -> Bundle:
     """The script with the bundle in front of its first statement, under the one name `bundle`: a
     dictionary of the functions that `make_bundle` tells of.
 
     What counts is how much longer it becomes; a script that extracts itself is compressed anew.
     """
-    return _bundle(plan, inserted(_source(plan, ""), "bundle", script, _codecs(plan)), script)
+    return _bundle(
+        plan, inserted(_source(plan, "", calibrate), "bundle", script, _codecs(plan)), script
+    )
 
 
 def weigh_bundle(plan: PackPlan) -> tuple[int, int]:
     """(bytes of the decoder, of the encoder) that a bundle of this plan counts, in the script that
     its limits name, or as a file of its own. Raises PackerError: the script cannot be read.
     """
-    script = plan.limits.script
-    made = make_bundle(plan) if script is None else inline_bundle(plan, read_script(script))
+    script, calibrate = plan.limits.script, plan.limits.calibrate
+    if script is None:
+        made = make_bundle(plan, calibrate)
+    else:
+        made = inline_bundle(plan, read_script(script), calibrate)
     return made.decoder_bytes, made.encoder_bytes
 
 
@@ -185,7 +208,7 @@ def _bundle(plan: PackPlan, script: str, without: str) -> Bundle:
     return Bundle(script, added, loader_bytes(plan.choices.values()))
 
 
-def _source(plan: PackPlan, command: str) -> str:
+def _source(plan: PackPlan, command: str, calibrate: bool) -> str:
     from packer.quantizers.choice import parse_choice
 
     choices = {name: parse_choice(text) for name, text in plan.choices.items()}
@@ -197,9 +220,14 @@ def _source(plan: PackPlan, command: str) -> str:
     never += [] if plan.measurement.units_sorted else ["sorted_units"]
     never += NOT_COMPILED if "trellis" in parts else COMPILED
     entries = [*BUNDLE_ENTRIES, *classes, *(["read_tensors"] if command else [])]
-    tree = extract((*DECODERS, *ENCODERS), entries, never)
+    modules, names = (*DECODERS, *ENCODERS), [*ENTRIES, *DEFINED]
+    if calibrate:
+        modules, names = (*modules, *CALIBRATION), [*names, "calibrated"]
+        command = CALIBRATED + command
+        entries.append("curvature_within")
+    tree = extract(modules, entries, never)
     tree.body += ast.parse(_glue(plan, choices) + command).body
-    return shorten(tree, (*ENTRIES, "read_curvatures", "encode_weights", "Curvature"))
+    return shorten(tree, names)
 
 
 def _classes(format: object) -> list[str]:

@@ -13,7 +13,13 @@ from pathlib import Path
 from packer.account import MAX_SIZE_BYTES, Limits, count_code
 from packer.budget.plan import Candidate, InfeasibleCap, Plan, PlanningError, plan_to_cap
 from packer.errors import CapError, PlanError
-from packer.ship import LARGEST_ENCODER, LARGEST_LOADER, loader_source, parts_of
+from packer.ship import (
+    LARGEST_CALIBRATION,
+    LARGEST_ENCODER,
+    LARGEST_LOADER,
+    loader_source,
+    parts_of,
+)
 
 ROUNDS = 8
 CLOSE = 64  # bytes: how much smaller a bundle may be than was counted
@@ -29,9 +35,11 @@ def limits_of(
     margin_bytes: int,
     bundle: bool = False,
     inline: str | os.PathLike[str] | None = None,
+    calibrate: bool = False,
 ) -> Limits:
     """The limits, every file weighed; of a loader or bundle the most that it can be, in place of
     which a plan counts its own. inline: the script that the bundle is put into, which is code.
+    calibrate: whether the bundle calibrates too.
 
     Raises PackerError: a file of code cannot be read.
     """
@@ -39,7 +47,8 @@ def limits_of(
     files = count_code([*code, *([] if inline is None else [inline])])
     if not bundle:
         return Limits(cap_bytes, files, LARGEST_LOADER * loader, margin_bytes)
-    return Limits(cap_bytes, files, LARGEST_LOADER, margin_bytes, LARGEST_ENCODER, script)
+    encoder = LARGEST_ENCODER + LARGEST_CALIBRATION * calibrate
+    return Limits(cap_bytes, files, LARGEST_LOADER, margin_bytes, encoder, script, calibrate)
 
 
 def solve_with_code(

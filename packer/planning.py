@@ -65,6 +65,7 @@ class PackPlan:
             "loader_bytes": self.limits.loader_bytes,
             "encoder_bytes": self.limits.encoder_bytes,
             "script": self.limits.script,
+            **({"calibrate": True} if self.limits.calibrate else {}),
             "pins": dict(self.pins),
             "choices": [[candidate.tensor, candidate.choice] for candidate in plan.chosen],
         }
@@ -107,6 +108,7 @@ def _pack_plan(value: Mapping[str, Any], measurement: Measurement, source: str) 
         whole_number(value["margin_bytes"]),
         whole_number(value.get("encoder_bytes", 0)),
         None if value.get("script") is None else str(value["script"]),
+        value.get("calibrate", False) is True,
     )
     plan = Plan(
         chosen=chosen_candidates(measurement, choices, source),

@@ -18,6 +18,7 @@ import numpy as np
 FOREIGN = {"decode", "encode_reverse", "get_compressed", "is_empty", "eof", "unused_data"}
 FOREIGN |= {"dim", "numel", "float", "double", "long", "half", "device", "type", "grad", "to"}
 FOREIGN |= {"nbytes", "expand", "name", "stride", "process", "is_finished", "order"}
+FOREIGN |= {"forward", "parameters"}  # and of torch's modules
 FOREIGN |= {
     name
     for one in (np.ndarray, str, bytearray, memoryview, list, dict, set, int, slice)

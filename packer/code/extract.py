@@ -18,6 +18,7 @@ from packer.errors import CodeError
 
 Module = tuple[str, str]
 """(package, file name)."""
+CALLED_BY_TORCH = ("forward",)  # methods of ours
 UNSEEN_IMPORTS = ("__future__", "typing", "collections.abc", "numpy.typing")  # of annotations
 
 
@@ -173,11 +174,13 @@ def drop_unused_methods(nodes: Sequence[ast.stmt]) -> None:
 
 
 def _is_used(part: ast.stmt, used: Collection[str]) -> bool:
+    if isinstance(part, ast.Assign):  # what all of a class have
+        return any(name in used for name in _bound(part))
     if not isinstance(part, ast.FunctionDef):
         return True
     if part.name in ("__str__", "__post_init__"):  # the latter only check
         return False
-    return part.name.startswith("__") or part.name in used
+    return part.name.startswith("__") or part.name in used or part.name in CALLED_BY_TORCH
 
 
 class _Bare(ast.NodeTransformer):

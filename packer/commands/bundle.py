@@ -29,9 +29,15 @@ if TYPE_CHECKING:
     metavar="SCRIPT",
     help="Put it into a copy of this training script, as the dictionary `bundle`.",
 )
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="With calibration on batches, in place of a file of curvature; a plan that counted it has "
+    "it anyway.",
+)
 @click.option("-o", "--output", type=WRITABLE, default="bundle.py", show_default=True)
 @with_options(JSON)
-def bundle(plan_file: str, inline: str | None, output: str, as_json: bool) -> None:
+def bundle(plan_file: str, inline: str | None, calibrate: bool, output: str, as_json: bool) -> None:
     """Write one script that encodes and decodes just the formats of a plan, with no import of ours.
 
     A submission is run again, so the code that packs its weights counts as well; with
@@ -44,7 +50,8 @@ def bundle(plan_file: str, inline: str | None, output: str, as_json: bool) -> No
 
     or, from a training script, encode_weights(weights, curvature, cap_bytes, code_bytes) and
     read_weights(data), with read_curvatures(data) for the file of `packer calibrate`; with --inline
-    they are bundle["encode_weights"] and so on.
+    they are bundle["encode_weights"] and so on. With --calibrate there is
+    calibrated(model, weights, batches, seconds) as well, which gives (curvature, tokens, seconds).
     """
     from packer.bundle import inline_bundle, make_bundle, read_script
     from packer.files import replacing
@@ -52,7 +59,11 @@ def bundle(plan_file: str, inline: str | None, output: str, as_json: bool) -> No
 
     refuse_overwriting([plan_file, inline], output)
     plan = read_plan(plan_file)
-    made = make_bundle(plan) if inline is None else inline_bundle(plan, read_script(inline))
+    calibrate = calibrate or plan.limits.calibrate
+    if inline is None:
+        made = make_bundle(plan, calibrate)
+    else:
+        made = inline_bundle(plan, read_script(inline), calibrate)
     with replacing(output) as temporary:
         temporary.write_text(made.script, "utf-8")
     _show(made, plan, inline, output, as_json)

@@ -14,6 +14,7 @@ class LimitOptions:
     """cap: in bytes; None: not given. loader: whether the loader's bytes count too. coder: of every
     tensor; None: the smallest. trellis: whether codes on a trellis are offered. bundle: whether a
     bundle's bytes count. inline: the script that it is put into; None: a file of its own.
+    calibrate: whether a bundle calibrates too, which asks for one.
     keep_units: whether hidden units stay in the checkpoint's order.
     """
 
@@ -27,6 +28,7 @@ class LimitOptions:
     bundle: bool = False
     inline: str | None = None
     keep_units: bool = False
+    calibrate: bool = False
 
     @property
     def ways(self) -> bool:
@@ -50,6 +52,7 @@ class LimitOptions:
             self.code,
             self.loader,
             self.margin,
-            self.bundle or bool(self.inline),
+            self.bundle or bool(self.inline) or self.calibrate,
             self.inline,
+            self.calibrate,
         )

@@ -52,6 +52,9 @@ INLINE = click.option(
     metavar="SCRIPT",
     help="Count the bundle as what it adds to this training script, which is code as well.",
 )
+CALIBRATE = click.option(
+    "--calibrate", is_flag=True, help="Count a bundle that calibrates the model itself, too."
+)
 WHAT_IF = click.option(
     "--what-if", is_flag=True, help="Also the damage at the cap ±50 KB and ±200 KB."
 )
@@ -67,6 +70,7 @@ WHAT_IF = click.option(
     LOADER,
     BUNDLE,
     INLINE,
+    CALIBRATE,
     MARGIN,
     PINS,
     *WAYS,

@@ -254,7 +254,11 @@ def _restore(earlier: Unfinished, uses: WeightUses, device: torch.device) -> Non
 
 def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, labels: OwnLabels) -> int:
     """One batch forward and back. Returns the width of the logits."""
-    return observe(lambda ids: tail_logits(model, ids, ids.size(1), None), uses, tokens, labels)
+
+    def logits_of(ids: Tensor) -> Tensor:
+        return tail_logits(model, ids, ids.size(1), None)
+
+    return observe(logits_of, uses, tokens, labels.nats)
 
 
 def unreached_matrices(uses: WeightUses, checkpoint: Checkpoint) -> tuple[str, ...]:

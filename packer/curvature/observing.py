@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from packer.checkpoint import without_wrapper
-from packer.curvature.own_labels import OwnLabels
 from packer.curvature.weight_uses import WeightUses
 from packer.errors import CurvatureError
 from packer.quantizers.curvature import Curvature
@@ -66,11 +65,15 @@ def keep_finite(logits: Tensor) -> None:
 
 
 def observe(
-    logits_of: Callable[[Tensor], Tensor], uses: WeightUses, batch: Tensor, labels: OwnLabels
+    logits_of: Callable[[Tensor], Tensor],
+    uses: WeightUses,
+    batch: Tensor,
+    nats_of: Callable[[Tensor], Tensor],
 ) -> int:
     """One batch forward and back. Returns the width of the logits.
 
     logits_of: tokens int64 [windows, time] -> float32 [windows, time, vocab].
+    nats_of: these logits -> the summed nats of labels drawn from them.
     Raises CurvatureError: not a batch of tokens, or logits that are not finite.
     """
     tokens = keep_tokens(batch)
@@ -84,7 +87,7 @@ def observe(
             logits = logits_of(tokens)
         keep_finite(logits)
         if logits.requires_grad:
-            uses.backward(labels.nats(logits))
+            uses.backward(nats_of(logits))
     finally:
         uses.end_batch()
     return logits.size(-1)

@@ -33,8 +33,13 @@ class OwnLabels:
 
     def nats(self, logits: Tensor) -> Tensor:
         """The summed nats of labels drawn from logits [windows, time, vocab]."""
-        flat = logits.flatten(0, 1)
-        self.catch_up(flat.size(1))
-        probabilities = torch.softmax(flat.detach(), dim=-1)
-        labels = torch.multinomial(probabilities, 1, generator=self.generator).squeeze(1)
-        return F.cross_entropy(flat, labels, reduction="sum")
+        self.catch_up(logits.size(-1))
+        return nats_of_own_labels(logits, self.generator)
+
+
+def nats_of_own_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """The summed nats of labels that the generator draws from logits [windows, time, vocab]."""
+    flat = logits.flatten(0, 1)
+    probabilities = torch.softmax(flat.detach(), dim=-1)
+    labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    return F.cross_entropy(flat, labels, reduction="sum")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +25,10 @@ KINDS: Mapping[str, Any] = {"map": MapMoments, "table": TableMoments, "parameter
 MAX_GRADIENT_COLUMNS = 4096  # of a weight whose own gradient is kept as a full second moment
 
 
+class OutOfTimeError(Exception):
+    """The time was up amid a batch, which is now in the sums in part."""
+
+
 class WeightUses(TorchFunctionMode):
     """Inside, F.linear, matrix products, F.embedding and indexing are watched for weights.
 
@@ -38,6 +44,7 @@ class WeightUses(TorchFunctionMode):
         self.maps: dict[str, MapMoments] = {}
         self.tables: dict[str, TableMoments] = {}
         self.parameters: dict[str, ParameterMoments] = {}
+        self.until = math.inf  # by time.perf_counter, when `OutOfTimeError` is raised amid a batch
         self._leaves: list[tuple[torch.Tensor, Callable[[torch.Tensor], None]]] = []
         self._input: tuple[torch.Tensor, int, tuple[torch.Tensor, torch.Tensor]] | None = None
 
@@ -49,6 +56,7 @@ class WeightUses(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         del types
+        self.keep_in_time()
         kwargs = kwargs or {}
         if func is F.linear:
             return self._linear(*args, **kwargs)
@@ -62,6 +70,11 @@ class WeightUses(TorchFunctionMode):
         if getattr(func, "__name__", "") in COPIES and args and _same_shape(args[0], result):
             self.origins.remember(args[0], result)
         return result
+
+    def keep_in_time(self) -> None:
+        """Raises OutOfTimeError, in a bundle too."""
+        if time.perf_counter() > self.until:
+            raise OutOfTimeError
 
     def backward(self, nats: torch.Tensor) -> None:
         """Gradients of the summed nats into all moments. The weights' own .grad stay as they are.
@@ -194,6 +207,7 @@ class WeightUses(TorchFunctionMode):
             inputs = _rows(x)
 
             def tell(gradient: torch.Tensor) -> None:
+                self.keep_in_time()
                 with exactly(gradient):
                     moments.add_columns(placement, gram(_rows(gradient)))
                     moments.add_rows(placement, inputs, energy(_rows(gradient)))
@@ -204,6 +218,7 @@ class WeightUses(TorchFunctionMode):
             moments.add_columns(placement, moment)
 
         def tell_rows(gradient: torch.Tensor) -> None:
+            self.keep_in_time()
             with exactly(gradient):
                 moments.add_rows(placement, _rows(gradient), lengths)
 

@@ -1,0 +1,114 @@
+"""The calibration that a bundle ships: of a model and batches at hand, in one process, in time.
+
+The same curvature as `packer.calibrate` gives, bit by bit, out of the same functions.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from packer.curvature.observing import (
+    WORKING_SHARE,
+    collect,
+    gradients_for,
+    live_tensors,
+    observe,
+)
+from packer.curvature.own_labels import nats_of_own_labels
+from packer.curvature.weight_uses import OutOfTimeError, WeightUses
+from packer.errors import CurvatureError
+from packer.eval.foreign_forward import way_to_logits
+from packer.eval.forward import device_of, evaluation_mode
+from packer.quantizers.curvature import Curvature
+
+MAY_TAKE = 4  # times as long as any before: so late a batch can be taken back
+
+
+def curvature_within(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    names: Collection[str],
+    ties: Mapping[str, str],
+    batches: Iterable[Tensor],
+    seconds: float,
+    seed: int = 0,
+) -> tuple[dict[str, Curvature], int, float]:
+    """(curvature by tensor, tokens read, seconds taken), in no more than `seconds`.
+
+    model: not compiled, so that its operations are seen. weights: what is to be encoded, under
+    these names and ties; the model's own. batches: int64 [windows, time]. One that the time does
+    not last for is left out as a whole, even if it was begun.
+    Raises CurvatureError: weights that are not the model's, no logits or none that are finite, not
+    tokens, no batch in time.
+    """
+    started, tokens, longest = time.perf_counter(), 0, 0.0
+    limit = started + WORKING_SHARE * seconds
+    uses = WeightUses(live_tensors(model, names, ties))
+    for name in names:
+        keep_same(name, weights.get(name), uses.weights.get(name))
+    device = device_of(model)
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def nats_of(logits: Tensor) -> Tensor:
+        return nats_of_own_labels(logits, generator)
+
+    with evaluation_mode([model]), gradients_for(uses.weights.values()):
+        forward = keep_way(*way_to_logits(model))
+        for batch in batches:
+            begun = time.perf_counter()
+            if begun + longest > limit:
+                break
+            kept, uses.until = None, math.inf
+            if not longest or begun + MAY_TAKE * longest > limit:
+                kept, uses.until = copy.deepcopy(_sums(uses)), limit
+            try:
+                observe(lambda ids: forward(ids).float(), uses, batch.to(device), nats_of)
+            except OutOfTimeError:
+                uses.maps, uses.tables, uses.parameters = kept or _sums(uses)
+                break
+            tokens += batch.numel()
+            longest = max(longest, time.perf_counter() - begun)
+    keep_read(tokens, seconds)
+    return collect(uses, tokens), tokens, time.perf_counter() - started
+
+
+def _sums(uses: WeightUses) -> tuple[Any, Any, Any]:
+    return uses.maps, uses.tables, uses.parameters
+
+
+def keep_same(name: str, weight: Tensor | None, live: Tensor | None) -> None:
+    """Raises CurvatureError, in a bundle too: the model has no such weight, or another."""
+    if weight is None:
+        raise CurvatureError(f"{name} is not among the weights")
+    if not weight.is_floating_point():
+        return
+    if live is None:
+        raise CurvatureError(f"the model has no weight {name}; calibrate the plan's own")
+    # Either may have been rounded to the other's dtype.
+    if not (torch.equal(weight.to(live), live) or torch.equal(live.to(weight), weight)):
+        raise CurvatureError(
+            f"{name} {list(weight.shape)} is not as in the model, {list(live.shape)}: load the "
+            "weights that are to be encoded before calibrating"
+        )
+
+
+def keep_way(forward: nn.Module | None, tried: list[str]) -> nn.Module:
+    """Raises CurvatureError, in a bundle too: nothing gave logits."""
+    if forward is None:
+        raise CurvatureError("the model gives no logits: " + "; ".join(tried))
+    return forward
+
+
+def keep_read(tokens: int, seconds: float) -> None:
+    """Raises CurvatureError, in a bundle too: there is nothing to tell of."""
+    if not tokens:
+        raise CurvatureError(
+            f"no batch was read within {seconds:g} seconds; allow more, or give smaller ones"
+        )
