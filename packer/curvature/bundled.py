@@ -84,11 +84,13 @@ def _sums(uses: WeightUses) -> tuple[Any, Any, Any]:
 
 
 def keep_same(name: str, weight: Tensor | None, live: Tensor | None) -> None:
-    """Raises CurvatureError, in a bundle too: the model has no such weight, or another."""
+    """Raises CurvatureError, in a bundle too: the model has no such weight, or another one."""
     if weight is None:
         raise CurvatureError(f"{name} is not among the weights")
     if not weight.is_floating_point():
         return
+    if not weight.isfinite().all():
+        raise CurvatureError(f"{name} has values that are not finite")
     if live is None:
         raise CurvatureError(f"the model has no weight {name}; calibrate the plan's own")
     # Either may have been rounded to the other's dtype.
