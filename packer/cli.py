@@ -39,10 +39,12 @@ OUT_OF_MEMORY = (
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """numpy's and Python's own error, and torch's, which is a RuntimeError on a CPU."""
+    """numpy's and Python's own error, and RuntimeErrors: torch's on a CPU, and a thread's, which
+    had no room for its stack.
+    """
+    words = "can(?:'t|not) (?:allocate memory|start new thread)|out of memory"
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and re.search("can(?:'t|not) allocate memory|out of memory", str(error), re.I) is not None
+        isinstance(error, RuntimeError) and re.search(words, str(error), re.I) is not None
     )
 
 
