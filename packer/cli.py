@@ -122,8 +122,10 @@ def main() -> None:
     all. Exit codes: 0 done and fits, 1 refused with a reason, 2 wrong usage.
 
     \b
-    Completion with the tab key, in ~/.bashrc (for zsh and fish: zsh_source, fish_source):
+    Completion with the tab key, in ~/.bashrc, ~/.zshrc (after compinit), config.fish:
       eval "$(_PACKER_COMPLETE=bash_source packer)"
+      eval "$(_PACKER_COMPLETE=zsh_source packer)"
+      _PACKER_COMPLETE=fish_source packer | source
     """
     # Names in a checkpoint, and × and ±, may have letters that a terminal or a log cannot show.
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("cpu", "cuda")
+SECONDS_TO_LET_GO = 0.2
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -58,4 +60,8 @@ def joined(device: torch.device) -> Iterator[tuple[int, int]]:
     try:
         yield torch.distributed.get_rank(), torch.distributed.get_world_size()
     finally:
+        if device.type == "cpu":
+            # A thread of gloo may be letting go of its last tensor, for which it needs the lock of
+            # the interpreter. torch 2.4 holds that while it waits for the thread: for ever.
+            time.sleep(SECONDS_TO_LET_GO)
         torch.distributed.destroy_process_group()

@@ -404,17 +404,3 @@ def test_pack_by_recipe(run: Run, made: Path) -> None:
     assert "there is no recipe 'int7'" in refused.stderr
     for wrong in ((), ("--cap", 27_000, "--policy", made / "plan.json")):
         assert run(*arguments, *wrong).exit_code == 2
-
-
-def test_the_shell_completes_commands_and_options() -> None:
-    from click.shell_completion import BashComplete
-
-    shell = BashComplete(main, {}, "packer", "_PACKER_COMPLETE")
-
-    def offered(words: list[str], begun: str) -> list[str]:
-        return [one.value for one in shell.get_completions(words, begun)]
-
-    assert offered([], "re") == ["report"]
-    assert offered(["report"], "--ht") == ["--html"]
-    assert [one.type for one in shell.get_completions(["pack"], "mod")] == ["file"]
-    assert "_packer_completion" in shell.source()
