@@ -78,7 +78,13 @@ def write_weights(
     # writes its name into the file, and no two files are equal.
     whole = {name: w if w.numel() else w.clone() for name, w in weights.items()}
     with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(whole, file)
+        try:
+            torch.save(whole, file)
+        except KeyError as error:  # torch 2.4 has unsigned dtypes, but not on disk
+            raise OutputError(
+                f"{path}: this torch cannot write it ({error.args[0]}); write a .safetensors file, "
+                "or take a newer torch"
+            ) from None
 
 
 def write_decoded(
