@@ -124,10 +124,11 @@ def _start(queue: Queue[Item, Result]) -> bool:
 
 
 def _run_all(queue: Queue[Item, Result]) -> None:
-    torch.set_num_threads(1)
-    while (task := queue.get()) is not None:
-        task.run()
-        del task  # and its result with it, which another thread may have let go
+    with contextlib.suppress(MemoryError):  # it leaves the work to others
+        torch.set_num_threads(1)
+        while (task := queue.get()) is not None:
+            task.run()
+            del task  # and its result with it, which another thread may have let go
 
 
 def usable_cores() -> int:
