@@ -6,6 +6,7 @@ The content decides what a file is, never its name. Nothing in a file is execute
 
 from __future__ import annotations
 
+import _codecs
 import io
 import mmap
 import re
@@ -25,6 +26,10 @@ from packer.foreign.lrzip_groups import PGRP, read_pgrp
 from packer.foreign.numpy_pickle import read_numpy_pickle
 from packer.safetensors_files import Loaded, load_folder, load_safetensors, safetensors_of
 from packer.stored_tensors import StoredTensor, StoredTensors
+
+if not hasattr(torch.serialization, "safe_globals"):
+    # What newer versions than 2.4 allow by themselves: how pickles of protocol 2 spell bytes.
+    torch.serialization.add_safe_globals([_codecs.encode])
 
 RESAVE = "re-save the weights alone, torch.save(model.state_dict(), 'weights.pt'), and use that"
 # The pickled integer that files began with before torch.save wrote zip files.
