@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.resources
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from packer.code.minify import is_literal
@@ -68,10 +68,25 @@ def extract(
         kept.update(dict.fromkeys(_bound(node), pruned))
         waiting += _named(pruned)
     drop_unused_methods(list(kept.values()))
+    still = _reached(kept, entries)
+    kept = {name: node for name, node in kept.items() if name in still}
+    imports = {name: node for name, node in imports.items() if name in still}
     order = {id(node): at for at, node in enumerate(dict.fromkeys(found.by_name.values()))}
     at = {id(kept[name]): order[id(found.by_name[name])] for name in kept}
     body = sorted({id(node): node for node in kept.values()}.values(), key=lambda n: at[id(n)])
     return ast.Module([*(imports[name] for name in sorted(imports)), *body], [])
+
+
+def _reached(kept: Mapping[str, ast.stmt], entries: Iterable[str]) -> set[str]:
+    """Names that the entries still lead to, now that no unused method names any."""
+    found: set[str] = set()
+    waiting = list(entries)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += _named(kept[name]) if name in kept else []
+    return found
 
 
 def _definitions(modules: Sequence[Module]) -> _Definitions:
