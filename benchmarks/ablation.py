@@ -1,194 +1,81 @@
-"""What each part of the method is worth: bits per weight with one part left out at a time.
+"""What each part of the method is worth, in bits per weight: removed from all, and alone.
 
     python -m benchmarks.ablation CHECKPOINT --curvature curvature.safetensors
-        [--only TEXT]... [--data TEXT --tokenizer T [--config CONFIG]]
+        [--data TEXT --tokenizer T [--config CONFIG]] [--label WORDS] [--only TEXT]...
+    python -m benchmarks.ablation --plot docs/ablation.png
 
-Every matrix is quantized so that all weights cost the same damage, at three multipliers. Bits are
-of our real blocks, steps and all, interpolated at the predicted damage of the full method at the
-middle multiplier; with --data also at its measured KL over 128 windows of 256 tokens.
+Every matrix is quantized with some of the parts, at a multiplier that brings the damage close to
+that of everything. Bits are of real blocks, steps and all, interpolated between points on either
+side: at the predicted damage of everything, and with --data at its measured KL over 128 windows of
+256 tokens. Rows go to --csv as they come, and one that is there is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
-import brotli
-import numpy as np
 import torch
-from packer.quantizers.choice import parse_choice
-from packer.quantizers.curvature import Curvature
-from packer.quantizers.formats import QuantizedTensor, Stepped
-from packer.quantizers.quantize import dequantize, quantize
-from packer.quantizers.rounding import factorize
-from packer.quantizers.stepping import row_curvature
-from packer.quantizers.trellis_path import code_states, symbols_of
 
-from packer.artifact import encode_tensor
+from benchmarks.ablation_points import Bench, Meter
+from benchmarks.ablation_ways import EVERYTHING, PARTS, Way, spell, ways
+from benchmarks.bracketing import around, between, next_multiplier
 from packer.checkpoint import Checkpoint, read_checkpoint
-from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.file import read_curvature
-from packer.predicted_damage import bits_per_byte, predicted_nats
+from packer.predicted_damage import bits_per_byte
 
-# √(12 · damage of a weight in nats · 2), for scalar codes: about 3, 2.5 and 2 bits a weight on the
-# reference model.
-MULTIPLIERS = (1.7e-4, 2.4e-4, 3.4e-4)
-FINER = 0.6  # steps of the trellis, for about the same damage
+MULTIPLIER = 2.2e-4
 WINDOW, WINDOWS = 256, 128
 SMALLEST = 16_384
-
-Bytes = Callable[[QuantizedTensor], float]
-
-
-def our_bytes(quantized: QuantizedTensor) -> float:
-    return encode_tensor(quantized).size_bytes
-
-
-def brotli_bytes(quantized: QuantizedTensor) -> float:
-    """Our side values, and the codes, or their symbols on the trellis, as bytes under brotli-11."""
-    encoded, codes = encode_tensor(quantized), quantized.codes.numpy()
-    if isinstance(quantized.format, Stepped) and quantized.format.trellis:
-        codes = symbols_of(codes, code_states(codes)[:-1])
-    narrow = codes.astype(np.int8 if np.abs(codes).max() < 128 else np.int16)
-    packed = len(brotli.compress(narrow.tobytes(), quality=11, lgwin=24))
-    return encoded.size_bytes - encoded.payload_bytes + packed
-
-
-def bytes_with_float16_steps(quantized: QuantizedTensor) -> float:
-    encoded = encode_tensor(quantized)
-    steps = sum(len(quantized.side[name]) for name in ("row", "column") if name in quantized.side)
-    return encoded.size_bytes - encoded.side_bytes + 2 * steps
+MOST_POINTS = 9
+CSV = Path("benchmarks/ablation.csv")
 
 
 @dataclass(frozen=True)
-class Way:
-    """Rounding `gptq2` is `gptq` where there is no curvature of outputs. equal: all tensors have
-    the same step in units of their rms weight.
-    """
+class Row:
+    """Bits per weight of a way at the predicted damage, bits per byte, and at the measured KL."""
 
-    name: str
-    format: str = "trellis.row.col"
-    rounding: str = "gptq2"
-    size: Bytes = our_bytes
-    equal: bool = False
-
-
-WAYS = (
-    Way("everything"),
-    Way("codes by brotli-11", size=brotli_bytes),
-    Way("float16 steps", size=bytes_with_float16_steps),
-    Way("no column steps", "trellis.row"),
-    Way("no row steps", "trellis.col"),
-    Way("no tensor weights, no row steps", "trellis.col", equal=True),
-    Way("one-sided GPTQ", rounding="gptq"),
-    Way("scalar codes", "step.row.col"),
-    Way("scalar codes, one-sided GPTQ", "step.row.col", "gptq"),
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Point:
-    """bits per weight; predicted damage in nats; weights by name."""
-
-    bits: float
-    nats: float
-    weights: dict[str, torch.Tensor]
-
-
-def unit(weight: torch.Tensor, curvature: Curvature, way: Way, rounding: str) -> float:
-    """The mean step at which a weight costs 1/24 nat, in units of the rms weight."""
-    hessian = curvature.rounding_hessian
-    factors = [factorize(one) for one in (hessian if hessian.dim() == 3 else hessian[None])]
-    found = torch.cat([one.upper.diagonal().log() for one in factors if one.upper is not None])
-    total = float(found.double().mean())
-    rows = row_curvature(curvature).double()
-    if ".row" not in way.format:
-        total -= math.log(float(rows.mean())) / 2
-    elif rounding == "gptq2":
-        assert curvature.row_factors is not None
-        outputs = [factorize(one) for one in curvature.row_factors]
-        found = torch.cat([one.upper.diagonal().log() for one in outputs if one.upper is not None])
-        total += float(found.double().mean())
-    else:
-        total -= float(rows.log().mean()) / 2
-    return math.exp(total) / float(weight.float().square().mean().sqrt())
-
-
-def quantized_by(
-    way: Way, names: Sequence[str], checkpoint: Checkpoint, curvature: CurvatureSet, c: float
-) -> Point:
-    """Every tensor of `names` at the multiplier c."""
-    steps, roundings = {}, {}
-    for name in names:
-        one = curvature.by_tensor[name]
-        roundings[name] = way.rounding if one.outputs is not None else "gptq"
-        steps[name] = c * unit(checkpoint.tensors[name], one, way, roundings[name])
-    if way.equal:
-        steps = dict.fromkeys(names, math.exp(np.mean(np.log(list(steps.values())))))
-    finer = FINER if way.format.startswith("trellis") else 1
-    size, nats, weights = 0.0, 0.0, {}
-    for name in names:
-        choice = parse_choice(f"{way.format}+{roundings[name]}@{finer * steps[name]:.5g}")
-        quantized = quantize(checkpoint.tensors[name], choice, curvature.by_tensor[name])
-        weights[name] = dequantize(quantized)
-        change = weights[name].float() - checkpoint.tensors[name].float()
-        nats += predicted_nats(curvature.by_tensor[name], change) or 0.0
-        size += way.size(quantized)
-    elements = sum(checkpoint.tensors[name].numel() for name in names)
-    return Point(8 * size / elements, nats, weights)
-
-
-def bits_at(damages: Sequence[float], bits: Sequence[float], damage: float) -> float:
-    """Bits at a damage on the line through the two nearest points, in the log of the damage."""
-    logs, wanted = np.log(damages), math.log(damage)
-    first, second = sorted(np.argsort(np.abs(logs - wanted))[:2])
-    slope = (bits[second] - bits[first]) / (logs[second] - logs[first])
-    return float(bits[first] + slope * (wanted - logs[first]))
-
-
-def meter(arguments: argparse.Namespace, checkpoint: Checkpoint) -> Callable[[Point], float]:
-    """Measures the KL of a point in bits per byte."""
-    from packer.commands.models import load_subjects
-    from packer.evaluation import open_data
-    from packer.trials import damage_bench
-
-    (subject,) = load_subjects(
-        [arguments.checkpoint],
-        device=torch.device("cpu"),
-        weights=None,
-        drop=(),
-        config=arguments.config,
-        model=None,
-        model_config=None,
-        say=lambda notes: None,  # noqa: ARG005  (nothing to say here)
-    )
-    bench = damage_bench(
-        subject.model,
-        checkpoint,
-        None,
-        open_data([arguments.data], tokenizer=arguments.tokenizer),
-        arguments.data,
-        tokens=WINDOW * WINDOWS,
-        window=WINDOW,
-        held_out=False,
-    )
-    return lambda point: bench.meter.divergence(point.weights).kl_bits_per_byte
+    checkpoint: str
+    weights: int
+    way: str
+    predicted: float
+    bits_at_predicted: float
+    kl: float | None
+    bits_at_kl: float | None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("checkpoint")
-    parser.add_argument("--curvature", required=True)
+    parser.add_argument("checkpoint", nargs="?")
+    parser.add_argument("--curvature")
     parser.add_argument("--only", action="append", help="tensors with this in their name")
     parser.add_argument("--data", help="a text, to measure KL on")
     parser.add_argument("--tokenizer")
     parser.add_argument("--config")
+    parser.add_argument("--label", help="the checkpoint in words")
+    parser.add_argument("--csv", type=Path, default=CSV)
+    parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    rows = read(arguments.csv) if arguments.csv.exists() else []
+    if arguments.checkpoint:
+        rows = measured(arguments, rows)
+    print("\n".join(table(rows)))
+    if arguments.plot:
+        from benchmarks.ablation_plot import draw
+
+        labels = dict.fromkeys(row.checkpoint for row in rows)
+        kls = {label: worths(rows, label, measured=True) for label in labels}
+        draw(arguments.plot, {label: found for label, found in kls.items() if found})
+
+
+def measured(arguments: argparse.Namespace, rows: list[Row]) -> list[Row]:
+    """The rows, and after them those that were missing."""
     checkpoint = read_checkpoint(arguments.checkpoint)
     curvature = read_curvature(arguments.curvature, checkpoint)
     names = [
@@ -200,30 +87,162 @@ def main() -> None:
         and curvature.by_tensor[name].fisher is not None
         and any(text in name for text in arguments.only or [""])
     ]
-    measured = meter(arguments, checkpoint) if arguments.data else None
-    elements = sum(checkpoint.tensors[name].numel() for name in names)
-    print(f"{len(names)} tensors, {elements:,} weights")
-    print("| left out | bits at equal predicted damage | | at equal measured KL | |")
-    print("|---|---:|---:|---:|---:|")
-    wanted, kl_wanted, base, kl_base = 0.0, 0.0, 0.0, 0.0
-    for way in WAYS:
-        points = [quantized_by(way, names, checkpoint, curvature, c) for c in MULTIPLIERS]
-        bits, damages = [point.bits for point in points], [point.nats for point in points]
-        wanted = wanted or damages[1]
-        found = bits_at(damages, bits, wanted)
-        base = base or found
-        line = f"| {way.name} | {found:.4f} | {100 * (found / base - 1):+.2f} % |"
-        if measured is not None:
-            kls = [measured(point) for point in points]
-            kl_wanted = kl_wanted or kls[1]
-            found = bits_at(kls, bits, kl_wanted)
-            kl_base = kl_base or found
-            line += f" {found:.4f} | {100 * (found / kl_base - 1):+.2f} % |"
-        print(line, flush=True)
-    print(
-        f"predicted damage {bits_per_byte(wanted, curvature):.5f} bits per byte"
-        + (f", measured KL {kl_wanted:.5f}" if measured is not None else "")
+    bench = Bench(
+        {name: checkpoint.tensors[name] for name in names},
+        curvature.by_tensor,
+        meter(arguments, checkpoint) if arguments.data else None,
     )
+    label = arguments.label or Path(arguments.checkpoint).stem
+    weights = sum(weight.numel() for weight in bench.weights.values())
+    print(f"{label}: {len(names)} tensors, {weights:,} weights", flush=True)
+    nats = bench.at(EVERYTHING, MULTIPLIER).nats
+    kl = bench.kl(EVERYTHING, MULTIPLIER) if bench.meter else None
+    predicted = bits_per_byte(nats, curvature)
+    done = {row.way for row in rows if row.checkpoint == label}
+    for way in ways():
+        if spell(way) not in done:
+            found = bits_at_damages(bench, way, nats, kl)
+            rows = [*rows, Row(label, weights, spell(way), predicted, found[0], kl, found[1])]
+            write(arguments.csv, rows)
+            print(rows[-1], flush=True)
+    return rows
+
+
+def bits_at_damages(
+    bench: Bench, way: Way, nats: float, kl: float | None
+) -> tuple[float, float | None]:
+    """Bits of a way at a predicted damage in nats and at a measured KL in bits per byte.
+
+    Raises UnbracketedError: too many points, and none on one of the sides.
+    """
+    predicted = {MULTIPLIER: bench.at(way, MULTIPLIER).nats}
+    surround(predicted, nats, lambda c: bench.at(way, c).nats)
+    found = _interpolated(bench, way, predicted, nats)
+    if kl is None:
+        return found, None
+    nearest = sorted(predicted, key=lambda c: abs(predicted[c] - nats))[:2]
+    known = {c: bench.kl(way, c) for c in nearest}
+    surround(known, kl, lambda c: bench.kl(way, c))
+    return found, _interpolated(bench, way, known, kl)
+
+
+def _interpolated(bench: Bench, way: Way, known: Mapping[float, float], wanted: float) -> float:
+    multipliers, damages = list(known), list(known.values())
+    low, high = around(damages, wanted)
+    bits = bench.bits(way, multipliers[low]), bench.bits(way, multipliers[high])
+    return between((damages[low], damages[high]), bits, wanted)
+
+
+def surround(known: dict[float, float], wanted: float, at: Callable[[float], float]) -> None:
+    """Adds multipliers and their damages to `known` until they lie closely around `wanted`."""
+    while len(known) < MOST_POINTS:
+        c = next_multiplier(list(known), list(known.values()), wanted)
+        if c is None:
+            return
+        known[c] = at(c)
+
+
+def meter(arguments: argparse.Namespace, checkpoint: Checkpoint) -> Meter:
+    """Measures the KL of changed weights in bits per byte."""
+    from packer.commands.model_options import ModelOptions
+    from packer.commands.models import load_model
+    from packer.evaluation import open_data
+    from packer.trials import damage_bench
+
+    options = ModelOptions(arguments.config, None, None, "cpu")
+    bench = damage_bench(
+        load_model(arguments.checkpoint, options),
+        checkpoint,
+        None,
+        open_data([arguments.data], tokenizer=arguments.tokenizer),
+        arguments.data,
+        tokens=WINDOW * WINDOWS,
+        window=WINDOW,
+        held_out=False,
+    )
+    return lambda weights: bench.meter.divergence(weights).kl_bits_per_byte
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Percent of the bits of what is there besides. removed: more bits without the part; alone:
+    fewer bits with it.
+    """
+
+    label: str
+    removed: float
+    alone: float
+
+
+def worths(rows: Sequence[Row], checkpoint: str, *, measured: bool) -> list[Worth]:
+    """Of every part whose ways have all been measured, at equal KL or at equal predicted damage."""
+    bits: Mapping[str, float | None] = {
+        row.way: row.bits_at_kl if measured else row.bits_at_predicted
+        for row in rows
+        if row.checkpoint == checkpoint
+    }
+    found = []
+    for part in PARTS:
+        four = [bits.get(spell(way)) for way in (*part.removed(), *part.alone())]
+        without, full, base, added = (value or 0.0 for value in four)
+        if all(four):
+            found.append(Worth(part.label, 100 * (without / full - 1), 100 * (1 - added / base)))
+    return found
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Markdown, a table a checkpoint."""
+    lines = []
+    for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
+        some = [row for row in rows if row.checkpoint == checkpoint]
+        kl = f", measured KL {some[0].kl:.5f}" if some[0].kl else ""
+        lines.append(
+            f"{checkpoint}: {some[0].weights:,} weights, predicted damage {some[0].predicted:.5f} "
+            f"bits per byte{kl}"
+        )
+        for row in some:
+            if row.way in ("everything", "plain"):
+                at_kl = f"{row.bits_at_kl:.4f}" if row.bits_at_kl else "–"
+                lines.append(f"{row.way}: {row.bits_at_predicted:.4f} bits a weight, {at_kl} at KL")
+        lines += ["", "| part | removed, predicted | removed, KL | alone, predicted | alone, KL |"]
+        lines += ["|---|---:|---:|---:|---:|"]
+        at_kl = {one.label: one for one in worths(rows, checkpoint, measured=True)}
+        for one in worths(rows, checkpoint, measured=False):
+            other = at_kl.get(one.label)
+            removed, alone = (
+                (f"{other.removed:+.2f} %", f"{-other.alone:+.2f} %") if other else ("–", "–")
+            )
+            cells = f"{one.removed:+.2f} % | {removed} | {-one.alone:+.2f} % | {alone}"
+            lines.append(f"| {one.label} | {cells} |")
+        lines.append("")
+    return lines
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    with path.open("w", newline="") as file:
+        names = [field.name for field in fields(Row)]
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(row).items()}
+            for row in rows
+        )
+
+
+def read(path: Path) -> list[Row]:
+    with path.open(newline="") as file:
+        return [
+            Row(
+                line["checkpoint"],
+                int(line["weights"]),
+                line["way"],
+                float(line["predicted"]),
+                float(line["bits_at_predicted"]),
+                float(line["kl"]) if line["kl"] else None,
+                float(line["bits_at_kl"]) if line["bits_at_kl"] else None,
+            )
+            for line in csv.DictReader(file)
+        ]
 
 
 if __name__ == "__main__":
