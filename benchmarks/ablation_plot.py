@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ def draw(path: Path, worths: Mapping[str, Sequence[Worth]]) -> None:
     figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
-def _label(axes: Axes, bars: object) -> None:
-    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8.5)  # type: ignore[arg-type]
+def _label(axes: Axes, bars: BarContainer) -> None:
+    shown = [f"{round(bar.get_width(), 1) + 0.0:.1f}" for bar in bars]  # no -0.0
+    axes.bar_label(bars, shown, padding=3, fontsize=8.5)
 
 
 def _frame(axes: Axes) -> None:
