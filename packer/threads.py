@@ -64,9 +64,9 @@ class _Task(Generic[Item, Result]):
 
     def result(self, patience: float) -> Result:
         """Raises what the work raised. patience: seconds, then it is begun here if nowhere yet."""
-        if not self._running.acquire(timeout=patience):
+        if not self._has_ended(patience):
             self.run()
-            self._running.acquire()
+            self._has_ended()
         try:
             if self._error is not None:
                 raise self._error
@@ -77,7 +77,14 @@ class _Task(Generic[Item, Result]):
     def cancel(self) -> None:
         """Nobody begins it any more; where it has begun, until it has ended."""
         if not self._begun.acquire(blocking=False):
-            self._running.acquire()
+            self._has_ended()
+
+    def _has_ended(self, within: float = -1) -> bool:
+        """Waits until it has, for ever or for so many seconds."""
+        ended = self._running.acquire(timeout=within)
+        if ended:
+            self._running.release()
+        return ended
 
 
 Queue = SimpleQueue[_Task[Item, Result] | None]
@@ -100,14 +107,23 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
                 queue.put(waiting[-1])
                 started += started < workers and _start(queue)
                 if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result(PATIENCE_SECONDS if started else 0)
+                    yield _first(waiting, started)
             while waiting:
-                yield waiting.popleft().result(PATIENCE_SECONDS if started else 0)
+                yield _first(waiting, started)
         finally:
             for task in waiting:
                 task.cancel()
             for _ in range(started):
                 queue.put(None)
+
+
+def _first(waiting: deque[_Task[Item, Result]], threads: int) -> Result:
+    """The result of the first, which is among those waiting until it is there: when somebody stops
+    the program meanwhile, its thread has to end before the interpreter does.
+    """
+    found = waiting[0].result(PATIENCE_SECONDS if threads else 0)
+    waiting.popleft()
+    return found
 
 
 def _start(queue: Queue[Item, Result]) -> bool:

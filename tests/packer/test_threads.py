@@ -80,6 +80,26 @@ def test_what_an_item_raises_comes_in_its_turn_and_later_ones_are_not_begun(
     assert seen == [0, 1, 2] and max(begun) < 10
 
 
+def test_what_was_under_way_has_ended_when_the_caller_is_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thread inside torch when the interpreter ends would abort the process."""
+    monkeypatch.setattr(threads, "usable_cores", lambda: 2)
+    begun, ended, go_on = [], [], threading.Event()
+
+    def work(n: int) -> None:
+        begun.append(n)
+        if n == 0:
+            go_on.wait(0.2)  # until the caller waits for this
+            _thread.interrupt_main()
+        go_on.wait(0.2)
+        ended.append(n)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(side_by_side(work, range(100)))
+    assert sorted(ended) == sorted(begun) and 0 in begun and len(begun) < 10
+
+
 def test_results_are_let_go_of_by_the_threads_that_made_them() -> None:
     class Large:
         pass
