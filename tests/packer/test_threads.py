@@ -92,7 +92,7 @@ def test_what_was_under_way_has_ended_when_the_caller_is_stopped(
         if n == 0:
             go_on.wait(0.2)  # until the caller waits for this
             _thread.interrupt_main()
-        go_on.wait(0.2)
+            go_on.wait(0.4)  # and all others have ended
         ended.append(n)
 
     with pytest.raises(KeyboardInterrupt):
