@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import gc
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -91,7 +92,7 @@ def test_what_was_under_way_has_ended_when_the_caller_is_stopped(
         begun.append(n)
         if n == 0:
             go_on.wait(0.2)  # until the caller waits for this
-            _thread.interrupt_main()
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             go_on.wait(0.4)  # and all others have ended
         ended.append(n)
 
