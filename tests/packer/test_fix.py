@@ -494,6 +494,20 @@ def test_three_runs_become_a_submission_that_the_checker_passes(runs: list[Path]
     assert not any(finding["status"] == "fail" for finding in told)
 
 
+def test_a_new_submission_is_told_in_words(runs: list[Path], run: Run) -> None:
+    told = run("fix", "--new", *runs)
+    assert told.exit_code == 0 and "not written (no -o)" in told.stdout
+    assert "seed 1: code" in told.stdout and "to do 1: say in submission.json" in told.stdout
+    written = run("fix", "--new", *runs, "-o", "new")
+    assert written.exit_code == 0 and "new/: val_bpb 1.70" in written.stdout
+    for text, says in (("{", "is not JSON"), ("[1]", "holds no object")):
+        Path("about.json").write_text(text)
+        refused = run("fix", "--new", *runs, "-o", "other", "--about", "about.json")
+        assert refused.exit_code == 2 and says in refused.stderr
+    assert run("fix", "--new", *runs[:2], "about.json", "-o", "other").exit_code == 2
+    assert not Path("other").exists()
+
+
 def test_code_is_packed_where_the_runs_fit_only_so(runs: list[Path], run: Run) -> None:
     total = max(json.loads(run("fix", "--new", *runs, "--json").stdout)["totals"].values())
     found = fixed(run, "--new", *runs, "--cap", total - 500, "-o", "new")
