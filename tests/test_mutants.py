@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,14 @@ def test_mutants_of_every_other_file() -> None:
 def test_a_mutant_is_the_same_each_time() -> None:
     arguments = ("--reader", "shard", "--mutants", "40", "--seed", "5")
     assert hunt(*arguments) == hunt(*arguments)
+
+
+def test_artifacts_guided_by_coverage() -> None:
+    """A short run of `python -m benchmarks.fuzz.coverage`; it ends badly at the first crash."""
+    pytest.importorskip("atheris")
+    command = [sys.executable, "-m", "benchmarks.fuzz.coverage", "artifact", "--runs", "3000"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert "Done 3000 runs" in ended.stderr
+    edges = max(map(int, re.findall(r"cov: (\d+)", ended.stderr)))
+    assert edges > 200  # what reaches new code was mutated further
