@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from packer.commands.calibrating import bench_of, curvature_of
 from packer.commands.curvature_options import CurvatureOptions, beside
+from packer.commands.limit_options import LimitOptions
 from packer.commands.models import load_model, refusals, running_foreign
 from packer.commands.options import say_notes
 from packer.commands.own_text import written_for_trials
@@ -64,6 +65,20 @@ class Felt:
                 progress=progress,
             )
         return self._fitted(measured)
+
+    def measure_to_plan(
+        self, loaded: Checkpoint, limits: LimitOptions, metadata: Mapping[str, str]
+    ) -> Measurement:
+        """As `measure`, for one plan within these limits, which is refined afterwards."""
+        return self.measure(
+            loaded,
+            limits.pinned,
+            metadata,
+            limits.coder,
+            limits.trellis,
+            not limits.keep_units,
+            to_refine=True,
+        )
 
     def refine(self, loaded: Checkpoint, made: PackPlan) -> PackPlan:
         """The plan with steps measured for it, between those that were there."""

@@ -161,15 +161,7 @@ def _to_plan(
     """The checkpoint, or where damage can be fitted to a model, its fitted measurements."""
     if felt.bench is None:
         return loaded
-    return felt.measure(
-        loaded,
-        limits.pinned,
-        metadata,
-        limits.coder,
-        limits.trellis,
-        not limits.keep_units,
-        to_refine=True,
-    )
+    return felt.measure_to_plan(loaded, limits, metadata)
 
 
 def _planned(

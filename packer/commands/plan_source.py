@@ -64,15 +64,7 @@ def measured_from(
         return _with_checkpoint(found, curvature) if measure_on else found
     loaded = opening.read(source)
     felt = feel(source, loaded, curvature)
-    measured = felt.measure(
-        loaded,
-        limits.pinned,
-        metadata,
-        limits.coder,
-        limits.trellis,
-        not limits.keep_units,
-        to_refine=True,
-    )
+    measured = felt.measure_to_plan(loaded, limits, metadata)
     return Measured(measured, limits.pinned, loaded, felt)
 
 
