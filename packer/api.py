@@ -34,7 +34,7 @@ from packer.checkpoint import read_checkpoint
 from packer.counted_code import limits_of
 from packer.curvature import calibration
 from packer.curvature.calibration import TextSource
-from packer.curvature.curvature_set import CurvatureSet
+from packer.curvature.curvature_set import AnyCurvature, CurvatureSet
 from packer.curvature.file import write_curvature
 from packer.curvature.given import given_curvature
 from packer.decoder import MAX_DECODED_BYTES, decode_weights, parse
@@ -44,7 +44,7 @@ from packer.eval.forward import AnyModel, TailLogits
 from packer.files import replacing, write_json
 from packer.fit import Packed, pack_to_cap
 from packer.knob import RecipePlan, recipe_under_cap
-from packer.measuring import AnyCurvature, Progress, ignore_progress, tensors_of
+from packer.measuring import Progress, ignore_progress, tensors_of
 from packer.planning import PackPlan, check_curvature, make_plan
 from packer.polishing.polished_file import Polisher, check_room, polished
 from packer.recipes import find_recipe

@@ -11,12 +11,12 @@ from packer import measuring
 from packer.account import Limits
 from packer.candidates import Measurement
 from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
-from packer.curvature.curvature_set import CurvatureSet
+from packer.curvature.curvature_set import AnyCurvature, CurvatureSet
 from packer.curved_choices import SPARSE
 from packer.errors import CapError, PlanError
 from packer.files import is_json
-from packer.hidden_units import MARKED, order_is_free
-from packer.measuring import AnyCurvature, Progress
+from packer.hidden_units import MARKED, may_be_sorted
+from packer.measuring import Progress
 from packer.planning import PackPlan, follow_policy, read_measurement, read_plan
 from packer.quantizers.curvature import Curvature
 
@@ -97,7 +97,7 @@ def under_policy(
         measured, _ = measurement_of(source, None, None, None, None, False, False, progress)
         return follow_policy(policy, measured, limits)
     checkpoint = load(source)
-    reorder = policy.measurement.units_sorted and order_is_free(checkpoint, curvature)
+    reorder = policy.measurement.units_sorted and may_be_sorted(checkpoint, curvature)
     texts = {**(metadata or {}), **(MARKED if reorder else {})}
     quick = measuring.measure_choices(checkpoint, policy.choices, texts, progress, curvature)
     try:

@@ -183,12 +183,15 @@ def weigh_bundle(plan: PackPlan) -> tuple[int, int]:
     """(bytes of the decoder, of the encoder) that a bundle of this plan counts, in the script that
     its limits name, or as a file of its own. Raises PackerError: the script cannot be read.
     """
-    script, calibrate = plan.limits.script, plan.limits.calibrate
-    if script is None:
-        made = make_bundle(plan, calibrate)
-    else:
-        made = inline_bundle(plan, read_script(script), calibrate)
+    made = bundle_in(plan, plan.limits.script, plan.limits.calibrate)
     return made.decoder_bytes, made.encoder_bytes
+
+
+def bundle_in(plan: PackPlan, script: str | None, calibrate: bool) -> Bundle:
+    """In the file of that name, or without one a file of its own. Raises CodeError."""
+    if script is None:
+        return make_bundle(plan, calibrate)
+    return inline_bundle(plan, read_script(script), calibrate)
 
 
 def read_script(path: str) -> str:

@@ -24,7 +24,7 @@ from packer.packable import (
     refuse_unsupported,
 )
 from packer.roles import nearest
-from packer.stored_tensors import ReadLater, StoredTensor, StoredTensors
+from packer.stored_tensors import StoredTensor, StoredTensors, outlines_of
 
 __all__ = [
     "Checkpoint",
@@ -59,7 +59,7 @@ class Checkpoint:
     @property
     def outlines(self) -> Mapping[str, torch.Tensor]:
         """Shape and dtype of every stored tensor; its values may not be there."""
-        return self.tensors.outlines if isinstance(self.tensors, ReadLater) else self.tensors
+        return outlines_of(self.tensors)
 
     @property
     def size_bytes(self) -> int:

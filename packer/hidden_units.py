@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -10,7 +10,8 @@ from scipy.optimize import linear_sum_assignment
 
 from packer.candidates import UNITS_MARK
 from packer.checkpoint import Checkpoint
-from packer.curvature.curvature_set import CurvatureSet
+from packer.curvature.curvature_set import AnyCurvature, CurvatureSet
+from packer.made_when_asked import MadeWhenAsked
 from packer.quantizers.curvature import Curvature
 from packer.roles import Role, roles_of
 from packer.stored_tensors import ReadLater
@@ -19,8 +20,6 @@ from packer.unit_order import Orders, felt_orders, ordered_curvature, ordered_we
 MARKED = {UNITS_MARK: "sorted"}
 INTO = (Role.MLP_IN, Role.MLP_GATE)
 ROWS_AT_ONCE = 1024  # of a table of likenesses between units
-
-AnyCurvature = CurvatureSet | Mapping[str, Curvature]
 
 
 def hidden_units(
@@ -68,7 +67,7 @@ def units_of(checkpoint: Checkpoint) -> list[dict[str, int]]:
     return hidden_units(shapes, checkpoint.ties)
 
 
-def order_is_free(checkpoint: Checkpoint, curvature: AnyCurvature | None) -> bool:
+def may_be_sorted(checkpoint: Checkpoint, curvature: AnyCurvature | None) -> bool:
     """Whether there are MLPs, and the model was seen to give the same with their units permuted."""
     if not isinstance(curvature, CurvatureSet) or not curvature.free_order:
         return False
@@ -107,8 +106,9 @@ class _OrderedTensors(ReadLater):
         return ordered_weight(weight, *self._orders[name]) if name in self._orders else weight
 
 
-class _OrderedCurvature(Mapping[str, Curvature]):
+class _OrderedCurvature(MadeWhenAsked[Curvature]):
     def __init__(self, known: Mapping[str, Curvature], last: Mapping[str, bool], orders: Orders):
+        super().__init__(known)
         self._known, self._last, self._orders = known, last, orders
 
     def __getitem__(self, name: str) -> Curvature:
@@ -116,15 +116,6 @@ class _OrderedCurvature(Mapping[str, Curvature]):
         if name not in self._orders:
             return one
         return ordered_curvature(one, self._last[name], self._orders[name][1])
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._known
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._known)
-
-    def __len__(self) -> int:
-        return len(self._known)
 
 
 def ordered_checkpoint(checkpoint: Checkpoint, orders: Orders) -> Checkpoint:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from packer.account import Limits
 from packer.candidates import Measurement
 from packer.checkpoint import Checkpoint
+from packer.curvature.curvature_set import AnyCurvature
 from packer.errors import CapError
 from packer.measuring import (
-    AnyCurvature,
     Progress,
     ignore_progress,
     measure_choices,

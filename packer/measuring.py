@@ -12,10 +12,10 @@ from packer.artifact import POLISHED_MARK, encode_header, encode_tensor, header_
 from packer.budget.plan import Candidate
 from packer.candidates import UNITS_MARK, Measurement, TensorInfo
 from packer.checkpoint import Checkpoint, contents_fingerprint, structure_fingerprint
-from packer.curvature.curvature_set import CurvatureSet
+from packer.curvature.curvature_set import AnyCurvature, CurvatureSet
 from packer.curved_choices import DENSE, StepGrid, curved_choices
 from packer.errors import PlanError
-from packer.hidden_units import MARKED, in_stored_order, order_is_free
+from packer.hidden_units import MARKED, in_stored_order, may_be_sorted
 from packer.predicted_damage import (
     bits_per_byte,
     complete,
@@ -47,9 +47,6 @@ GIVEN_HESSIANS = (
 
 # Metadata that tells of a file and not of the model: nothing of it goes into another file.
 MARKS_OF_FILES = (UNITS_MARK, POLISHED_MARK)
-
-AnyCurvature = CurvatureSet | Mapping[str, Curvature]
-"""A calibrated set, or just second moments by tensor."""
 
 
 def ignore_progress(what: str, done: int, total: int) -> None:
@@ -148,7 +145,7 @@ def measure(
         return with_pinned(chosen, pinned.get(name))
 
     texts = {key: text for key, text in (metadata or {}).items() if key not in MARKS_OF_FILES}
-    if reorder and not trellis and order_is_free(checkpoint, curvature):
+    if reorder and not trellis and may_be_sorted(checkpoint, curvature):
         texts |= MARKED
     measured = _measurement(checkpoint, infos, choices_of, texts, curvature, progress)
     check_pinned(pinned, measured.candidates)

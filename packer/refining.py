@@ -14,9 +14,9 @@ from packer.budget.plan import Candidate
 from packer.budget.step_curve import StepPoint, best_step
 from packer.candidates import Measurement, TensorInfo
 from packer.checkpoint import Checkpoint
+from packer.curvature.curvature_set import AnyCurvature, CurvatureSet
 from packer.hidden_units import in_stored_order
 from packer.measuring import (
-    AnyCurvature,
     Progress,
     ignore_progress,
     measure_tensor,
@@ -26,6 +26,7 @@ from packer.measuring import (
 )
 from packer.planning import PackPlan, make_plan
 from packer.quantizers.choice import parse_choice
+from packer.quantizers.curvature import Curvature
 
 PASSES = 2
 STEPPED = ("step", "trellis")
@@ -43,11 +44,13 @@ def refined(
     It is never worse, where no loader is counted. Pinned tensors stay as they are. Arguments as of
     `measure`. Raises CapError, PlanError.
     """
+    felt, whole = tensors_of(curvature), whole_set(curvature)
+    stored, felt = in_stored_order(checkpoint, felt, made.measurement.metadata)
     for number in range(1, PASSES + 1):
         wanted = _wanted(made)
         if wanted:
             told = _named(progress, f"pass {number} of {PASSES}")
-            found = _measured(checkpoint, made.measurement, wanted, curvature, told)
+            found = _measured(stored, made.measurement, wanted, felt, whole, told)
             made = make_plan(_with(made.measurement, found), made.limits, made.pins)
     return made
 
@@ -57,19 +60,19 @@ def _named(progress: Progress, pass_name: str) -> Progress:
 
 
 def _measured(
-    checkpoint: Checkpoint,
+    stored: Checkpoint,
     measurement: Measurement,
     wanted: Mapping[str, str],
-    curvature: AnyCurvature | None,
+    felt: Mapping[str, Curvature],
+    whole: CurvatureSet | None,
     progress: Progress,
 ) -> list[Candidate]:
-    whole = whole_set(curvature)
-    stored, by_tensor = in_stored_order(checkpoint, tensors_of(curvature), measurement.metadata)
+    """stored, felt: with their units as the file has them."""
     infos = [info for info in measurement.tensors if info.name in wanted]
 
     def measure(info: TensorInfo) -> list[Candidate]:
         weight, choice = stored.tensors[info.name], parse_choice(wanted[info.name])
-        return measure_tensor(info, weight, [choice], by_tensor.get(info.name), whole)
+        return measure_tensor(info, weight, [choice], felt.get(info.name), whole)
 
     return measured_side_by_side(infos, measure, progress)
 

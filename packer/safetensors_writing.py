@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 
 from packer.fingerprint import bytes_of
+from packer.stored_tensors import outlines_of
 
 
 class UnknownDtypeError(ValueError):
@@ -48,7 +49,7 @@ def write_safetensors(
 
 def write_all(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """A file with tensors that are in memory, or that a mapping reads one by one."""
-    outlines = getattr(tensors, "outlines", tensors)
+    outlines = outlines_of(tensors)
     write_safetensors(path, outlines, ((name, tensors[name]) for name in outlines), metadata)
 
 

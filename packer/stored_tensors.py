@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from packer.errors import CheckpointError
+from packer.made_when_asked import MadeWhenAsked
 
 
 @dataclass(frozen=True)
@@ -66,23 +67,20 @@ class StoredTensor:
         return values.view(self.outline.dtype).reshape(self.outline.shape)
 
 
-class ReadLater(Mapping[str, torch.Tensor]):
+class ReadLater(MadeWhenAsked[torch.Tensor]):
     """Tensors by name, each made whenever it is asked for.
 
     outlines: shape and dtype of all of them, without making any. Asking raises CheckpointError.
     """
 
     def __init__(self, outlines: Mapping[str, torch.Tensor]) -> None:
+        super().__init__(outlines)
         self.outlines = dict(outlines)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.outlines
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.outlines)
-
-    def __len__(self) -> int:
-        return len(self.outlines)
+def outlines_of(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Shape and dtype of every tensor; its values may not be there."""
+    return tensors.outlines if isinstance(tensors, ReadLater) else tensors
 
 
 class StoredTensors(ReadLater):

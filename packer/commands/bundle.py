@@ -53,17 +53,13 @@ def bundle(plan_file: str, inline: str | None, calibrate: bool, output: str, as_
     they are bundle["encode_weights"] and so on. With --calibrate there is
     calibrated(model, weights, batches, seconds) as well, which gives (curvature, tokens, seconds).
     """
-    from packer.bundle import inline_bundle, make_bundle, read_script
+    from packer.bundle import bundle_in
     from packer.files import replacing
     from packer.planning import read_plan
 
     refuse_overwriting([plan_file, inline], output)
     plan = read_plan(plan_file)
-    calibrate = calibrate or plan.limits.calibrate
-    if inline is None:
-        made = make_bundle(plan, calibrate)
-    else:
-        made = inline_bundle(plan, read_script(inline), calibrate)
+    made = bundle_in(plan, inline, calibrate or plan.limits.calibrate)
     with replacing(output) as temporary:
         temporary.write_text(made.script, "utf-8")
     _show(made, plan, inline, output, as_json)

@@ -80,3 +80,7 @@ class CurvatureSet:
     def spell(self) -> str:
         """One line: of what, how much, how long."""
         return f"{self.tokens:,} tokens of {self.source} in {self.seconds:.1f} s"
+
+
+AnyCurvature = CurvatureSet | Mapping[str, Curvature]
+"""A calibrated set, or just second moments by tensor."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from packer.checkpoint_files import load
 from packer.curvature.curvature_set import FIELDS, CurvatureSet
 from packer.errors import CheckpointError, CurvatureError
 from packer.files import replacing
+from packer.made_when_asked import MadeWhenAsked
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError
 from packer.safetensors_writing import write_all
@@ -32,7 +33,7 @@ def write_curvature(path: str | os.PathLike[str], curvature: CurvatureSet) -> No
         write_all(temporary, dict(curvature.tensors()), metadata)
 
 
-class StoredCurvature(Mapping[str, Curvature]):
+class StoredCurvature(MadeWhenAsked[Curvature]):
     """Curvature by tensor name, read from its file and checked whenever it is asked for.
 
     Nothing is kept: it takes more memory than the weights do. Asking raises CurvatureError.
@@ -42,6 +43,7 @@ class StoredCurvature(Mapping[str, Curvature]):
         """values: by key. Raises CurvatureError: a key is of no part of curvature."""
         self._source, self._values, self._tokens = source, values, tokens
         self._keys = _by_name(source, values)
+        super().__init__(self._keys)
 
     def __getitem__(self, name: str) -> Curvature:
         try:
@@ -51,15 +53,6 @@ class StoredCurvature(Mapping[str, Curvature]):
             raise CurvatureError(f"{self._source}: {error}. {AGAIN}") from None
         except CheckpointError as error:
             raise CurvatureError(f"{error}") from None
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._keys
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
 
 
 def read_curvature(path: str | os.PathLike[str], checkpoint: Checkpoint) -> CurvatureSet:

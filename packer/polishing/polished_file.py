@@ -15,6 +15,7 @@ from packer.artifact import (
     encode_tensor,
     header_bytes,
 )
+from packer.candidates import Measurement
 from packer.errors import PolishError
 from packer.eval.damage import DamageMeter
 from packer.eval.shards import TokenStream
@@ -134,9 +135,14 @@ def _coded_anew(
 
 
 def _marked_header(pack_plan: PackPlan) -> bytes:
-    measurement = pack_plan.measurement
-    metadata = {**measurement.metadata, POLISHED_MARK: "1"}
-    return header_of(measurement.tensors, measurement.ties, metadata, measurement.candidates)
+    measurement = _marked(pack_plan.measurement)
+    return header_of(
+        measurement.tensors, measurement.ties, measurement.metadata, measurement.candidates
+    )
+
+
+def _marked(measurement: Measurement) -> Measurement:
+    return replace(measurement, metadata={**measurement.metadata, POLISHED_MARK: "1"})
 
 
 def _assembled(packed: Packed, encoded: Mapping[str, EncodedTensor], header: bytes) -> Packed:
@@ -149,12 +155,11 @@ def _assembled(packed: Packed, encoded: Mapping[str, EncodedTensor], header: byt
     account = Account(plan.cap_bytes, plan.code_bytes, len(data) - side - payload, side, payload)
     margin = limits.margin_bytes - ROOM_BYTES
     sizes = {(name, plan.choices[name]): one.size_bytes for name, one in encoded.items()}
-    measurement = packed.plan.measurement.corrected(sizes)
-    metadata = {**measurement.metadata, POLISHED_MARK: "1"}
+    measurement = _marked(packed.plan.measurement.corrected(sizes))
     fixed = header_bytes(header)
     weighed = replace(
         packed.plan,
-        measurement=replace(measurement, metadata=metadata, header_bytes=fixed),
+        measurement=replace(measurement, header_bytes=fixed),
         limits=replace(limits, margin_bytes=margin),
         plan=replace(
             plan,

@@ -101,12 +101,15 @@ def test_the_model_may_write_the_text_itself(lab: Path, run) -> None:
     assert values[0]["tokens"] == 96 and "by the model itself" in values[0]["source"]
 
 
+def on_text(lab: Path, tokens: int) -> list[object]:
+    """The command, of so many tokens in windows of 64."""
+    text = ("--data", lab / "train.txt", "--tokenizer", lab / "t64.model")
+    return ["calibrate", lab / "model.pt", *text, "--tokens", tokens, "--window", 64]
+
+
 def test_a_calibration_killed_half_way_goes_on(lab: Path, run) -> None:
     """Killed from outside, as by kill -9, after two of four batches."""
-    command = [
-        "calibrate", lab / "model.pt", "--data", lab / "train.txt", "--tokenizer",
-        lab / "t64.model", "--tokens", 4096, "--window", 64,
-    ]  # fmt: skip
+    command = on_text(lab, 4096)
     assert run(*command, "-o", "whole").exit_code == 0
     script = f"""
 import os, signal
@@ -160,10 +163,7 @@ def same_but_for_rounding(lab: Path, one: str, other: str) -> None:
 
 def test_processes_share_a_text(lab: Path, run) -> None:
     """Five batches for two processes, the last of which only the first one has."""
-    command = [
-        "calibrate", lab / "model.pt", "--data", lab / "train.txt", "--tokenizer",
-        lab / "t64.model", "--tokens", 5120, "--window", 64,
-    ]  # fmt: skip
+    command = on_text(lab, 5120)
     assert run(*command, "-o", "one").exit_code == 0
     ended = together("-m packer", *command, "-o", "two")
     assert ended.returncode == 0, ended.stderr
