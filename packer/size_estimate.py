@@ -107,7 +107,7 @@ def _rules(embedding: ClassRule, mlp: ClassRule, attention: ClassRule) -> dict[s
 
 
 _INT6 = ClassRule(6, 12.85)
-# 12.85 / 31 and 20 / 127 deviations a step, as the leader; one step for the whole tensor.
+# 12.85 / 31 and 20 / 127 deviations a step, as PR #1394; one step for the whole tensor.
 _OURS = _rules(ClassRule(8, 20.0), ClassRule(8, 12.85 * 127 / 31), ClassRule(8, 12.85 * 127 / 31))
 LQER_BYTES = 37_500  # low-rank corrections of three tensors: 30 to 45 KB in the field's logs
 
