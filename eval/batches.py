@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from .errors import ScoreError
 from .shards import TokenStream
 from .windows import Windows
-from .workers import workers
+from .workers import Pending, workers
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -139,8 +138,9 @@ def in_batches(
         ScoreError: a single window does not fit into memory.
     """
     pending, largest = deque(batches), max(stop - first for first, stop in batches)
-    running: deque[tuple[int, int, Future[T]]] = deque()
-    with workers(worker_count) as submit:
+    running: deque[tuple[int, int, Pending[T]]] = deque()
+    share = max(1, torch.get_num_threads() // worker_count)
+    with workers(worker_count, share) as submit:
         while pending or running:
             while pending and len(running) < worker_count:
                 first, stop = pending.popleft()
@@ -148,10 +148,10 @@ def in_batches(
                     pending.appendleft((first + largest, stop))
                     stop = first + largest
                 running.append((first, stop, submit(run, first, stop)))
-            first, stop, future = running.popleft()
-            error = future.exception()
+            first, stop, pending_rows = running.popleft()
+            found, error = pending_rows.outcome()
             if error is None:
-                yield first, stop, future.result()
+                yield first, stop, found.pop()
                 continue
             if not is_out_of_memory(error):
                 raise error
@@ -159,7 +159,7 @@ def in_batches(
                 raise ScoreError(
                     "out of memory with a single window: take a shorter window or another device"
                 ) from error
-            del error, future  # they hold the failed batch
+            del error  # it holds the failed batch
             pending.appendleft((first, stop))
             if stop - first <= largest:  # others of the old size may still be on their way
                 largest = (stop - first) // 2

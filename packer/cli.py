@@ -29,9 +29,8 @@ from packer.commands.size import size
 from packer.commands.train import train
 from packer.commands.unpack import unpack
 from packer.commands.verify import verify
-from packer.errors import PackerError, one_paragraph
+from packer.errors import STOPPED, PackerError, one_paragraph
 
-STOPPED = "stopped; files that stood there are untouched"
 OUT_OF_MEMORY = (
     "out of memory; files that stood there are untouched. Close other programs, or work on a "
     "machine with more"
@@ -46,15 +45,6 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and re.search(words, str(error), re.I) is not None
     )
-
-
-def _is_interrupt(error: BaseException | None) -> bool:
-    """Ctrl-C itself, or what a module that it met while being imported made of it."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 class Manual(click.Group):
@@ -75,8 +65,6 @@ class Manual(click.Group):
         except Exception as error:
             from packer.stream_decoder import ArtifactError
 
-            if _is_interrupt(error):
-                raise click.ClickException(STOPPED) from None
             if _is_out_of_memory(error):
                 raise click.ClickException(OUT_OF_MEMORY) from None
             if not isinstance(error, ArtifactError):

@@ -1,5 +1,7 @@
 """What can go wrong, one class per way to fail; a message says what was found and what to do."""
 
+STOPPED = "stopped; every file is as it was before or written whole"
+
 
 class PackerError(Exception):
     """A refusal with a reason: shown to the user as one paragraph, exit code 1."""

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _refuse_other_than_files(path, target)
         # A long name must leave room for what makes the temporary one different.
         prefix = f".{target.name[:MAX_PREFIX]}."
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=".tmp")
     except OSError as error:
         raise OutputError(_refusal(path, target, error)) from None
-    temporary = Path(name)
+    # Named before it is made: Ctrl-C on the way back from making it must find it.
+    temporary = target.with_name(f"{prefix}{secrets.token_hex(8)}.tmp")
     try:
-        os.close(handle)
+        temporary.touch(0o600, exist_ok=False)
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
@@ -47,7 +47,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
         raise OutputError(_refusal(path, target, refused)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):  # where the folder is none
+            temporary.unlink(missing_ok=True)
 
 
 def _refused_by_system(error: Exception) -> OSError | None:

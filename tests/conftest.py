@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,6 +25,16 @@ def shared() -> Path:
     if not (folder / "checkpoints").is_dir():
         pytest.skip("the shared inputs are not here")
     return folder
+
+
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, here and in processes that the test starts, also where the
+    tests run in the background of a shell, which has its jobs ignore it.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -1,0 +1,158 @@
+"""Ctrl-C at any moment ends the command soon, and leaves files as they were or whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from packer.errors import STOPPED
+
+pytestmark = pytest.mark.usefixtures("heeds_interrupts")
+
+MOMENTS = 30
+BEFORE = b"what stood there"
+PACK = ("pack", "model.pt", "--cap", "75KB", "-o", "out.pack")
+
+# Importing torch takes longer than the work: done once, for a process that is forked every time.
+FORKED = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+import packer.api, packer.cli, packer.__main__
+
+before, arguments = Path("out.pack").read_bytes(), sys.argv[1:]
+sys.argv = ["packer", *arguments]
+
+def begin():
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            out = os.open("../stderr", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+            os.dup2(out, 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.close(reading)
+            os.close(writing)  # begun
+            packer.__main__.run()
+        except SystemExit:
+            os._exit(0)  # how an interpreter ends is tested below
+        finally:
+            os._exit(77)
+    os.close(writing)
+    os.read(reading, 1)
+    os.close(reading)
+    return child
+
+def ended(child, within):
+    end = time.monotonic() + within
+    while time.monotonic() < end:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+def look(code):
+    print(json.dumps({
+        "code": code,
+        "stderr": Path("../stderr").read_text(),
+        "files": sorted(os.listdir()),
+        "output": Path("out.pack").read_bytes().hex(),
+    }), flush=True)
+    Path("out.pack").write_bytes(before)
+
+moments, started = random.Random(3), time.monotonic()
+code = ended(begin(), 300)
+took = time.monotonic() - started
+look(code)
+for _ in range(MOMENTS):
+    child = begin()
+    time.sleep(moments.random() * took)
+    os.kill(child, signal.SIGINT)
+    look(ended(child, 10))
+"""
+
+
+@contextlib.contextmanager
+def busy() -> Iterator[None]:
+    """Two processes that take whatever processor time they get."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    weights = {f"w{n}": torch.randn(160, 192, generator=generator) for n in range(6)}
+    folder = tmp_path / "work"
+    folder.mkdir()
+    torch.save(weights, folder / "model.pt")
+    (folder / "out.pack").write_bytes(BEFORE)
+    return folder
+
+
+def test_at_any_moment_of_the_work_on_a_busy_machine(folder: Path) -> None:
+    with busy():
+        done = subprocess.run(
+            [sys.executable, "-c", f"MOMENTS = {MOMENTS}\n{FORKED}", *PACK],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+    assert done.returncode == 0, done.stderr
+    whole, *stopped = map(json.loads, done.stdout.splitlines())
+    assert whole["code"] == 0 and len(stopped) == MOMENTS
+    for one in (whole, *stopped):
+        lines = one["stderr"].splitlines()
+        one["stderr"] = [line for line in lines if not line.startswith(("measuring:", "packing:"))]
+    for one in stopped:
+        assert one["files"] == ["model.pt", "out.pack"]
+        ended_well = (0, whole["output"], whole["stderr"])
+        assert (one["code"], one["output"], one["stderr"]) in (
+            (1, BEFORE.hex(), [f"Error: {STOPPED}"]),
+            (1, whole["output"], [f"Error: {STOPPED}"]),  # while it said what it had written
+            ended_well,
+        )
+    assert sum(one["output"] == BEFORE.hex() for one in stopped) > MOMENTS // 2
+
+
+BEGUN = "print(flush=True); from packer.__main__ import run; run()"
+
+
+def test_from_the_first_import_to_the_end_of_the_interpreter(folder: Path) -> None:
+    whole: float | None = None
+    for share in (None, 0.01, 0.2, 0.4, 0.6, 0.8, 0.95):
+        with subprocess.Popen(
+            [sys.executable, "-c", BEGUN, "inspect", "model.pt"],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            begun = time.monotonic()
+            if whole is not None and share is not None:
+                time.sleep(share * whole)
+                process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        if share is None:
+            whole = time.monotonic() - begun
+            assert (process.returncode, said) == (0, "")
+        assert (process.returncode, said) in ((1, f"Error: {STOPPED}\n"), (0, ""))
