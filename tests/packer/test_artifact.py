@@ -28,7 +28,11 @@ from packer.artifact import (
     header_bytes,
 )
 from packer.decoder import ArtifactError, read_weights
+from packer.entropy import CODER_IDS, compress
+from packer.lane_decoder import MOST_LANES, check_lanes
+from packer.reader import Reader
 from packer.ship import loader_source
+from packer.stream_decoder import decompress
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "artifact_v1.pack"
 GOLDEN_LOW_RANK = GOLDEN.with_name("low_rank_v1.pack")
@@ -301,6 +305,13 @@ def reassemble(header: dict, blocks: bytes = b"") -> bytes:
         ({"tensors": [["a", "float32", [1 << 40]]], "ties": {}, "metadata": {}}, "allow more"),
         ({"tensors": [["a", "float32", [1 << 47, 0]]], "ties": {}, "metadata": {}}, "ends early"),
         ({"tensors": [["a", "float32", [4]]], "ties": {}, "metadata": {}}, "ends early"),
+        ({"tensors": [["a", "float32", [1] * 32]], "ties": {}, "metadata": {}}, "ends early"),
+        ({"tensors": [["a", "float32", [1] * 33]], "ties": {}, "metadata": {}}, "has shape"),
+        (
+            {"tensors": [["a", "int8", [0, (1 << 48) - 1]]], "ties": {}, "metadata": {}},
+            "ends early",
+        ),
+        ({"tensors": [["a", "int8", [0, 1 << 48]]], "ties": {}, "metadata": {}}, "has shape"),
     ],
 )
 def test_headers_that_lie_are_refused(header, says):
@@ -312,6 +323,37 @@ def test_decoded_size_is_checked_before_anything_is_allocated():
     data = sample().to_bytes()
     with pytest.raises(ArtifactError, match="100 are allowed"):
         read_weights(data, max_bytes=100)
+    weights = read_weights(data)
+    total = sum(weights[one.name].nbytes for one in decoder.parse(data).tensors)
+    assert read_weights(data, max_bytes=total).keys() == weights.keys()
+    with pytest.raises(ArtifactError, match=f"takes {total:,} bytes and {total - 1:,} are allowed"):
+        read_weights(data, max_bytes=total - 1)
+
+
+def test_a_header_may_be_as_long_as_the_limit_and_no_longer(monkeypatch: pytest.MonkeyPatch):
+    data = sample().to_bytes()
+    length = Reader(data[len(decoder.MAGIC) + 1 + 16 :]).varint()
+    monkeypatch.setattr(decoder, "MAX_HEADER_BYTES", length)
+    assert read_weights(data)
+    monkeypatch.setattr(decoder, "MAX_HEADER_BYTES", length - 1)
+    with pytest.raises(ArtifactError, match=f"header of {length} bytes; at most {length - 1} are"):
+        read_weights(data)
+
+
+def test_as_many_lanes_as_the_limit_and_no_more():
+    check_lanes(bytes([MOST_LANES]) + b"\xff" * (4 << MOST_LANES))
+    with pytest.raises(ArtifactError, match=rf"2\^{MOST_LANES + 1} lanes"):
+        check_lanes(bytes([MOST_LANES + 1]) + b"\xff" * (8 << MOST_LANES))
+
+
+@pytest.mark.parametrize("coder", ["zstd", "brotli", "lzma", "zlib"])
+def test_a_stream_holds_what_it_should_and_not_a_byte_more(coder: str):
+    raw = bytes(range(200)) * 50
+    number, packed = CODER_IDS[coder], compress(raw, coder)
+    assert bytes(decompress(number, packed, len(raw))) == raw
+    for length in (len(raw) - 1, len(raw) + 1):
+        with pytest.raises(ArtifactError):
+            decompress(number, packed, length)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 8, 9, 24, 25, 40, -1, -8, -9])

@@ -19,6 +19,7 @@ from packer.train.model import GPT, GPTConfig
 
 from packer.checkpoint import read_checkpoint
 from packer.curvature.file import read_curvature
+from packer.trials import held_out_part
 
 CONFIG = GPTConfig(64, 2, 32, 4, 2, rope_train_length=64, embedding_init_std=0.5)
 BANKED = """
@@ -317,6 +318,27 @@ def test_calibration_text_fits_the_damage(lab: Path, run) -> None:
     assert planned.exit_code == 0 and "fitted to" in planned.stdout
     late = run("plan", "candidates.json", "--cap", "13KB", *text)
     assert late.exit_code == 2 and "need the checkpoint as SOURCE" in late.stderr
+
+
+@pytest.mark.parametrize("wanted", [512, 10**6])
+def test_calibration_leaves_the_held_out_end_of_the_text_unread(
+    lab: Path, run, monkeypatch: pytest.MonkeyPatch, wanted: int
+) -> None:
+    held_out: list[int] = []
+
+    def noted(*arguments: int) -> tuple[int, int]:
+        part = held_out_part(*arguments)
+        held_out.append(part[0])
+        return part
+
+    monkeypatch.setattr("packer.trials.held_out_part", noted)
+    text = ("--calibration", lab / "train.txt", "--tokenizer", lab / "t64.model")
+    amount = ("--calibration-tokens", wanted, "--calibration-window", 64)
+    result = run("measure", lab / "model.pt", *text, *amount, "--curvature-out", "c.st")
+    assert result.exit_code == 0, result.output
+    made = read_curvature("c.st", read_checkpoint(lab / "model.pt"))
+    (first,) = set(held_out)
+    assert first > 512 and made.tokens == min(wanted, first) // 64 * 64
 
 
 def test_a_plan_is_measured_on_a_text(lab: Path, curvature_file: Path, run) -> None:

@@ -12,7 +12,7 @@ import packer
 from packer.bundle import make_bundle
 from packer.checkpoint import from_state_dict
 from packer.curvature.curvature_set import CurvatureSet
-from packer.curved_choices import curved_choices
+from packer.curved_choices import _cost, curved_choices
 from packer.fingerprint import contents_fingerprint
 
 
@@ -68,6 +68,14 @@ def planned():
     contents = contents_fingerprint(from_state_dict(weights))
     whole = CurvatureSet(felt, contents, "seeded", 4096, 0.0, 128, 4.0)
     return weights, whole, packer.plan(weights, 6_000, curvature=whole)
+
+
+@pytest.mark.parametrize("way", ["step+gptq", "step.row.col+gptq"])
+def test_a_step_twice_as_small_costs_what_its_damage_is_worth(way: str):
+    """The exchange by which ways are compared: a bit a weight for a quarter of the damage."""
+    weight, felt = matrix(96, 64), curvature_of(96, 64)
+    coarse, fine = (_cost(weight, felt, f"{way}@{step}") for step in (0.2, 0.1))
+    assert abs(fine - coarse) / weight.numel() < 0.1
 
 
 def test_it_is_offered_where_it_pays(planned):

@@ -20,14 +20,14 @@ from packer.train.model import GPT, GPTConfig
 
 from packer import api
 from packer.account import Limits
-from packer.candidates import Measurement
+from packer.candidates import Measurement, TensorInfo
 from packer.checkpoint import from_state_dict
 from packer.curvature.calibration import TextSource, calibrate, token_batches
 from packer.curvature.file import write_curvature
 from packer.damage_fit import Trial, fit_damage
 from packer.errors import CurvatureError, PlanError
 from packer.evaluation import Data
-from packer.predicted_damage import output_error, predicted_nats
+from packer.predicted_damage import complete, output_error, predicted_nats
 from packer.trials import at_damage, damage_bench, fit_to_model, plan_and_check
 
 
@@ -59,6 +59,17 @@ def test_a_tied_embedding_is_felt_twice() -> None:
     assert predicted_nats(replace(head, fisher=None), change) is None
     scaled = replace(head, hessian=7 * head.hessian)
     assert output_error(scaled, change) == pytest.approx(output_error(head, change))
+
+
+def test_a_tensor_without_curvature_is_guessed_by_the_median_and_no_outlier() -> None:
+    known = [
+        Candidate(f"w{n}", "int4", 10, 2.0, 2.0 * ratio) for n, ratio in enumerate((1, 3, 500))
+    ]
+    unknown = Candidate("blind", "int4", 10, 5.0)
+    infos = [TensorInfo(one.tensor, "other", None, (8, 8), "float32") for one in (*known, unknown)]
+    filled, guessed = complete([*known, unknown], infos)
+    assert guessed == ("blind",) and filled[:3] == tuple(known)
+    assert filled[3].damage_bpb == pytest.approx(3 * 5.0)
 
 
 FACTORS = {"mlp-in": 1.3, "mlp-out": 0.8, "token-embedding": 2.0}
