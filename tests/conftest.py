@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -35,6 +37,25 @@ def heeds_interrupts() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def start_process(heeds_interrupts: None) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """subprocess.Popen, of text, with pipes for both outputs unless other ones are named; what
+    still runs when the test ends, however it ends, is killed.
+    """
+    del heeds_interrupts
+    started: list[subprocess.Popen[str]] = []
+
+    def start(command: Sequence[object], **more: Any) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen([str(part) for part in command], **(pipes | more)))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate(timeout=60)
 
 
 @pytest.fixture

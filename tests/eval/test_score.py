@@ -174,15 +174,8 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_two_processes(free_port: int) -> None:
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(free_port)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+def test_two_processes(free_port: int, start_process: Callable[..., subprocess.Popen[str]]) -> None:
+    ranks = [start_process([sys.executable, "-c", RANK, rank, free_port]) for rank in range(2)]
     failures = [process.communicate(timeout=120)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], failures
 

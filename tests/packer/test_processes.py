@@ -8,10 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+from packer.errors import STOPPED
+
+Start = Callable[..., subprocess.Popen[str]]
 
 CAP = 12_000
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,29 +165,19 @@ def test_a_reader_that_stops_early_gets_no_traceback(made: Path, options: str) -
     assert ended.stderr == ""
 
 
-def test_stopped_in_the_middle(tmp_path: Path) -> None:
+def test_stopped_in_the_middle(tmp_path: Path, start_process: Start) -> None:
     """Ctrl-C while it measures: the old output is as it was, and nothing else appears."""
     shared = torch.randn(3_000, 600)  # seconds of measuring, however late the signal comes
-
-    def heed_interrupts() -> None:  # a shell has its background jobs ignore them
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
     torch.save({"a.weight": shared, "b.weight": shared, "c.weight": shared * 2}, tmp_path / "m.pt")
     (tmp_path / "out.pack").write_bytes(b"what stood there")
-    command = [sys.executable, "-m", "packer", "pack", "m.pt", "--cap", "1MB", "-o", "out.pack"]
-    with subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_interrupts,
-    ) as process:
-        assert process.stderr is not None
-        first = process.stderr.readline()  # said once the checkpoint is read
-        assert first.startswith("note: tied")
-        process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
+    pack = ("pack", "m.pt", "--cap", "1MB", "-o", "out.pack")
+    process = start_process([sys.executable, "-m", "packer", *pack], cwd=tmp_path)
+    assert process.stderr is not None
+    first = process.stderr.readline()  # said once the checkpoint is read
+    assert first.startswith("note: tied")
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert rest.strip() == "Error: stopped; files that stood there are untouched"
+    assert rest.strip() == f"Error: {STOPPED}"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.pt", "out.pack"]
     assert (tmp_path / "out.pack").read_bytes() == b"what stood there"

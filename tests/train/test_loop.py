@@ -24,6 +24,8 @@ from packer.train.settings import QATSettings, RunSettings, ScheduleSettings, Tr
 
 from packer.errors import PackerError
 
+Start = Callable[..., subprocess.Popen[str]]
+
 
 def tensors_of(value: Any, at: str = "") -> dict[str, torch.Tensor]:
     """Every tensor inside a state, by its path."""
@@ -94,7 +96,9 @@ def command(folder: Path, config: Path, *more: str) -> list[str]:
     return [sys.executable, "-c", script, "train", *source, "-o", str(folder), *more]
 
 
-def test_killed_at_any_moment_it_ends_the_same(tiny_run: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_ends_the_same(
+    tiny_run: Path, tmp_path: Path, start_process: Start
+) -> None:
     more = ("--set", "iterations=40", "--set", "save_every=1", "--set", "warmdown=20")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(whole, tiny_run, *more), check=True, capture_output=True)
@@ -102,7 +106,7 @@ def test_killed_at_any_moment_it_ends_the_same(tiny_run: Path, tmp_path: Path) -
     arguments = command(killed, tiny_run, *more)
     kills = 0
     for _ in range(4):
-        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start_process(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         begun = kills > 0 or (killed / STATE).exists()
         while not (begun or (killed / STATE).exists()) and time.monotonic() < deadline:
@@ -119,9 +123,9 @@ def test_killed_at_any_moment_it_ends_the_same(tiny_run: Path, tmp_path: Path) -
     assert all(name.startswith(".") for name in left)
 
 
-def test_ctrl_c_saves_between_steps(tiny_run: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_between_steps(tiny_run: Path, tmp_path: Path, start_process: Start) -> None:
     more = ("--set", "iterations=100000", "--set", "log_every=1")
-    process = subprocess.Popen(command(tmp_path / "run", tiny_run, *more), stderr=subprocess.PIPE)
+    process = start_process(command(tmp_path / "run", tiny_run, *more))
     metrics = tmp_path / "run" / METRICS
     deadline = time.monotonic() + 60
     while len(read_metrics(metrics)) < 3 and time.monotonic() < deadline:
@@ -129,9 +133,9 @@ def test_ctrl_c_saves_between_steps(tiny_run: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "with --resume" in said.decode() and "Traceback" not in said.decode()
+    assert "with --resume" in said and "Traceback" not in said
     state = read_state(tmp_path / "run" / STATE)
-    assert state["step"] >= 3 and f"stopped after step {state['step']}" in said.decode()
+    assert state["step"] >= 3 and f"stopped after step {state['step']}" in said
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_the_good_state(
@@ -222,7 +226,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
 
 
 def test_two_processes_have_the_loss_curve_of_one(
-    tiny_run: Path, tmp_path: Path, free_port: int
+    tiny_run: Path, tmp_path: Path, free_port: int, start_process: Start
 ) -> None:
     more = ("--set", "log_every=1", "--set", "micro_tokens=32")
     subprocess.run(command(tmp_path / "one", tiny_run, *more), check=True, capture_output=True)
@@ -237,16 +241,11 @@ def test_two_processes_have_the_loss_curve_of_one(
             "MASTER_PORT": str(free_port),
         }
         processes.append(
-            subprocess.Popen(
-                command(tmp_path / "two", tiny_run, *more, "--json"),
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
+            start_process(command(tmp_path / "two", tiny_run, *more, "--json"), env=environment)
         )
     outputs = [process.communicate(timeout=180) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert json.loads(outputs[0][0])["steps"] == 12 and outputs[1][0] == b""
+    assert json.loads(outputs[0][0])["steps"] == 12 and outputs[1][0] == ""
     one, two = (read_metrics(tmp_path / name / METRICS) for name in ("one", "two"))
     assert len(one) == len(two) > 12
     for a, b in zip(one, two, strict=True):
