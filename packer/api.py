@@ -219,7 +219,8 @@ def calibrate(
     """How much every weight of a torch module is felt; written to `out` (.safetensors) when given.
 
     model: gives logits for tokens [windows, time], or a loss from `cross_entropy`. batches: int64
-    tokens [windows, time]. seconds: a hard limit. bytes_per_token: of the text, so that damage is
+    tokens [windows, time]. seconds: within which it ends, see
+    `packer.curvature.calibration.calibrate`. bytes_per_token: of the text, so that damage is
     in bits per byte. The model is left as it was.
     Raises CurvatureError, ModelError: see packer.curvature.calibration and
     packer.eval.foreign_forward.

@@ -70,7 +70,7 @@ def _windows(model: AnyModel, processor: Any, text: TextOptions, started: float)
             batch=None if half is None else WINDOWS_IN_TIME,
             progress=lambda done, total: progress("tokens", done, total),
         )
-        found = [window for (window,) in within(windows, half, started, None)]
+        found = [window for (window,), _ in within(windows, half, started, None)]
     if not found:
         raise CurvatureError("not one window was written in half the seconds; allow more")
     return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from packer.checkpoint import Checkpoint, contents_fingerprint, from_state_dict
+from packer.curvature.bundled import MAY_TAKE
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.free_order import order_is_free
 from packer.curvature.observing import (
@@ -25,7 +28,7 @@ from packer.curvature.observing import (
 from packer.curvature.own_labels import OwnLabels
 from packer.curvature.ranks import ALONE, Ranks
 from packer.curvature.unfinished import Unfinished, UnfinishedFile
-from packer.curvature.weight_uses import WeightUses
+from packer.curvature.weight_uses import OutOfTimeError, WeightUses
 from packer.errors import CurvatureError
 from packer.eval.foreign_forward import named_module
 from packer.eval.forward import AnyModel, device_of, evaluation_mode, tail_logits
@@ -64,12 +67,15 @@ def calibrate(
     """Second moments of the inputs of every linear map and the Fisher of its outputs.
 
     batches: int64 [windows, time], read by the model as they are; labels are drawn from its own
-    predictions (`seed`), which makes the Fisher a true one. seconds: no batch is begun that may
-    not end within so many. checkpoint: the weights whose fingerprint the result carries and whose
-    names it has; default: the model's own state dict. unfinished: where sums are kept now and then,
-    and from where an earlier run of the same batches goes on. ranks: the processes that share the
-    batches, which all have the same ones and the same model; each gets the whole result, that of
-    one process but for the order in which float64 numbers are added. The model is left as it was.
+    predictions (`seed`), which makes the Fisher a true one. seconds: from the call on, setup
+    included. No batch is begun that, taking as long as the longest before it, would not end within
+    so many; one that takes longer all the same is stopped where it next uses torch, and left out
+    as a whole, if one process reads. checkpoint: the weights whose fingerprint the result carries
+    and whose names it has; default: the model's own state dict. unfinished: where sums are kept now
+    and then, and from where an earlier run of the same batches goes on. ranks: the processes that
+    share the batches, which all have the same ones and the same model; each gets the whole result,
+    that of one process but for the order in which float64 numbers are added. The model is left as
+    it was.
     Raises CurvatureError: no batch could be read in time, or a model that gives no gradients at
     all or logits that are not finite. ScoreError: a model that only tells losses.
     """
@@ -83,12 +89,13 @@ def calibrate(
     sample, batches = _first_of(batches)
     with evaluation_mode([model]), gradients_for(uses.weights.values()):
         free_order = ranks.first_says(run.order_is_free(sample, checkpoint))
-        for group in within(batches, seconds, started, progress, run.batches, ranks):
-            run.read(group)
+        for group, until in within(batches, seconds, started, progress, run.batches, ranks):
+            if not run.read(group, until):
+                break
             if unfinished is not None and ranks.first_says(unfinished.due):
                 run.keep(unfinished, time.perf_counter() - started)
     if run.tokens == 0:
-        raise _nothing_read(text, seconds)
+        raise _nothing_read(text, seconds, time.perf_counter() - started)
     ranks.add_up(uses, run.device)
     unreached = unreached_matrices(uses, checkpoint)
     by_tensor = collect(uses, run.tokens)
@@ -153,12 +160,23 @@ class _Run:
         tokens = keep_tokens(sample).to(self.device)
         return order_is_free(self.model, self.uses.weights, checkpoint, tokens)
 
-    def read(self, group: Sequence[Tensor]) -> None:
-        """A round of batches, of which one is this process's, if there are enough."""
-        width = self.ranks.together(partial(self._width, group))
+    def read(self, group: Sequence[Tensor], until: float) -> bool:
+        """A round of batches, of which one is this process's, if there are enough; whether it ended
+        until then. Where not, the sums are those of before.
+        """
+        uses = self.uses
+        uses.until, before = until, None
+        if until < math.inf:
+            before = copy.deepcopy((uses.maps, uses.tables, uses.parameters))
+        try:
+            width = self.ranks.together(partial(self._width, group))
+        except OutOfTimeError:
+            uses.maps, uses.tables, uses.parameters = before or ({}, {}, {})
+            return False
         self.vocab_size = self.ranks.first_says(width)  # which has a batch in every round
         self.batches += len(group)
         self.tokens += sum(batch.numel() for batch in group)
+        return True
 
     def _width(self, group: Sequence[Tensor]) -> int | None:
         """Of the logits of this process's batch."""
@@ -192,8 +210,13 @@ def _module_of(model: AnyModel) -> torch.nn.Module:
     return module
 
 
-def _nothing_read(text: TextSource, seconds: float | None) -> CurvatureError:
-    within_time = "" if seconds is None else f" within {seconds:g} seconds; allow more"
+def _nothing_read(text: TextSource, seconds: float | None, spent: float) -> CurvatureError:
+    within_time = ""
+    if seconds is not None:
+        within_time = (
+            f" within {seconds:g} seconds; allow more (the first had not ended after {spent:.3g}), "
+            "or take smaller batches"
+        )
     return CurvatureError(f"no batch of {text.words} was read{within_time}")
 
 
@@ -227,18 +250,22 @@ def within(
     progress: Progress | None,
     first: int = 0,
     ranks: Ranks = ALONE,
-) -> Iterator[tuple[Tensor, ...]]:
-    """The rounds of batches from `first` for which the time lasts, going by the longest so far."""
+) -> Iterator[tuple[tuple[Tensor, ...], float]]:
+    """(round of batches, when it must have ended) from `first`, for which the time lasts, going by
+    the longest so far. The latter is infinite, but where there may be doubt in one process: several
+    would have to leave out the same.
+    """
+    limit = math.inf if seconds is None else started + WORKING_SHARE * seconds
     total = len(batches) if isinstance(batches, Sequence) else 0
     longest, done = 0.0, first
     for group in ranks.rounds(batches, first):
         begun = time.perf_counter()
-        late = seconds is not None and begun - started + longest > WORKING_SHARE * seconds
-        if ranks.first_says(late):
+        if ranks.first_says(begun + longest > limit):
             return
+        doubtful = not longest or begun + MAY_TAKE * longest > limit
         if progress is not None:
             progress("batches", done, max(total, done + 1))
-        yield group
+        yield group, limit if doubtful and ranks.size == 1 else math.inf
         done += len(group)
         longest = max(longest, time.perf_counter() - begun)
 

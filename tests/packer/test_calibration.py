@@ -253,6 +253,42 @@ def test_time_is_a_hard_limit(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -
         calibrate(Slow(), [tokens[:0]], seconds=0.3)
 
 
+class Stalling(Banked):
+    """On a clock of which a layer takes 0.2 s, and in the batch `stalls` each takes far more."""
+
+    def __init__(self, now: list[float], stalls: int) -> None:
+        super().__init__()
+        self.now, self.stalls, self.seen = now, stalls, 0
+
+    def forward(self, ids: Tensor) -> Tensor:
+        self.seen += 1
+        self.now[0] += 8.0 if self.seen == self.stalls else 0.4
+        return super().forward(ids)
+
+
+def test_a_batch_that_takes_longer_than_those_before_it_is_left_out(
+    tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(packer.curvature.calibration.time, "perf_counter", lambda: now[0])
+    batches = tokens.split(50)
+    found = calibrate(Stalling(now, stalls=6), batches, seconds=3.0)
+    assert found.tokens == 5 * batches[0].numel()
+    whole = calibrate(Stalling(now, stalls=0), batches[:5])
+    assert whole.by_tensor.keys() == found.by_tensor.keys()
+    for name, one in whole.by_tensor.items():
+        assert torch.equal(one.hessian, found.by_tensor[name].hessian)
+
+
+def test_where_the_first_batch_takes_too_long_nothing_is_read(
+    tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(packer.curvature.calibration.time, "perf_counter", lambda: now[0])
+    with pytest.raises(CurvatureError, match=r"within 3 seconds.*not ended after 8\), or"):
+        calibrate(Stalling(now, stalls=1), tokens.split(50), seconds=3.0)
+
+
 def test_few_tokens_are_warned_of_with_the_rank(tokens: Tensor) -> None:
     found = calibrate(Banked(), [tokens[:1, :3]])
     assert any("rank 3 at most" in text for text in found.warnings)
