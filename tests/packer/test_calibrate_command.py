@@ -114,9 +114,11 @@ def test_a_calibration_killed_half_way_goes_on(lab: Path, run) -> None:
     assert run(*command, "-o", "whole").exit_code == 0
     script = f"""
 import os, signal
+import torch
 from packer.curvature import calibration
 from packer.curvature import unfinished as unfinished_calibration
 from packer.cli import main
+torch.set_num_threads(1)  # as here: sums are the same with as many threads
 unfinished_calibration.SECONDS_BETWEEN, unfinished_calibration.COST_SHARE = 0.0, 1e9
 observe, seen = calibration._observe, []
 def killed(*arguments):
