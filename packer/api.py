@@ -38,7 +38,7 @@ from packer.curvature.curvature_set import AnyCurvature, CurvatureSet
 from packer.curvature.file import write_curvature
 from packer.curvature.given import given_curvature
 from packer.decoder import MAX_DECODED_BYTES, decode_weights, parse
-from packer.errors import CheckpointError, PlanError
+from packer.errors import PlanError
 from packer.eval.foreign_forward import adapt
 from packer.eval.forward import AnyModel, TailLogits
 from packer.files import replacing, write_json
@@ -342,11 +342,7 @@ def unpack_foreign(
     max_memory: bytes that it may expand to.
     Raises CheckpointError: damaged, of no known layout, or no artifact at all.
     """
-    checkpoint = read_checkpoint(artifact, template=template, max_memory=max_memory)
-    if checkpoint.foreign is None:
-        raise CheckpointError(
-            f"{artifact}: is a checkpoint, not an artifact; its weights need no unpacking"
-        )
+    checkpoint = read_checkpoint(artifact, template=template, max_memory=max_memory, artifact=True)
     weights = checkpoint.all_weights()
     if out is not None:
         unpacking.write_weights(out, weights, checkpoint.ties, checkpoint.metadata)

@@ -79,6 +79,7 @@ def read_checkpoint(
     drop: Sequence[str] = (),
     template: str | os.PathLike[str] | None = None,
     max_memory: int | None = None,
+    artifact: bool = False,
 ) -> Checkpoint:
     """The weights in a torch file (zip or legacy), a safetensors file, a folder of shards, or
     another author's artifact.
@@ -87,7 +88,7 @@ def read_checkpoint(
     default the first of ema, model, state_dict, model_state_dict that holds tensors, else the file
     itself. drop: globs (case matters) of names to leave out. template: a checkpoint of the same
     model, for the dtypes that some artifacts do not store. max_memory: bytes that a compressed file
-    may expand to.
+    may expand to. artifact: whether only an artifact will do.
     Zip records are checked against their CRC; the other formats carry no checksum.
     Raises CheckpointError: unreadable, damaged, needs unpickling, or not fit to pack.
     SelectorError: `weights` or a glob of `drop` names nothing.
@@ -101,11 +102,22 @@ def read_checkpoint(
     foreign = foreign_of(content, given)
     if foreign is not None:
         return _from_foreign(foreign, weights, drop)
+    if artifact:
+        raise CheckpointError(_no_artifact(source, content.value))
     state_dict, notes = find_state_dict(content.value, weights, source)
     if content.codec != "none":
         notes = [f"decompressed from {content.file_bytes:,} bytes of {content.codec}", *notes]
     said = [*notes, *_unused(template)]
     return _normalize(state_dict, content.metadata, drop, said, source, content.places)
+
+
+def _no_artifact(source: str, value: object) -> str:
+    keys = [str(key)[:40] for key in value] if isinstance(value, Mapping) else []
+    holds = f"a dict with {listed(keys)}" if keys else f"a {type(value).__name__}"
+    return (
+        f"{source}: is no artifact of a layout that is known here, but {holds}; weights as a "
+        "checkpoint has them are read by packer report, inspect and pack"
+    )
 
 
 def _unused(template: object) -> list[str]:

@@ -22,7 +22,7 @@ import torch
 from packer.errors import CheckpointError, reason
 from packer.foreign.codecs import UnknownBytesError, codec_of, output_limit, unwrap
 from packer.foreign.containers import QGV3, read_qgv3
-from packer.foreign.lrzip_groups import PGRP, read_pgrp
+from packer.foreign.frames import PGRP, read_pgrp
 from packer.foreign.numpy_pickle import read_numpy_pickle
 from packer.safetensors_files import Loaded, load_folder, load_safetensors, safetensors_of
 from packer.stored_tensors import StoredTensor, StoredTensors
@@ -201,6 +201,14 @@ def _check_torch_archive(source: str, records: Sequence[zipfile.ZipInfo]) -> Non
     names = [record.filename.partition("/")[2] for record in records]
     if "constants.pkl" in names:
         raise CheckpointError(f"{source}: is a TorchScript program, not a state dict; {RESAVE}")
+    arrays = [record.filename for record in records]
+    if arrays and all(name.endswith(".npy") for name in arrays):
+        raise CheckpointError(
+            f"{source}: is an .npz of {len(arrays)} numpy arrays, {arrays[0]} the first, and no "
+            "torch file; where they are a model's weights, write them with "
+            "safetensors.numpy.save_file(dict(numpy.load(FILE)), 'weights.safetensors') and use "
+            "that"
+        )
     if "data.pkl" not in names:
         raise CheckpointError(
             f"{source}: is a zip file, but torch.save did not write it (it has no data.pkl); "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from packer.commands.fix_scores import Bench, spell_scores
 from packer.commands.options import print_json, read_config, refuse_overwriting, say_notes
-from packer.errors import CapError, CheckpointError
+from packer.errors import CapError
 
 if TYPE_CHECKING:
     from packer.account import Limits
@@ -28,6 +29,7 @@ Scores = Mapping[str, "Evaluated"]
 def fix_artifact(artifact: str, asked: Asked) -> None:
     """Reads, repairs, measures, writes and says so. Raises PackerError."""
     from packer.checkpoint import read_checkpoint
+    from packer.foreign.own_layout import refuse_unwritable
     from packer.foreign.repack import repack
     from packer.progress import shown
     from packer.submission.offers import offers_under
@@ -36,10 +38,11 @@ def fix_artifact(artifact: str, asked: Asked) -> None:
     for written in (asked.output, asked.loader):
         refuse_overwriting(inputs, written)
     limits = asked.count()
-    loaded = read_checkpoint(artifact, **asked.opening.arguments)
+    loaded = read_checkpoint(artifact, **asked.opening.arguments, artifact=True)
     foreign = loaded.foreign
-    if foreign is None:
-        raise CheckpointError(f"{artifact}: is a checkpoint, not an artifact; use packer pack")
+    assert foreign is not None
+    if asked.no_recode:
+        refuse_unwritable(Path(artifact), foreign, asked.opening.max_memory)
     say_notes(loaded.notes)
     original = read_original(foreign, asked.checkpoint)
     bench = asked.bench(artifact)
@@ -71,16 +74,34 @@ def fix_artifact(artifact: str, asked: Asked) -> None:
             offers = offers_under(limits, foreign, same, original, metadata, progress)
         offers, scores = measured(offers, bench)
     data = offers[0].data if offers else same.data
+    _refuse_larger(foreign, data)
     _write(asked.output, asked.loader, data)
     if bench is not None and scores is None:
         scores = bench.run({"re-encoded": data})
     _show(foreign, same, offers, scores, asked)
 
 
+def _refuse_larger(foreign: ForeignArtifact, data: bytes) -> None:
+    """Raises CapError: what would be written is larger than what was read."""
+    more = len(data) - foreign.file_bytes
+    if more <= 0:
+        return
+    floats = [name for name, one in foreign.tensors.items() if one.is_inflated]
+    why = (
+        f" ({len(floats)} tensors, such as {floats[0]}, have codes that none of our formats can "
+        "say, and are kept as floats)"
+        if floats
+        else ""
+    )
+    raise CapError(
+        f"{foreign.source}: re-encoded it would be {len(data):,} bytes, {more:,} more than its "
+        f"{foreign.file_bytes:,}{why}; nothing was written. Submit it as it is, or plan its "
+        "weights anew: packer pack FILE --cap N"
+    )
+
+
 def _in_own_layout(foreign: ForeignArtifact, same: Repacked, limits: Limits, asked: Asked) -> Offer:
     """The artifact as its author writes it, with coarser codes."""
-    from pathlib import Path
-
     from packer.account import Account
     from packer.foreign.own_layout import requantize
     from packer.progress import shown
@@ -146,7 +167,7 @@ def _spell_lossless(foreign: ForeignArtifact, same: Repacked) -> str:
     return (
         f"the same codes re-encoded: {len(same.data):,} bytes, {fewer} "
         f"({100 * abs(saved) / foreign.file_bytes:.2f} %); all {len(foreign.tensors)} tensors "
-        "decode bit-identical"
+        "decode bit-identical to what the artifact's codes and scales give"
     )
 
 

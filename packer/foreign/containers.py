@@ -13,18 +13,23 @@ import torch
 
 from packer.errors import CheckpointError
 from packer.foreign.int8 import INT8_FORMAT, table
+from packer.foreign.keys import OWN_READER, refuse_unknown
 from packer.foreign.tensors import plain, torch_dtype
 
 QGV3 = b"QGv3"
 PSIONIC_FORMAT = "psionic.parameter_golf.quant_format"
 PSIONIC_SUFFIXES = (".__q", ".__scale")
+QGV3_ENTRY = ("name", "offset", "nbytes", "dtype", "shape")
 MAX_TABLE_BYTES = 1 << 26
 
 
 def int8_of_safetensors(
     tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> dict[str, object]:
-    """The dict of int8_clean_per_row_v1 from its safetensors variant (PR #119)."""
+    """The dict of int8_clean_per_row_v1 from its safetensors variant (PR #119).
+
+    Raises CheckpointError: a part of a tensor that is neither its codes nor its scale.
+    """
     codes, scales, passthrough = {}, {}, {}
     for key, tensor in tensors.items():
         name, dot, suffix = key.rpartition(".")
@@ -32,6 +37,8 @@ def int8_of_safetensors(
             codes[name] = tensor
         elif dot + suffix == PSIONIC_SUFFIXES[1]:
             scales[name] = tensor
+        elif suffix.startswith("__"):
+            raise CheckpointError(f"{name}: its part {suffix} has no known meaning; {OWN_READER}")
         else:
             passthrough[key] = tensor
     return {
@@ -86,7 +93,9 @@ def read_qgv3(data: bytes, source: str) -> dict[str, object]:
             f"{source}: its QGv3 table is damaged ({type(error).__name__}: {error}); copy it again"
         ) from None
     known = (INT8_FORMAT, "QGv3", "qgv3")
-    return {"__quant_format__": INT8_FORMAT if format in known else format, **tables, **dtypes}
+    rest = {key: said for key, said in meta.items() if key != "format"}  # the layout's to judge
+    named = INT8_FORMAT if format in known else format
+    return {**rest, "__quant_format__": named, **tables, **dtypes}
 
 
 def _entries(value: Any) -> dict[str, Mapping[str, Any]]:
@@ -98,6 +107,7 @@ def _entries(value: Any) -> dict[str, Mapping[str, Any]]:
 
 def _stored(entry: Mapping[str, Any], section: bytes, what: str) -> torch.Tensor:
     """The tensor of one table entry: offset and nbytes into its section, dtype, shape."""
+    refuse_unknown(entry, QGV3_ENTRY, f"the {what}: its entry")
     offset, length, shape = entry["offset"], entry["nbytes"], entry["shape"]
     dtype = torch_dtype(entry["dtype"], what)
     sizes = (offset, length, *shape)

@@ -7,34 +7,107 @@ from collections.abc import Mapping
 import torch
 
 from packer.errors import CheckpointError
-from packer.foreign.tensors import ForeignTensor, kept, plain, scaled, torch_dtype
+from packer.foreign.keys import (
+    OWN_READER,
+    is_on,
+    refuse_other_shape,
+    refuse_unknown,
+    shown,
+)
+from packer.foreign.row_ranges import RANGES, with_ranges
+from packer.foreign.tensors import (
+    ForeignTensor,
+    computed,
+    kept,
+    plain,
+    scaled,
+    torch_dtype,
+)
+from packer.quantizers.quantize import dequantize
 
 INT8_FORMAT = "int8_clean_per_row_v1"
+# What other writers call the same arithmetic: codes × the scale of the row, in the dtype that the
+# file says. A name that looks alike may mean another: int6_gptq_lite_v1 rounds to bfloat16.
+INT8_FORMATS = frozenset(
+    (
+        *(f"int{bits}_clean_per_row_v1" for bits in range(4, 9)),
+        *(f"int{bits}_range_in_int8_per_row_v1" for bits in range(4, 9)),
+        *("int6_per_row_v1", "int5_int6_clean_per_row_v1", "int6_8_clean_per_row_v1"),
+        *("mixed_int6_int8_v1", "mixed_int6_int8_per_row_v1", "mixed_intN_per_row_v1"),
+        *("mixed_int_v1", "mixed_int6_clipsearch_v1", "gptq_lite_int6_v1", "gptq_lite_mixed_v2"),
+        "sd_clip_v1",
+    )
+)
 REQUIRED = ("quantized", "scales", "passthrough")
-OPTIONAL = ("__quant_format__", "dtypes", "qmeta", "passthrough_orig_dtypes")
+OPTIONAL = ("dtypes", "qmeta", "passthrough_orig_dtypes")
+COUNTS = ("bits", "bitwidths", "stats")  # numbers about the codes, which no reader computes with
+ENTRY_KEYS = ("scheme", "axis", "type", "shape", "orig_dtype", "transposed", "row_passthrough")
+SCHEMES = (None, "per_row", "per_tensor", "int6_per_row", "int8_per_row", "int8_fallback")
+TYPES = (None, *(f"int{bits}" for bits in range(4, 9)), "int6_clipsearch")
+Tables = Mapping[str, Mapping[str, object]]
+Template = Mapping[str, torch.Tensor] | None
 
 
 def read_int8(
-    value: Mapping[str, object], template: Mapping[str, torch.Tensor] | None, notes: list[str]
+    value: Mapping[str, object], template: Template, notes: list[str]
 ) -> dict[str, ForeignTensor]:
     """Raises CheckpointError: another format, unknown keys, parts that do not fit together."""
     format = value.get("__quant_format__", INT8_FORMAT)
-    if format != INT8_FORMAT:
-        raise CheckpointError(f"its format is {format!r}; {INT8_FORMAT} is known")
-    odd = sorted(str(key) for key in set(value) - {*REQUIRED, *OPTIONAL})
-    if odd:
-        raise CheckpointError(f"{INT8_FORMAT} has no {', '.join(odd)}; another layout is mixed in")
-    tables = {key: table(value.get(key, {}), key) for key in (*REQUIRED, *OPTIONAL[1:])}
+    if not isinstance(format, str) or format not in INT8_FORMATS:
+        raise CheckpointError(
+            f"its format is {shown(format)}, whose arithmetic is not known here; {INT8_FORMAT} and "
+            f"{len(INT8_FORMATS) - 1} other names of it are; {OWN_READER}"
+        )
+    _check_keys(value)
+    tables = {key: table(value.get(key, {}), key) for key in (*REQUIRED, *OPTIONAL, RANGES)}
     codes, scales, passthrough = (tables[key] for key in REQUIRED)
     if set(codes) != set(scales) or set(codes) & set(passthrough):
         raise CheckpointError("its quantized, scales and passthrough name different tensors")
-    dtypes = {**tables["passthrough_orig_dtypes"], **tables["dtypes"]}
-    assumed = [name for name in codes if name not in dtypes and name not in (template or {})]
+    _check_entries_of_others(tables)
+    known = {*tables["dtypes"], *(template or {})}
+    assumed = [name for name in codes if name not in known]
+    if assumed and format != INT8_FORMAT:
+        raise CheckpointError(
+            f"{assumed[0]} and {len(assumed) - 1} more have no entry in dtypes, and {format} does "
+            "not say what then holds; name a checkpoint of the model with --template CKPT"
+        )
     if assumed:
         notes.append(f"float32 is assumed for {len(assumed)} tensors without a dtype")
     found = {name: _quantized(name, tables, template) for name in codes}
     found.update({name: _passthrough(name, tables) for name in passthrough})
     return found
+
+
+def _check_keys(value: Mapping[str, object]) -> None:
+    known = {"__quant_format__", *REQUIRED, *OPTIONAL, *COUNTS, "scale_scheme", RANGES}
+    odd = sorted(str(key) for key in set(value) - known)
+    if odd:
+        raise CheckpointError(
+            f"{INT8_FORMAT} has no {', '.join(odd)}; another layout is mixed in, which is not known"
+            f" here; {OWN_READER}"
+        )
+    for key in COUNTS:
+        said = value.get(key, 0)
+        counts = said.values() if isinstance(said, Mapping) else [said]
+        if not all(isinstance(count, int | float | str) for count in counts):
+            raise CheckpointError(f"its {key} holds more than numbers; {OWN_READER}")
+    if value.get("scale_scheme", "per_row") != "per_row":
+        raise CheckpointError(
+            f"its scale_scheme is {shown(value['scale_scheme'])}; per_row is known"
+        )
+
+
+def _check_entries_of_others(tables: Tables) -> None:
+    """Entries of tensors that have no codes may only say that they have none."""
+    for name, entry in tables["qmeta"].items():
+        if name in tables["quantized"]:
+            continue
+        kind = entry.get("type") if isinstance(entry, Mapping) and len(entry) == 1 else None
+        if name not in tables["passthrough"] or not str(kind).startswith("passthrough"):
+            raise CheckpointError(f"its qmeta says {shown(entry)} of {name}, which has no codes")
+    for name in tables[RANGES]:
+        if name not in tables["quantized"]:
+            raise CheckpointError(f"its {RANGES} has rows of {name}, which has no codes")
 
 
 def table(value: object, key: str) -> Mapping[str, object]:
@@ -44,20 +117,47 @@ def table(value: object, key: str) -> Mapping[str, object]:
     return value
 
 
-def _quantized(
-    name: str,
-    tables: Mapping[str, Mapping[str, object]],
-    template: Mapping[str, torch.Tensor] | None,
-) -> ForeignTensor:
+def _quantized(name: str, tables: Tables, template: Template) -> ForeignTensor:
     codes = plain(tables["quantized"][name], f"the codes of {name}")
     scale = _as_tensor(tables["scales"][name], name)
-    _check_scheme(name, tables["qmeta"].get(name))
     if name in tables["dtypes"]:
         dtype = torch_dtype(tables["dtypes"][name], name)
     else:
         dtype = template[name].dtype if template and name in template else torch.float32
-    quantized = scaled(codes, scale, dtype, name)
-    return ForeignTensor(str(quantized.format), {"q": codes, "scale": scale}, quantized)
+    entry = _entry(name, tables["qmeta"].get(name), dtype)
+    ranges = tables[RANGES].get(name)
+    if entry.get("row_passthrough") and ranges is None:
+        raise CheckpointError(f"{name}: its qmeta has row_passthrough, and no {RANGES} holds them")
+    base = scaled(codes, scale, dtype, name)
+    if is_on(entry, "transposed", name):
+        return _transposed(name, codes, scale, dequantize(base), entry, ranges)
+    refuse_other_shape(entry, tuple(codes.shape), name)
+    found = ForeignTensor(str(base.format), {"q": codes, "scale": scale}, base)
+    if ranges is None:
+        return found
+    said = tables["passthrough_orig_dtypes"].get(name)
+    stored = None if said is None else torch_dtype(said, name)
+    return with_ranges(name, found, ranges, entry.get("row_passthrough"), stored)
+
+
+def _transposed(
+    name: str,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    weight: torch.Tensor,
+    entry: Mapping[str, object],
+    ranges: object,
+) -> ForeignTensor:
+    """A matrix of which the file has the transpose, with the scales of the transpose's rows."""
+    if codes.dim() != 2 or ranges is not None:
+        raise CheckpointError(
+            f"{name}: its codes of shape {list(codes.shape)} are said to be transposed; that is "
+            "known of matrices without rows kept as floats"
+        )
+    weight = weight.T.contiguous()
+    refuse_other_shape(entry, tuple(weight.shape), name)
+    parts = {"q_transposed": codes, "scale": scale}
+    return ForeignTensor("int8.column", parts, computed(weight))
 
 
 def _as_tensor(scale: object, name: str) -> torch.Tensor:
@@ -67,17 +167,29 @@ def _as_tensor(scale: object, name: str) -> torch.Tensor:
     return plain(scale, f"the scale of {name}")
 
 
-def _check_scheme(name: str, scheme: object) -> None:
-    if scheme is None:
-        return
-    known = isinstance(scheme, Mapping) and scheme.get("scheme") in ("per_row", "per_tensor")
-    if not known or scheme.get("axis", 0) != 0:  # type: ignore[attr-defined]
+def _entry(name: str, entry: object, dtype: torch.dtype) -> Mapping[str, object]:
+    """What qmeta says of a tensor with codes. Raises CheckpointError: anything not known."""
+    if entry is None:
+        return {}
+    if not isinstance(entry, Mapping):
+        raise CheckpointError(f"{name}: its qmeta is {shown(entry)}, not a dict")
+    refuse_unknown(entry, ENTRY_KEYS, f"{name}: its qmeta")
+    if entry.get("scheme") not in SCHEMES or entry.get("axis") not in (None, 0):
         raise CheckpointError(
-            f"{name}: its scheme is {scheme!r}; scales per row, axis 0, are known"
+            f"{name}: its scheme is {shown(dict(entry))}; scales per row, axis 0, are known"
         )
+    if entry.get("type") not in TYPES:
+        raise CheckpointError(
+            f"{name}: its qmeta has the type {shown(entry['type'])}; {OWN_READER}"
+        )
+    if "orig_dtype" in entry and torch_dtype(entry["orig_dtype"], name) != dtype:
+        raise CheckpointError(
+            f"{name}: was {shown(entry['orig_dtype'])} by its qmeta, and is {dtype}"
+        )
+    return entry
 
 
-def _passthrough(name: str, tables: Mapping[str, Mapping[str, object]]) -> ForeignTensor:
+def _passthrough(name: str, tables: Tables) -> ForeignTensor:
     tensor = plain(tables["passthrough"][name], name)
     dtype = torch_dtype(tables["passthrough_orig_dtypes"].get(name, tensor.dtype), name)
     if dtype.is_floating_point != tensor.is_floating_point():

@@ -1,8 +1,9 @@
-"""The three layouts of contest artifacts: dicts of tensors in, named tensors out.
+"""The layouts of contest artifacts: dicts of tensors in, named tensors out.
 
 int8_clean_per_row_v1: quantized, scales, dtypes and passthrough, each by tensor name.
 {"w", "m"}: parts and their meaning by name; the dtypes are in a template that the file lacks.
 ternary and binary: one entry with its own type per tensor.
+flat: {"w"} of the second, without the meanings.
 A key that no layout knows is refused: weights read past it would be silently wrong.
 """
 
@@ -13,10 +14,11 @@ from collections.abc import Callable, Mapping
 import torch
 
 from packer.errors import CheckpointError
-from packer.foreign.int8 import INT8_FORMAT, read_int8
+from packer.foreign.flat import is_flat, read_flat
+from packer.foreign.int8 import INT8_FORMAT, INT8_FORMATS, read_int8
 from packer.foreign.mixed import read_mixed
 from packer.foreign.tensors import ForeignTensor
-from packer.foreign.ternary import TYPES, read_ternary
+from packer.foreign.ternary import has_entries, read_ternary
 
 Tensors = dict[str, ForeignTensor]
 Template = Mapping[str, torch.Tensor] | None
@@ -28,13 +30,14 @@ def layout_of(value: object) -> tuple[str, Reader] | None:
     if not isinstance(value, Mapping):
         return None
     if "__quant_format__" in value or {"quantized", "scales", "passthrough"} <= set(value):
-        return INT8_FORMAT, read_int8
+        format = value.get("__quant_format__")
+        known = isinstance(format, str) and format in INT8_FORMATS
+        return str(format) if known else INT8_FORMAT, read_int8
     if {"w", "m"} <= set(value) and all(isinstance(value[key], Mapping) for key in "wm"):
         return "{w, m}", read_mixed
-    entries = list(value.values())
-    if entries and all(isinstance(one, Mapping) and one.get("type") in TYPES for one in entries):
+    if has_entries(value):
         return "ternary", read_ternary
-    return None
+    return ("flat", read_flat) if is_flat(value) else None
 
 
 def read_layout(

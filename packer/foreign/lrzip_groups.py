@@ -1,4 +1,5 @@
-"""Per-group lrzip (PR #1855): seven groups of matrices, each through the program lrzip, and a rest.
+"""Version 1 of the PGRP frame (PR #1855): seven groups of matrices, each through the program
+lrzip, and a rest.
 
 The magic PGRP, a u32 count (9), that many u32 lengths, then the streams. Streams 0 to 6 hold the
 codes of one kind of matrix, layer after layer, each column by column; stream 7 every other tensor,
@@ -7,11 +8,7 @@ what they are, and the shapes; stream 8 how rows were put in order.
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +16,9 @@ import torch
 
 from packer.errors import CheckpointError
 from packer.foreign.codecs import expand
+from packer.foreign.keys import OWN_READER
+from packer.foreign.lrzip import lrzip_expand
 
-PGRP = b"PGRP"
 GROUPS = (
     "tok_emb.weight.q",
     "attn.c_k.weight.q",
@@ -32,13 +30,10 @@ GROUPS = (
 )
 SORTED_GROUPS = ("tok_emb.weight.q", "attn.c_q.weight.q", "mlp.fc.weight.q")
 STREAMS = len(GROUPS) + 2
-LRZIP_MAGIC = b"LRZI"
-SECONDS = 600
-SPARE_BYTES = 1 << 20
 Load = Callable[[bytes, str, int], tuple[object, dict[str, str]]]
 
 
-def read_pgrp(data: bytes, source: str, limit: int, load: Load) -> dict[str, object]:
+def read_groups(data: bytes, source: str, limit: int, load: Load) -> dict[str, object]:
     """The dict {"w", "m"} of the artifact. load: reads the container inside stream 7.
 
     Raises CheckpointError: lengths that do not add up, lrzip is not installed, damaged streams.
@@ -53,8 +48,16 @@ def read_pgrp(data: bytes, source: str, limit: int, load: Load) -> dict[str, obj
 
 def _read(data: bytes, source: str, limit: int, load: Load) -> dict[str, object]:
     streams = split(data, source)
-    rest, _ = load(expand("brotli", streams[7], limit, source), source, limit)
-    assert isinstance(rest, Mapping)
+    packed = expand("brotli", streams[7], limit, source)
+    rest = load(packed, source, limit)[0] if packed[:4] != data[:4] else None
+    if not isinstance(rest, Mapping):
+        raise ValueError(f"its eighth stream is a {type(rest).__name__}, not a dict")
+    odd = sorted(str(key) for key in set(rest) - {"r", "m", "s"})
+    if odd:
+        raise CheckpointError(
+            f"{source}: beside r, m and s its PGRP frame has {', '.join(odd)}, which is not known "
+            f"here; {OWN_READER}"
+        )
     parts, meanings, shapes = dict(rest["r"]), dict(rest["m"]), dict(rest["s"])
     permutations = expand("brotli", streams[8], limit, source) if streams[8] else b""
     orders = np.frombuffer(permutations, "<u2").astype(np.int64)
@@ -75,7 +78,10 @@ def _read(data: bytes, source: str, limit: int, load: Load) -> dict[str, object]
             matrix = codes[at : at + rows * columns].reshape(columns, rows).T
             at += rows * columns
             if group in SORTED_GROUPS and len(orders):
-                matrix = _unsorted(matrix, orders[used : used + rows], name)
+                order = orders[used : used + rows]
+                if not is_order(order, rows):
+                    raise ValueError(f"the rows of {name} are in no order that has each once")
+                matrix = unsorted(matrix, order)
                 used += rows
             parts[name] = torch.from_numpy(np.ascontiguousarray(matrix))
     if used != len(orders):
@@ -120,58 +126,13 @@ def _shape(value: Any) -> tuple[int, int]:
     return rows, columns
 
 
-def _unsorted(matrix: Any, order: Any, name: str) -> Any:
-    """Rows where they were: row i of the stream is row order[i] of the matrix."""
-    if not np.array_equal(np.sort(order), np.arange(len(matrix))):
-        raise ValueError(f"the rows of {name} are in no order that has each of them once")
-    found = np.empty_like(matrix)
+def is_order(order: Any, rows: int) -> bool:
+    """Whether int64 numbers have each of so many rows once."""
+    return np.array_equal(np.sort(order), np.arange(rows))
+
+
+def unsorted(matrix: Any, order: Any) -> Any:
+    """Rows where they were: row i of what is stored is row order[i] of the matrix."""
+    found = np.empty_like(matrix, order="C")
     found[order] = matrix
     return found
-
-
-def _limit_files(length: int) -> None:
-    """In the program's own process: no file of its may grow beyond what was declared."""
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_FSIZE, (length + SPARE_BYTES, length + SPARE_BYTES))
-
-
-def lrzip_expand(stream: bytes, length: int, limit: int, source: str) -> bytes:
-    """Exactly `length` bytes out of one lrzip stream, by the program of that name.
-
-    Raises CheckpointError: it is not installed, fails, or gives another length.
-    """
-    if stream[:4] != LRZIP_MAGIC:
-        raise CheckpointError(f"{source}: a group of codes is no lrzip stream; the file is damaged")
-    # Its header declares the size that the stream expands to, in bytes 6 to 13.
-    declared = int.from_bytes(stream[6:14], "little")
-    if declared != length or length > limit:
-        raise CheckpointError(
-            f"{source}: a group of codes would expand to {declared:,} bytes where {length:,} "
-            f"belong and {limit:,} are allowed; the file is damaged, or allow more with "
-            "--max-memory"
-        )
-    program = shutil.which("lrzip")
-    if program is None:
-        raise CheckpointError(
-            f"{source}: its codes are compressed by lrzip, a program that is not installed; "
-            "install the package lrzip (apt-get install lrzip, brew install lrzip)"
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        packed, unpacked = Path(folder) / "group.lrz", Path(folder) / "group"
-        packed.write_bytes(stream)
-        command = [program, "-d", "-q", "-f", "-o", str(unpacked), str(packed)]
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                timeout=SECONDS,
-                check=False,
-                preexec_fn=lambda: _limit_files(length),
-            )
-        except subprocess.TimeoutExpired:
-            raise CheckpointError(f"{source}: lrzip took more than {SECONDS} seconds") from None
-        if done.returncode or not unpacked.is_file() or unpacked.stat().st_size != length:
-            said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            raise CheckpointError(f"{source}: lrzip cannot read a group ({' '.join(said)})")
-        return unpacked.read_bytes()

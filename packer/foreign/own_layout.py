@@ -26,7 +26,7 @@ from packer.checkpoint_files import content_of, is_container, load
 from packer.counted_code import solve
 from packer.errors import CapError, CheckpointError
 from packer.foreign.codecs import TAGS, output_limit, unwrap
-from packer.foreign.int8 import INT8_FORMAT
+from packer.foreign.int8 import INT8_FORMAT, INT8_FORMATS
 from packer.foreign.reading import ForeignArtifact, foreign_of
 from packer.foreign.repack import Repacked
 from packer.foreign.repairs import (
@@ -105,6 +105,11 @@ def requantize(
     return best
 
 
+def refuse_unwritable(path: Path, foreign: ForeignArtifact, max_memory: int | None = None) -> None:
+    """Raises CheckpointError: the artifact's container, layout or codec is not written here."""
+    _written_as(path, foreign, max_memory)
+
+
 def _stored(foreign: ForeignArtifact) -> dict[str, str]:
     return {name: tensor.stored for name, tensor in foreign.tensors.items()}
 
@@ -166,7 +171,7 @@ def _with(
         scale = parts["scale"]
         if scale.shape.numel() == one.side["scale"].numel() or one.side["scale"].numel() == 1:
             scale = one.side["scale"].to(scale.dtype).expand(scale.numel()).reshape(scale.shape)
-        if foreign.layout == INT8_FORMAT:
+        if foreign.layout in INT8_FORMATS:
             tables["quantized"][name] = codes
             was = tables["scales"][name]
             tables["scales"][name] = float(scale) if isinstance(was, float) else scale.contiguous()
@@ -247,11 +252,12 @@ def _written_as(
     whole = path.read_bytes()
     inner = unwrap(whole, output_limit(len(whole), max_memory), str(path), is_container)
     layers = inner.layers
-    known = foreign.layout in (INT8_FORMAT, "{w, m}") and inner.data.startswith(ZIP)
+    known = foreign.layout in (*INT8_FORMATS, "{w, m}") and inner.data.startswith(ZIP)
     if not known or set(layers) - {"zlib", "zstd", "xz", "brotli"}:
         raise CheckpointError(
             f"{path}: is {foreign.layout} under {foreign.codec}; with --no-recode, torch files of "
-            f"{INT8_FORMAT} and {{w, m}} under zlib, zstd, xz or brotli are written"
+            f"{INT8_FORMAT}, of its other names and of {{w, m}} under zlib, zstd, xz or brotli are "
+            "written"
         )
     value = load(path, max_memory).value
     assert isinstance(value, Mapping)

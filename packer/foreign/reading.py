@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from packer.checkpoint_files import Content
+from packer.errors import CheckpointError
 from packer.foreign.containers import PSIONIC_FORMAT, int8_of_safetensors
 from packer.foreign.layouts import layout_of, read_layout
 from packer.foreign.tensors import ForeignArtifact
@@ -33,7 +34,10 @@ def foreign_of(
     """
     value = content.value
     if PSIONIC_FORMAT in content.metadata and isinstance(value, Mapping):
-        value = int8_of_safetensors(value, content.metadata)
+        try:
+            value = int8_of_safetensors(value, content.metadata)
+        except CheckpointError as error:
+            raise CheckpointError(f"{content.source}: {error}") from None
     if layout_of(value) is None:
         return None
     assert isinstance(value, Mapping)

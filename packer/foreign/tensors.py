@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from packer.errors import CheckpointError
+from packer.fingerprint import bytes_of
 from packer.quantizers.formats import (
     FormatError,
     Passthrough,
@@ -35,6 +36,11 @@ class ForeignTensor:
     stored: str
     parts: Parts
     quantized: QuantizedTensor
+
+    @property
+    def is_inflated(self) -> bool:
+        """Whether it has codes that none of our formats can say, so that it is kept as floats."""
+        return len(self.parts) > 1 and isinstance(self.quantized.format, Passthrough)
 
     @property
     def raw_bytes(self) -> int:
@@ -98,16 +104,32 @@ def plain(value: object, what: str) -> torch.Tensor:
     return value.detach().contiguous()
 
 
-def kept(tensor: torch.Tensor, dtype: torch.dtype) -> QuantizedTensor:
-    """A tensor stored as it is, or as a shorter float, that decodes to `dtype`.
-
-    Raises CheckpointError: integers that are to become floats.
+def product(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """float32 codes × scale, one scale for all of them or one per index of the first axis: what the
+    authors' own readers compute before they cast to the tensor's dtype.
     """
+    steps = scale.to(torch.float32)
+    by_row = () if steps.numel() == 1 else (-1, *[1] * (codes.dim() - 1))
+    return codes.to(torch.float32) * steps.reshape(by_row)
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether dtype, shape and every bit agree."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(bytes_of(one), bytes_of(other))
+
+
+def kept(tensor: torch.Tensor, dtype: torch.dtype) -> QuantizedTensor:
+    """A tensor stored as it is, or as a shorter float, that decodes to `tensor.to(dtype)`."""
+    weight = tensor.to(dtype)
     if tensor.dtype == dtype or tensor.dtype not in PASSTHROUGHS:
-        tensor = tensor.to(dtype)
-        format = Passthrough(PASSTHROUGHS.get(dtype, "raw"))
-    else:
-        format = Passthrough(PASSTHROUGHS[tensor.dtype])
+        return _as_stored(weight, Passthrough(PASSTHROUGHS.get(dtype, "raw")), dtype)
+    shorter = _as_stored(tensor, Passthrough(PASSTHROUGHS[tensor.dtype]), dtype)
+    return shorter if same_bits(dequantize(shorter), weight) else computed(weight)
+
+
+def _as_stored(tensor: torch.Tensor, format: Passthrough, dtype: torch.dtype) -> QuantizedTensor:
     codes = tensor.contiguous().reshape(-1).view(torch.uint8).reshape(-1, tensor.itemsize)
     return QuantizedTensor(format, tuple(tensor.shape), dtype, codes)
 
@@ -115,7 +137,8 @@ def kept(tensor: torch.Tensor, dtype: torch.dtype) -> QuantizedTensor:
 def scaled(
     codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, what: str, bits: int | None = None
 ) -> QuantizedTensor:
-    """Integers times one scale for the tensor, or one per index of the first axis.
+    """Integers times one scale for the tensor, or one per index of the first axis: the codes and
+    scales themselves where our format decodes them to the very bits of `product`, else the floats.
 
     bits: what the artifact says of the codes; where they need more, the format has more.
     Raises CheckpointError: not int8, or scales that do not fit the shape or are not numbers.
@@ -137,11 +160,13 @@ def scaled(
             )
         stored = stored.repeat_interleave(rows // shape[0]) if shape[0] else stored
     try:
-        return QuantizedTensor(
+        ours = QuantizedTensor(
             wide_enough, shape, dtype, codes.reshape(row_shape(shape)), {"scale": stored}
         )
     except FormatError as error:
         raise CheckpointError(f"{what}: {error}; the file is damaged") from None
+    weight = product(codes, scale).to(dtype)
+    return ours if same_bits(dequantize(ours), weight) else computed(weight)
 
 
 def _uniform(codes: torch.Tensor, bits: int | None, *, per_row: bool, half: torch.dtype) -> Uniform:
@@ -156,7 +181,7 @@ def _uniform(codes: torch.Tensor, bits: int | None, *, per_row: bool, half: torc
 
 def computed(weight: torch.Tensor) -> QuantizedTensor:
     """Weights that none of our formats can say otherwise than as themselves."""
-    return kept(weight, weight.dtype)
+    return _as_stored(weight, Passthrough(PASSTHROUGHS.get(weight.dtype, "raw")), weight.dtype)
 
 
 def torch_dtype(name: object, what: str) -> torch.dtype:
@@ -165,7 +190,7 @@ def torch_dtype(name: object, what: str) -> torch.dtype:
         return name
     found = getattr(torch, str(name).removeprefix("torch."), None)
     if not isinstance(found, torch.dtype):
-        raise CheckpointError(f"{what}: its dtype is {name!r}, which torch does not have")
+        raise CheckpointError(f"{what}: its dtype is {str(name)[:80]!r}, which torch does not have")
     return found
 
 

@@ -7,8 +7,9 @@
     fp8, fp16          data as it is
     fp4                two codes a byte
 
-Scales of a group are divided by the group's mean magnitude of codes: what training multiplied by
-was the mean over all weights of the group, zeros included.
+Scales of a ternary group are divided by the group's mean magnitude of codes, as PR #640's reader
+does: what training multiplied by was the mean over all weights of the group, zeros included. PR
+#1609's reader does not divide, and nothing in the file tells the two apart; a note says so.
 """
 
 from __future__ import annotations
@@ -21,16 +22,38 @@ import numpy as np
 import torch
 
 from packer.errors import CheckpointError
+from packer.foreign.keys import OWN_READER, refuse_unknown
 from packer.foreign.tensors import ForeignTensor, computed, kept, plain, scaled
 
-TYPES = ("ternary", "ternary_bitmask", "binary", "fp8", "fp16", "fp4")
+GROUPED = ("type", "packed", "scale", "shape", "orig_shape", "padded_cols", "group_size")
+TYPES = {
+    "ternary": (*GROUPED, "n_trits"),
+    "ternary_bitmask": (*GROUPED, "n_trits"),
+    "binary": (*GROUPED, "n_bits"),
+    "fp8": ("type", "data"),
+    "fp16": ("type", "data"),
+    "fp4": ("type", "packed", "scale", "shape"),
+}
+SEARCHED = "meta_export_calib"  # thresholds that the writer searched; no weights
+TURBO = (
+    "groups are rotated, and writers of turbo do so differently (with random signs or without, "
+    "scales divided by the group's mean or not), which no key tells apart"
+)
+DIVIDED = (
+    "scales of ternary groups are divided by the group's mean magnitude, as PR #640's reader does; "
+    "PR #1609's does not, and nothing in the file tells the two apart: compare one tensor, or the "
+    "score, with its author's own reader"
+)
 POWERS = (1, 3, 9, 27, 81)
 
 
 def read_ternary(
     value: Mapping[str, object], template: Mapping[str, torch.Tensor] | None, notes: list[str]
 ) -> dict[str, ForeignTensor]:
-    """Raises CheckpointError: an entry's parts do not fit together."""
+    """Raises CheckpointError: an entry's parts do not fit together, or one is not known."""
+    _check_types(value)
+    if any(entry["type"] in ("ternary", "ternary_bitmask") for entry in value.values()):  # type: ignore[index]
+        notes.append(DIVIDED)
     if template is None:
         notes.append(
             "the file does not say the dtypes of its tensors: float32 is assumed for all of them; "
@@ -39,13 +62,57 @@ def read_ternary(
     found = {}
     for name, entry in value.items():
         assert isinstance(entry, Mapping)
+        if entry["type"] == SEARCHED:
+            continue
         dtype = template[name].dtype if template and name in template else torch.float32
         found[name] = _tensor(str(name), entry, dtype)
     return found
 
 
+def has_entries(value: Mapping[str, object]) -> bool:
+    """Whether a file's value is one typed entry per tensor, of known types or of others."""
+    typed = [
+        one
+        for one in value.values()
+        if isinstance(one, Mapping) and isinstance(one.get("type"), str)
+    ]
+    if typed and len(typed) == len(value) and all(one["type"] in TYPES for one in typed):
+        return True
+    filled = [one for one in typed if any(map(_is_data, one.values()))]
+    return len(filled) > 1 and 2 * len(typed) > len(value)
+
+
+def _is_data(value: object) -> bool:
+    return isinstance(value, torch.Tensor | bytes)
+
+
+def _check_types(value: Mapping[str, object]) -> None:
+    """Raises CheckpointError: something that is no entry, or entries of unknown types."""
+    unknown: dict[str, list[str]] = {}
+    for name, entry in value.items():
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("type"), str):
+            raise CheckpointError(
+                f"{name} is a {type(entry).__name__}, beside {len(value) - 1} entries with a type; "
+                f"its place is not known here; {OWN_READER}"
+            )
+        if entry["type"] == SEARCHED:
+            refuse_unknown(entry, ("type", "data"), f"{name}: its entry")
+        elif entry["type"] not in TYPES:
+            unknown.setdefault(entry["type"], []).append(str(name))
+        elif entry.get("turbo"):
+            raise CheckpointError(f"{name}: its entry has turbo: {TURBO}; {OWN_READER}")
+    if unknown:
+        kinds = ", ".join(f"{kind} ({len(names):,})" for kind, names in unknown.items())
+        first = next(iter(unknown.values()))[0]
+        raise CheckpointError(
+            f"of its {len(value):,} entries some are of types that are not known here: {kinds}, "
+            f"the first {first}; {', '.join(TYPES)} are known; {OWN_READER}"
+        )
+
+
 def _tensor(name: str, entry: Mapping[str, Any], dtype: torch.dtype) -> ForeignTensor:
     kind = str(entry["type"])
+    refuse_unknown(entry, TYPES[kind], f"{name}: its entry")
     if kind in ("fp8", "fp16"):
         data = plain(entry["data"], name)
         if kind == "fp8":

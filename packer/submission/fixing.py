@@ -87,8 +87,8 @@ def fix_folder(
         why = "it is not here" if folder.artifact is None else f"{folder.artifact} is one of ours"
         raise CapError(
             f"{folder.root}: even with packed code it is {over:,} bytes over, so the artifact has "
-            f"to change, and {why}; nothing was written. Put another author's artifact there, or "
-            "pack the checkpoint anew: packer pack CKPT --cap N"
+            f"to change, and {why}; nothing was written. Put the "
+            "artifact of the run there, or pack the checkpoint anew: packer pack CKPT --cap N"
         )
     same = repack(folder.foreign, progress=progress)
     return _re_encoded(folder, same, cap_bytes, allowed, lossless, original, judge, progress)

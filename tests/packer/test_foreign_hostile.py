@@ -25,7 +25,7 @@ from click.testing import Result
 from packer.checkpoint import read_checkpoint
 from packer.errors import CheckpointError, PackerError
 from packer.foreign.codecs import SMALL_EXPANDED, output_limit
-from packer.foreign.lrzip_groups import read_pgrp
+from packer.foreign.frames import read_pgrp
 from packer.foreign.numpy_pickle import read_numpy_pickle
 
 Run = Callable[..., Result]
@@ -201,7 +201,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
                 "w.lqB": torch.ones(2, 5, dtype=torch.int8),
                 "w.lqBs": torch.ones(2),
             },
-            "m": MIXED["m"],
+            "m": {**MIXED["m"], "w": "gptq (int6)+lqer"},
         },
         "does not fit",
     ),
