@@ -180,7 +180,7 @@ def int8_dict() -> dict[str, Any]:
 
 
 def mixed_dict() -> dict[str, Any]:
-    """The layout {"w", "m"}, with a correction of low rank."""
+    """The layout {"w", "m"}, with a correction of low rank and a group of columns."""
     codes = torch.arange(-16, 16, dtype=torch.int8).reshape(4, 8)
     parts = {
         "w.q": codes,
@@ -189,11 +189,18 @@ def mixed_dict() -> dict[str, Any]:
         "w.lqAs": torch.ones(4).half(),
         "w.lqB": codes[:2],
         "w.lqBs": torch.ones(2).half(),
+        "w.awqg_start": torch.tensor([2], dtype=torch.int16),
+        "w.awqg_s_hi": torch.ones(4).half(),
+        "w.awqg_size": torch.tensor(4, dtype=torch.int16),
         "gate.gq": codes,
         "gate.gs": torch.ones(4).half(),
         "norm": torch.ones(8).half(),
     }
-    meanings = {"w": "gptq (int6)+lqer", "gate": "gate_int8_row", "norm": "passthrough (float16)"}
+    meanings = {
+        "w": "gptq (int6)+awqgrpint8+lqer",
+        "gate": "gate_int8_row",
+        "norm": "passthrough (float16)",
+    }
     return {"w": parts, "m": meanings}
 
 
@@ -239,6 +246,20 @@ def pgrp() -> bytes:
     return b"PGRP" + struct.pack("<10I", 9, *[0] * 7, len(packed), 0) + packed
 
 
+def sorted_frame() -> bytes:
+    """Version 2 of that frame: all matrices in one brotli stream, rows in another order."""
+    value = {
+        "w": {"w.scale": torch.ones(4).half(), "norm": torch.ones(8).half()},
+        "m": {"w": "gptq (int6)", "norm": "passthrough (float16)"},
+    }
+    plain = torch_bytes(value)
+    rest = bytes(brotli.compress(b"BSHF\2" + plain[::2] + plain[1::2], quality=1))
+    codes = bytes(brotli.compress(bytes(range(32)), quality=1))
+    table = struct.pack("<IIH3sII4H", 2, 1, 3, b"w.q", 4, 8, 2, 0, 3, 1)
+    ends = struct.pack("<BI", 0, len(codes)) + codes + struct.pack("<I", len(rest)) + rest
+    return b"PGRP" + table + ends
+
+
 def foreign() -> Files:
     psionic = {"psionic.parameter_golf.quant_format": "int8_clean_per_row_v1"}
     marked = {"w.__q": torch.ones(2, 4).char(), "w.__scale": torch.ones(2), "n": torch.ones(3)}
@@ -249,6 +270,7 @@ def foreign() -> Files:
         "qgv3": qgv3(),
         "pickle": numpy_pickle(),
         "pgrp": pgrp(),
+        "sorted": sorted_frame(),
         "safetensors": bytes(save(marked, psionic)),
         "zlib": zlib.compress(torch_bytes(int8_dict())),
         "xz": lzma.compress(torch_bytes(mixed_dict())),
