@@ -115,8 +115,8 @@ def _no_artifact(source: str, value: object) -> str:
     keys = [str(key)[:40] for key in value] if isinstance(value, Mapping) else []
     holds = f"a dict with {listed(keys)}" if keys else f"a {type(value).__name__}"
     return (
-        f"{source}: is no artifact of a layout that is known here, but {holds}; weights as a "
-        "checkpoint has them are read by packer report, inspect and pack"
+        f"{source}: is no artifact of a layout that is known here, but {holds}; where "
+        "these are a checkpoint's weights, use packer pack, or packer report and inspect"
     )
 
 

@@ -196,12 +196,8 @@ def mixed_dict() -> dict[str, Any]:
         "gate.gs": torch.ones(4).half(),
         "norm": torch.ones(8).half(),
     }
-    meanings = {
-        "w": "gptq (int6)+awqgrpint8+lqer",
-        "gate": "gate_int8_row",
-        "norm": "passthrough (float16)",
-    }
-    return {"w": parts, "m": meanings}
+    meanings = {"gate": "gate_int8_row", "norm": "passthrough (float16)"}
+    return {"w": parts, "m": {"w": "gptq (int6)+awqgrpint8+lqer", **meanings}}
 
 
 def ternary_dict() -> dict[str, Any]:
