@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from packer.checkpoint_files import load
-from packer.errors import CheckpointError, SelectorError, reason
-from packer.fingerprint import bytes_of, contents_fingerprint, structure_fingerprint
+from packer.errors import CheckpointError, SelectorError, listed
+from packer.fingerprint import contents_fingerprint, structure_fingerprint
 from packer.foreign.reading import ForeignArtifact, foreign_of
-from packer.nesting import find_state_dict, left_out, listed
+from packer.nesting import find_state_dict, left_out
 from packer.packable import (
     refuse_empty,
     refuse_non_finite,
     refuse_unspeakable,
     refuse_unsupported,
 )
-from packer.roles import nearest
+from packer.roles import matching, nearest
 from packer.stored_tensors import StoredTensor, StoredTensors, outlines_of
+from packer.ties import apply_declared_ties, equal_tensors, without_ties
 
 __all__ = [
     "Checkpoint",
@@ -34,12 +33,10 @@ __all__ = [
     "structure_fingerprint",
 ]
 
-TIES_KEY = "bytecap.ties"
-
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Named weights, every distinct storage once.
+    """Named weights, every distinct storage once, and copies of one tensor once.
 
     source: the path as given, or "state dict". tensors: detached, contiguous, finite CPU tensors in
     file order, names without wrapper prefixes; those of safetensors are read whenever they are
@@ -107,7 +104,7 @@ def read_checkpoint(
     state_dict, notes = find_state_dict(content.value, weights, source)
     if content.codec != "none":
         notes = [f"decompressed from {content.file_bytes:,} bytes of {content.codec}", *notes]
-    said = [*notes, *_unused(template)]
+    said = [*content.notes, *notes, *_unused(template)]
     return _normalize(state_dict, content.metadata, drop, said, source, content.places)
 
 
@@ -166,58 +163,25 @@ def _normalize(
     said = [*notes, *left_out(state_dict, besides=named)]
     texts = dict(sorted(metadata.items()))
     refuse_unspeakable(named, source)
-    named = _apply_declared_ties(named, texts, said, source)
+    named = apply_declared_ties(named, texts, said, source)
     named = _without_wrappers(named, said, source)
     refuse_empty(named, source)
     named = _without_dropped(named, drop, said, source)
     refuse_empty(named, source)
     refuse_unsupported(named, source)
-    kept, ties = _without_ties(named)
+    kept, ties = without_ties(named)
     if ties:
-        said.append(f"tied, stored once: {listed([f'{a} = {b}' for a, b in ties.items()])}")
-    tensors = _read_later(kept, named_in_file, places) if places else _plain_ones(kept)
+        said.append(f"tied, stored once: {_pairs(ties)}")
+    kept = kept if places else _plain_ones(kept)
+    tensors = _read_later(kept, named_in_file, places) if places else kept
+    copies = equal_tensors(kept, tensors)
+    if copies:
+        said.append(f"equal in every byte, stored once as tied ones are: {_pairs(copies)}")
+        ties = {**{tied: copies.get(name, name) for tied, name in ties.items()}, **copies}
+        kept = {name: tensor for name, tensor in kept.items() if name not in copies}
+        tensors = _read_later(kept, named_in_file, places) if places else kept
     refuse_non_finite(tensors, source)
     return Checkpoint(source, tensors, ties, texts, tuple(said))
-
-
-def _apply_declared_ties(
-    named: Mapping[str, torch.Tensor], texts: dict[str, str], notes: list[str], source: str
-) -> dict[str, torch.Tensor]:
-    """Let tied names share a tensor again, as the metadata says; such entries leave `texts`.
-
-    safetensors.torch.save_model leaves the tied name out and writes {dropped: kept}; unpacked
-    artifacts hold both and list them under `bytecap.ties`.
-    """
-    tied = dict(named)
-    for dropped, kept in list(texts.items()):
-        if kept in named and dropped not in named:
-            tied[dropped] = named[kept]
-            del texts[dropped]
-    for name, kept in _declared_ties(texts.pop(TIES_KEY, "{}"), source).items():
-        if name == kept or name not in named or kept not in named:
-            continue
-        if _equal(named[name], named[kept]):
-            # Behind the kept name, so that the first of the two is the one kept before.
-            del tied[name]
-            tied[name] = named[kept]
-        else:
-            notes.append(f"{name} was tied to {kept}, but they differ now: both are stored")
-    return tied
-
-
-def _declared_ties(text: str, source: str) -> dict[str, str]:
-    try:
-        return {str(name): str(kept) for name, kept in json.loads(text).items()}
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{source}: its metadata {TIES_KEY} is not a JSON object of names ({reason(error)}); "
-            "save it again, or remove that entry"
-        ) from error
-
-
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    same_kind = one.dtype == other.dtype and one.shape == other.shape
-    return same_kind and torch.equal(bytes_of(one), bytes_of(other))
 
 
 def _without_wrappers(
@@ -254,7 +218,7 @@ def _without_dropped(
 ) -> dict[str, torch.Tensor]:
     dropped: set[str] = set()
     for glob in drop:
-        matched = {name for name in named if fnmatchcase(name, glob)}
+        matched = set(matching(glob, named))
         if not matched:
             raise SelectorError(
                 f"{source}: --drop {glob} matches no tensor; the nearest name is "
@@ -265,34 +229,8 @@ def _without_dropped(
     return {name: tensor for name, tensor in named.items() if name not in dropped}
 
 
-def _without_ties(
-    named: Mapping[str, torch.Tensor],
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(the first name of every storage, the other names -> that name)."""
-    kept: dict[str, torch.Tensor] = {}
-    ties: dict[str, str] = {}
-    first: dict[tuple[object, ...], str] = {}
-    for name, tensor in named.items():
-        # Empty tensors have no storage to share: their address says nothing.
-        owner = first.setdefault(_identity(tensor), name) if tensor.numel() else name
-        if owner == name:
-            kept[name] = tensor
-        else:
-            ties[name] = owner
-    return kept, ties
-
-
-def _identity(tensor: torch.Tensor) -> tuple[object, ...]:
-    return (
-        tensor.device,
-        tensor.untyped_storage().data_ptr(),
-        tensor.storage_offset(),
-        tuple(tensor.shape),
-        tensor.stride(),
-        tensor.dtype,
-        tensor.is_conj(),
-        tensor.is_neg(),
-    )
+def _pairs(ties: Mapping[str, str]) -> str:
+    return listed([f"{tied} = {kept}" for tied, kept in ties.items()])
 
 
 def _read_later(

@@ -1,5 +1,9 @@
 """What can go wrong, one class per way to fail; a message says what was found and what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 STOPPED = "stopped; every file is as it was before or written whole"
 
 
@@ -49,6 +53,16 @@ def reason(error: Exception) -> str:
     text = str(error).rpartition("WeightsUnpickler error:")[2]
     lines = text.strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:160]}"
+
+
+MAX_LISTED = 5
+
+
+def listed(items: Sequence[str], what: str = "") -> str:
+    """Up to five items, then how many more."""
+    shown = ", ".join(items[:MAX_LISTED])
+    more = len(items) - MAX_LISTED
+    return f"{shown} and {more} more {what}".rstrip() if more > 0 else shown
 
 
 MAX_SHOWN = 1_500  # letters of a refusal; a file may hold names of any length

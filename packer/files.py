@@ -95,6 +95,19 @@ def _refusal(path: str | os.PathLike[str], target: Path, error: OSError) -> str:
     return f"{path}: {error.strerror or error}; {untouched}. Name another place."
 
 
+@contextlib.contextmanager
+def spelled_as_text(path: Path) -> Iterator[str]:
+    """A spelling of a file's path for libraries that want UTF-8, which names need not be.
+
+    Raises OSError: the file cannot be opened.
+    """
+    if os.fsencode(path).decode("utf-8", "replace") == str(path):
+        yield str(path)
+        return
+    with path.open("rb") as file:
+        yield f"/dev/fd/{file.fileno()}"
+
+
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """`data` as the whole content of `path`, all or nothing. Raises OutputError."""
     with replacing(path) as temporary:

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch.nn.parameter import is_lazy
 
-from packer.checkpoint_files import RESAVE
-from packer.errors import CheckpointError
-from packer.nesting import listed
+from packer.errors import CheckpointError, listed
+from packer.torch_files import RESAVE
 
 DTYPES = re.compile(r"float(8_\w+|16|32|64)|bfloat16|complex(32|64|128)|u?int(8|16|32|64)|bool")
 BLOCK_ELEMENTS = 1 << 20

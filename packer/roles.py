@@ -148,12 +148,23 @@ def select(selector: str, roles: Mapping[str, TensorRole]) -> tuple[str, ...]:
     elif selector in {role.value for role in Role}:
         found = tuple(name for name, role in roles.items() if role.role.value == selector)
     else:
-        found = tuple(name for name in roles if fnmatchcase(name, selector))
+        found = matching(selector, roles)
     if not found:
         near = nearest(selector, [*roles, *_words(roles)])
         hint = f"the nearest that does is {near!r}" if near else "there are no tensors at all"
         raise SelectorError(f"{selector!r} matches no tensor; {hint}")
     return found
+
+
+def matching(glob: str, names: Iterable[str]) -> tuple[str, ...]:
+    """The names a glob matches (case matters): the very name before all, and brackets as they are
+    where they match nothing as a set of letters, for names such as layers[0].weight.
+    """
+    names = tuple(names)
+    if glob in names:
+        return (glob,)
+    found = tuple(name for name in names if fnmatchcase(name, glob))
+    return found or tuple(name for name in names if fnmatchcase(name, glob.replace("[", "[[]")))
 
 
 def nearest(text: str, names: Iterable[str]) -> str | None:

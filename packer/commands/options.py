@@ -132,7 +132,10 @@ CONFIG = click.option(
     help="Model configuration (JSON or TOML) to carry inside the artifact.",
 )
 WEIGHTS = click.option(
-    "--weights", metavar="KEY", help="Which entry of the checkpoint holds the weights, such as ema."
+    "--weights",
+    metavar="KEY",
+    help="Which entry of the checkpoint holds the weights, such as ema or model.encoder; . takes "
+    "all there is, with dotted names.",
 )
 DROP = click.option(
     "--drop", multiple=True, metavar="GLOB", help="Leave tensors out, such as 'mtp_heads.*'."
@@ -190,7 +193,8 @@ def refuse_overwriting(inputs: Sequence[str | None], output: str | None) -> None
         return
     target = Path(output).resolve()
     for source in (Path(path).resolve() for path in inputs if path is not None):
-        shard = source == target.parent and target.suffix == ".safetensors"
+        torch_shard = target.suffix in (".bin", ".pt", ".pth") and target.exists()
+        shard = source == target.parent and (target.suffix == ".safetensors" or torch_shard)
         if source == target or shard:
             raise click.UsageError(f"{output} is an input; name another file to write")
 

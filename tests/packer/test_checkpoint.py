@@ -330,8 +330,11 @@ def write_index(folder: Path, weight_map: object) -> None:
 def test_an_index_names_the_shards(tmp_path: Path) -> None:
     folder = as_shards(tmp_path / "model", weights("a", "b"))
     save_file(weights("a"), folder / "consolidated.safetensors")
+    (note,) = read_checkpoint(folder).notes
+    assert "passed over: consolidated.safetensors" in note
+    save_file(weights("a"), folder / "model-2.safetensors")
     message = refusal(folder)
-    assert "'a'" in message and "consolidated.safetensors" in message
+    assert "'a'" in message and "model-2.safetensors" in message
     write_index(folder, {"a": "model-0.safetensors", "b": "model-1.safetensors"})
     assert list(read_checkpoint(folder).tensors) == ["a", "b"]
 
@@ -365,8 +368,7 @@ def test_a_damaged_index_or_shard(tmp_path: Path) -> None:
     assert "model-1.safetensors" in refusal(folder)
     (folder / "model-1.safetensors").unlink()
     (folder / "model-1.safetensors").mkdir()
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        read_checkpoint(folder)
+    assert "model-1.safetensors: is not a regular file" in refusal(folder)
 
 
 # --- Which weights ------------------------------------------------------------------------------
@@ -406,8 +408,8 @@ def test_weights_chooses(tmp_path: Path) -> None:
         read_checkpoint(path, weights="modell")
     with pytest.raises(SelectorError, match="'step'"):
         read_checkpoint(path, weights="step")
-    with pytest.raises(CheckpointError, match=r"fast, slow\.er"):
-        read_checkpoint(path, weights="averages")
+    both = read_checkpoint(path, weights="averages")
+    assert list(both.tensors) == ["fast.c", "slow.er.d"]
     with pytest.raises(SelectorError, match="bare state dict"):
         read_checkpoint(saved(tmp_path / "bare.pt", weights("a")), weights="model")
 
