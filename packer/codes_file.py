@@ -19,7 +19,7 @@ from packer.decoder import MAX_DECODED_BYTES, StoredArtifact, parse
 from packer.errors import OutputError
 from packer.files import replacing
 from packer.quantizers.formats import PASSTHROUGH_DTYPES, Passthrough, QuantizedTensor
-from packer.safetensors_writing import UnknownDtypeError, write_all
+from packer.safetensors_writing import UnwritableError, write_all
 
 KIND = "bytecap codes 1"
 SMALL_CODES = 127  # what int8 holds on both sides
@@ -70,7 +70,7 @@ def write_codes(
     with replacing(path) as temporary:
         try:
             write_all(temporary, parts, metadata)
-        except UnknownDtypeError as error:
+        except UnwritableError as error:
             raise OutputError(f"{path}: {error}") from None
     return parts
 

@@ -273,7 +273,7 @@ def follow_policy(policy: PackPlan, measurement: Measurement, limits: Limits) ->
         raise PlanError(
             f"the policy was made for tensors of another structure "
             f"({policy.measurement.structure[:12]} against {measurement.structure[:12]}); a policy "
-            "needs the same names, shapes and dtypes. Plan this checkpoint by itself."
+            "needs the same names, shapes, dtypes and ties. Plan this checkpoint by itself."
         )
     kept = chosen_candidates(measurement, policy.choices, "the policy")
     allowed = replace(measurement, candidates=tuple(_at_most(kept, policy.pins, measurement)))

@@ -12,13 +12,12 @@ from safetensors.torch import save
 from packer.fingerprint import bytes_of
 from packer.stored_tensors import outlines_of
 
+RESERVED = "__metadata__"  # the header's own entry, beside those of tensors
+MAX_HEADER = 100_000_000  # bytes that the safetensors library reads
 
-class UnknownDtypeError(ValueError):
-    """safetensors has no such dtype. names: of the tensors that have it."""
 
-    def __init__(self, dtype: torch.dtype, names: list[str]) -> None:
-        self.dtype, self.names = str(dtype).removeprefix("torch."), names
-        super().__init__(f"safetensors has no {self.dtype}, the dtype of {names[0]}")
+class UnwritableError(ValueError):
+    """What safetensors has no room for: a dtype, a name, or a header as long as the names ask."""
 
 
 def write_safetensors(
@@ -30,7 +29,8 @@ def write_safetensors(
     """A file with these tensors, of which one at a time need be in memory.
 
     outlines: shape and dtype of every tensor; values: each tensor once, in any order.
-    Raises UnknownDtypeError; ValueError: a value is missing or is not as its outline says.
+    Raises UnwritableError before anything is written; ValueError: a value is missing or is not as
+    its outline says.
     """
     header, places = _header(outlines, metadata)
     missing = set(outlines)
@@ -56,7 +56,9 @@ def write_all(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping
 def _header(
     outlines: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int]]:
-    """(length and header, name -> bytes from there to its values)."""
+    """(length and header, name -> bytes from there to its values). Raises UnwritableError."""
+    if RESERVED in outlines:
+        raise UnwritableError(f"safetensors keeps the name {RESERVED} of a tensor for itself")
     spelled = {dtype: _spelled(dtype, outlines) for dtype in {o.dtype for o in outlines.values()}}
     fields: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     places, at = {}, 0
@@ -72,6 +74,10 @@ def _header(
         at = stop
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise UnwritableError(
+            f"names and texts take {len(text):,} bytes where safetensors allows {MAX_HEADER:,}"
+        )
     return len(text).to_bytes(8, "little") + text, places
 
 
@@ -81,6 +87,7 @@ def _spelled(dtype: torch.dtype, outlines: Mapping[str, torch.Tensor]) -> str:
         whole = save({"empty": torch.empty(0, dtype=dtype)})
     except KeyError:  # the library's table of dtypes
         names = [name for name, outline in outlines.items() if outline.dtype == dtype]
-        raise UnknownDtypeError(dtype, names) from None
+        spelled = str(dtype).removeprefix("torch.")
+        raise UnwritableError(f"safetensors has no {spelled}, the dtype of {names[0]}") from None
     header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
     return str(header["empty"]["dtype"])

@@ -92,3 +92,15 @@ class StoredTensors(ReadLater):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._places[name].read(name)
+
+
+class Renamed(ReadLater):
+    """Tensors of another mapping. names: name here -> name there."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> None:
+        outlines = outlines_of(tensors)
+        super().__init__({name: outlines[there] for name, there in names.items()})
+        self._tensors, self._there = tensors, dict(names)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[self._there[name]]

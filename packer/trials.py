@@ -16,6 +16,7 @@ from packer.candidates import Measurement
 from packer.checkpoint import Checkpoint
 from packer.curvature.calibration import live_weights
 from packer.curvature.curvature_set import CurvatureSet
+from packer.curvature.shared_copies import share_copies
 from packer.damage_fit import DamageFit, Trial, fit_damage
 from packer.errors import CurvatureError
 from packer.eval.batches import Setting
@@ -106,6 +107,7 @@ def damage_bench(
     changed = copy.deepcopy(model)
     inner = named_module(changed)
     assert inner is not None
+    share_copies(inner, checkpoint.ties)
     live = live_weights(inner, checkpoint)
     setting = Setting(window, tokens=count * window)
     meter = DamageMeter(model, changed, live, stream, data.counter, setting)

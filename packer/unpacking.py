@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,7 +28,8 @@ from packer.quantizers.choice import Choice, parse_choice
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import Passthrough, QuantizedTensor
 from packer.quantizers.quantize import dequantize, quantize
-from packer.safetensors_writing import UnknownDtypeError, write_safetensors
+from packer.safetensors_writing import UnwritableError, write_safetensors
+from packer.stored_tensors import Renamed
 from packer.threads import one_torch_thread
 
 BLOCK_ELEMENTS = 1 << 18
@@ -143,7 +144,7 @@ def _save_safetensors(
     try:
         with replacing(path) as temporary:
             write_safetensors(temporary, outlines, values, {"format": "pt", **texts})
-    except UnknownDtypeError as error:
+    except UnwritableError as error:
         raise OutputError(f"{path}: {error}; name a .pt file instead") from None
 
 
@@ -165,6 +166,7 @@ def verify(
     Raises decoder.ArtifactError: not an artifact, or damaged. Differences are returned as problems.
     """
     stored = decoder.parse(data)
+    against = _named_as_stored(against, stored) if against else None
     problems = _structure_problems(stored, against) if against else []
     if against is not None and not problems and UNITS_MARK in stored.metadata:
         against, curvature = _in_the_files_order(stored, against, curvature)
@@ -181,6 +183,24 @@ def verify(
     progress("verified", len(stored.tensors), len(stored.tensors))
     problems += [f"{check.name}: {check.problem}" for check in checks if check.problem]
     return Verification(len(data), tuple(checks), tuple(problems))
+
+
+def _named_as_stored(against: Checkpoint, stored: decoder.StoredArtifact) -> Checkpoint:
+    """The checkpoint with the artifact's ties, as far as they hold in it: which of equal tensors
+    is kept, and whether both are, is an accident of a file's order and kind.
+    """
+    holders = {**{name: name for name in against.tensors}, **against.ties}
+    apart = {tensor.name for tensor in stored.tensors}
+    ties = {
+        tied: kept
+        for tied, kept in stored.ties.items()
+        if tied in holders and holders[tied] == holders.get(kept)
+    }
+    # What the artifact lacks keeps its ties, and is told among the problems.
+    names = {name: holder for name, holder in holders.items() if name in apart}
+    lacking = {tied: k for tied, k in against.ties.items() if tied not in {*apart, *ties}}
+    names |= {name: name for name in against.tensors if name not in {*apart, *ties}}
+    return replace(against, tensors=Renamed(against.tensors, names), ties={**ties, **lacking})
 
 
 def _in_the_files_order(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
@@ -27,6 +28,7 @@ from packer.curvature.observing import (
 )
 from packer.curvature.own_labels import OwnLabels
 from packer.curvature.ranks import ALONE, Ranks
+from packer.curvature.shared_copies import sharing_copies
 from packer.curvature.unfinished import Unfinished, UnfinishedFile
 from packer.curvature.weight_uses import OutOfTimeError, WeightUses
 from packer.errors import CurvatureError
@@ -82,12 +84,15 @@ def calibrate(
     started, text = time.perf_counter(), text or TextSource()
     module = _module_of(model)
     checkpoint = checkpoint or from_state_dict(module.state_dict())
-    uses = WeightUses(live_weights(module, checkpoint))
     contents = contents_fingerprint(checkpoint)
-    run = _Run(model, uses, OwnLabels(seed, device_of(model)), ranks)
-    started -= run.go_on(unfinished)
     sample, batches = _first_of(batches)
-    with evaluation_mode([model]), gradients_for(uses.weights.values()):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(sharing_copies(module, checkpoint.ties))
+        uses = WeightUses(live_weights(module, checkpoint))
+        run = _Run(model, uses, OwnLabels(seed, device_of(model)), ranks)
+        started -= run.go_on(unfinished)
+        stack.enter_context(evaluation_mode([model]))
+        stack.enter_context(gradients_for(uses.weights.values()))
         free_order = ranks.first_says(run.order_is_free(sample, checkpoint))
         for group, until in within(batches, seconds, started, progress, run.batches, ranks):
             if not run.read(group, until):
