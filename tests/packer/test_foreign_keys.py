@@ -301,7 +301,7 @@ def test_no_option_is_advised_that_a_command_lacks(tmp_path: Path, run: Run) -> 
         assert "avg_model" in result.output and "no artifact" in result.output
         result = run(*command, tmp_path / "w.npz", "-o", "x.safetensors")
         assert result.exit_code == 1 and "torch.save" not in result.output
-        assert ".npz of 1 numpy arrays, b.weight.npy" in result.output
+        assert ".npz" in result.output and "safetensors" in result.output
     result = run("report", tmp_path / "c.pt", "--weights", "avg_model")
     assert result.exit_code == 0, result.output
 
