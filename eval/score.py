@@ -23,7 +23,8 @@ from .forward import (
     token_nats,
     worker_count,
 )
-from .shards import TokenStream
+from .shards import SCAN, TokenStream
+from .token_bytes import CONTEXT
 
 
 class ByteCounter(Protocol):
@@ -113,6 +114,24 @@ class Score:
         }
 
 
+def target_bytes(
+    stream: TokenStream, counter: ByteCounter, start: int, stop: int
+) -> NDArray[np.int64]:
+    """Bytes [stop - start] of targets start ... stop - 1, counted with the tokens around them."""
+    first = max(start - CONTEXT, 0)
+    counted = counter.target_bytes(stream[first : stop + 1 + CONTEXT], first + 1)
+    return counted[start - first : stop - first]
+
+
+def total_bytes(stream: TokenStream, counter: ByteCounter) -> int:
+    """Bytes of text behind all targets of a stream."""
+    targets = len(stream) - 1
+    return sum(
+        int(target_bytes(stream, counter, start, min(start + SCAN, targets)).sum())
+        for start in range(0, targets, SCAN)
+    )
+
+
 class ScoreSums:
     """Adds up a score batch by batch."""
 
@@ -134,11 +153,11 @@ class ScoreSums:
                 f"the model's loss at target {at:,} is not finite: its weights are damaged or "
                 "overflow in this precision"
             )
-        tokens = self.stream[start : start + len(nats) + 1]
+        stop = start + len(nats)
         self.nats.add(start, nats)
-        self.bytes.add(start, self.counter.target_bytes(tokens, start + 1))
+        self.bytes.add(start, target_bytes(self.stream, self.counter, start, stop))
         self.tokens += len(nats)
-        self.unknown_tokens += self.counter.unknown_count(tokens[1:])
+        self.unknown_tokens += self.counter.unknown_count(self.stream[start + 1 : stop + 1])
 
     def score(self, seconds: float, notes: Sequence[str]) -> Score:
         return Score(

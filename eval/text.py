@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ class EncodedText:
         documents: how many there are.
         text_bytes: UTF-8 bytes of the documents themselves, separators left out. A tokenizer that
             collapses white space or meets unknown characters counts fewer.
+        warnings: what is probably not meant, in words for people.
     """
 
     tokens: NDArray[np.int32]
     documents: int
     text_bytes: int
+    warnings: tuple[str, ...] = ()
 
 
 def encode_files(
@@ -41,13 +44,47 @@ def encode_files(
             documents are left out.
 
     Raises:
-        DataError: a file that is missing or not UTF-8, no text at all, a tokenizer without BOS.
+        DataError: a file that is missing or not UTF-8, no text at all, a tokenizer without BOS, a
+            separator that is empty or cannot be in UTF-8 text.
     """
-    documents: list[str] = []
-    for path in paths:
-        text = _read(Path(path))
-        documents += [text] if document_separator is None else text.split(document_separator)
-    return encode_documents([document for document in documents if document], tokenizer)
+    check_separator(document_separator)
+    texts = [_read(Path(path)) for path in paths]
+    documents = texts
+    warnings: tuple[str, ...] = ()
+    if document_separator is not None:
+        documents = [document for text in texts for document in text.split(document_separator)]
+        if len(documents) == len(texts):
+            warnings = (absent_separator(document_separator),)
+    encoded = encode_documents([document for document in documents if document], tokenizer)
+    return replace(encoded, warnings=warnings)
+
+
+def check_separator(separator: str | None) -> None:
+    """Raises DataError: a separator that is empty or cannot be in UTF-8 text."""
+    if separator == "":
+        raise DataError(
+            "the document separator is empty: name the text that stands between documents, or "
+            "leave it out where every file is one document"
+        )
+    try:
+        (separator or "").encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"the document separator {separator!a} is not UTF-8, so no text can contain it"
+        ) from None
+
+
+def absent_separator(separator: str) -> str:
+    """A warning in words about a separator that is nowhere in the text."""
+    words = (
+        f"the document separator {separator!r} occurs nowhere in the text, so every file is one "
+        "document"
+    )
+    if re.search(r"\\[nrt]", separator):
+        words += (
+            "; \\n is read as a backslash and an n: for a line feed write $'\\n' in bash and zsh"
+        )
+    return words
 
 
 def encode_documents(documents: list[str], tokenizer: Any) -> EncodedText:

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from .errors import TokenBytesError
 
 WORD_MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes a space inside a piece
+MARK_BYTES = tuple(f"<0x{byte:02X}>" for byte in WORD_MARK.encode())  # where no piece holds it
+CONTEXT = 3  # tokens on either side that decide what a token counts
 
 # Bytes per token of contest tokenizers on web text, by vocabulary; 1 for raw bytes. In between
 # and above, bytes per token grow about linearly with the logarithm of the vocabulary.
@@ -41,14 +43,20 @@ class TokenBytes:
         base: int64 [vocab], bytes of the token without its leading space.
         has_leading_space: bool [vocab]; the space counts one byte, unless the token before is a
             boundary.
-        is_boundary: bool [vocab], control, unknown and unused tokens.
+        is_boundary: bool [vocab], unknown and unused tokens, and control tokens where the tokenizer
+            puts a space of its own in front of a text.
         is_unknown: bool [vocab].
+        has_trailing_space: bool [vocab], of tokenizers that put their own space after a text: the
+            space counts one byte, unless the token after is a boundary or there is none.
+        spelled_space: the three byte tokens of a space that has no token of its own.
     """
 
     base: NDArray[np.int64]
     has_leading_space: NDArray[np.bool_]
     is_boundary: NDArray[np.bool_]
     is_unknown: NDArray[np.bool_]
+    has_trailing_space: NDArray[np.bool_] | None = None
+    spelled_space: tuple[int, int, int] | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -62,9 +70,38 @@ class TokenBytes:
         return np.asarray(self.base[tokens] + space, dtype=np.int64)
 
     def target_bytes(self, tokens: NDArray[np.integer[Any]], position: int) -> NDArray[np.int64]:
-        """Bytes [n] of tokens[1:], given tokens [n + 1]; `position` in the stream is not used."""
+        """Bytes [n] of tokens[1:], given tokens [n + 1]; `position` in the stream is not used.
+
+        A slice of a longer stream is exact but for the `CONTEXT` tokens at its ends.
+        """
         del position
-        return self.count(tokens[1:], tokens[:-1])
+        counted = self.count(tokens[1:], tokens[:-1])
+        at_edge = self.is_boundary & ~self.is_unknown
+        followed = np.append(~at_edge[tokens[1:]], False)
+        if self.has_trailing_space is not None:
+            counted += self.has_trailing_space[tokens[1:]] & followed[1:]
+        if self.spelled_space is not None:
+            self._count_spelled(tokens, followed, counted)
+        return counted
+
+    def _count_spelled(
+        self,
+        tokens: NDArray[np.integer[Any]],
+        followed: NDArray[np.bool_],
+        counted: NDArray[np.int64],
+    ) -> None:
+        """One byte for each space that three byte tokens spell, none for the tokenizer's own."""
+        first, second, third = self.spelled_space or ()
+        starts = np.flatnonzero(
+            (tokens[:-2] == first) & (tokens[1:-1] == second) & (tokens[2:] == third)
+        )
+        if self.has_trailing_space is None:
+            own = (starts > 0) & self.is_boundary[tokens[starts - 1]]
+        else:
+            own = ~followed[starts + 2]
+        inside = starts > 0
+        counted[starts[inside] - 1] = ~own[inside]
+        counted[starts] = counted[starts + 1] = 0
 
     def unknown_count(self, tokens: NDArray[np.integer[Any]]) -> int:
         return int(self.is_unknown[tokens].sum())
@@ -73,9 +110,11 @@ class TokenBytes:
 def from_sentencepiece(path: str | Path) -> TokenBytes:
     """The table of a sentencepiece model file.
 
-    Control, unknown and unused pieces stand for no bytes and are boundaries; byte pieces stand for
-    one; every other piece for its UTF-8 length, a leading word mark left to `count`. A word mark
-    further inside is the one space it decodes to.
+    Control, unknown and unused pieces stand for no bytes and are boundaries (control pieces only
+    where the tokenizer puts a space of its own into a text, which is then not counted); byte pieces
+    stand for one, and three of them that spell a word mark for the one space; every other piece for
+    its UTF-8 length, a leading word mark left to `count`. A word mark further inside is the one
+    space it decodes to.
 
     Raises:
         TokenBytesError: no such file, or not a sentencepiece model.
@@ -103,20 +142,39 @@ def load_sentencepiece(path: str | Path) -> Any:
 def from_processor(processor: Any) -> TokenBytes:
     """The table of a loaded sentencepiece processor; see `from_sentencepiece`."""
     vocab = processor.vocab_size()
+    own_before, own_after = _own_spaces(processor)
     base = np.zeros(vocab, dtype=np.int64)
-    leading, boundary, unknown = (np.zeros(vocab, dtype=np.bool_) for _ in range(3))
+    leading, trailing, boundary, unknown = (np.zeros(vocab, dtype=np.bool_) for _ in range(4))
     for token in range(vocab):
         unknown[token] = processor.is_unknown(token)
-        if unknown[token] or processor.is_control(token) or processor.is_unused(token):
+        if processor.is_control(token):
+            boundary[token] = own_before or own_after
+        elif unknown[token] or processor.is_unused(token):
             boundary[token] = True
         elif processor.is_byte(token):
             base[token] = 1
         else:
             piece = processor.id_to_piece(token)
-            leading[token] = piece.startswith(WORD_MARK)
-            rest = piece[1:] if leading[token] else piece
-            base[token] = len(rest.replace(WORD_MARK, " ").encode())
-    return TokenBytes(base, leading, boundary, unknown)
+            leading[token] = not own_after and piece.startswith(WORD_MARK)
+            trailing[token] = own_after and piece.endswith(WORD_MARK)
+            size = len(piece.replace(WORD_MARK, " ").encode())
+            base[token] = size - int(leading[token]) - int(trailing[token])
+    spelled = tuple(processor.piece_to_id(piece) for piece in MARK_BYTES)
+    return TokenBytes(
+        base,
+        leading,
+        boundary,
+        unknown,
+        trailing if own_after else None,
+        spelled if all(processor.is_byte(token) for token in spelled) else None,
+    )
+
+
+def _own_spaces(processor: Any) -> tuple[bool, bool]:
+    """Whether a tokenizer puts a space of its own in front of a text, or after it."""
+    spelled = "".join(processor.encode("a", out_type=str))
+    spelled = spelled.replace("".join(MARK_BYTES), WORD_MARK)
+    return spelled.startswith(WORD_MARK), spelled.endswith(WORD_MARK)
 
 
 def from_json(path: str | Path) -> TokenBytes:
@@ -163,13 +221,40 @@ def plausible_bytes_per_token(vocab_size: int) -> tuple[float, float]:
     return PLAUSIBLE_BELOW * middle, PLAUSIBLE_ABOVE * middle
 
 
-def plausibility_warning(bytes_per_token: float, vocab_size: int) -> str | None:
-    """A warning in words when the ratio lies outside the plausible band, else None."""
+def plausibility_warning(
+    bytes_per_token: float, vocab_size: int, *, text_counted: bool = False
+) -> str | None:
+    """A warning in words when the ratio lies outside the plausible band, else None.
+
+    text_counted: the bytes of the text itself are known to agree.
+    """
     low, high = plausible_bytes_per_token(vocab_size)
     if low <= bytes_per_token <= high:
         return None
-    return (
+    words = (
         f"{bytes_per_token:.3f} bytes per token is outside {low:.2f} to {high:.2f}, usual for "
-        f"English with {vocab_size:,} tokens: either the text is of another kind, or bytes are "
-        "miscounted (leading spaces twice, word marks as three bytes, another tokenizer's table)"
+        f"English with {vocab_size:,} tokens: "
     )
+    if text_counted:
+        return f"{words}the text is of another kind; its bytes are counted right"
+    return (
+        f"{words}either the text is of another kind, or bytes are miscounted (leading spaces "
+        "twice, word marks as three bytes, another tokenizer's table)"
+    )
+
+
+def difference_warnings(counted: int, text_bytes: int, unknown_tokens: int = 0) -> tuple[str, ...]:
+    """A warning with both numbers where the tokens of a text count other bytes than it has."""
+    if counted == text_bytes:
+        return ()
+    share = abs(counted - text_bytes) / max(text_bytes, 1)
+    direction, error = ("fewer", "high") if counted < text_bytes else ("more", "low")
+    words = (
+        f"the tokens of the whole text count {counted:,} bytes, and the text itself has "
+        f"{text_bytes:,}: {100 * share:.2g} % {direction}, so bits per byte of the text come out "
+        f"too {error}. The tokenizer changes the text (white space, Unicode forms, letters it does "
+        "not know), or the bytes of its tokens are miscounted"
+    )
+    if unknown_tokens:
+        words += f"; {unknown_tokens:,} unknown tokens count no bytes"
+    return (words,)

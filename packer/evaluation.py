@@ -31,6 +31,8 @@ class Data:
 
     vocab_size: of the tokenizer or table, None with a sidecar alone. text_bytes: UTF-8 bytes of the
     text itself, None for shards. tokenizer: the sentencepiece processor, if there is one.
+    counted_bytes: of all the text's tokens, None for shards. warnings: what of the text is probably
+    not meant or not counted right, in words for people.
     """
 
     stream: TokenStream
@@ -38,6 +40,8 @@ class Data:
     vocab_size: int | None
     text_bytes: int | None
     tokenizer: Any | None
+    counted_bytes: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +103,7 @@ def open_data(
     if processor is not None and table is None:
         table = token_bytes.from_processor(processor)
     vocab_size = None if table is None else table.vocab_size
-    text_bytes = None
+    text_bytes, warnings = None, tuple[str, ...]()
     if files[0].suffix == SHARD:
         stream: TokenStream = shards.read_shards(files, vocab_size)
     elif processor is None:
@@ -109,7 +113,7 @@ def open_data(
         )
     else:
         encoded = text.encode_files(files, processor, document_separator)
-        stream, text_bytes = encoded.tokens, encoded.text_bytes
+        stream, text_bytes, warnings = encoded.tokens, encoded.text_bytes, encoded.warnings
     if len(stream) < 2:
         raise PackerError(
             f"{', '.join(map(str, files))}: there are {len(stream)} tokens, and the first is only "
@@ -123,7 +127,11 @@ def open_data(
             "bits per byte need the bytes that tokens stand for: name the sentencepiece model "
             "(--tokenizer), a bytes-per-token table (--bytes-table) or a sidecar (--bytes-sidecar)"
         )
-    return Data(stream, counter, vocab_size, text_bytes, processor)
+    if text_bytes is None:
+        return Data(stream, counter, vocab_size, None, processor)
+    counted, unknown = score.total_bytes(stream, counter), counter.unknown_count(stream[:])
+    warnings += token_bytes.difference_warnings(counted, text_bytes, unknown)
+    return Data(stream, counter, vocab_size, text_bytes, processor, counted, warnings)
 
 
 def _files(patterns: Sequence[PathLike]) -> list[Path]:

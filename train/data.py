@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from packer.eval.shards import HEADER_BYTES, MAGIC, VERSION
-from packer.eval.token_bytes import load_sentencepiece
+from packer.eval.score import total_bytes
+from packer.eval.shards import HEADER_BYTES, MAGIC, SCAN, VERSION, read_shards
+from packer.eval.token_bytes import difference_warnings, from_processor, load_sentencepiece
 from packer.train.data_job import (
     MANIFEST,
     TOKENIZER,
@@ -25,6 +26,7 @@ from packer.train.data_job import (
     job_of,
     refuse_another_job,
     remove_leftovers,
+    text_warnings,
 )
 from packer.train.documents import sha256_of
 from packer.train.tokenizer import train_tokenizer, usable_model
@@ -51,11 +53,12 @@ def make_data(
 
     Returns the manifest: complete, options, texts, valid, tokenizer (file, sha256, vocab_size),
     shards (file, split, tokens, documents and bytes of text that start in it, sha256, and where the
-    next one begins), and per split the totals.
+    next one begins), per split the totals, with the bytes that its tokens count, and warnings.
 
     Raises:
         CorpusError: no text, not UTF-8, too few documents to hold one out, validation text that is
-            also training text, a folder that is finished or belongs to other options or files.
+            also training text, a separator that cannot be, a folder that is finished or belongs to
+            other options or files.
         TokenizerError: a vocabulary that does not fit the text or the shards, a model without BOS.
         TokenBytesError: an existing tokenizer that is not a sentencepiece model.
         OutputError: the folder cannot be written.
@@ -63,6 +66,7 @@ def make_data(
     target = Path(folder)
     manifest = begun(target, options)
     job, splits = job_of(texts, valid, options)
+    warnings = text_warnings(splits)
     if manifest is None or manifest["tokenizer"] is None:  # nothing that other options could spoil
         manifest = {"complete": False, **job, "tokenizer": None, "shards": []}
         _save(target, manifest)
@@ -79,7 +83,9 @@ def make_data(
         for size in writer.write(tokenizer):
             done += size
             tell(split.name, done, total)
-        manifest[split.name] = _totals(manifest["shards"], split.name)
+        manifest[split.name] = _totals(target, manifest["shards"], split.name, tokenizer)
+        warnings += _byte_warnings(split.name, manifest[split.name])
+    manifest["warnings"] = warnings
     manifest["shards"].sort(key=lambda entry: str(entry["file"]))
     manifest["complete"] = True
     _save(target, manifest)
@@ -195,10 +201,24 @@ def _shard_name(prefix: str, split: str, index: int) -> str:
     return f"{prefix}_{split}_{index:06d}.bin"
 
 
-def _totals(shards: Sequence[Entry], split: str) -> Entry:
+def _totals(folder: Path, shards: Sequence[Entry], split: str, tokenizer: Any) -> Entry:
+    """Sums over the shards of a split, and the bytes that scoring counts on their tokens."""
     mine = [entry for entry in shards if entry["split"] == split]
     counts = {key: sum(entry[key] for entry in mine) for key in ("tokens", "documents", "bytes")}
+    stream, table = (
+        read_shards([folder / entry["file"] for entry in mine]),
+        from_processor(tokenizer),
+    )
+    counts["token_bytes"] = total_bytes(stream, table)
+    counts["unknown_tokens"] = sum(
+        table.unknown_count(stream[start : start + SCAN]) for start in range(0, len(stream), SCAN)
+    )
     return {"shards": len(mine), **counts}
+
+
+def _byte_warnings(split: str, totals: Entry) -> list[str]:
+    found = difference_warnings(totals["token_bytes"], totals["bytes"], totals["unknown_tokens"])
+    return [f"{split}: {warning}" for warning in found]
 
 
 def _save(folder: Path, manifest: Entry) -> None:

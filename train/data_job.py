@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from packer.eval.text import absent_separator
 from packer.train.documents import CorpusError, TextFile, read_documents, scan_texts, sha256_of
+from packer.train.shared_text import shared_text
 from packer.train.tokenizer import check_vocab_size
 
 from packer.errors import OutputError
@@ -73,14 +75,23 @@ class Split:
 
     def read(self, start: int = 0) -> Iterator[tuple[int, str]]:
         """(number, document) of the documents of this split, from number `start` on."""
+        for number, _, document in self._read():
+            if number >= start:
+                yield number, document
+
+    def read_with_files(self) -> Iterator[tuple[Path, str]]:
+        """(file, document) of the documents of this split."""
+        return ((file, document) for _, file, document in self._read())
+
+    def _read(self) -> Iterator[tuple[int, Path, str]]:
         every = (
-            document
+            (file.path, document)
             for file in self.files
             for document in read_documents(file.path, self.separator)
         )
-        for number, document in enumerate(every):
-            if number >= start and self._is_mine(number):
-                yield number, document
+        for number, (file, document) in enumerate(every):
+            if self._is_mine(number):
+                yield number, file, document
 
     def _is_mine(self, number: int) -> bool:
         crossed = (number + 1) * self.held_out // self.documents
@@ -155,6 +166,29 @@ def job_of(
         for files in (train_files, valid_files)
     ]
     return {"options": settings, "texts": described[0], "valid": described[1]}, splits
+
+
+def text_warnings(splits: Sequence[Split]) -> list[str]:
+    """What of the texts is probably not meant.
+
+    Raises CorpusError: all validation documents are training text too.
+    """
+    warnings = []
+    separator = splits[0].separator
+    files = {file.path: file for split in splits for file in split.files}.values()
+    if separator is not None and all(file.documents <= 1 for file in files):
+        warnings.append(absent_separator(separator))
+    if len(splits) < 2:
+        return warnings
+    found = shared_text(*(split.read_with_files() for split in splits))
+    if found.shared == found.documents:
+        raise CorpusError(
+            f"{found.spell()}: validate on other text, with --valid, or hold none out with "
+            "--valid-fraction 0"
+        )
+    if found.shared:
+        warnings.append(f"{found.spell()}: its loss says less about text that is new")
+    return warnings
 
 
 def _held_out(fraction: float, documents: int) -> int:

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from packer.eval.errors import DataError
+from packer.eval.text import check_separator
+
 from packer.errors import PackerError
 
 BLOCK = 1 << 24  # bytes read at a time
@@ -27,7 +30,14 @@ class TextFile:
 
 
 def scan_texts(paths: Sequence[str | Path], separator: str | None) -> tuple[TextFile, ...]:
-    """Every text once through, so that what is wrong with one is said before any work."""
+    """Every text once through, so that what is wrong with one is said before any work.
+
+    Raises CorpusError: a text or separator that cannot be read, or no text at all.
+    """
+    try:
+        check_separator(separator)
+    except DataError as error:
+        raise CorpusError(str(error)) from None
     found = []
     for path in text_files(paths):
         documents = sum(1 for _ in read_documents(path, separator))

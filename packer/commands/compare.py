@@ -29,6 +29,7 @@ from packer.commands.options import (
     cap_option,
     print_json,
     say_notes,
+    say_warnings,
     with_options,
 )
 from packer.commands.processes import choose_device
@@ -99,7 +100,9 @@ def compare(
     counted = limits.count()
     cap = counted.cap_bytes
     with refusals(), running_foreign(built.model):
-        scoring = Scoring(scored.open(), scored.tokens, scored.window, built)
+        data = scored.open()
+        say_warnings(data.warnings)
+        scoring = Scoring(data, scored.tokens, scored.window, built)
         rows: list[Row] = []
         refused: list[Refused] = []
         for number, source in enumerate(checkpoints):

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from packer.commands.options import EXISTING, EXISTING_FILE, JSON, Size, print_json
+from packer.commands.options import EXISTING, EXISTING_FILE, JSON, Size, print_json, say_warnings
 from packer.errors import PackerError
 
 
@@ -93,6 +93,7 @@ def data(
         print_json({"output": output, **manifest})
         return
     _show(output, manifest)
+    say_warnings(manifest["warnings"])
 
 
 def _show(output: str, manifest: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from packer.commands.options import (
     print_json,
     refuse_overwriting,
     say_notes,
+    say_warnings,
 )
 from packer.commands.processes import choose_device, joined
 from packer.commands.scoring_options import TEXT, WINDOWS, ScoredText, Windows
@@ -169,7 +170,8 @@ def _show(
 ) -> None:
     from packer.reports import score_tables
 
-    warning = score_tables.byte_warning(found[0], data)
+    implausible = score_tables.byte_warning(found[0], data)
+    warnings = [*data.warnings, *([implausible] if implausible else [])]
     if shown.plot is not None:
         from packer.reports.plots import plot_scores
 
@@ -182,15 +184,14 @@ def _show(
                 "precision": "bfloat16" if setting.autocast else "float32",
                 "processes": setting.world_size,
                 "text_bytes": data.text_bytes,
-                "warnings": [warning] if warning else [],
+                "warnings": warnings,
                 "samples": list(continuations),
                 "plot": shown.plot,
             }
         )
         return
     score_tables.print_scores(found, data, markdown=shown.markdown)
-    if warning:
-        click.echo(f"warning: {warning}", err=True)
+    say_warnings(warnings)
     for one, text in zip(found, continuations, strict=False):
         click.echo(f"\n{one.subject.name}:\n{text}")
     if shown.plot is not None:

@@ -14,7 +14,7 @@ from packer.commands.model_options import MODEL, ModelOptions
 from packer.commands.models import load_subjects, refusals, running_foreign
 from packer.commands.opening import ARTIFACT_OPENING, Opening
 from packer.commands.option_groups import OptionGroup
-from packer.commands.options import CONFIG, POSITIVE, say_notes
+from packer.commands.options import CONFIG, POSITIVE, say_notes, say_warnings
 from packer.commands.processes import choose_device
 from packer.commands.scoring_options import ScoredText, Windows
 from packer.commands.text_options import TOKENIZER
@@ -86,7 +86,7 @@ class Bench:
         Raises PackerError: no such data, no tokenizer, weights that are not of the model.
         """
         with refusals(), running_foreign(self.scoring.built.model):
-            self.scoring.text.open()
+            say_warnings(self.scoring.text.open().warnings)
             self._subjects(self.sources, quiet=False)
 
     def run(self, files: Mapping[str, bytes]) -> dict[str, Evaluated]:

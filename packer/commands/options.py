@@ -207,3 +207,9 @@ def say_notes(notes: Sequence[str]) -> None:
     """What was taken, stripped or left out of a checkpoint, on stderr."""
     for note in notes:
         click.echo(f"note: {note}", err=True)
+
+
+def say_warnings(warnings: Sequence[str]) -> None:
+    """What is probably not meant, on stderr."""
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)

@@ -92,4 +92,5 @@ def byte_warning(one: Evaluated, data: Data) -> str | None:
     """A warning when bytes per token are implausible for the vocabulary."""
     if data.vocab_size is None:
         return None
-    return plausibility_warning(one.score.bytes_per_token, data.vocab_size)
+    agree = data.text_bytes is not None and data.counted_bytes == data.text_bytes
+    return plausibility_warning(one.score.bytes_per_token, data.vocab_size, text_counted=agree)

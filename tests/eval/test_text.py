@@ -41,3 +41,19 @@ def test_text_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         encode_documents([], Letters())
     with pytest.raises(DataError, match="no BOS"):
         encode_documents(["a"], Letters(bos=-1))
+
+
+@pytest.mark.parametrize(("separator", "words"), [("", "is empty"), ("\udcff", "is not UTF-8")])
+def test_separators_that_cannot_be_are_refused(tmp_path: Path, separator: str, words: str) -> None:
+    (tmp_path / "a.txt").write_text("ab")
+    with pytest.raises(DataError, match=f"separator.* {words}"):
+        encode_files([tmp_path / "a.txt"], Letters(), separator)
+
+
+def test_a_separator_that_is_nowhere_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("ab\n\ncd")
+    assert encode_files([tmp_path / "a.txt"], Letters(), "\n\n").warnings == ()
+    (warning,) = encode_files([tmp_path / "a.txt"], Letters(), r"\n\n").warnings
+    assert "occurs nowhere" in warning and "line feed" in warning
+    (warning,) = encode_files([tmp_path / "a.txt"], Letters(), "###").warnings
+    assert "'###'" in warning and "line feed" not in warning

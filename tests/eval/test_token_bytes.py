@@ -11,9 +11,11 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packer.eval.errors import TokenBytesError
+from packer.eval.score import target_bytes, total_bytes
 from packer.eval.text import encode_documents
 from packer.eval.token_bytes import (
     TokenBytes,
+    difference_warnings,
     from_json,
     from_processor,
     from_sentencepiece,
@@ -33,10 +35,9 @@ def train(**options: Any) -> Any:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES),
         model_writer=model,
-        model_type="bpe",
         hard_vocab_limit=False,
         minloglevel=2,
-        **options,
+        **{"model_type": "bpe", **options},
     )
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
@@ -96,6 +97,51 @@ def test_the_kinds_of_pieces(with_byte_pieces: Any) -> None:
     tokens = np.array([bos, the, the, unknown, the, byte, bos])
     assert table.target_bytes(tokens, 1).tolist() == [3, 4, 0, 3, 1, 0]
     assert table.unknown_count(tokens) == 1
+
+
+EDGES = [
+    ["the fox"],
+    [" the fox ", "fox", " ", "\n over  the\n"],
+    ["<tag> the", "Über <tag>", "日本 the ", "</s> the"],
+]
+
+
+@pytest.mark.parametrize("documents", EDGES)
+@pytest.mark.parametrize("lone_space", [True, False])
+@pytest.mark.parametrize("suffix", [False, True])
+@pytest.mark.parametrize("own_space", [False, True])
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "char"])
+def test_bytes_are_those_of_the_text_whatever_the_tokenizer_does_with_spaces(
+    kind: str, own_space: bool, suffix: bool, lone_space: bool, documents: list[str]
+) -> None:
+    processor = train(
+        vocab_size=360,
+        model_type=kind,
+        byte_fallback=True,
+        add_dummy_prefix=own_space,
+        treat_whitespace_as_suffix=suffix,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        user_defined_symbols=["<tag>"],
+    )
+    if not lone_space:
+        proto, piece = processor.serialized_model_proto(), b"\x0a\x03" + "▁".encode()
+        assert proto.count(piece) == 1
+        other = proto.replace(piece, b"\x0a\x03" + "▂".encode())
+        processor = sentencepiece.SentencePieceProcessor(model_proto=other)
+    assert counted(processor, documents) == sum(len(document.encode()) for document in documents)
+    table, tokens = from_processor(processor), encode_documents(documents, processor).tokens
+    one_by_one = [target_bytes(tokens, table, at, at + 1)[0] for at in range(len(tokens) - 1)]
+    assert sum(one_by_one) == total_bytes(tokens, table) == counted(processor, documents)
+    assert min(one_by_one) >= 0
+
+
+def test_a_difference_is_told_with_both_numbers() -> None:
+    assert difference_warnings(1200, 1200) == ()
+    (more,) = difference_warnings(1320, 1200)
+    assert "1,320" in more and "1,200" in more and "10 % more" in more and "too low" in more
+    (fewer,) = difference_warnings(1140, 1200, unknown_tokens=7)
+    assert "5 % fewer" in fewer and "too high" in fewer and "7 unknown" in fewer
 
 
 def test_the_contest_tokenizer(shared: Path) -> None:

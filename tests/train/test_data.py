@@ -317,3 +317,71 @@ def test_a_shard_cut_short_is_seen_by_its_reader(made, tmp_path):
     (tmp_path / "cut.bin").write_bytes(data[:-2])
     with pytest.raises(DataError, match="cut short"):
         read_shards([tmp_path / "cut.bin"])
+
+
+LONG = "a line that is long enough to be compared with other lines, number "
+
+
+@pytest.mark.parametrize(
+    "valid",
+    [
+        f"{LONG}3\r\n{LONG}4\r\n",  # lines of a longer training document, other line ends
+        f"\ufeff{LONG}5",
+        "short  words\n",
+    ],
+)
+def test_validation_files_within_training_text_are_refused(made, tmp_path, valid):
+    (tmp_path / "train.txt").write_text("\n".join(f"{LONG}{n}" for n in range(9)), "utf-8")
+    (tmp_path / "more.txt").write_text("short words", "utf-8")
+    (tmp_path / "valid.txt").write_bytes(valid.encode())
+    options = replace(OPTIONS, vocab_size=None, tokenizer=str(made[0] / "tokenizer.model"))
+    texts, held_out = [tmp_path / "train.txt", tmp_path / "more.txt"], [tmp_path / "valid.txt"]
+    with pytest.raises(CorpusError, match=r"1 of 1 validation document is .*valid\.txt, in .*txt"):
+        make_data(texts, tmp_path / "out", options, valid=held_out)
+    held_out[0].write_bytes(valid.encode() + SEPARATOR.encode() + b"news")
+    (warning,) = make_data(texts, tmp_path / "out", options, valid=held_out)["warnings"]
+    assert "1 of 2 validation document is training text too" in warning and "valid.txt" in warning
+
+
+def test_documents_on_both_sides_of_the_split(made, tmp_path):
+    tokenizer = str(made[0] / "tokenizer.model")
+    options = replace(OPTIONS, vocab_size=None, tokenizer=tokenizer, valid_fraction=0.2)
+    (tmp_path / "a.txt").write_text(SEPARATOR.join(["the cap"] * 8 + ["a", "every tensor"]))
+    (warning,) = make_data([tmp_path / "a.txt"], tmp_path / "one", options)["warnings"]
+    assert "1 of 2 validation" in warning and "a.txt" in warning
+    with pytest.raises(CorpusError, match=r"4 of 4 .* --valid-fraction 0"):
+        make_data([tmp_path / "a.txt"] * 3, tmp_path / "two", replace(options, valid_fraction=0.14))
+    none_held_out = replace(options, valid_fraction=0)
+    assert make_data([tmp_path / "a.txt"] * 2, tmp_path / "two", none_held_out)["warnings"] == []
+
+
+def test_bytes_that_the_tokenizer_changes_are_told(tmp_path):
+    """The shards' tokens count other bytes than the text has."""
+    model = tmp_path / "folded.model"
+    with model.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["the planner fits every tensor"] * 9),
+            model_writer=file,
+            vocab_size=300,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            normalization_rule_name="nmt_nfkc",
+            minloglevel=2,
+        )
+    (tmp_path / "a.txt").write_text("the \N{VULGAR FRACTION ONE HALF}\N{LATIN SMALL LIGATURE FI}")
+    options = DataOptions(vocab_size=None, tokenizer=str(model), valid_fraction=0)
+    manifest = make_data([tmp_path / "a.txt"], tmp_path / "out", options)
+    (warning,) = manifest["warnings"]
+    assert (manifest["train"]["bytes"], manifest["train"]["token_bytes"]) == (9, 11)
+    assert warning.startswith("train: ") and "11 bytes" in warning and "itself has 9" in warning
+
+
+def test_separators_that_cannot_be(made, corpus, tmp_path):
+    options = replace(OPTIONS, vocab_size=None, tokenizer=str(made[0] / "tokenizer.model"))
+    for separator in ("", "\udcff"):
+        with pytest.raises(CorpusError, match="document separator"):
+            make_data([corpus], tmp_path / "a", replace(options, document_separator=separator))
+    (warning,) = make_data([corpus], tmp_path / "b", replace(options, document_separator=r"\n\n"))[
+        "warnings"
+    ]
+    assert "occurs nowhere" in warning and "line feed" in warning
