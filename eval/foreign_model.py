@@ -120,7 +120,7 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     if lines:
         raise ModelError(
             f"the checkpoint is not this model, {len(lines)} differences:\n  "
-            + "\n  ".join(sorted(lines))
+            + "\n  ".join(sorted(line.replace("\n", "\\n") for line in lines))
         )
     model.load_state_dict(dict(state_dict))
 

@@ -61,7 +61,10 @@ class Manual(click.Group):
             if error.errno == errno.EPIPE:
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            raise click.ClickException(f"{where}{error.strerror or error}") from None
+            raise click.ClickException(one_paragraph(f"{where}{error.strerror or error}")) from None
+        except click.ClickException as error:  # wrong usage, told by click
+            error.message = one_paragraph(error.message)
+            raise
         except Exception as error:
             from packer.stream_decoder import ArtifactError
 

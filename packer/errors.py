@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from packer.printable import spelled
+
 STOPPED = "stopped; every file is as it was before or written whole"
 
 
@@ -68,9 +70,15 @@ def listed(items: Sequence[str], what: str = "") -> str:
 MAX_SHOWN = 1_500  # letters of a refusal; a file may hold names of any length
 
 
+LIST_ITEM = "\n  "  # how a refusal begins each line of a list
+
+
 def one_paragraph(text: str) -> str:
-    """A refusal as it is shown: what a hostile file put into it stays short and moves no cursor."""
-    plain = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text.strip())
+    """A refusal as it is shown: what a hostile file put into it stays short and moves no cursor.
+
+    Lists keep their lines, which begin with `LIST_ITEM`.
+    """
+    plain = LIST_ITEM.join(spelled(line) for line in text.strip().split(LIST_ITEM))
     if len(plain) <= MAX_SHOWN:
         return plain
     half = MAX_SHOWN // 2

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from packer.printable import spelled
+
 QUIET_SECONDS = 1.0
 LINE_SECONDS = 10.0
 
@@ -28,7 +30,7 @@ def shown(label: str) -> Iterator[Callable[[str, int, int], None]]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[what]}"),
+        TextColumn("{task.fields[what]}", markup=False),
     )
     bar = Progress(*columns, console=console, transient=True)
     task = bar.add_task(label, total=None, what="", visible=False)
@@ -36,7 +38,7 @@ def shown(label: str) -> Iterator[Callable[[str, int, int], None]]:
 
     def tell(what: str, done: int, total: int) -> None:
         late = time.monotonic() - started > QUIET_SECONDS
-        bar.update(task, completed=done, total=total, what=what, visible=late)
+        bar.update(task, completed=done, total=total, what=spelled(what), visible=late)
 
     with bar:
         yield tell
@@ -58,4 +60,4 @@ class _Lines:
         text = f"{self.label}: {done} of {total}, {what}"
         if 0 < done < total:
             text += f", {(now - self.started) * (total - done) / done:.0f} s left"
-        self.console.print(text, highlight=False)
+        self.console.print(spelled(text), highlight=False, markup=False, soft_wrap=True)

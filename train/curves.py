@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import EngFormatter
-
+from packer.reports.agg import EngFormatter, own_style
 from packer.reports.plots import axes_of, save
 
 PANELS = {
@@ -17,6 +16,7 @@ PANELS = {
 }
 
 
+@own_style()
 def plot_curves(path: Path, lines: Sequence[Mapping[str, Any]], cap_bytes: int) -> None:
     """One panel a number that was logged. cap_bytes: a line in the size panel; 0 draws none.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import EngFormatter
 from packer.eval.score import Score
 from packer.train.curves import draw_logged
 from packer.train.demo import ARTIFACT, CHECKPOINT, PLAN, UNPACKED, Demo
@@ -13,6 +12,7 @@ from packer.train.demo_text import Document
 
 from packer.files import write_bytes
 from packer.reports import html as html_report
+from packer.reports.agg import EngFormatter, own_style
 from packer.reports.html import Html
 from packer.reports.plots import axes_of, draw_bytes, save
 from packer.reports.report import Report, report_packed
@@ -34,6 +34,7 @@ def byte_report(demo: Demo) -> Report:
     return report_packed(demo.packed, str(demo.folder / ARTIFACT))
 
 
+@own_style()
 def draw(demo: Demo, path: Path) -> None:
     """Loss and bits per byte while training; bytes by layer and role, and against the cap."""
     loss, validation, layers, sizes = axes_of(str(path), panels=2, rows=2)

@@ -13,6 +13,7 @@ from packer.commands.options import (
     WRITABLE,
     print_json,
     refuse_overwriting,
+    say,
     with_options,
 )
 
@@ -75,10 +76,8 @@ def _show(made: Bundle, plan: PackPlan, inline: str | None, output: str, as_json
         account = {"script_bytes": made.size_bytes, "code_bytes": code, "artifact_bytes": room}
         print_json({"output": output, **sizes, **account, "cap_bytes": plan.limits.cap_bytes})
         return
-    click.echo(
+    say(
         f"{output}: {made.size_bytes:,} bytes, of which its decoder takes "
         f"{made.decoder_bytes:,} and its encoder {made.encoder_bytes:,}"
     )
-    click.echo(
-        f"code {code:,} of {plan.limits.cap_bytes:,}, which leaves {room:,} for the artifact"
-    )
+    say(f"code {code:,} of {plan.limits.cap_bytes:,}, which leaves {room:,} for the artifact")

@@ -20,6 +20,7 @@ from packer.commands.options import (
     WRITABLE,
     print_json,
     refuse_overwriting,
+    say,
     say_notes,
 )
 from packer.commands.own_text import written_by
@@ -130,7 +131,7 @@ def _show(found: CurvatureSet, output: str, as_json: bool) -> None:
         )
         return
     for warning in found.warnings[:LISTED]:
-        click.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)
     if len(found.warnings) > LISTED:
-        click.echo(f"warning: and {len(found.warnings) - LISTED} more, see --json", err=True)
-    click.echo(f"{output}: curvature of {len(found.by_tensor)} tensors, {found.spell()}")
+        say(f"warning: and {len(found.warnings) - LISTED} more, see --json", err=True)
+    say(f"{output}: curvature of {len(found.by_tensor)} tensors, {found.spell()}")

@@ -13,9 +13,11 @@ from packer.commands.options import (
     MAX_MEMORY,
     cap_option,
     print_json,
+    say,
     say_notes,
     with_options,
 )
+from packer.printable import spelled
 
 if TYPE_CHECKING:
     from packer.code.probe import Probe
@@ -117,8 +119,8 @@ def _print(findings: tuple[Finding, ...], verbose: bool) -> None:
         status = finding.status.value
         counts[status] += 1
         mark = click.style(f"{status:7}", fg=COLORS[status], bold=status == "fail")
-        click.echo(f"{mark} {finding.rule:{width}}  {finding.verdict}")
+        click.echo(f"{mark} {finding.rule:{width}}  {spelled(finding.verdict)}")
         if verbose or status != "pass":
             for line in finding.evidence:
-                click.echo(f"{'':{width + 10}}{line}")
-    click.echo(", ".join(f"{count} {status}" for status, count in counts.items()))
+                say(f"{'':{width + 10}}{line}")
+    say(", ".join(f"{count} {status}" for status, count in counts.items()))

@@ -12,6 +12,7 @@ from packer.commands.options import (
     WRITABLE,
     print_json,
     refuse_overwriting,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def code(
         return
     _print(sources, dead, packed)
     if out is not None:
-        click.echo(f"written: {out}")
+        say(f"written: {out}")
 
 
 def _json(
@@ -132,9 +133,9 @@ def _print(
     ]
     if rows:
         columns = ("never runs", ">lines", ">bytes", "what", "why")
-        tables.console().print(tables.table(columns, rows))
+        tables.print_table(columns, rows)
         listed = [one for found in dead.values() for one in found]
-        click.echo(
+        say(
             f"{len(listed)} places that never run, {sum(d.size_bytes for d in listed):,} bytes "
             f"before compression"
             + (f"; the largest {len(rows)} are shown" if len(rows) < len(listed) else "")
@@ -142,16 +143,16 @@ def _print(
     for one in sources:
         logged = one.text_bytes
         note = f" (a script that reads itself logs {logged:,})" if logged != one.size_bytes else ""
-        click.echo(f"{one.path}: {one.size_bytes:,} bytes{note}")
+        say(f"{one.path}: {one.size_bytes:,} bytes{note}")
     total = sum(one.size_bytes for one in sources)
     if packed is None:
-        click.echo(f"code {total:,} bytes")
+        say(f"code {total:,} bytes")
         return
     proof = "same syntax tree" if packed.same_tree else "names shortened, compiles; not proven"
     form = f"wrapped under {packed.codec}" if packed.codec else "plain, wrapping does not pay"
-    click.echo(
+    say(
         f"code {total:,} -> minified {packed.minified_bytes:,} ({proof}) -> "
         f"{packed.packed_bytes:,} {form}: {packed.saved_bytes:,} bytes saved"
     )
     if packed.already:
-        click.echo("the first file was a self-extracting script; what is inside it was packed")
+        say("the first file was a self-extracting script; what is inside it was packed")

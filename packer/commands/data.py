@@ -6,7 +6,16 @@ from typing import Any
 
 import click
 
-from packer.commands.options import EXISTING, EXISTING_FILE, JSON, Size, print_json, say_warnings
+from packer.commands.options import (
+    EXISTING,
+    EXISTING_FILE,
+    JSON,
+    Finite,
+    Size,
+    print_json,
+    say,
+    say_warnings,
+)
 from packer.errors import PackerError
 
 
@@ -28,7 +37,7 @@ from packer.errors import PackerError
 @click.option("--valid", multiple=True, type=EXISTING, help="Validation text; repeat for more.")
 @click.option(
     "--valid-fraction",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Finite(0, 1, max_open=True),
     help="Share of the documents held out, evenly spaced, at least one; default: 0.01.",
 )
 @click.option(
@@ -98,11 +107,11 @@ def data(
 
 def _show(output: str, manifest: dict[str, Any]) -> None:
     tokenizer = manifest["tokenizer"]
-    click.echo(f"{output}/{tokenizer['file']}: {tokenizer['vocab_size']:,} pieces")
+    say(f"{output}/{tokenizer['file']}: {tokenizer['vocab_size']:,} pieces")
     for split in ("train", "val"):
         found = manifest.get(split)
         if found is not None:
-            click.echo(
+            say(
                 f"{split}: {found['tokens']:,} tokens of {found['bytes']:,} bytes in "
                 f"{_count(found['documents'], 'document')}, {_count(found['shards'], 'shard')}"
             )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from packer.commands.options import EXISTING, JSON, cap_option, print_json, say_notes
+from packer.commands.options import EXISTING, JSON, cap_option, print_json, say, say_notes
 
 
 @click.command(short_help="Everything once, offline, in minutes: start here.")
@@ -47,11 +47,11 @@ def demo(output: str, text: tuple[str, ...], cap: int | None, seed: int, as_json
     refuse_used(folder)
     settings = DemoSettings(seed=seed) if cap is None else DemoSettings(seed=seed, cap_bytes=cap)
     corpus = named_text(text) if text else python_text()
-    made = run_demo(corpus, folder, settings, lambda words: click.echo(words, err=True), shown)
+    made = run_demo(corpus, folder, settings, lambda words: say(words, err=True), shown)
     demo_report.write_report(made)
     if as_json:
         print_json(demo_report.to_json(made))
         return
     say_notes([made.note] if made.note else [])
     for line in demo_report.five_lines(made):
-        click.echo(line)
+        say(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from packer.artifact_files import reading_artifact
-from packer.commands.options import EXISTING, JSON, print_json
+from packer.commands.options import EXISTING, JSON, print_json, say
 
 
 @click.command(short_help="What changed between two plans or artifacts.")
@@ -42,9 +42,9 @@ def diff(before: str, after: str, as_json: bool) -> None:
         )
         return
     if differences:
-        tables.console().print(tables.difference_table(differences))
+        tables.print_table(*tables.difference_rows(differences))
     change = second.total_bytes - first.total_bytes
-    click.echo(
+    say(
         f"{len(differences)} tensors differ; total {first.total_bytes:,} -> "
         f"{second.total_bytes:,} bytes ({change:+,})"
     )

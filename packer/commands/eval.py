@@ -20,12 +20,14 @@ from packer.commands.options import (
     WRITABLE,
     print_json,
     refuse_overwriting,
+    say,
     say_notes,
     say_warnings,
 )
 from packer.commands.processes import choose_device, joined
 from packer.commands.scoring_options import TEXT, WINDOWS, ScoredText, Windows
 from packer.errors import PackerError
+from packer.printable import spelled
 
 if TYPE_CHECKING:
     from packer.commands.models import Say
@@ -193,6 +195,6 @@ def _show(
     score_tables.print_scores(found, data, markdown=shown.markdown)
     say_warnings(warnings)
     for one, text in zip(found, continuations, strict=False):
-        click.echo(f"\n{one.subject.name}:\n{text}")
+        say(f"\n{spelled(one.subject.name)}:\n{text}", lines=True)
     if shown.plot is not None:
-        click.echo(f"picture: {shown.plot}")
+        say(f"picture: {shown.plot}")

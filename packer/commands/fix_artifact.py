@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from packer.commands.fix_scores import Bench, spell_scores
-from packer.commands.options import print_json, read_config, refuse_overwriting, say_notes
+from packer.commands.options import print_json, read_config, refuse_overwriting, say, say_notes
 from packer.errors import CapError
 
 if TYPE_CHECKING:
@@ -183,17 +181,17 @@ def _show(
         return
     show_offers(offers)
     account = offers[0].account if offers else same.account
-    click.echo(f"{asked.output or 'not written (no -o)'}: {account}")
+    say(f"{asked.output or 'not written (no -o)'}: {account}")
     if scores is not None:
         name = offers[0].name if offers else "re-encoded"
-        click.echo(spell_scores(scores, name, asked.checkpoint or "the artifact as submitted"))
+        say(spell_scores(scores, name, asked.checkpoint or "the artifact as submitted"))
     elif offers:
         hint = (
             ""
             if asked.checkpoint or asked.no_recode
             else "; --checkpoint CKPT, where there is one, loses less"
         )
-        click.echo(f"what it costs: the same command with --data TEXT --tokenizer MODEL{hint}")
+        say(f"what it costs: the same command with --data TEXT --tokenizer MODEL{hint}")
 
 
 def show_offers(offers: Sequence[Offer]) -> None:
@@ -206,8 +204,8 @@ def show_offers(offers: Sequence[Offer]) -> None:
             for offer in offers
         ]
         columns = ("way, the one taken first", ">total bytes", ">weight error", ">KL, bits/byte")
-        tables.console().print(tables.table(columns, rows))
-        click.echo()
+        tables.print_table(columns, rows)
+        say("")
     if offers and offers[0].steps:
         show_steps(offers[0].steps)
 
@@ -236,8 +234,8 @@ def show_steps(steps: Sequence[Step]) -> None:
             )
         )
     columns = ("tensor", "was", "becomes", ">bytes saved", ">weight error", ">saved so far")
-    tables.console().print(tables.table((*columns, ">error so far"), rows))
-    click.echo()
+    tables.print_table((*columns, ">error so far"), rows)
+    say("")
 
 
 def offers_json(offers: Sequence[Offer]) -> list[dict[str, Any]]:

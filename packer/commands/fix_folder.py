@@ -20,7 +20,7 @@ from packer.commands.fix_artifact import (
     show_offers,
 )
 from packer.commands.fix_scores import spell_scores
-from packer.commands.options import print_json, say_notes
+from packer.commands.options import print_json, say, say_notes
 from packer.errors import OutputError
 
 if TYPE_CHECKING:
@@ -132,14 +132,14 @@ def _show(fixed: FixedFolder, scores: Scores | None, asked: Asked) -> None:
 
     show_offers(fixed.offers)
     for key, (old, new) in fixed.corrected.items():
-        click.echo(f"submission.json: {key} {old} -> {new}")
+        say(f"submission.json: {key} {old} -> {new}")
     for number, line in enumerate(fixed.to_do, 1):
-        click.echo(f"to do {number}: {line}")
+        say(f"to do {number}: {line}")
     if scores is not None:
         reference = asked.checkpoint or "the artifact as submitted"
-        click.echo(spell_scores(scores, fixed.offers[0].name, reference))
+        say(spell_scores(scores, fixed.offers[0].name, reference))
     where = f"{asked.output}{os.sep}" if asked.output else "not written (no -o)"
-    click.echo(
+    say(
         f"{where}: {fixed.what}: code {fixed.code_bytes:,} + artifact {fixed.artifact_bytes:,} = "
         f"{fixed.total_bytes:,}{spell_rest(fixed.cap_bytes, fixed.cap_bytes - fixed.total_bytes)}"
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from packer.commands.fix_folder import making_folder, refuse_output
-from packer.commands.options import print_json
+from packer.commands.options import print_json, say
 
 if TYPE_CHECKING:
     from packer.submission.new import NewSubmission
@@ -76,15 +76,15 @@ def _show(made: NewSubmission, output: str | None) -> None:
 
     for seed, total in made.totals.items():
         rest = spell_rest(made.cap_bytes, made.cap_bytes - total)
-        click.echo(f"seed {seed}: code {made.code_bytes:,} + model = {total:,}{rest}")
+        say(f"seed {seed}: code {made.code_bytes:,} + model = {total:,}{rest}")
     for finding in made.findings:
         if finding.status.value in ("fail", "warn"):
-            click.echo(f"packer check: {finding.status.value} {finding.rule}: {finding.verdict}")
+            say(f"packer check: {finding.status.value} {finding.rule}: {finding.verdict}")
     for number, line in enumerate(made.to_do, 1):
-        click.echo(f"to do {number}: {line}")
+        say(f"to do {number}: {line}")
     where = f"{output}{os.sep}" if output else "not written (no -o)"
     names = ", ".join(sorted((*made.files, *made.copied)))
-    click.echo(f"{where}: val_bpb {made.claims['val_bpb']}: {names}")
+    say(f"{where}: val_bpb {made.claims['val_bpb']}: {names}")
 
 
 def _json(made: NewSubmission, output: str | None) -> dict[str, Any]:

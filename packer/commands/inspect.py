@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from packer.commands.opening import OPENING, Opening
-from packer.commands.options import EXISTING, JSON, print_json, say_notes
+from packer.commands.options import EXISTING, JSON, print_json, say, say_notes
 
 
 @click.command(short_help="What is in a checkpoint.")
@@ -65,5 +65,5 @@ def inspect(checkpoint: str, opening: Opening, as_json: bool) -> None:
         for one in statistics
     ]
     columns = ("tensor", "role", ">layer", "shape", "dtype", ">bytes", ">share %", ">rms")
-    tables.console().print(tables.table((*columns, ">kurtosis"), rows))
-    click.echo(f"{len(rows)} tensors, {loaded.size_bytes:,} bytes as stored")
+    tables.print_table((*columns, ">kurtosis"), rows)
+    say(f"{len(rows)} tensors, {loaded.size_bytes:,} bytes as stored")

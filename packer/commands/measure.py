@@ -15,6 +15,7 @@ from packer.commands.options import (
     print_json,
     read_config,
     refuse_overwriting,
+    say,
     with_options,
 )
 
@@ -52,11 +53,11 @@ def measure(
     if as_json:
         print_json({**found.to_json(), "output": output, "curvature_file": kept})
         return
-    click.echo(
+    say(
         f"{output}: {len(found.candidates):,} candidates for {len(found.tensors)} tensors of "
         f"{checkpoint}; damage is the {found.damage_source}"
     )
     if found.damage_fit is not None:
-        click.echo(f"fitted to {found.damage_fit.spell()}")
+        say(f"fitted to {found.damage_fit.spell()}")
     if kept is not None and kept != curvature.file:
-        click.echo(f"{kept}: the curvature, which packing asks for")
+        say(f"{kept}: the curvature, which packing asks for")

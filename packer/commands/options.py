@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from packer.account import MAX_SIZE_BYTES
+from packer.printable import spelled, spelled_lines
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,6 +23,8 @@ else:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+# Commas group thousands or stand nowhere; underscores as in Python.
+_SIZE = re.compile(r"([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+(?:_[0-9]+)*)(\.[0-9]+)?\s*([a-zA-Z]*)")
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -33,11 +37,14 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([a-zA-Z]*)", value.strip())
-        unit = _UNITS.get(match[2].lower()) if match else None
+        match = _SIZE.fullmatch(value.strip())
+        unit = _UNITS.get(match[3].lower()) if match else None
         if match is None or unit is None:
-            self.fail(f"{value!r} is not a size; write 16000000, 16MB, 15.5MB or 16MiB", param, ctx)
-        size = Decimal(match[1].replace(",", "").replace("_", "")) * unit
+            hint = "; commas only group thousands" if "," in value else ""
+            self.fail(
+                f"{value!r} is not a size; write 16000000, 16MB, 15.5MB or 16MiB{hint}", param, ctx
+            )
+        size = Decimal(match[1].replace(",", "").replace("_", "") + (match[2] or "")) * unit
         if size >= MAX_SIZE_BYTES:
             self.fail(
                 f"{value!r} is more than the {MAX_SIZE_BYTES - 1:,} bytes allowed", param, ctx
@@ -45,6 +52,16 @@ class Size(click.ParamType):  # type: ignore[type-arg]
         if size != int(size):
             self.fail(f"{value!r} is not a whole number of bytes", param, ctx)
         return int(size)
+
+
+class Finite(click.FloatRange):
+    """A number in a range, neither NaN nor infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 class Pin(click.ParamType):  # type: ignore[type-arg]
@@ -203,13 +220,18 @@ def print_json(value: dict[str, Any]) -> None:
     click.echo(json.dumps(value))
 
 
+def say(text: str, *, err: bool = False, lines: bool = False) -> None:
+    """Print a line; what is no letter in it is spelled. lines: its line feeds are our own."""
+    click.echo(spelled_lines(text) if lines else spelled(text), err=err)
+
+
 def say_notes(notes: Sequence[str]) -> None:
     """What was taken, stripped or left out of a checkpoint, on stderr."""
     for note in notes:
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
 
 
 def say_warnings(warnings: Sequence[str]) -> None:
     """What is probably not meant, on stderr."""
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)

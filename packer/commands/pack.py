@@ -26,6 +26,7 @@ from packer.commands.options import (
     print_json,
     read_config,
     refuse_overwriting,
+    say,
     with_options,
 )
 from packer.commands.polishing import POLISH, PolishOptions, say_polish
@@ -223,18 +224,18 @@ def _show(
         print_json({**value, "output": output, "loader": loader})
         return
     tables.print_report(report, every_tensor=False)
-    click.echo()
-    click.echo(f"{output}: {packed.account}")
-    click.echo(packed.plan.limits.spell_code())
-    click.echo(spell_quality(packed.plan))
+    say("")
+    say(f"{output}: {packed.account}")
+    say(packed.plan.limits.spell_code())
+    say(spell_quality(packed.plan), lines=True)
     if packed.rounds > 1:
-        click.echo(f"real sizes differed from the plan; planned again, {packed.rounds} rounds")
+        say(f"real sizes differed from the plan; planned again, {packed.rounds} rounds")
     if turned is not None:
-        click.echo(f"{turned.recipe.name} with its knob at {turned.position}")
+        say(f"{turned.recipe.name} with its knob at {turned.position}")
     if packed.polish is not None:
         say_polish(packed.polish)
     for name, problem in _problems(packed, turned).items():
-        click.echo(f"{name}: {problem}")
+        say(f"{name}: {problem}")
     if policy:
         _say_steps_down(packed.plan)
 
@@ -254,6 +255,6 @@ def _say_steps_down(made: PackPlan) -> None:
         if chosen.choice != kept[chosen.tensor]
     ]
     if changed:
-        click.echo("stepped down from the policy: " + "; ".join(changed))
+        say("stepped down from the policy: " + "; ".join(changed))
     else:
-        click.echo("every choice of the policy was kept")
+        say("every choice of the policy was kept")

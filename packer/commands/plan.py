@@ -28,6 +28,7 @@ from packer.commands.options import (
     cap_option,
     read_config,
     refuse_overwriting,
+    say,
     with_options,
 )
 from packer.commands.plan_source import Measured, measured_from
@@ -118,7 +119,7 @@ def plan(
     changes = _what_if(made) if what_if else ()
     show_plan(made, source, output, changes, as_json, checked)
     if output and not as_json:
-        click.echo(f"next: {_next_command(made, output, kept, built.opening)}")
+        say(f"next: {_next_command(made, output, kept, built.opening)}")
 
 
 def _kept(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
-from packer.commands.options import print_json
+from packer.commands.options import print_json, say
 
 if TYPE_CHECKING:
     from packer.budget.frontier import WhatIf
@@ -48,14 +46,14 @@ def show_plan(
         print_json({**value, "output": output})
         return
     tables.print_report(report, every_tensor=True)
-    click.echo()
-    click.echo(made.spell_account())
-    click.echo(made.limits.spell_code())
-    click.echo(spell_quality(made))
+    say("")
+    say(made.spell_account())
+    say(made.limits.spell_code())
+    say(spell_quality(made), lines=True)
     for one in changes:
-        click.echo(spell_what_if(one, made.plan.damage_kind))
+        say(spell_what_if(one, made.plan.damage_kind))
     for number, tried in enumerate(checked, start=1):
-        click.echo(spell_checked(number, tried) + ("; kept" if tried.plan is made else ""))
+        say(spell_checked(number, tried) + ("; kept" if tried.plan is made else ""))
 
 
 def spell_checked(number: int, one: CheckedPlan) -> str:

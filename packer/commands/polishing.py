@@ -10,7 +10,7 @@ import click
 from packer.commands.curvature_options import CurvatureOptions
 from packer.commands.felt import Felt
 from packer.commands.option_groups import OptionGroup
-from packer.commands.options import POSITIVE
+from packer.commands.options import POSITIVE, Finite, say
 
 if TYPE_CHECKING:
     from packer.planning import PackPlan
@@ -80,7 +80,7 @@ POLISH = OptionGroup(
     click.option(
         "--polish",
         "minutes",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Finite(min=0, min_open=True),
         metavar="MINUTES",
         help="Tune all but the codes to the unquantized model on the text of --calibration, for at "
         "most so long; kept if its held-out end is better off. Costs no byte.",
@@ -104,9 +104,9 @@ def say_polish(result: PolishOutcome) -> None:
     worth = ""
     if result.kept and result.worth_bytes is not None:
         worth = f"; worth about {result.worth_bytes:,} bytes at the plan's price"
-    click.echo(f"{verdict}: {kl} ({result.held_out_tokens:,} tokens), {took}{worth}")
+    say(f"{verdict}: {kl} ({result.held_out_tokens:,} tokens), {took}{worth}")
     if result.cut_short:
-        click.echo(
+        say(
             "the minutes ended the polish early: another run may do more or fewer steps and give "
             "other bytes; allow more, or fewer --polish-steps"
         )

@@ -20,6 +20,7 @@ from packer.commands.options import (
     cap_option,
     print_json,
     refuse_overwriting,
+    say,
     say_notes,
     with_options,
 )
@@ -151,18 +152,18 @@ def _show(evidence: Evidence, page: str | None, plot: str | None) -> None:
     from packer.reports.spelling import spell_account, spell_bound, spell_quality
 
     tables.print_report(evidence.report, every_tensor=True)
-    click.echo()
+    say("")
     if evidence.points:
-        tables.console().print(tables.table(*tables.curve_rows(evidence)))
-        click.echo()
-    click.echo(spell_account(evidence.report, evidence.plan))
+        tables.print_table(*tables.curve_rows(evidence))
+        say("")
+    say(spell_account(evidence.report, evidence.plan), lines=True)
     if evidence.plan is not None:
-        click.echo(spell_quality(evidence.plan))
+        say(spell_quality(evidence.plan), lines=True)
     if bound := spell_bound(evidence):
-        click.echo(bound)
+        say(bound)
     for what, path in (("page", page), ("picture", plot)):
         if path is not None:
-            click.echo(f"{what}: {path}")
+            say(f"{what}: {path}")
 
 
 def _explain(tensor: str, plan: PackPlan | None, source: str, as_json: bool) -> None:
@@ -187,4 +188,4 @@ def _explain(tensor: str, plan: PackPlan | None, source: str, as_json: bool) -> 
         for line in lines
     ]
     columns = ("", "choice", ">bytes", f">{plan.plan.damage_kind}", ">damage + price × bytes")
-    tables.console().print(tables.table((*columns, "why"), rows))
+    tables.print_table((*columns, "why"), rows)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from packer.account import spell_rest
-from packer.commands.options import CODE, EXISTING_FILE, JSON, cap_option, print_json, with_options
+from packer.commands.options import (
+    CODE,
+    EXISTING_FILE,
+    JSON,
+    cap_option,
+    print_json,
+    say,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from packer.size_estimate import SizeEstimate
@@ -148,8 +156,6 @@ def _print(found: list[dict[str, Any]], cap: int | None) -> None:
     ]
     columns = (*swept, "recipe", ">weights", ">codes", ">side, kept, container", ">total")
     columns = (*columns, ">bits/w", ">of the cap", ">k ×", "how")
-    tables.console().print(tables.table(columns, rows))
+    tables.print_table(columns, rows)
     if any(row["at_most"] for row in found):
-        click.echo(
-            "≤: row maxima; scales have a floor that makes small weights cheaper (weight_std=S)"
-        )
+        say("≤: row maxima; scales have a floor that makes small weights cheaper (weight_std=S)")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packer.commands.options import EXISTING_FILE, POSITIVE, with_options
+from packer.commands.options import EXISTING_FILE, POSITIVE, Finite, with_options
 
 if TYPE_CHECKING:
     from packer.evaluation import Data
@@ -27,7 +27,7 @@ TOKENIZER = with_options(
 EFFORT = with_options(
     click.option(
         "--seconds",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Finite(min=0, min_open=True),
         help="Calibrate no longer than this.",
     ),
     click.option("--seed", type=int, default=0, help="Of the labels drawn; default 0."),

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packer.commands.options import CODE, JSON, Size, print_json, refuse_overwriting, with_options
+from packer.commands.options import (
+    CODE,
+    JSON,
+    Finite,
+    Size,
+    print_json,
+    refuse_overwriting,
+    say,
+    with_options,
+)
 from packer.commands.processes import choose_device, joined
 from packer.errors import PackerError
 
@@ -25,7 +34,7 @@ LIMITS = with_options(
     click.option("--size-cap", type=Size(), help="Warn while the predicted size is above."),
     click.option(
         "--max-wallclock",
-        type=click.FloatRange(min=0),
+        type=Finite(min=0),
         metavar="SECONDS",
         help="Seconds of all that touches training data, calibration included; 0: steps alone.",
     ),
@@ -177,7 +186,7 @@ def _teller(log: Path, rank: int, resume: bool) -> Callable[[str], None]:
 
     def say(text: str) -> None:
         if rank == 0:
-            click.echo(text, err=True)
+            say(text, err=True)
             _log(log, text)
 
     if rank == 0 and not resume:
@@ -233,7 +242,7 @@ def _finish(trainer: Trainer, as_json: bool) -> None:
         )
     else:
         _show(trainer, finished, best)
-        click.echo(f"picture: {picture}")
+        say(f"picture: {picture}")
     if config.pack.cap and all(one.artifact is None for one in finished):
         raise PackerError(
             f"no artifact fits {config.pack.cap:,} bytes; the weights are in {folder}. "
@@ -242,7 +251,7 @@ def _finish(trainer: Trainer, as_json: bool) -> None:
 
 
 def _show(trainer: Trainer, finished: list[Finished], best: Finished | None) -> None:
-    from packer.reports.tables import console, number, table
+    from packer.reports.tables import number, print_table
     from packer.train.log_line import best_line
 
     rows = [
@@ -255,24 +264,22 @@ def _show(trainer: Trainer, finished: list[Finished], best: Finished | None) -> 
         )
         for one in finished
     ]
-    console().print(table(("weights", ">bpb", ">bytes", ">bpb packed", "file"), rows))
+    print_table(("weights", ">bpb", ">bytes", ">bpb packed", "file"), rows)
     for one in finished:
         if one.note:
-            click.echo(f"{one.name}: {one.note}")
-    click.echo()
+            say(f"{one.name}: {one.note}")
+    say("")
     budget = {"none": "not charged"}
-    console().print(
-        table(
-            ("part", ">seconds", "counts against"),
-            [
-                (row.part, f"{row.seconds:.1f}", budget.get(row.budget, row.budget))
-                for row in trainer.ledger.rows()
-            ],
-        )
+    print_table(
+        ("part", ">seconds", "counts against"),
+        [
+            (row.part, f"{row.seconds:.1f}", budget.get(row.budget, row.budget))
+            for row in trainer.ledger.rows()
+        ],
     )
     limit = trainer.config.schedule.max_wallclock
     if limit:
         spent = trainer.ledger.training_budget
-        click.echo(f"training budget: {spent:.1f} of {limit:.0f} s, {limit - spent:.1f} left")
+        say(f"training budget: {spent:.1f} of {limit:.0f} s, {limit - spent:.1f} left")
     if best is not None:
-        click.echo(best_line(best))
+        say(best_line(best))

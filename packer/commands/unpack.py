@@ -13,6 +13,7 @@ from packer.commands.options import (
     WRITABLE,
     print_json,
     refuse_overwriting,
+    say,
     say_notes,
     with_options,
 )
@@ -66,7 +67,7 @@ def unpack(
     if as_json:
         print_json({"output": output, "tensors": len(weights), "elements": elements})
         return
-    click.echo(f"{output}: {len(weights)} tensors, {elements:,} weights")
+    say(f"{output}: {len(weights)} tensors, {elements:,} weights")
 
 
 def _unpack_codes(artifact: str, output: str, max_bytes: int, as_json: bool) -> None:
@@ -86,4 +87,4 @@ def _unpack_codes(artifact: str, output: str, max_bytes: int, as_json: bool) -> 
     if as_json:
         print_json({"output": output, "tensors": len(parts), "bytes": size})
         return
-    click.echo(f"{output}: {len(parts)} tensors of codes and steps, {size:,} bytes")
+    say(f"{output}: {len(parts)} tensors of codes and steps, {size:,} bytes")

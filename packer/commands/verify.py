@@ -8,12 +8,7 @@ import click
 
 from packer.artifact_files import reading_artifact
 from packer.commands.opening import CHECKPOINT_OPENING, Opening
-from packer.commands.options import (
-    EXISTING,
-    EXISTING_FILE,
-    JSON,
-    print_json,
-)
+from packer.commands.options import EXISTING, EXISTING_FILE, JSON, print_json, say
 from packer.errors import PackerError
 
 if TYPE_CHECKING:
@@ -82,7 +77,7 @@ def _show(found: Verification, artifact: str, against: str | None, as_json: bool
     if not found.problems:
         exact = sum(1 for check in found.tensors if check.exact)
         compared = f", {exact} of them bit for bit as in {against}" if against else ""
-        click.echo(
+        say(
             f"{artifact}: {found.artifact_bytes:,} bytes, checksum right, "
             f"{len(found.tensors)} tensors decode{compared}"
         )
@@ -102,4 +97,4 @@ def _print_checks(found: Verification) -> None:
         for check in found.tensors
     ]
     columns = ("tensor", "format", ">largest error", ">relative rms", "problem")
-    tables.console().print(tables.table(columns, rows))
+    tables.print_table(columns, rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from packer.comparison import EqualKL, Refused, Row
+from packer.printable import spelled
 from packer.reports import tables
 
 
@@ -18,12 +19,12 @@ def print_comparison(
     if len({row.source for row in rows}) > 1:
         columns = ["checkpoint", *columns]
         lines = [[row.source, *line] for row, line in zip(rows, lines, strict=True)]
-    tables.console().print(tables.table(columns, lines))
+    tables.print_table(columns, lines)
     for row in rows:
         for name, problem in row.contender.problems.items():
-            print(f"{row.contender.recipe}: {name}: {problem}")
+            print(spelled(f"{row.contender.recipe}: {name}: {problem}"))
     for one in refused:
-        print(f"{one.recipe}: {one.reason}")
+        print(spelled(f"{one.recipe}: {one.reason}"))
     for point in equal:
         print(
             f"at KL {point.kl_bits_per_byte:.5f}: {point.recipe} {point.recipe_bytes:,} bytes, "

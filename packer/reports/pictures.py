@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure as Canvas
-from matplotlib.patches import Circle, Rectangle
-
+from packer.reports.agg import Circle, Rectangle, new_figure, own_style
 from packer.reports.drawing import COLOURS, Box, Dot, Drawing, Figure, Line, Mark, Words
 from packer.reports.plots import check_ending, save
 
@@ -28,6 +25,7 @@ class Placed:
     drawing: Drawing
 
 
+@own_style()
 def plot_figures(path: str, figures: Sequence[Figure]) -> None:
     """All figures in one picture: one column, or two where there are three or more.
 
@@ -35,8 +33,7 @@ def plot_figures(path: str, figures: Sequence[Figure]) -> None:
     """
     check_ending(path)
     placed, width, height = arranged(figures)
-    canvas = Canvas(figsize=(width / PIXELS, height / PIXELS))
-    FigureCanvasAgg(canvas)
+    canvas = new_figure(width / PIXELS, height / PIXELS)
     axes = canvas.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from packer.errors import OutputError
 from packer.files import replacing
+from packer.printable import spelled
+from packer.reports.agg import EngFormatter, LogLocator, NullFormatter, new_figure, own_style
 from packer.reports.report import Report, TensorRow, by_role
 
 if TYPE_CHECKING:
@@ -29,8 +27,7 @@ def axes_of(path: str, panels: int, rows: int = 1) -> Any:
     Raises OutputError: `path` does not end like a picture.
     """
     check_ending(path)
-    figure = Figure(figsize=(7.5 * panels, 4.8 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.5 * panels, 4.8 * rows, layout="constrained")
     rows_of_panels = figure.subfigures(
         rows, 1, squeeze=False
     ).ravel()  # a legend widens its own row
@@ -50,7 +47,7 @@ def save(axes: Any, path: str) -> None:
     """
     ending = Path(path).suffix.lower()[1:]
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending, {})
-    with replacing(path) as temporary, rc_context({"svg.hashsalt": "bytecap"}):
+    with replacing(path) as temporary, own_style():
         axes.figure.figure.savefig(temporary, format=ending, dpi=150, metadata=undated)
 
 
@@ -85,6 +82,7 @@ def _roles_to_draw(report: Report) -> list[tuple[str, list[TensorRow]]]:
     return grouped + ([("other roles", small)] if small else [])
 
 
+@own_style()
 def plot_scores(path: str, found: Sequence[Evaluated]) -> None:
     """Bits per byte against bytes, one point a source. Raises OutputError.
 
@@ -97,11 +95,12 @@ def plot_scores(path: str, found: Sequence[Evaluated]) -> None:
         error = None if difference is None else difference.stderr_bits_per_byte
         axes.errorbar(one.subject.size_bytes, one.score.bits_per_byte, yerr=error, fmt="o")
         axes.annotate(
-            Path(one.subject.name).name,
+            spelled(Path(one.subject.name).name),
             (one.subject.size_bytes, one.score.bits_per_byte),
             xytext=(6, 6),
             textcoords="offset points",
             fontsize="small",
+            parse_math=False,
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from packer.eval.token_bytes import plausibility_warning
 from packer.evaluation import Data, Evaluated
+from packer.printable import spelled
 from packer.reports import tables
 
 SCORE_COLUMNS = 5  # the first ones: the source and its score; those of the comparison follow
@@ -20,29 +19,10 @@ def print_scores(found: Sequence[Evaluated], data: Data, *, markdown: bool) -> N
         print("| " + " | ".join(column.lstrip(">") for column in columns) + " |")
         print("|" + "|".join("---:" if c.startswith(">") else "---" for c in columns) + "|")
         for row in rows:
-            print("| " + " | ".join(row) + " |")
+            print("| " + " | ".join(spelled(cell).replace("|", "\\|") for cell in row) + " |")
     else:
-        _print_columns(columns, rows)
+        tables.print_table(columns, rows)
     print("\n" + spell_counts(found[0], data))
-
-
-def _print_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """One table, or on a terminal too narrow for it the scores and below them the comparison."""
-    out = tables.console()
-    whole = _table(columns, rows)
-    wanted = out.measure(whole, options=out.options.update(width=tables.PIPE_WIDTH)).maximum
-    if wanted <= out.width or len(columns) == SCORE_COLUMNS + 1:
-        out.print(whole)
-        return
-    last = len(columns) - 1
-    for kept in ((*range(SCORE_COLUMNS), last), (0, *range(SCORE_COLUMNS, last))):
-        out.print(_table([columns[i] for i in kept], [[row[i] for i in kept] for row in rows]))
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    made = tables.table(columns, rows)
-    made.columns[0].overflow = "fold"  # two paths often differ in their last letters only
-    return made
 
 
 def score_rows(found: Sequence[Evaluated]) -> tuple[list[str], list[list[str]]]:

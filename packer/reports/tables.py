@@ -11,16 +11,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from packer.printable import spelled
 from packer.reports.difference import Difference
 from packer.reports.report import Report, Share, by_role
 
 if TYPE_CHECKING:
     from packer.reports.evidence import Evidence
 
-PIPE_WIDTH = 400  # columns are never cut or wrapped when another program reads them
+PIPE_WIDTH = 10_000  # columns are never cut or wrapped when another program reads them
 
 Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
 """(columns, lines) of a table, before it is drawn in any way."""
+
+
+LEAST_TEXT = 20  # letters of a name or other text before its column is folded further
 
 
 def console() -> Console:
@@ -34,10 +38,43 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     made = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
     for column in columns:
         right = column.startswith(">")
-        made.add_column(column.lstrip(">"), justify="right" if right else "left", no_wrap=right)
+        made.add_column(
+            column.lstrip(">"), justify="right" if right else "left", no_wrap=right, overflow="fold"
+        )
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+        made.add_row(*(Text(spelled(cell)) for cell in row))
     return made
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The table; on a terminal too narrow for it several, each with the first column.
+
+    Numbers are never cut. Text folds within its column, the first column's to no fewer than
+    `LEAST_TEXT` letters unless one number beside it needs the room.
+    """
+    out = console()
+    start = 0
+    parts: list[list[int]] = []
+    for at in range(1, len(columns)):
+        if at > 1 and not _fits(out, columns, rows, (0, *range(start + 1, at + 1))):
+            parts.append([0, *range(start + 1, at)])
+            start = at - 1
+    parts.append([0, *range(start + 1, len(columns))])
+    for kept in parts:
+        out.print(table([columns[at] for at in kept], [[row[at] for at in kept] for row in rows]))
+
+
+def _fits(
+    out: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence[int]
+) -> bool:
+    """Whether these columns go side by side, text folded and numbers whole."""
+    titles = [columns[at] for at in kept]
+    cells = [
+        [row[at] if columns[at].startswith(">") else spelled(row[at])[:LEAST_TEXT] for at in kept]
+        for row in rows
+    ]
+    wide = out.options.update(width=PIPE_WIDTH)
+    return out.measure(table(titles, cells), options=wide).maximum <= out.width
 
 
 def number(value: float | None, pattern: str) -> str:
@@ -151,14 +188,14 @@ def curve_rows(evidence: Evidence) -> Cells:
 
 def print_report(report: Report, *, every_tensor: bool) -> None:
     """Tables per tensor and per role."""
-    out = console()
     if every_tensor:
-        out.print(table(*tensor_cells(report)))
-        out.print()
-    out.print(table(*share_rows("role", by_role(report))))
+        print_table(*tensor_cells(report))
+        print()
+    print_table(*share_rows("role", by_role(report)))
 
 
-def difference_table(differences: Sequence[Difference]) -> Table:
+def difference_rows(differences: Sequence[Difference]) -> Cells:
+    """(columns, a line per tensor that differs)."""
     rows = [
         (
             one.name,
@@ -170,4 +207,4 @@ def difference_table(differences: Sequence[Difference]) -> Table:
         )
         for one in differences
     ]
-    return table(("tensor", "before", "after", ">bytes before", ">bytes after", ">change"), rows)
+    return ("tensor", "before", "after", ">bytes before", ">bytes after", ">change"), rows
