@@ -49,28 +49,37 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """The table; on a terminal too narrow for it several, each with the first column.
 
-    Numbers are never cut. Text folds within its column, the first column's to no fewer than
-    `LEAST_TEXT` letters unless one number beside it needs the room.
+    Numbers are never cut. Text folds within its column, to no fewer than `LEAST_TEXT` letters or
+    a third of the terminal while other columns can go elsewhere.
     """
     out = console()
-    start = 0
-    parts: list[list[int]] = []
-    for at in range(1, len(columns)):
-        if at > 1 and not _fits(out, columns, rows, (0, *range(start + 1, at + 1))):
-            parts.append([0, *range(start + 1, at)])
-            start = at - 1
-    parts.append([0, *range(start + 1, len(columns))])
-    for kept in parts:
+    for kept in _side_by_side(out, columns, rows):
         out.print(table([columns[at] for at in kept], [[row[at] for at in kept] for row in rows]))
+
+
+def _side_by_side(
+    out: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> list[list[int]]:
+    """The columns of each table, by number."""
+    every = list(range(len(columns)))
+    if out.width >= PIPE_WIDTH or _fits(out, columns, rows, every):
+        return [every]
+    parts = [[0]]
+    for at in every[1:]:
+        if len(parts[-1]) > 1 and not _fits(out, columns, rows, [*parts[-1], at]):
+            parts.append([0])
+        parts[-1].append(at)
+    return parts
 
 
 def _fits(
     out: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence[int]
 ) -> bool:
     """Whether these columns go side by side, text folded and numbers whole."""
+    least = min(LEAST_TEXT, out.width // 3)
     titles = [columns[at] for at in kept]
     cells = [
-        [row[at] if columns[at].startswith(">") else spelled(row[at])[:LEAST_TEXT] for at in kept]
+        [row[at] if columns[at].startswith(">") else spelled(row[at])[:least] for at in kept]
         for row in rows
     ]
     wide = out.options.update(width=PIPE_WIDTH)
