@@ -138,7 +138,7 @@ def test_other_files_are_no_artifacts(refused: Refused, here: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "word"),
-    [("model.pt", "not an artifact"), ("plan.json", "nor an artifact"), ("empty.pack", "empty")],
+    [("model.pt", "no artifact"), ("plan.json", "nor an artifact"), ("empty.pack", "empty")],
 )
 def test_other_files_are_not_unpacked(refused: Refused, here: Path, name: str, word: str) -> None:
     (here / "empty.pack").write_bytes(b"")
