@@ -19,6 +19,7 @@ from packer.entropy import (
     compress,
     encode_ans,
     encode_elements,
+    encode_kept,
     encode_stream,
     varint,
 )
@@ -147,7 +148,7 @@ def encode_tensor(quantized: QuantizedTensor, coder: str | None = None) -> Encod
 
 
 def _encode_kept(quantized: QuantizedTensor, coder: str | None) -> EncodedTensor:
-    payload = encode_elements(quantized.codes.numpy(), coder)
+    payload = encode_kept(quantized.codes.numpy(), coder)
     block = format_bytes(quantized.format) + _stream(*payload)
     return EncodedTensor(block, CODER_NAMES[payload[0]], 0, len(payload[1]))
 

@@ -180,7 +180,9 @@ def _normalize(
         ties = {**{tied: copies.get(name, name) for tied, name in ties.items()}, **copies}
         kept = {name: tensor for name, tensor in kept.items() if name not in copies}
         tensors = _read_later(kept, named_in_file, places) if places else kept
-    refuse_non_finite(tensors, source)
+    masks = refuse_non_finite(tensors, source)
+    if masks:
+        said.append(f"infinities, as masks have them, kept exactly: {listed(masks)}")
     return Checkpoint(source, tensors, ties, texts, tuple(said))
 
 

@@ -28,6 +28,7 @@ CODER_IDS = {
 }
 CODER_NAMES = {number: name for name, number in CODER_IDS.items()}
 SMALL_STREAM_BYTES = 4096  # below this every coder is tried: the slow ones take about a millisecond
+THOROUGH_BYTES = 1 << 18  # below this the highest settings take less than a second
 _LARGEST_REACH = 127  # of int16 codes
 _EXCESS_BITS = 16
 _BITS_PER_MAGNITUDE = 3.0  # of a code and its negative in one table, about
@@ -70,6 +71,31 @@ def encode_elements(elements: npt.NDArray[np.uint8], coder: str | None) -> tuple
     return encode_stream(planes, coder)
 
 
+def encode_kept(elements: npt.NDArray[np.uint8], coder: str | None) -> tuple[int, bytes]:
+    """Like `encode_elements`, for tensors that are kept as they are.
+
+    Masks and tables repeat themselves, which ANS does not see. Long streams are therefore tried
+    under general compressors too, where a quick one already beats ANS.
+    """
+    coded = encode_elements(elements, coder)
+    if elements.size <= SMALL_STREAM_BYTES or coder not in (None, "numpy"):
+        return coded
+    raw = np.ascontiguousarray(elements.T).tobytes()
+    quick = to_zlib(raw, 1) if coder else to_brotli(raw, 2)
+    if len(quick) >= len(coded[1]):
+        return coded
+    thorough = len(raw) <= THOROUGH_BYTES
+    # Matches alone matter here: the lowest preset of lzma finds them, often in fewer bytes.
+    streams = [coded, (CODER_IDS["lzma"], to_lzma(raw, 0))]
+    if thorough:
+        streams.append((CODER_IDS["lzma"], to_lzma(raw)))
+    if coder:
+        streams.append((CODER_IDS["zlib"], to_zlib(raw)))
+    else:
+        streams.append((CODER_IDS["brotli"], to_brotli(raw, 11 if thorough else 9)))
+    return min(streams, key=lambda stream: len(stream[1]))
+
+
 def _encode(codes: Codes, raw: bytes, coder: str, scale: npt.NDArray[Any] | None) -> bytes:
     if coder in ("ans", "numpy"):
         return encode_ans(codes, scale, coder=coder)
@@ -89,16 +115,16 @@ def compress(raw: bytes, coder: str) -> bytes:
     return raw
 
 
-def to_zlib(raw: bytes) -> bytes:
+def to_zlib(raw: bytes, level: int = 9) -> bytes:
     import zlib
 
-    return zlib.compress(raw, 9)
+    return zlib.compress(raw, level)
 
 
-def to_brotli(raw: bytes) -> bytes:
+def to_brotli(raw: bytes, quality: int = 11) -> bytes:
     import brotli
 
-    return bytes(brotli.compress(raw, quality=11, lgwin=24))
+    return bytes(brotli.compress(raw, quality=quality, lgwin=24))
 
 
 def to_zstd(raw: bytes) -> bytes:
@@ -107,12 +133,14 @@ def to_zstd(raw: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=22, write_checksum=False).compress(raw)
 
 
-def to_lzma(raw: bytes) -> bytes:
+def to_lzma(raw: bytes, preset: int | None = None) -> bytes:
+    """preset: 0 to 9; None is the slowest and mostly smallest."""
     import lzma
 
     # A window no larger than the data: the encoder's memory and start-up grow with it.
     window = min(1 << 24, max(4096, 1 << (len(raw) - 1).bit_length())) if raw else 4096
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": window}]
+    level = 9 | lzma.PRESET_EXTREME if preset is None else preset
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": level, "dict_size": window}]
     return lzma.compress(raw, lzma.FORMAT_RAW, filters=filters)
 
 

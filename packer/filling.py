@@ -21,6 +21,7 @@ from packer.artifact import assemble, encode_header, encode_tensor, header_bytes
 from packer.artifact_error import ArtifactError
 from packer.quantizers.choice import Choice
 from packer.quantizers.curvature import Curvature
+from packer.quantizers.formats import Passthrough
 from packer.quantizers.quantize import quantize
 from packer.unit_order import sorted_units
 
@@ -167,7 +168,7 @@ def keep_usable(
     problem = None
     if weight is None:
         problem = "is not among the weights"
-    elif not weight.isfinite().all():
+    elif not (weight.isfinite() | (weight.isinf() & isinstance(choice.format, Passthrough))).all():
         problem = "has values that are not finite"
     elif choice.rounding != "nearest":
         problem = misfit(weight, choice.rounding, curvature)

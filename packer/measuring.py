@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -24,11 +25,22 @@ from packer.predicted_damage import (
     spell_source,
 )
 from packer.quantizers.choice import Choice, parse_choice
+from packer.quantizers.clip import row_absmax
 from packer.quantizers.curvature import Curvature
-from packer.quantizers.formats import FormatError
+from packer.quantizers.formats import FormatError, row_shape
 from packer.quantizers.quantize import dequantize, quantizable, quantize
 from packer.roles import Role, TensorRole, roles_of, select
 from packer.threads import side_by_side
+from packer.weight_errors import (
+    NO_DATA,
+    ROLE_WEIGHT,
+    ErrorMeasure,
+    balanced,
+    error_measure,
+    far_out,
+    is_formula,
+    weight_error,
+)
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total) as work goes on; total in tensors."""
@@ -37,9 +49,10 @@ Progress = Callable[[str, int, int], None]
 LONG_GRID_ELEMENTS = 4096
 # Steps in units of the standard deviation, three an octave: 0.05 is nearly lossless, 1.6 leaves
 # about one bit per weight. With entropy coding the step, not the bit width, decides size and error.
+SMALL_SCALE = 2.0**-20  # a float16 that holds four bits
+FLOAT16_MAX = torch.finfo(torch.float16).max
 STEP_GRID = tuple(0.05 * 2 ** (i / 3) for i in range(16))
 
-NO_DATA = "squared weight error times a weight per role; no data was given"
 GIVEN_HESSIANS = (
     "squared error of the outputs under the second moments given, and of weights without one, "
     "times a weight per role"
@@ -65,7 +78,7 @@ def default_choices(
     many as the grid has; trellis: its codes on a trellis too.
     """
     exact = exact_choice(weight.dtype)
-    if not quantizable(weight):
+    if not (quantizable(weight) and bool(weight.isfinite().all())):
         return (exact,)
     texts = ["fp16", "bf16"] if weight.dtype.itemsize > 2 else []
     if weight.dtype == torch.float64:
@@ -80,37 +93,25 @@ def default_choices(
         clips = [f"{127 * step:.4g}" for step in STEP_GRID]
         texts += [f"int8.tensor+kstd@{k}" for k in clips]
         texts += [f"int8.row+kstd@{k}" for k in clips[::2]]
+        texts += [f"step+nearest@{ratio * k:.4g}" for ratio in far_out(weight) for k in STEP_GRID]
     elif weight.dim() >= 1 and weight.numel() >= 16:
         texts += ["int5.row", "int8.tensor", "int6.tensor", "int4.row"]
+    if scales_leave_float16(weight):
+        texts += [re.sub(r"^(int\d\.\w+)", r"\1.scale32", t) for t in texts if t[:3] == "int"]
     return (exact, *(parse_choice(text) for text in texts))
+
+
+def scales_leave_float16(weight: torch.Tensor) -> bool:
+    """Whether scales of some integer format would be rounded to a few bits, or overflow."""
+    largest = row_absmax(weight.float().reshape(row_shape(tuple(weight.shape))))
+    least = torch.where(largest > 0, largest, torch.inf).min()
+    return bool(least / 127 < SMALL_SCALE) or bool(largest.max() > FLOAT16_MAX)
 
 
 def exact_choice(dtype: torch.dtype) -> Choice:
     """The passthrough that keeps every bit."""
     names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
     return parse_choice(names.get(dtype, "raw"))
-
-
-# Without data a squared weight error is all there is. One unit of it costs this much in a tensor of
-# each role, relative to an MLP input matrix; how it was measured stands in docs/planner.md.
-ROLE_WEIGHT: Mapping[Role, float] = {
-    Role.TOKEN_EMBEDDING: 20.0,
-    Role.HEAD: 20.0,
-    Role.ATTENTION: 1.2,
-    Role.ATTENTION_Q: 0.7,
-    Role.ATTENTION_K: 1.0,
-    Role.ATTENTION_V: 2.3,
-    Role.ATTENTION_O: 1.6,
-    Role.MLP_IN: 1.0,
-    Role.MLP_GATE: 1.0,
-    Role.MLP_OUT: 1.8,
-    Role.HASHED_BIGRAM: 1.0,
-    Role.VALUE_EMBEDDING: 0.15,
-    Role.GATE: 15.0,
-    Role.CONTROL: 15.0,
-    Role.NORM: 15.0,
-    Role.OTHER: 1.0,
-}
 
 
 def measure(
@@ -147,9 +148,7 @@ def measure(
     texts = {key: text for key, text in (metadata or {}).items() if key not in MARKS_OF_FILES}
     if reorder and not trellis and may_be_sorted(checkpoint, curvature):
         texts |= MARKED
-    measured = _measurement(checkpoint, infos, choices_of, texts, curvature, progress)
-    check_pinned(pinned, measured.candidates)
-    return measured
+    return _measurement(checkpoint, infos, choices_of, pinned, texts, curvature, progress)
 
 
 def measure_choices(
@@ -167,35 +166,44 @@ def measure_choices(
     missing = sorted(set(checkpoint.tensors) - set(choices))
     if missing:
         raise PlanError(f"no choice is given for {', '.join(missing[:5])}; plan this checkpoint")
-    parsed = {name: (_parsed(name, choices[name]),) for name in checkpoint.tensors}
+    parsed = {name: _parsed(name, choices[name]) for name in checkpoint.tensors}
     infos = tensor_infos(checkpoint)
 
     def choices_of(name: str, *_: object) -> tuple[Choice, ...]:
-        return parsed[name]
+        return (parsed[name],)
 
-    measured = _measurement(checkpoint, infos, choices_of, metadata or {}, curvature, progress)
-    check_pinned({name: choice for name, (choice,) in parsed.items()}, measured.candidates)
-    return measured
+    return _measurement(checkpoint, infos, choices_of, parsed, metadata or {}, curvature, progress)
 
 
 def _measurement(
     checkpoint: Checkpoint,
     infos: tuple[TensorInfo, ...],
     choices_of: Callable[[str, torch.Tensor, Curvature | None], Sequence[Choice]],
+    required: Mapping[str, Choice],
     metadata: Mapping[str, str],
     curvature: AnyCurvature | None,
     progress: Progress,
 ) -> Measurement:
+    """required: choices that must hold their tensors; others are left out where they cannot."""
     whole = whole_set(curvature)
     own = {key: text for key, text in checkpoint.metadata.items() if key not in MARKS_OF_FILES}
     all_metadata = dict(sorted({**own, **metadata}.items()))
     stored, by_tensor = in_stored_order(checkpoint, tensors_of(curvature), all_metadata)
 
+    levels: dict[str, float] = {}
+
     def candidates_of(info: TensorInfo) -> list[Candidate]:
         weight, felt = stored.tensors[info.name], by_tensor.get(info.name)
-        return measure_tensor(info, weight, choices_of(info.name, weight, felt), felt, whole)
+        choices, errors = choices_of(info.name, weight, felt), None
+        by_size = not by_tensor or (felt is None and is_formula(info, weight))
+        if by_size and quantizable(weight) and bool(weight.isfinite().all()):
+            errors = error_measure(info, weight)
+            levels[info.name] = errors.level
+        return measure_tensor(info, weight, choices, felt, whole, errors, required.get(info.name))
 
     candidates = measured_side_by_side(infos, candidates_of, progress)
+    if not by_tensor:
+        candidates = balanced(candidates, infos, levels)
     finished, guessed = complete(candidates, infos)
     return Measurement(
         source=checkpoint.source,
@@ -289,21 +297,31 @@ def measure_tensor(
     choices: Sequence[Choice],
     curvature: Curvature | None = None,
     whole: CurvatureSet | None = None,
+    errors: ErrorMeasure | None = None,
+    required: Choice | None = None,
 ) -> list[Candidate]:
-    """A candidate for every choice that decodes to finite weights, in the order given.
+    """A candidate for every choice that can hold the weights, in the order given.
 
-    Damage in bits per byte is known with the whole set, where the rows' Fisher is.
+    Damage in bits per byte is known with the whole set, where the rows' Fisher is. errors: how
+    weight errors are counted; None: all alike.
+    Raises PlanError: the required choice cannot hold the weights.
     """
     role_weight = ROLE_WEIGHT[Role(info.role)]
     found = []
     for choice in choices:
         try:
             quantized = quantize(weight, choice, curvature)
+            decoded = dequantize(quantized)
         except FormatError as error:
-            raise PlanError(f"{info.name}: {error}") from None
-        decoded = dequantize(quantized)
-        error_value = weight_error(weight, decoded)
-        if error_value is None:
+            if choice == required:
+                raise PlanError(f"{info.name}: {error}") from None
+            continue
+        error_value = errors.of(decoded) if errors else weight_error(weight, decoded)
+        if error_value is None or not math.isfinite(role_weight * error_value):
+            if choice == required:
+                raise PlanError(
+                    f"{info.name}: under {choice} some weights overflow; pin a wider format"
+                )
             continue
         damage = None
         if curvature is not None and error_value > 0:
@@ -317,18 +335,6 @@ def measure_tensor(
         size = encode_tensor(quantized, choice.coder).size_bytes
         found.append(Candidate(info.name, str(choice), size, role_weight * error_value, damage))
     return found
-
-
-def weight_error(weight: torch.Tensor, decoded: torch.Tensor) -> float | None:
-    """Sum of squared differences in float64, or None when a decoded weight is not finite."""
-    if not (weight.is_floating_point() and weight.dtype.itemsize > 1):
-        return 0.0  # only `raw`, which is exact, holds the other dtypes
-    if weight.dtype == torch.float64:
-        total = float((weight - decoded).square().sum())
-    else:
-        difference = decoded.float() - weight.float()
-        total = float(difference.square_().sum(dtype=torch.float64))
-    return total if math.isfinite(total) else None
 
 
 def pinned_choices(pins: Mapping[str, str], roles: Mapping[str, TensorRole]) -> dict[str, Choice]:
@@ -354,11 +360,3 @@ def with_pinned(choices: Sequence[Choice], pinned: Choice | None) -> tuple[Choic
     if pinned is None or pinned in choices:
         return tuple(choices)
     return (*choices, pinned)
-
-
-def check_pinned(pinned: Mapping[str, Choice], candidates: Sequence[Candidate]) -> None:
-    """Raises PlanError: a pinned choice was measured and does not give finite weights."""
-    measured = {(candidate.tensor, candidate.choice) for candidate in candidates}
-    for name, choice in pinned.items():
-        if (name, str(choice)) not in measured:
-            raise PlanError(f"{name}: under {choice} some weights overflow; pin a wider format")

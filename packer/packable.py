@@ -1,4 +1,6 @@
-"""What can be packed at all: names that are text, dense tensors of known dtypes, finite values."""
+"""What can be packed at all: names that are text, dense tensors of known dtypes, values that are
+finite or a mask's.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,8 @@ from packer.torch_files import RESAVE
 DTYPES = re.compile(r"float(8_\w+|16|32|64)|bfloat16|complex(32|64|128)|u?int(8|16|32|64)|bool")
 BLOCK_ELEMENTS = 1 << 20
 MAX_EXPANDED_BYTES = 1 << 30
+MASK_SHARE = 1 / 4  # of infinities: the causal mask of two tokens has no more
+MASK_KINDS = 16  # of finite values beside fewer infinities
 
 
 def refuse_unspeakable(names: Iterable[str], source: str) -> None:
@@ -67,17 +71,44 @@ def _storage_bytes(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
 
-def refuse_non_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    bad = [
-        f"{name} ({count:,} of {tensor.numel():,} values)"
-        for name, tensor in tensors.items()
-        if (count := _count_non_finite(tensor))
-    ]
+def refuse_non_finite(tensors: Mapping[str, torch.Tensor], source: str) -> list[str]:
+    """The names of tensors whose infinities belong there (`_is_mask`); they are kept exactly.
+
+    Raises CheckpointError: NaN anywhere, or infinities among weights.
+    """
+    masks, bad = [], []
+    for name, tensor in tensors.items():
+        if not (count := _count_non_finite(tensor)):
+            continue
+        if _is_mask(tensor):
+            masks.append(name)
+        else:
+            bad.append(f"{name} ({count:,} of {tensor.numel():,} values)")
     if bad:
         raise CheckpointError(
-            f"{source}: NaN or infinity in {listed(bad, 'tensors')}, where none is allowed; take "
-            "an earlier checkpoint, or leave the tensor out with --drop if the model can do without"
+            f"{source}: NaN or infinity in {listed(bad, 'tensors')}, where none is allowed (but "
+            "infinities of one sign in masks); take an earlier checkpoint, or leave the tensor "
+            "out with --drop if the model can do without"
         )
+    return masks
+
+
+def _is_mask(tensor: torch.Tensor) -> bool:
+    """Whether non-finite values are infinities of one sign, as a mask has them: a quarter of all
+    values or more, or beside few finite values that repeat. Overflow strikes single weights.
+    """
+    if tensor.is_complex():
+        return False
+    values = tensor.reshape(-1)
+    values = values.float() if values.element_size() == 1 else values
+    low, high = int((values == -torch.inf).sum()), int((values == torch.inf).sum())
+    finite = values[values.isfinite()]
+    if min(low, high) or low + high + finite.numel() < values.numel():
+        return False
+    if low + high >= values.numel() * MASK_SHARE:
+        return True
+    kinds = finite.unique().numel()
+    return kinds <= 1 or kinds <= min(MASK_KINDS, finite.numel() // 4)
 
 
 def _count_non_finite(tensor: torch.Tensor) -> int:

@@ -113,6 +113,13 @@ SMALL_ELEMENTS = 65_536  # what the field keeps in 16 or 32 bits whatever it is
 # Tables looked up by row, as opposed to the projections that stand beside some of them.
 TABLE_ROLES = frozenset({Role.TOKEN_EMBEDDING, Role.HASHED_BIGRAM, Role.VALUE_EMBEDDING})
 OTHER_TABLE = re.compile(r"(^|\.)(wpe|\w*pos\w*_emb\w*|token_type_emb\w*)(\.|$)")
+# Tables that a formula makes, of angles, frequencies, slopes or exponents; Llama, GPT-NeoX, BLOOM,
+# MPT, Mamba and sinusoidal positions.
+FORMULA = re.compile(
+    r"(^|[._])(inv_?freqs?|freqs?(_cis|_cos|_sin|_complex)?|timescales?|(cos|sin)(_cached|_cache)?"
+    r"|(cos|sin)_?tables?|rope\w*|(alibi_?)?slopes?|alibi|sinusoid\w*|A_log)(\.|$)",
+    re.IGNORECASE,
+)
 PROJECTION = re.compile(r"(^|\.)\w*(proj|linear)\w*(\.|$)")
 LATE_KEYS = re.compile(r"late-k(?::([1-9]\d{0,5}))?")
 
@@ -191,6 +198,11 @@ def _is_table(name: str, role: Role) -> bool:
     if role in TABLE_ROLES:
         return PROJECTION.search(name) is None
     return role is Role.OTHER and OTHER_TABLE.search(name) is not None
+
+
+def made_by_formula(name: str) -> bool:
+    """Whether a name says that the tensor is a table of angles, frequencies or exponents."""
+    return FORMULA.search(name) is not None
 
 
 def _words(roles: Mapping[str, TensorRole]) -> list[str]:

@@ -26,7 +26,7 @@ from packer.measuring import Progress, ignore_progress
 from packer.polishing.tuning import TUNED_SIDES, holds_values
 from packer.quantizers.choice import Choice, parse_choice
 from packer.quantizers.curvature import Curvature
-from packer.quantizers.formats import Passthrough, QuantizedTensor
+from packer.quantizers.formats import Passthrough, QuantizedTensor, TensorFormat
 from packer.quantizers.quantize import dequantize, quantize
 from packer.safetensors_writing import UnwritableError, write_safetensors
 from packer.stored_tensors import Renamed
@@ -238,7 +238,7 @@ def check_tensor(
     """One tensor against its original weight and choice, as far as they are given."""
     decoded = dequantize(quantized)
     problem = None
-    if decoded.is_floating_point() and not bool(torch.isfinite(decoded.float()).all()):
+    if decoded.is_floating_point() and _is_broken(decoded.float(), quantized.format):
         problem = "some decoded weights are not finite"
     if weight is None:
         return TensorCheck(name, str(quantized.format), None, None, None, problem)
@@ -252,6 +252,14 @@ def check_tensor(
     max_error, relative_error = _errors(weight, decoded)
     exact = _same_bits(weight, decoded)
     return TensorCheck(name, str(quantized.format), max_error, relative_error, exact, problem)
+
+
+def _is_broken(decoded: torch.Tensor, format: TensorFormat) -> bool:
+    """Whether values are not finite, but for the infinities of masks that are kept as they are."""
+    allowed = decoded.isfinite()
+    if isinstance(format, Passthrough):
+        allowed |= decoded.isinf()
+    return not bool(allowed.all())
 
 
 def _requantize_problem(
@@ -309,7 +317,7 @@ def _errors(weight: torch.Tensor, decoded: torch.Tensor) -> tuple[float, float |
     largest, lost, power = torch.zeros(1, dtype=torch.float64), 0.0, 0.0
     for before, after in zip(_blocks(weight), _blocks(decoded), strict=True):
         original = before.to(wide)
-        difference = (after.to(wide) - original).abs()
+        difference = (after.to(wide) - original).masked_fill_(after == before, 0.0).abs()
         largest = torch.maximum(largest, difference.max())  # NaN stays NaN
         lost += float(difference.square().sum())
         power += float(original.abs().square().sum())

@@ -17,18 +17,13 @@ from packer.artifact import encode_tensor, header_bytes
 from packer.budget.plan import Candidate, Plan
 from packer.counted_code import solve
 from packer.foreign.repack import Repacked, assembled
-from packer.measuring import (
-    ROLE_WEIGHT,
-    Progress,
-    default_choices,
-    ignore_progress,
-    weight_error,
-)
+from packer.measuring import Progress, default_choices, ignore_progress
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.formats import Passthrough, QuantizedTensor, Uniform
 from packer.quantizers.quantize import dequantize, quantizable, quantize
 from packer.roles import roles_of
 from packer.threads import one_torch_thread
+from packer.weight_errors import ROLE_WEIGHT, weight_error
 
 AS_IS = "as it is"
 WITHOUT_ONES = "as it is, codes of ±1 dropped"

@@ -16,10 +16,11 @@ from packer.fit import pack_to_cap
 from packer.foreign.reading import ForeignArtifact, without_banks
 from packer.foreign.repack import Repacked
 from packer.foreign.repairs import Repair, Step, repair
-from packer.measuring import ROLE_WEIGHT, Progress, ignore_progress, weight_error
+from packer.measuring import Progress, ignore_progress
 from packer.planning import make_plan
 from packer.roles import roles_of
 from packer.threads import one_torch_thread
+from packer.weight_errors import ROLE_WEIGHT, weight_error
 
 REPAIRED = "coarser tensors"
 PLANNED = "plan of the checkpoint"
