@@ -18,12 +18,13 @@ from packer.planning import PackPlan, replan
 from packer.polishing.outcome import PolishOutcome
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.curvature import Curvature
-from packer.quantizers.formats import FormatError
-from packer.quantizers.quantize import quantize_reported
+from packer.quantizers.formats import FormatError, row_shape
+from packer.quantizers.quantize import dequantize, quantizable, quantize_reported
 from packer.quantizers.rounding import RoundingReport
 from packer.threads import side_by_side
 
 MAX_ROUNDS = 8
+NEARLY_ALL = 0.9  # of a tensor's weights: ternary codes at their coarsest keep more
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Packed:
 
     encoded: what each tensor weighs. rounds: how often planning was needed, 1 when the plan held.
     roundings: what became of GPTQ, for the tensors that asked for it. polish: what became of one.
+    lost: tensor -> what of it came back as zeros, in words.
     """
 
     data: bytes
@@ -41,6 +43,7 @@ class Packed:
     rounds: int
     roundings: Mapping[str, RoundingReport] = field(default_factory=dict)
     polish: PolishOutcome | None = None
+    lost: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rounding_problems(self) -> dict[str, str]:
@@ -56,6 +59,7 @@ class _Done:
     choice: str
     encoded: EncodedTensor
     rounding: RoundingReport | None
+    lost: str | None
 
 
 def pack_to_cap(
@@ -134,7 +138,21 @@ def _encode(candidate: Candidate, weight: torch.Tensor, curvature: Curvature | N
         quantized, rounding = quantize_reported(weight, choice, curvature)
     except FormatError as error:
         raise PlanError(f"{candidate.tensor}: {error}") from None
-    return _Done(candidate.choice, encode_tensor(quantized, choice.coder), rounding)
+    lost = lost_weights(weight, dequantize(quantized))
+    return _Done(candidate.choice, encode_tensor(quantized, choice.coder), rounding, lost)
+
+
+def lost_weights(weight: torch.Tensor, decoded: torch.Tensor) -> str | None:
+    """What came back as zeros, in words: whole rows, or nearly all of a tensor; None if neither."""
+    if not quantizable(weight):  # kept as it is
+        return None
+    before, after = (t.reshape(row_shape(tuple(t.shape))) != 0 for t in (weight, decoded))
+    count, left = int(before.sum()), int((before & after).sum())
+    if left < (1 - NEARLY_ALL) * count:
+        return f"{count - left:,} of {count:,} weights that are not zero came back as zero"
+    rows = before.any(1)
+    gone = int((rows & ~after.any(1)).sum()) if before.shape[1] > 1 else 0
+    return f"{gone:,} of {int(rows.sum()):,} rows came back as zeros" if gone else None
 
 
 def _header(checkpoint: Checkpoint, pack_plan: PackPlan) -> bytes:
@@ -162,4 +180,5 @@ def _packed(pack_plan: PackPlan, header: bytes, done: Mapping[str, _Done], round
     account = Account(plan.cap_bytes, plan.code_bytes, len(data) - side - payload, side, payload)
     if account.total_bytes + plan.margin_bytes > plan.cap_bytes:
         raise CapError(f"the file weighs more than was planned: {account}")
-    return Packed(data, pack_plan, encoded, account, rounds, roundings)
+    lost = {name: one.lost for name, one in sorted(done.items()) if one.lost is not None}
+    return Packed(data, pack_plan, encoded, account, rounds, roundings, lost=lost)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from packer.account import CodeFile, Limits, spell_rest
+from packer.budget.frontier import what_if
 from packer.budget.plan import Candidate, Plan
 from packer.candidates import KIND as CANDIDATES_KIND
 from packer.candidates import Measurement, check_kind, whole_number
@@ -218,6 +219,20 @@ def restrict(measurement: Measurement, choices: Mapping[str, str]) -> list[Candi
         for candidate in measurement.candidates
         if choices.get(candidate.tensor, candidate.choice) == candidate.choice
     ]
+
+
+def saved_by(pack_plan: PackPlan, more_bytes: int) -> float | None:
+    """The damage that a cap so much higher would save, by planning anew; None where as many bytes
+    lie unused already, or where nothing would be saved.
+    """
+    plan = pack_plan.plan
+    if plan.unused_bytes - plan.margin_bytes >= more_bytes:
+        return None
+    candidates = restrict(pack_plan.measurement, pack_plan.pins)
+    if pack_plan.limits.loader_bytes:
+        candidates = readable(candidates, parts_of(pack_plan.choices.values()))
+    (moved,) = what_if(candidates, plan, (more_bytes,))
+    return -moved.damage_change if moved.damage_change else None
 
 
 def rounded_with_curvature(pack_plan: PackPlan) -> list[Candidate]:

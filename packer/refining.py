@@ -98,7 +98,7 @@ def _curves(candidates: Sequence[Candidate]) -> dict[str, list[StepPoint]]:
     found: dict[str, list[StepPoint]] = {}
     for candidate in candidates:
         way, _, step = candidate.choice.rpartition("@")
-        if way.startswith(STEPPED) and candidate.damage > 0:
+        if way.startswith(STEPPED) and "+nearest" not in way and candidate.damage > 0:
             point = StepPoint(float(step), candidate.size_bytes, candidate.damage)
             found.setdefault(way, []).append(point)
     return found

@@ -41,7 +41,7 @@ ROLE_WEIGHT: Mapping[Role, float] = {
 
 # Mean squares up to this far from the typical are held against errors in absolute terms.
 SPAN = 100.0
-SMALLEST_SQUARE, LARGEST_SQUARE = 1e-290, 1e290  # so that float64 weights have errors that compare
+SMALLEST_SQUARE = 1e-290  # so that errors of tiny float64 weights are not zero
 NEAR_ZERO = 2.0**-10  # of a table's largest value: sines pass through zero
 MONOTONE_ELEMENTS = 8  # of so many trained weights one order in 20,000 is monotone
 
@@ -62,12 +62,12 @@ class ErrorMeasure:
     level: float
 
     def of(self, decoded: torch.Tensor) -> float | None:
-        """The counted error, None where a decoded weight is not finite."""
+        """The counted error, None where it is not finite."""
         rows = row_shape(tuple(self.weight.shape))
         change = _in_units(decoded, self.unit) - _in_units(self.weight, self.unit)
         change = change.float().reshape(rows)
         total = float((change.square_() * self.counts).sum(dtype=torch.float64))
-        total *= self.scale
+        total = total and total * self.scale
         return total if math.isfinite(total) else None
 
 
@@ -80,7 +80,7 @@ def error_measure(info: TensorInfo, weight: torch.Tensor) -> ErrorMeasure:
     far out decides for all others, and small ones cost nothing to lose.
     """
     unit = float(weight.abs().max()) or 1.0
-    unit_square = min(max(unit * unit, SMALLEST_SQUARE), LARGEST_SQUARE)
+    unit_square = max(unit * unit, SMALLEST_SQUARE)
     squares = _in_units(weight, unit).float().reshape(row_shape(tuple(weight.shape))).square_()
     if is_formula(info, weight):
         least = 0.0 if is_vector(weight) else NEAR_ZERO**2

@@ -216,6 +216,7 @@ def _show(
     report = report_packed(packed, output)
     if as_json:
         value = {**report.to_json(), "rounding_problems": _problems(packed, turned)}
+        value["lost"] = dict(packed.lost)
         if turned is not None:
             value["recipe"] = turned.recipe.name
             value["knob"] = {turned.position.knob: turned.position.value}
@@ -234,7 +235,7 @@ def _show(
         say(f"{turned.recipe.name} with its knob at {turned.position}")
     if packed.polish is not None:
         say_polish(packed.polish)
-    for name, problem in _problems(packed, turned).items():
+    for name, problem in (*packed.lost.items(), *_problems(packed, turned).items()):
         say(f"{name}: {problem}")
     if policy:
         _say_steps_down(packed.plan)

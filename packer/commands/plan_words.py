@@ -50,7 +50,7 @@ def show_plan(
     say(made.spell_account())
     say(made.limits.spell_code())
     say(spell_quality(made), lines=True)
-    for one in changes:
+    for one in (change for change in changes if change.cap_bytes > 0):
         say(spell_what_if(one, made.plan.damage_kind))
     for number, tried in enumerate(checked, start=1):
         say(spell_checked(number, tried) + ("; kept" if tried.plan is made else ""))

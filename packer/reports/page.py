@@ -166,8 +166,8 @@ def _facts(evidence: Evidence) -> list[tuple[str, str]]:
     if plan is not None:
         unit = "bits per byte" if plan.plan.damage_kind == DAMAGE_BPB else "weighted squared error"
         facts.append((f"{plan.plan.damage:.4g}", f"predicted damage, {unit}; {spell_proof(plan)}"))
-        if plan.plan.price:
-            saved = f"{1000 * plan.plan.price:.3g}"
+        if report.price:
+            saved = f"{1000 * report.price:.3g}"
             facts.append((saved, "of damage saved by 1,000 more bytes"))
     if bound is not None:
         ratio = f"{bound.total_bytes / report.total_bytes:.3f} ×"

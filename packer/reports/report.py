@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from packer.account import Account, Limits
 from packer.candidates import UNITS_MARK, TensorInfo
-from packer.planning import PackPlan
+from packer.planning import PackPlan, saved_by
 
 if TYPE_CHECKING:
     from packer.checkpoint import Checkpoint
@@ -124,7 +124,7 @@ def row_json(row: TensorRow) -> dict[str, Any]:
 
 def report_plan(pack_plan: PackPlan, source: str) -> Report:
     """A plan, with the sizes it was made from."""
-    plan = pack_plan.plan
+    plan, saved = pack_plan.plan, saved_by(pack_plan, 1000)
     infos = {info.name: info for info in pack_plan.measurement.tensors}
     rows = tuple(
         report_row(infos[c.tensor], c.choice, c.size_bytes, c.damage_bpb, c.weight_error)
@@ -140,7 +140,7 @@ def report_plan(pack_plan: PackPlan, source: str) -> Report:
         header_bytes=plan.header_bytes,
         damage_kind=plan.damage_kind,
         damage=plan.damage,
-        price=plan.price,
+        price=None if saved is None else saved / 1000,
         gap=plan.gap,
     )
 

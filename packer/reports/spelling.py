@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from packer.account import spell_rest
+from packer.planning import saved_by
 
 if TYPE_CHECKING:
     from packer.planning import PackPlan
@@ -26,9 +27,12 @@ def spell_account(found: Report, plan: PackPlan | None) -> str:
 
 
 def spell_quality(made: PackPlan) -> str:
-    """Damage, the price of a byte, and how far from the best plan this can be at most."""
+    """Damage, how far from the best plan this can be at most, and where room is short, what 1,000
+    more bytes would save.
+    """
     plan = made.plan
-    price = f"; 1,000 more bytes would save {1000 * plan.price:.3g}" if plan.price else ""
+    saved = saved_by(made, 1000)
+    price = "" if saved is None else f"; 1,000 more bytes would save {saved:.3g}"
     text = f"predicted damage ({plan.damage_kind}) {plan.damage:.4g}{price}; {spell_proof(made)}"
     text += f"\ndamage is the {made.measurement.damage_source}"
     if made.measurement.units_sorted:

@@ -1,0 +1,140 @@
+"""Plans without data: what is far from typical, repeats itself, or cannot be held by a format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from packer import api
+from packer.checkpoint import from_state_dict
+from packer.decoder import parse, read_weights
+from packer.errors import CheckpointError, PlanError
+from packer.measuring import measure
+from packer.reports.report import report_plan
+from packer.reports.spelling import spell_quality
+
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(3)
+
+
+def packed(weights: Weights, cap: int, out: Path, **options: object) -> tuple[Weights, object]:
+    checkpoint = from_state_dict(weights)
+    plan = api.plan(checkpoint, cap_bytes=cap, **options)  # type: ignore[arg-type]
+    found = api.pack(checkpoint, plan, out=out)
+    return read_weights(out.read_bytes()), found
+
+
+@pytest.mark.parametrize("coder", [None, "numpy"])
+def test_long_tensors_that_repeat_themselves_take_a_few_bytes(
+    tmp_path: Path, coder: str | None
+) -> None:
+    weights = {
+        "blocks": torch.block_diag(torch.ones(40, 40), torch.ones(60, 60)),
+        "offsets": (torch.arange(300)[:, None] - torch.arange(300)).clamp(-16, 16),
+        "rows": torch.randn(1, 700).expand(64, 700).contiguous(),
+        "soft": torch.full((300, 300), -1e9).triu(1),
+        "w": torch.randn(64, 64) * 0.05,
+    }
+    back, found = packed(weights, 30_000, tmp_path / "m.pack", coder=coder)
+    sizes = {t.name: t.size_bytes for t in parse((tmp_path / "m.pack").read_bytes()).tensors}
+    for name, most in {"blocks": 300, "offsets": 1500, "rows": 4000, "soft": 1500}.items():
+        assert torch.equal(back[name], weights[name]) and sizes[name] < most, (name, sizes[name])
+
+
+def test_infinities_of_a_mask_come_back_and_are_named(tmp_path: Path) -> None:
+    slopes = torch.tensor([0.5, 0.25])[:, None, None] * torch.arange(48.0)
+    alibi = slopes + torch.full((48, 48), -torch.inf).triu(1)
+    banned = torch.zeros(500)
+    banned[[7, 99]] = -torch.inf
+    weights = {"alibi": alibi, "banned": banned.half(), "w": torch.randn(64, 64)}
+    back, _ = packed(weights, 30_000, tmp_path / "m.pack")
+    assert all(torch.equal(back[name], weights[name]) for name in ("alibi", "banned"))
+    assert "alibi, banned" in from_state_dict(weights).notes[-1]
+    checked = api.verify(tmp_path / "m.pack", against=from_state_dict(weights))
+    assert checked.problems == ()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_broke_in_training_are_refused(value: float) -> None:
+    weight = torch.randn(32, 32)
+    weight[3, 4] = value
+    with pytest.raises(CheckpointError, match=r"fc.weight \(1 of 1,024 values\)"):
+        from_state_dict({"fc.weight": weight})
+    nan_in_mask = torch.full((16, 16), -torch.inf).triu(1)
+    nan_in_mask[0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match="mask"):
+        from_state_dict({"mask": nan_in_mask})
+
+
+def test_a_choice_that_cannot_hold_a_tensor_is_left_out_and_refused_when_pinned() -> None:
+    wide = torch.tensor([1e300, -3e301, 2.0, 1e-300], dtype=torch.float64).repeat(2000)
+    checkpoint = from_state_dict({"wide": wide.reshape(80, 100), "w": torch.randn(64, 64)})
+    measured = measure(checkpoint)
+    assert min(c.weight_error for c in measured.by_tensor["wide"]) == 0
+    with pytest.raises(PlanError, match="wide: "):
+        measure(checkpoint, pins={"wide": "int8.row"})
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("rope.freqs", 500_000.0 ** (-torch.arange(0, 96, 2) / 96)),
+        ("slopes", 2.0 ** (-8 * torch.arange(1, 17) / 16).reshape(16, 1, 1)),
+        ("log_decay", torch.linspace(-9, -0.01, 40).exp()),
+    ],
+)
+@pytest.mark.parametrize("cap", [9_000, 14_000])
+def test_tables_of_formulas_keep_every_element(
+    tmp_path: Path, name: str, table: torch.Tensor, cap: int
+) -> None:
+    weights = {name: table, "mlp.fc.weight": torch.randn(256, 128) * 0.05}
+    back, _ = packed(weights, cap, tmp_path / "m.pack")
+    assert float(((back[name] - table) / table).abs().max()) < 0.005
+
+
+def test_a_tiny_matrix_is_not_erased(tmp_path: Path) -> None:
+    weights = {"attn.proj.weight": torch.randn(64, 96) * 3e-10, "fc": torch.randn(256, 64) * 0.1}
+    back, found = packed(weights, 12_000, tmp_path / "m.pack")
+    before, after = weights["attn.proj.weight"], back["attn.proj.weight"]
+    assert float((before - after).norm() / before.norm()) < 0.5
+    assert found.lost == {}  # type: ignore[attr-defined]
+
+
+def test_what_is_erased_all_the_same_is_named(tmp_path: Path) -> None:
+    weights = {"tiny": torch.randn(64, 64) * 3e-10, "fc": torch.randn(64, 64)}
+    _, found = packed(weights, 30_000, tmp_path / "m.pack", pins={"tiny": "fp16"})
+    assert found.lost == {  # type: ignore[attr-defined]
+        "tiny": "4,096 of 4,096 weights that are not zero came back as zero"
+    }
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_one_row_or_column_far_out_leaves_the_others(tmp_path: Path, axis: int) -> None:
+    weight = torch.randn(800, 64) * 0.03
+    weight.select(axis, 11).mul_(400)
+    weights = {"tok_emb.weight": weight, "w": torch.randn(64, 64) * 0.03}
+    back, _ = packed(weights, 25_000, tmp_path / "m.pack")
+    others = [i for i in range(weight.shape[axis]) if i != 11]
+    before, after = (
+        w.index_select(axis, torch.tensor(others)) for w in (weight, back["tok_emb.weight"])
+    )
+    assert bool((after != 0).any(1).all())
+    assert float((before - after).norm() / before.norm()) < 0.5
+
+
+def test_a_price_is_said_only_where_room_is_short() -> None:
+    measured = measure(from_state_dict({"emb": torch.randn(900, 32), "w": torch.randn(40, 40)}))
+    best = sum(min(c.size_bytes for c in g if c.damage == 0) for g in measured.by_tensor.values())
+    for cap, short in ((best * 3, False), (40_000, True)):
+        plan = api.plan(measured, cap_bytes=cap)
+        said = "more bytes would save" in spell_quality(plan)
+        room = plan.plan.unused_bytes < 1000
+        assert said == (report_plan(plan, "p").price is not None)
+        assert not said or room
+        assert room == short
