@@ -41,7 +41,7 @@ def test_long_tensors_that_repeat_themselves_take_a_few_bytes(
         "soft": torch.full((300, 300), -1e9).triu(1),
         "w": torch.randn(64, 64) * 0.05,
     }
-    back, found = packed(weights, 30_000, tmp_path / "m.pack", coder=coder)
+    back, _ = packed(weights, 30_000, tmp_path / "m.pack", coder=coder)
     sizes = {t.name: t.size_bytes for t in parse((tmp_path / "m.pack").read_bytes()).tensors}
     for name, most in {"blocks": 300, "offsets": 1500, "rows": 4000, "soft": 1500}.items():
         assert torch.equal(back[name], weights[name]) and sizes[name] < most, (name, sizes[name])
