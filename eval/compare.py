@@ -203,8 +203,9 @@ def _rows(
                 "divergence: compare models of one vocabulary"
             )
         rows.append(nats_of(logits, targets[:, -count:]))
-        logs = torch.log_softmax(logits, dim=-1)
+        # A token that the reference rules out adds nothing, though its difference may be NaN.
+        gaps = (expected - torch.log_softmax(logits, dim=-1)).masked_fill(expected == -torch.inf, 0)
         # Never negative but for rounding.
-        rows.append((expected.exp() * (expected - logs)).sum(dim=-1).clamp(min=0))
+        rows.append((expected.exp() * gaps).sum(dim=-1).clamp(min=0))
         rows.append((logits.argmax(dim=-1) == best).float())
     return torch.stack([row.double() for row in rows]).cpu().numpy()

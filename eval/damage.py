@@ -95,7 +95,8 @@ class DamageMeter:
 
     @contextmanager
     def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside, the changed model has these weights; afterwards it is as it was."""
+        """Inside, the changed model has these weights, but for those that it does not use."""
+        weights = {name: weight for name, weight in weights.items() if name in self.live}
         kept = {name: self.live[name].detach().clone() for name in weights}
         try:
             with torch.no_grad():

@@ -1,14 +1,16 @@
 """How somebody's model gives logits, found by trying.
 
 In this order: `forward_logits(tokens)`, `forward(tokens)`, `forward(tokens, targets)`. A forward
-that returns only a loss still computes logits and hands them to `cross_entropy`; they are read
-there. Where a loss is computed in another way, its mean over a window is all there is: windows
-back to back can be scored, overlapping ones cannot, and there is no divergence and no agreement.
+that returns only a loss still computes logits; they are read where it hands them, with targets, to
+`cross_entropy` and its like, and the targets that it hands on tell which positions they belong to.
+Where there is nothing to read, the mean over a window is all there is: windows back to back can be
+scored, overlapping ones cannot, and there is no divergence and no agreement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,66 +19,94 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .errors import ModelError, ScoreError
-from .forward import AnyModel, device_of
+from .errors import ScoreError
+from .forward import device_of
 from .windows import PADDING
 
-PROBE = 8  # tokens in the trial forward: enough to tell time from other axes
+# Tokens of the trial, of ids that every vocabulary has; targets that differ from them, so that
+# either can be told from the other, and from itself shifted by one.
+PATTERN = ((0, 1, 1, 0, 1, 0, 0, 0), (1, 1, 0, 1, 0, 0, 1, 0))
+TARGETS = ((1, 0, 1, 1, 1, 0, 1, 0), (0, 1, 0, 0, 1, 1, 1, 0))
+TARGET_NAMES = ("targets", "target", "labels", "label", "target_ids", "y")
+LAYOUTS = ("[batch, time, vocab]", "[batch * time, vocab]", "[batch, vocab, time]")
 
 
-class _Foreign(nn.Module):
-    """Holds a model so that its device and evaluation mode are seen."""
+class Foreign(nn.Module):
+    """Holds a model so that its device and evaluation mode are seen.
 
-    def __init__(self, model: nn.Module) -> None:
+    layout: how the model arranges logits, one of `LAYOUTS`. named: the model with the names of its
+    file, where they are not its own.
+    """
+
+    def __init__(self, model: nn.Module, layout: str = LAYOUTS[0]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.layout = model, layout
+        self.named: nn.Module | None = None
 
 
 def named_module(model: object) -> nn.Module | None:
     """The module whose names a checkpoint has: a model itself, or what an adapted one holds."""
-    if isinstance(model, _Foreign):
-        return model.model
+    if isinstance(model, Foreign):
+        return model.model if model.named is None else model.named
     return model if isinstance(model, nn.Module) else None
 
 
-class ForwardLogits(_Foreign):
+class ForwardLogits(Foreign):
     """A model with `forward_logits(tokens)`."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         call: Callable[[Tensor], Any] = self.model.forward_logits  # type: ignore[assignment]
-        return _logits(call(tokens), tokens)
+        return _logits(call(tokens), tokens, self.layout)
 
 
-class PlainForward(_Foreign):
+class PlainForward(Foreign):
     """A model whose `forward(tokens)` returns logits, alone or among other things."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return _logits(self.model(tokens), tokens)
+        return _logits(self.model(tokens), tokens, self.layout)
 
 
-class TargetsForward(_Foreign):
+class TargetsForward(Foreign):
     """A model whose `forward(tokens, targets)` returns logits beside the loss."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return _logits(self.model(tokens, tokens), tokens)
+        return _logits(with_targets(self.model, tokens, tokens), tokens, self.layout)
 
 
-class LossForward(_Foreign):
-    """A model whose `forward(tokens, targets)` returns the `cross_entropy` of its logits."""
+class LossForward(Foreign):
+    """A model whose `forward(tokens, targets)` computes a loss of logits that can be read."""
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        seen = _CrossEntropyInputs()
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        targets = tokens if targets is None else targets
+        seen = _LossInputs()
         with seen:
-            self.model(tokens, tokens)
-        for logits in seen.inputs:
-            if logits.ndim == 2 and len(logits) == tokens.numel():
-                logits = logits.view(*tokens.shape, -1)
-            if logits.ndim == 3 and logits.shape[:2] == tokens.shape:
-                return logits
-        return keep_logits(None, "its loss does not come from cross_entropy over all positions")
+            with_targets(self.model, tokens, targets)
+        return _of_positions(seen.calls, targets)
 
 
-class MeanLoss(_Foreign):
+class ShiftedLoss(Foreign):
+    """As `LossForward`, of a model that takes its own tokens for labels and shifts them itself.
+
+    It gets one more token, so that the last position has a label too.
+    """
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        targets = tokens if targets is None else targets
+        tokens, targets = (torch.cat([ids, ids[:, -1:]], dim=1) for ids in (tokens, targets))
+        seen = _LossInputs()
+        try:
+            with seen:
+                with_targets(self.model, tokens, targets)
+        except (IndexError, AssertionError, ValueError) as error:
+            length = tokens.size(1)
+            raise ScoreError(
+                f"the model shifts its labels, so that a window of {length - 1:,} tokens needs "
+                f"{length:,}, and that fails ({error}); take a shorter --window, or return logits"
+            ) from error
+        return _of_positions(seen.calls, targets[:, 1:])
+
+
+class MeanLoss(Foreign):
     """A model that tells nothing but the mean loss of `forward(tokens, targets)`.
 
     Each token of a window counts the window's mean, so that sums over windows are exact.
@@ -95,8 +125,8 @@ class MeanLoss(_Foreign):
             )
         nats = torch.zeros(targets.shape, device=tokens.device)
         for row, length in enumerate((targets != PADDING).sum(dim=1).tolist()):
-            loss = self.model(tokens[row : row + 1, :length], targets[row : row + 1, :length])
-            nats[row, :length] = loss.float()
+            part = slice(row, row + 1), slice(length)
+            nats[row, :length] = with_targets(self.model, tokens[part], targets[part]).float()
         return nats
 
 
@@ -104,12 +134,15 @@ class _NoLogitsError(Exception):
     """This way of calling the model does not give logits; says why."""
 
 
-class _CrossEntropyInputs(TorchFunctionMode):
-    """Collects the first argument of every `cross_entropy` called inside."""
+class _LossInputs(TorchFunctionMode):
+    """Collects (logits [..., vocab], targets) of every loss computed inside.
+
+    They are arguments of cross_entropy or nll_loss, or what is taken by targets from all of a row.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.inputs: list[Tensor] = []
+        self.calls: list[tuple[Tensor, Tensor]] = []
 
     def __torch_function__(
         self,
@@ -120,25 +153,24 @@ class _CrossEntropyInputs(TorchFunctionMode):
     ) -> Any:
         del types
         kwargs = kwargs or {}
-        if func is F.cross_entropy:
-            self.inputs.append(args[0] if args else kwargs["input"])
+        if func in (F.cross_entropy, F.nll_loss):
+            names = ("input", "target")
+            self._add(*(*args, *(kwargs[n] for n in names[len(args) :]))[:2], 1)
+        elif func in (torch.gather, Tensor.gather):
+            names = ("input", "dim", "index")
+            source, dim, index = (*args, *(kwargs[n] for n in names[len(args) :]))[:3]
+            if dim % source.ndim == source.ndim - 1 and index.size(-1) == 1:
+                self._add(source, index.squeeze(-1), -1)
+        elif func is Tensor.__getitem__ and isinstance(args[1], tuple) and args[0].ndim == 2:
+            rows, columns = (*args[1], None)[:2]
+            if isinstance(columns, Tensor) and isinstance(rows, (Tensor, range)):
+                self._add(args[0], columns, -1)
         return func(*args, **kwargs)
 
-
-def adapt(model: nn.Module, name: str) -> AnyModel:
-    """A model the scorer understands.
-
-    Raises:
-        ModelError: no way gave logits or a loss; lists what was tried and what came of it.
-    """
-    found, tried = way_to_logits(model)
-    if found is not None:
-        return found
-    if _returns_mean(model, _probe(model)):
-        return MeanLoss(model)
-    raise ModelError(
-        f"no way was found to get logits or a mean loss from {name}; tried\n  " + "\n  ".join(tried)
-    )
+    def _add(self, logits: Tensor, targets: Tensor, classes: int) -> None:
+        logits = logits.movedim(classes, -1) if logits.ndim > 1 else logits
+        if logits.shape[:-1] == targets.shape and not targets.is_floating_point():
+            self.calls.append((logits, targets))
 
 
 WAYS = {
@@ -146,60 +178,133 @@ WAYS = {
     "forward(tokens)": PlainForward,
     "forward(tokens, targets)": TargetsForward,
     "its loss": LossForward,
+    "its loss, labels shifted inside": ShiftedLoss,
 }
+READ = (LossForward, ShiftedLoss)  # whose logits need no layout
 
 
-def way_to_logits(model: nn.Module) -> tuple[nn.Module | None, list[str]]:
-    """(the model so that it gives logits for tokens, what came of the ways that did not)."""
+def runs(candidate: nn.Module) -> None:
+    """Raises whatever the model does, or _NoLogitsError."""
+    with trial(candidate) as (tokens, _):
+        candidate(tokens)
+
+
+def way_to_logits(
+    model: nn.Module, check: Callable[[nn.Module], None] = runs
+) -> tuple[Foreign | None, list[str]]:
+    """(the model so that it gives logits for tokens, what came of the ways that did not).
+
+    check: raises what speaks against a way.
+    """
     tried = []
     for title, way in WAYS.items():
-        candidate = way(model)
-        try:
-            with _trial(_probe(model)) as tokens:
-                candidate(tokens)
-        except Exception as error:  # whatever somebody's code raises only means: not this way
-            said = str(error).partition("\n")[0]
-            tried.append(f"{title}: {said or type(error).__name__}")
-        else:
-            return candidate, tried
+        said: list[str] = []
+        for layout in LAYOUTS[: 1 if way in READ else None]:
+            candidate: Foreign = way(model, layout)
+            try:
+                check(candidate)
+            except Exception as error:  # whatever somebody's code raises only means: not this way
+                said.append(str(error).partition("\n")[0] or type(error).__name__)
+            else:
+                return candidate, tried
+        tried.append(f"{title}: " + "; ".join(dict.fromkeys(said)))
     return None, tried
 
 
-def _probe(model: nn.Module) -> Tensor:
-    return torch.zeros(1, PROBE, dtype=torch.long, device=device_of(model))
-
-
 @contextmanager
-def _trial(tokens: Tensor) -> Iterator[Tensor]:
-    """As scoring runs: without gradients, on a GPU in bfloat16, which its kernels may demand."""
-    autocast = torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda)
-    with torch.inference_mode(), autocast:
-        yield tokens
+def trial(model: object) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens and targets int64 [2, 8], inside as scoring runs: without gradients, on a GPU in
+    bfloat16, which its kernels may demand.
+    """
+    device = device_of(model)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    with torch.no_grad(), autocast:
+        yield torch.tensor(PATTERN, device=device), torch.tensor(TARGETS, device=device)
 
 
-def _returns_mean(model: nn.Module, tokens: Tensor) -> bool:
-    try:
-        with _trial(tokens):
-            loss = model(tokens, tokens)
-            again = model(tokens.repeat(2, 1), tokens.repeat(2, 1))
-    except Exception:
-        return False
-    if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()):
-        return False
-    # The same window twice has the same mean and twice the sum.
-    return torch.allclose(loss, again, rtol=1e-3)
+def with_targets(model: nn.Module, tokens: Tensor, targets: Tensor) -> Any:
+    """What forward returns for tokens and targets, under the name that it has for these.
+
+    Raises _NoLogitsError: only parameters that may be left out, and none called as targets are.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    for name in TARGET_NAMES:
+        if name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY:
+            return model(tokens, **{name: targets})
+    others = list(parameters.values())[1:]
+    if len(others) > 1 and others[0].default is not inspect.Parameter.empty:
+        keep_logits(None, f"none of the parameters ({', '.join(parameters)}) takes targets")
+    return model(tokens, targets)
 
 
-def _logits(result: Any, tokens: Tensor) -> Tensor:
-    candidates = result if isinstance(result, (tuple, list)) else (result,)
-    for value in candidates:
-        value = getattr(value, "logits", value)  # an output object
-        if isinstance(value, Tensor) and value.shape[:-1] == tokens.shape and value.ndim == 3:
-            return value
+def _logits(result: Any, tokens: Tensor, layout: str) -> Tensor:
+    """The logits [batch, time, vocab] in what a model returned.
+
+    Raises _NoLogitsError: none, or several tensors that could be.
+    """
+    parts = list(result) if isinstance(result, (tuple, list)) else [result]
+    named = [found for part in parts for found in [_called_logits(part)] if found is not None]
+    if isinstance(result, Mapping) and not named:
+        parts = list(result.values())
+    batch, time = tokens.shape
+    fitting = []
+    for value in named or parts:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        if layout == LAYOUTS[0] and value.ndim == 3 and value.shape[:2] == tokens.shape:
+            fitting.append(value)
+        elif layout == LAYOUTS[1] and value.ndim == 2 and len(value) == batch * time:
+            fitting.append(value.view(batch, time, -1))
+        elif layout == LAYOUTS[2] and value.ndim == 3 and value.shape[::2] == tokens.shape:
+            fitting.append(value.transpose(1, 2))
     found = ", ".join(
-        str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in candidates
+        str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in parts
     )
-    return keep_logits(None, f"gave {found} for tokens {tuple(tokens.shape)}, not logits")
+    said = f"gave {found} for tokens {tuple(tokens.shape)}"
+    if len(fitting) > 1:
+        keep_logits(None, f"{said}, any of which could be logits; return them alone")
+    return keep_logits(fitting[0] if fitting else None, f"{said}, not logits")
+
+
+def _called_logits(value: Any) -> Tensor | None:
+    """Of an output object or a dictionary."""
+    found = value.get("logits") if isinstance(value, Mapping) else getattr(value, "logits", None)
+    return found if isinstance(found, Tensor) else None
+
+
+def _of_positions(calls: list[tuple[Tensor, Tensor]], targets: Tensor) -> Tensor:
+    """Logits [batch, time, vocab] that were held against these targets [batch, time].
+
+    Raises _NoLogitsError: none were, or several that differ.
+    """
+    found = [logits for call in calls for logits in _aligned([call], targets)]
+    found = found or list(_aligned(calls, targets))
+    if len(found) > 1 and not all(torch.equal(found[0], other) for other in found[1:]):
+        keep_logits(None, f"{len(found)} losses of other logits were computed on the same targets")
+    said = "no logits of all positions were seen in cross_entropy, nll_loss or gather"
+    return keep_logits(found[0] if found else None, said)
+
+
+def _aligned(calls: list[tuple[Tensor, Tensor]], targets: Tensor) -> Iterator[Tensor]:
+    """The logits of calls, which are parts of one loss, if their targets are these, in any order of
+    batch and time; more at the end of every row, as ignored ones, do not count.
+    """
+    batch, time = targets.shape
+    if len({logits.size(-1) for logits, _ in calls}) != 1:
+        return
+    rows = [logits.reshape(-1, logits.size(-1)) for logits, _ in calls]
+    labels = [held.reshape(-1) for _, held in calls]
+    if sum(map(len, labels)) in (batch * time, batch * (time + 1)):
+        whole, held = torch.cat(rows), torch.cat(labels)
+        if torch.equal(held.view(batch, -1)[:, :time], targets):
+            yield whole.view(batch, -1, whole.size(-1))[:, :time]
+        elif torch.equal(held.view(-1, batch)[:time], targets.T):
+            yield whole.view(-1, batch, whole.size(-1))[:time].transpose(0, 1)
+        elif len(calls) > 1 and all(len(part) % batch == 0 for part in labels):  # parts of time
+            held = torch.cat([part.view(batch, -1) for part in labels], dim=1)
+            whole = torch.cat([part.view(batch, -1, part.size(-1)) for part in rows], dim=1)
+            if torch.equal(held[:, :time], targets):
+                yield whole[:, :time]
 
 
 def keep_logits(logits: Tensor | None, otherwise: str) -> Tensor:

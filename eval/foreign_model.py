@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .batches import Notice, ignore
 from .errors import ModelError
-from .flash_stand_in import flash_stand_in
-from .foreign_forward import adapt
-from .forward import AnyModel
+from .foreign_forward import Foreign
+from .foreign_program import import_file, running_as, spelled
+from .foreign_weights import Renamed, load_strictly
+from .forward_probe import adapt
 
 
 def load_foreign_model(
@@ -30,7 +29,8 @@ def load_foreign_model(
     settings: Mapping[str, Any],
     state_dict: Mapping[str, Tensor],
     device: torch.device | str = "cpu",
-) -> AnyModel:
+    notice: Notice = ignore,
+) -> Foreign:
     """Build a model from somebody's file, load weights strictly, find how it gives logits.
 
     Args:
@@ -38,6 +38,7 @@ def load_foreign_model(
         settings: its arguments by name; see `build`.
         state_dict: every weight by its name in the model, tied ones included.
         device: where it is tried and stays; real flash-attn kernels refuse to run on a CPU.
+        notice: told of names in the file or the model that were passed over.
 
     Raises:
         ModelError: the file, name, arguments, weights or forward do not fit, each in words.
@@ -45,37 +46,16 @@ def load_foreign_model(
     path, _, name = spec.rpartition(":")
     if not path:
         raise ModelError(f"{spec!r} should be FILE.py:NAME, such as train_gpt.py:GPT")
-    with flash_stand_in():
-        target = _named(import_file(path), name, path)
-        model = build(target, settings, spec)
-    load_strictly(model, state_dict)
-    return adapt(model.eval().to(device), spec)
-
-
-def import_file(path: str | Path) -> ModuleType:
-    """Import a Python file under a name of its own, so that its main does not run.
-
-    Raises:
-        ModelError: no such file, or its import fails.
-    """
-    path = Path(path).resolve()
-    if not path.is_file():
-        raise ModelError(f"{path}: no such model file")
-    name = f"foreign_model_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ModelError(f"{path} is not a Python file: its name should end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up while they are made
-    sys.path.insert(0, str(path.parent))  # files beside it are its to import
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise ModelError(f"importing {path} failed with {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(path.parent))
-    return module
+    module = import_file(path)
+    with running_as(path):
+        model = build(_named(module, name, path), settings, spec)
+        fit = load_strictly(model, state_dict)
+        for note in fit.notes:
+            notice(note)
+        found = adapt(model.eval().to(device), spec)
+    if fit.names:
+        found.named = Renamed(model, fit.names)
+    return found
 
 
 def build(target: Callable[..., Any], settings: Mapping[str, Any], spec: str) -> nn.Module:
@@ -95,34 +75,11 @@ def build(target: Callable[..., Any], settings: Mapping[str, Any], spec: str) ->
     _check_arguments(target, arguments, keywords, spec)
     try:
         model = target(*arguments, **keywords)
-    except Exception as error:
-        raise ModelError(f"{spec} failed with {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"{spec} failed with {spelled(error, spec.rpartition(':')[0])}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{spec} gave {type(model).__name__}, not a torch module")
     return model
-
-
-def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load weights when names and shapes are exactly the model's.
-
-    Raises:
-        ModelError: the differences by name: missing, not expected, of another shape.
-    """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-    lines = [f"missing: {name} {expected[name]}" for name in expected.keys() - given.keys()]
-    lines += [f"not in the model: {name} {given[name]}" for name in given.keys() - expected.keys()]
-    lines += [
-        f"{name} is {given[name]}, the model has {shape}"
-        for name, shape in expected.items()
-        if given.get(name, shape) != shape
-    ]
-    if lines:
-        raise ModelError(
-            f"the checkpoint is not this model, {len(lines)} differences:\n  "
-            + "\n  ".join(sorted(line.replace("\n", "\\n") for line in lines))
-        )
-    model.load_state_dict(dict(state_dict))
 
 
 def _named(module: ModuleType, name: str, path: str) -> Callable[..., Any]:

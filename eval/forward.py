@@ -90,8 +90,11 @@ def evaluation_mode(models: Sequence[object]) -> Iterator[None]:
 
 @contextmanager
 def inference(device: torch.device, autocast: bool) -> Iterator[None]:
-    """No gradients; with `autocast` bfloat16 where torch finds that safe. One thread's own."""
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+    """No gradients; with `autocast` bfloat16 where torch finds that safe. One thread's own.
+
+    Not inference_mode: tables that a model keeps from here may be used under gradients later.
+    """
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         yield
 
 
@@ -119,18 +122,25 @@ def tail_logits(model: AnyModel, tokens: Tensor, count: int, vocab_size: int | N
             f"the model turned tokens {tuple(tokens.shape)} into {tuple(logits.shape)}, "
             f"not into logits ({len(tokens)}, {tokens.size(1)}, vocabulary)"
         )
-    _check_vocabulary(logits.size(-1), vocab_size)
+    _check_vocabulary(logits.size(-1), tokens, vocab_size)
     return logits.float()
 
 
-def _check_vocabulary(model: int, tokenizer: int | None) -> None:
-    if tokenizer is None or model == tokenizer:
+def _check_vocabulary(model: int, tokens: Tensor, tokenizer: int | None) -> None:
+    """A model may have more ids than the tokenizer, or lack some that the text does not use."""
+    if tokenizer is None or model >= tokenizer:
         return
-    if model != -(-tokenizer // VOCAB_MULTIPLE) * VOCAB_MULTIPLE:
+    highest = int(tokens.max())
+    if highest >= model:
         raise ScoreError(
-            f"the model has a vocabulary of {model:,} and the tokenizer one of {tokenizer:,}: "
-            "score with the tokenizer the model was trained with"
+            f"the model has a vocabulary of {model:,} and the tokenizer one of {tokenizer:,}, and "
+            f"the text has token {highest:,}: score with the tokenizer the model was trained with"
         )
+
+
+def are_sound(logits: Tensor) -> bool:
+    """Whether a softmax of them exists; −inf only says that a token cannot follow."""
+    return bool(logits.amax(dim=-1).isfinite().all())  # amax hands NaN on
 
 
 def following_logits(
@@ -144,7 +154,7 @@ def following_logits(
     if past is None or not isinstance(model, NextLogits):
         return tail_logits(model, tokens, 1, vocab_size)[:, -1]
     logits = model.next_logits(tokens, past)
-    _check_vocabulary(logits.size(-1), vocab_size)
+    _check_vocabulary(logits.size(-1), tokens, vocab_size)
     return logits.float()
 
 
@@ -162,4 +172,6 @@ def token_nats(
     """Nats [batch, count] of the last `count` targets, however the model gives them."""
     if isinstance(model, TokenNats):
         return model.token_nats(tokens, targets, count)
-    return nats_of(tail_logits(model, tokens, count, vocab_size), targets[:, -count:])
+    logits = tail_logits(model, tokens, count, vocab_size)
+    _check_vocabulary(logits.size(-1), targets, vocab_size)
+    return nats_of(logits, targets[:, -count:])

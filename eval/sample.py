@@ -13,6 +13,7 @@ from .forward import (
     AnyModel,
     NextLogits,
     TokenNats,
+    are_sound,
     device_of,
     following_logits,
     scoring,
@@ -58,7 +59,7 @@ def continue_text(
         with scoring([model], autocast=device.type == "cuda"):
             # Where the vocabulary was rounded up, the last logits stand for no piece.
             logits = tail_logits(model, window, 1, size)[0, -1, :size].float().cpu()
-        if not logits.isfinite().all():
+        if not are_sound(logits):
             raise ScoreError("the model's logits are not finite; it cannot continue a text")
         if temperature == 0:
             tokens.append(int(logits.argmax()))
@@ -121,7 +122,7 @@ def _written(
     with scoring([model], autocast=tokens.is_cuda):
         for at in range(1, tokens.size(1)):
             logits = following_logits(model, tokens[:, :at], past, vocab_size)[:, :vocab_size]
-            if not logits.isfinite().all():
+            if not are_sound(logits):
                 raise ScoreError("the model's logits are not finite; it cannot write a text")
             probabilities = torch.softmax(logits / temperature, dim=-1)
             drawn = torch.multinomial(probabilities, 1, generator=generator)

@@ -39,8 +39,8 @@ from packer.curvature.file import write_curvature
 from packer.curvature.given import given_curvature
 from packer.decoder import MAX_DECODED_BYTES, decode_weights, parse
 from packer.errors import PlanError
-from packer.eval.foreign_forward import adapt
 from packer.eval.forward import AnyModel, TailLogits
+from packer.eval.forward_probe import adapt
 from packer.files import replacing, write_json
 from packer.fit import Packed, pack_to_cap
 from packer.knob import RecipePlan, recipe_under_cap

@@ -11,9 +11,18 @@ import torch
 
 from packer.errors import PackerError
 from packer.eval import compare, score, shards, text, token_bytes
-from packer.eval.batches import Setting
+from packer.eval.batches import Setting, ignore
 from packer.eval.errors import EvalError, ScoreError
-from packer.eval.forward import AnyModel, TokenNats, device_of, scoring, tail_logits
+from packer.eval.foreign_state import unchanged
+from packer.eval.forward import (
+    VOCAB_MULTIPLE,
+    AnyModel,
+    TokenNats,
+    are_sound,
+    device_of,
+    scoring,
+    tail_logits,
+)
 from packer.eval.ranks import gathered
 from packer.eval.score import ByteCounter, Score
 from packer.eval.shards import TokenStream
@@ -201,28 +210,43 @@ def evaluate(
     )
 
 
-def check_models(subjects: Sequence[Subject], data: Data, setting: Setting) -> None:
+def check_models(
+    subjects: Sequence[Subject],
+    data: Data,
+    setting: Setting,
+    notice: Callable[[str], None] = ignore,
+) -> None:
     """Refuse by name what would be refused without one, or end in an index out of range.
 
-    Models that only tell losses cannot be asked. Raises ScoreError: a model has another vocabulary
-    than the data, gives no logits, or none that are finite.
+    Models that only tell losses cannot be asked. notice: told of a vocabulary far larger than the
+    tokenizer's. Raises ScoreError: a model's vocabulary lacks a token of the data, or it gives no
+    logits, or none that are finite.
     """
-    highest = _highest_token(data.stream) if data.vocab_size is None else -1
+    highest: int | None = None
     for subject in subjects:
         if isinstance(subject.model, TokenNats):
             continue
         tokens = torch.zeros(1, PROBE, dtype=torch.long, device=device_of(subject.model))
         try:
-            with scoring([subject.model], setting.autocast):
-                logits = tail_logits(subject.model, tokens, 1, data.vocab_size)
+            with scoring([subject.model], setting.autocast), unchanged(subject.model):
+                logits = tail_logits(subject.model, tokens, 1, None)
         except ScoreError as error:
             raise ScoreError(f"{subject.name}: {error}") from None
-        if highest >= logits.size(-1):
-            raise ScoreError(
-                f"{subject.name}: the model has a vocabulary of {logits.size(-1):,} and the data a "
-                f"token {highest}: it was made with another tokenizer"
+        width, pieces = logits.size(-1), data.vocab_size
+        if pieces is None or width < pieces:
+            highest = _highest_token(data.stream) if highest is None else highest
+            if highest >= width:
+                tokenizer = "" if pieces is None else f" and the tokenizer one of {pieces:,}"
+                raise ScoreError(
+                    f"{subject.name}: the model has a vocabulary of {width:,}{tokenizer}, and the "
+                    f"data a token {highest:,}: it was made with another tokenizer"
+                )
+        elif width > -(-pieces // VOCAB_MULTIPLE) * VOCAB_MULTIPLE:
+            notice(
+                f"{subject.name}: the model has a vocabulary of {width:,} and the tokenizer one of "
+                f"{pieces:,}; if it was trained with another tokenizer, the scores mean nothing"
             )
-        if not logits.isfinite().all():
+        if not are_sound(logits):
             raise ScoreError(
                 f"{subject.name}: the model's logits are not finite: its weights are damaged or "
                 "overflow in this precision"

@@ -40,7 +40,8 @@ def curvature_of(
     from packer.evaluation import Subject, check_models
     from packer.progress import shown
 
-    check_models([Subject(name, "checkpoint", model, 0)], data, Setting(text.window))
+    subject = Subject(name, "checkpoint", model, 0)
+    check_models([subject], data, Setting(text.window), lambda text: say_notes([text]))
     batches = token_batches(data.stream, text.window, text.tokens, device_of(model))
     count = sum(batch.numel() for batch in batches)
     source = TextSource(", ".join(text.data), bytes_per_token(data.stream, data.counter, count))

@@ -97,7 +97,8 @@ def evaluate(
         with running_foreign(built.model):
             subjects = load_subjects(sources, built, place, say)
             setting = windows.setting(subjects[chosen], rank, world_size)
-            evaluation.check_models(subjects, opened, setting)  # before a sample trips over it
+            # Before a sample trips over it.
+            evaluation.check_models(subjects, opened, setting, lambda text: say([text]))
             continuations = _continue(subjects, opened, shown.sample, setting.window)
             found = _run(subjects, opened, setting, chosen, say)
         if rank == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -73,23 +74,40 @@ def refusals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def running_foreign(spec: str | None) -> Iterator[None]:
-    """Around somebody's code: stdout stays ours, and what it raises is a refusal.
+    """Around somebody's code: it runs as its own program, stdout stays ours, and what it raises is
+    a refusal.
 
     Raises PackerError in place of every exception that is not one of ours.
     """
     from packer.eval.errors import EvalError
+    from packer.eval.foreign_program import running_as, spelled
     from packer.train.config import ConfigError
 
     if spec is None:
         yield
         return
+    path = spec.rpartition(":")[0] or spec
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with running_as(path), _stdout_to_stderr():
             yield
     except (PackerError, EvalError, ConfigError, click.ClickException, MemoryError):
         raise
-    except Exception as error:
-        raise PackerError(f"{spec} failed with {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise PackerError(f"{spec} failed with {spelled(error, path)}") from error
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Also for what is written past Python, as by kernels and other processes."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _companions(loaded: Sequence[NamedWeights], config: str | None, say: Say) -> list[AnyModel]:
@@ -113,9 +131,13 @@ def _foreign_models(
     else:
         settings = _settings(loaded, _any_settings, say)
     models = []
+
+    def say_one(note: str) -> None:
+        say([f"{one.source}: {note}"])
+
     for one, given in zip(loaded, settings, strict=True):
         with _naming(one.source):
-            models.append(load_foreign_model(spec, given, one.weights, device))
+            models.append(load_foreign_model(spec, given, one.weights, device, say_one))
     return models
 
 
@@ -157,7 +179,7 @@ def _any_settings(path: str) -> Settings:
 
 
 def _companion(one: NamedWeights, settings: Settings) -> AnyModel:
-    from packer.eval.foreign_model import load_strictly
+    from packer.eval.foreign_weights import load_strictly
     from packer.train.config import infer_config
     from packer.train.model import GPT
 

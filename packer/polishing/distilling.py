@@ -177,4 +177,5 @@ def _summed_kl(meter: DamageMeter, tokens: Tensor) -> Tensor:
     with torch.no_grad():
         expected = tail_logits(meter.reference, tokens, tokens.size(1), None).log_softmax(dim=-1)
     found = tail_logits(meter.changed, tokens, tokens.size(1), None).log_softmax(dim=-1)
-    return (expected.exp() * (expected - found)).sum()
+    gaps = (expected - found).masked_fill(expected == -torch.inf, 0)  # NaN where neither may follow
+    return (expected.exp() * gaps).sum()

@@ -1,0 +1,213 @@
+"""Whether what somebody's model gives are logits, or losses, that bits per byte can be made of.
+
+A few forwards of a few tokens, whose results must hang together as a language model's do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .errors import ModelError
+from .foreign_forward import (
+    READ,
+    Foreign,
+    LossForward,
+    MeanLoss,
+    PlainForward,
+    ShiftedLoss,
+    TargetsForward,
+    keep_logits,
+    trial,
+    way_to_logits,
+    with_targets,
+)
+from .foreign_state import unchanged
+from .forward import device_of
+
+LARGEST_TABLE = 4096  # ids of a vocabulary whose losses are all looked at, one forward each
+ADVICE = "return logits [batch, time, vocab] from forward(tokens) or forward_logits(tokens)"
+
+
+def adapt(model: nn.Module, name: str) -> Foreign:
+    """A model the scorer understands. It is left as it was.
+
+    Raises:
+        ModelError: no way gave logits or a loss; lists what was tried and what came of it.
+    """
+    with unchanged(model):
+        found, tried = way_to_logits(model, check_logits)
+        if found is not None:
+            return _as_in_its_loss(found)
+        with trial(model) as (tokens, targets):
+            objection = not_a_mean(model, tokens, targets)
+    if objection is None:
+        return MeanLoss(model)
+    tried.append(f"the loss alone: {objection}")
+    lines = "\n  ".join(tried)
+    raise ModelError(
+        f"no way was found to get logits or a mean loss from {name}; {ADVICE}; tried\n  {lines}"
+    )
+
+
+def check_logits(candidate: nn.Module) -> None:
+    """Raises what speaks against a way to logits: what the model raises, or the reason in words."""
+    with trial(candidate) as (tokens, targets):
+        # Other targets than tokens tell which of them a loss is computed on.
+        logits = candidate(tokens, targets) if isinstance(candidate, READ) else candidate(tokens)
+        same = _Same(candidate, logits)
+        try:
+            again = candidate(tokens)
+        except Exception as error:
+            again = keep_logits(None, f"the second call failed: {error}")
+        if not same(logits, again):
+            keep_logits(
+                None,
+                "gave other logits when it was called again with the same tokens: something is "
+                "kept between calls, or left to chance",
+            )
+        if bool((logits >= 0).all()) and same(logits.float().sum(-1), torch.ones(tokens.shape)):
+            keep_logits(None, "gave probabilities, not logits")
+        if not same(logits[1:], candidate(tokens[1:])):
+            keep_logits(None, "gave other logits for a window alone than beside another in a batch")
+        changed = tokens.clone()
+        changed[:, -1] = 1 - changed[:, -1]
+        if not same(logits[:, :-1], candidate(changed)[:, :-1]):
+            keep_logits(None, "gave logits that depend on later tokens, those to be predicted")
+
+
+class _Same:
+    """Compares numbers up to the rounding of a forward."""
+
+    def __init__(self, model: nn.Module, scale: Tensor) -> None:
+        narrow = any(p.is_floating_point() and p.itemsize < 4 for p in model.parameters())
+        share = 0.05 if narrow or device_of(model).type == "cuda" else 1e-4
+        finite = scale.float()[scale.isfinite()].abs()
+        self.tolerance = share * (float(finite.max()) if finite.numel() else 1.0) + 1e-6
+
+    def __call__(self, one: Tensor, other: Tensor) -> bool:
+        if one.shape != other.shape:
+            return False
+        one, other = one.float(), other.float().to(one.device)
+        return torch.allclose(one, other, rtol=0, atol=self.tolerance, equal_nan=True)
+
+
+def _as_in_its_loss(found: Foreign) -> Foreign:
+    """The logits of the loss, where forward returns others: what it was trained on counts."""
+    if not isinstance(found, (PlainForward, TargetsForward)):
+        return found
+    for way in (LossForward, ShiftedLoss):
+        other = way(found.model)
+        try:
+            check_logits(other)
+            with trial(found) as (tokens, _):
+                returned, used = found(tokens), other(tokens)
+        except Exception:
+            continue
+        if returned.shape != used.shape:
+            return other
+        one, two = (logits.float().log_softmax(-1) for logits in (returned, used))
+        return found if _Same(found, two)(one, two) else other
+    return found
+
+
+def not_a_mean(model: nn.Module, tokens: Tensor, targets: Tensor) -> str | None:
+    """Why `forward(tokens, targets)` is not the mean of −log p of every target after its tokens;
+    None where it is. tokens, targets: int64 [2, 8] of zeros and ones.
+    """
+
+    def loss(ids: Tensor, labels: Tensor) -> Tensor:
+        value = with_targets(model, ids, labels)
+        if not (isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point()):
+            kept = type(value).__name__
+            keep_logits(None, f"forward(tokens, targets) gave {kept}, not a loss")
+        return value.double().cpu().reshape(())
+
+    try:
+        seen = _Vocabulary()
+        with seen:
+            start = loss(tokens[:1], targets[:1])
+        same = _Same(model, start)
+        return _objection(loss, tokens, targets, start, same) or _not_normalized(loss, seen, tokens)
+    except Exception as error:
+        return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _objection(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    tokens: Tensor,
+    targets: Tensor,
+    start: Tensor,
+    same: _Same,
+) -> str | None:
+    ids, labels, half = tokens[:1], targets[:1], tokens.size(1) // 2
+    if not same(start, loss(ids, labels)):
+        return "it is another when computed again"
+    if not same(loss(tokens, targets), (start + loss(tokens[1:], targets[1:])) / 2):
+        return "of two windows it is not the mean of their losses"
+    changes = [loss(ids, _flipped(labels, at)) - start for at in range(ids.size(1))]
+    unmoved = [at for at, change in enumerate(changes) if same(change, torch.zeros_like(change))]
+    if unmoved:
+        return f"it does not depend on target {unmoved[0]} of {ids.size(1)}: it is over others"
+    both = loss(ids, _flipped(_flipped(labels, 0), half)) - start
+    if not same(both, changes[0] + changes[half]):
+        return "it is no sum over targets"
+    short = loss(ids[:, :half], _flipped(labels[:, :half], 0)) - loss(
+        ids[:, :half], labels[:, :half]
+    )
+    if not same(half * short, ids.size(1) * changes[0]):
+        return "it is not the mean over the targets of a window"
+    last = ids.size(1) - 1
+    other = _flipped(ids, last)
+    base = loss(other, labels)
+    if not same(loss(other, _flipped(labels, 0)) - base, changes[0]):
+        return "the loss of the first target depends on later tokens"
+    if same(loss(other, _flipped(labels, last)) - base, changes[last]):
+        return "the loss of the last target does not depend on the token before it"
+    return None
+
+
+def _not_normalized(
+    loss: Callable[[Tensor, Tensor], Tensor], seen: _Vocabulary, tokens: Tensor
+) -> str | None:
+    """Probabilities of all ids after one token sum to 1; with other terms or units they do not."""
+    if seen.size is None or seen.size > LARGEST_TABLE:
+        return "whether it is −log p and nothing else cannot be seen"
+    ids = torch.arange(seen.size, device=tokens.device)
+    total = float(torch.stack([-loss(tokens[:1, :1], one.view(1, 1)) for one in ids]).exp().sum())
+    if abs(total - 1) > 2e-3:
+        return (
+            f"exp(-loss) over all {seen.size:,} targets sums to {total:.4g}, not to 1: it is not "
+            "the plain negative log likelihood in nats (an added term, label smoothing, bits?)"
+        )
+    return None
+
+
+def _flipped(ids: Tensor, at: int) -> Tensor:
+    """Zero for one and one for zero in one column."""
+    flipped = ids.clone()
+    flipped[:, at] = 1 - flipped[:, at]
+    return flipped
+
+
+class _Vocabulary(TorchFunctionMode):
+    """Takes down how many rows the first table has that tokens are looked up in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size: int | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if func is F.embedding and self.size is None:
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            self.size = len(weight)
+        return func(*args, **kwargs)
