@@ -28,6 +28,7 @@ from .windows import PADDING
 PATTERN = ((0, 1, 1, 0, 1, 0, 0, 0), (1, 1, 0, 1, 0, 0, 1, 0))
 TARGETS = ((1, 0, 1, 1, 1, 0, 1, 0), (0, 1, 0, 0, 1, 1, 1, 0))
 TARGET_NAMES = ("targets", "target", "labels", "label", "target_ids", "y")
+NOT_LOGITS = ", not logits"
 LAYOUTS = ("[batch, time, vocab]", "[batch * time, vocab]", "[batch, vocab, time]")
 
 
@@ -69,8 +70,9 @@ class PlainForward(Foreign):
 class TargetsForward(Foreign):
     """A model whose `forward(tokens, targets)` returns logits beside the loss."""
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return _logits(with_targets(self.model, tokens, tokens), tokens, self.layout)
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        targets = tokens if targets is None else targets
+        return _logits(with_targets(self.model, tokens, targets), tokens, self.layout)
 
 
 class LossForward(Foreign):
@@ -154,11 +156,10 @@ class _LossInputs(TorchFunctionMode):
         del types
         kwargs = kwargs or {}
         if func in (F.cross_entropy, F.nll_loss):
-            names = ("input", "target")
-            self._add(*(*args, *(kwargs[n] for n in names[len(args) :]))[:2], 1)
+            logits, targets = _arguments(args, kwargs, "input", "target")
+            self._add(logits, targets, 1)
         elif func in (torch.gather, Tensor.gather):
-            names = ("input", "dim", "index")
-            source, dim, index = (*args, *(kwargs[n] for n in names[len(args) :]))[:3]
+            source, dim, index = _arguments(args, kwargs, "input", "dim", "index")
             if dim % source.ndim == source.ndim - 1 and index.size(-1) == 1:
                 self._add(source, index.squeeze(-1), -1)
         elif func is Tensor.__getitem__ and isinstance(args[1], tuple) and args[0].ndim == 2:
@@ -173,7 +174,12 @@ class _LossInputs(TorchFunctionMode):
             self.calls.append((logits, targets))
 
 
-WAYS = {
+def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any], *names: str) -> tuple[Any, ...]:
+    """The first arguments of a call, by whichever way they were handed over."""
+    return (*args, *(kwargs[name] for name in names[len(args) :]))[: len(names)]
+
+
+WAYS: dict[str, type[Foreign]] = {
     "forward_logits(tokens)": ForwardLogits,
     "forward(tokens)": PlainForward,
     "forward(tokens, targets)": TargetsForward,
@@ -181,6 +187,7 @@ WAYS = {
     "its loss, labels shifted inside": ShiftedLoss,
 }
 READ = (LossForward, ShiftedLoss)  # whose logits need no layout
+GIVEN_TARGETS = (TargetsForward, *READ)
 
 
 def runs(candidate: nn.Module) -> None:
@@ -196,18 +203,19 @@ def way_to_logits(
 
     check: raises what speaks against a way.
     """
-    tried = []
+    tried: list[str] = []
     for title, way in WAYS.items():
         said: list[str] = []
         for layout in LAYOUTS[: 1 if way in READ else None]:
-            candidate: Foreign = way(model, layout)
+            candidate = way(model, layout)
             try:
                 check(candidate)
             except Exception as error:  # whatever somebody's code raises only means: not this way
                 said.append(str(error).partition("\n")[0] or type(error).__name__)
             else:
                 return candidate, tried
-        tried.append(f"{title}: " + "; ".join(dict.fromkeys(said)))
+        telling = [text for text in said if not text.endswith(NOT_LOGITS)]
+        tried.append(f"{title}: {(telling or said)[0]}")
     return None, tried
 
 
@@ -263,7 +271,7 @@ def _logits(result: Any, tokens: Tensor, layout: str) -> Tensor:
     said = f"gave {found} for tokens {tuple(tokens.shape)}"
     if len(fitting) > 1:
         keep_logits(None, f"{said}, any of which could be logits; return them alone")
-    return keep_logits(fitting[0] if fitting else None, f"{said}, not logits")
+    return keep_logits(fitting[0] if fitting else None, said + NOT_LOGITS)
 
 
 def _called_logits(value: Any) -> Tensor | None:

@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-Kept = list[tuple[dict[Any, Any] | list[Any], dict[Any, Any] | list[Any]]]
-
 
 @contextmanager
 def unchanged(model: object) -> Iterator[None]:
@@ -20,7 +18,7 @@ def unchanged(model: object) -> Iterator[None]:
     attributes; tensors that the model overwrites in place are not.
     """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    kept: Kept = []
+    kept: list[tuple[Any, Any]] = []  # a dictionary or list, and what was in it
     for module in modules:
         attributes = vars(module)
         kept.append((attributes, dict(attributes)))
@@ -38,7 +36,7 @@ def unchanged(model: object) -> Iterator[None]:
             _restore(holder, contents)
 
 
-def _restore(holder: dict[Any, Any] | list[Any], contents: dict[Any, Any] | list[Any]) -> None:
+def _restore(holder: Any, contents: Any) -> None:
     if isinstance(holder, list):
         holder[:] = contents
         return

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from .errors import ModelError
 
@@ -158,18 +159,18 @@ def _disagreements(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> li
 
 
 def _storage(tensor: Tensor) -> tuple[object, ...]:
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin) or not tensor.numel():
+    if isinstance(tensor, UninitializedTensorMixin) or not tensor.numel():
         return (id(tensor),)
     place = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
     return (tensor.device, *place, tuple(tensor.shape), tensor.stride())
 
 
 def _same_shape(own: Tensor, value: Tensor) -> bool:
-    return isinstance(own, nn.parameter.UninitializedTensorMixin) or own.shape == value.shape
+    return isinstance(own, UninitializedTensorMixin) or own.shape == value.shape
 
 
 def _shape(tensor: Tensor) -> str:
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if isinstance(tensor, UninitializedTensorMixin):
         return "(unknown)"
     return str(tuple(tensor.shape))
 

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from .errors import ModelError
 from .foreign_forward import (
-    READ,
+    GIVEN_TARGETS,
     Foreign,
     LossForward,
     MeanLoss,
@@ -31,6 +31,7 @@ from .foreign_state import unchanged
 from .forward import device_of
 
 LARGEST_TABLE = 4096  # ids of a vocabulary whose losses are all looked at, one forward each
+TRIED_IDS = 16  # in place of a target, until the loss moves
 ADVICE = "return logits [batch, time, vocab] from forward(tokens) or forward_logits(tokens)"
 
 
@@ -59,7 +60,11 @@ def check_logits(candidate: nn.Module) -> None:
     """Raises what speaks against a way to logits: what the model raises, or the reason in words."""
     with trial(candidate) as (tokens, targets):
         # Other targets than tokens tell which of them a loss is computed on.
-        logits = candidate(tokens, targets) if isinstance(candidate, READ) else candidate(tokens)
+        logits = (
+            candidate(tokens, targets)
+            if isinstance(candidate, GIVEN_TARGETS)
+            else candidate(tokens)
+        )
         same = _Same(candidate, logits)
         try:
             again = candidate(tokens)
@@ -69,7 +74,7 @@ def check_logits(candidate: nn.Module) -> None:
             keep_logits(
                 None,
                 "gave other logits when it was called again with the same tokens: something is "
-                "kept between calls, or left to chance",
+                "kept between calls, left to chance, or taken from the targets",
             )
         if bool((logits >= 0).all()) and same(logits.float().sum(-1), torch.ones(tokens.shape)):
             keep_logits(None, "gave probabilities, not logits")
@@ -126,14 +131,19 @@ def not_a_mean(model: nn.Module, tokens: Tensor, targets: Tensor) -> str | None:
         if not (isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point()):
             kept = type(value).__name__
             keep_logits(None, f"forward(tokens, targets) gave {kept}, not a loss")
-        return value.double().cpu().reshape(())
+        total: Tensor = value.double().cpu().reshape(())
+        return total
 
     try:
         seen = _Vocabulary()
         with seen:
             start = loss(tokens[:1], targets[:1])
+        if seen.size is None or seen.size > LARGEST_TABLE:
+            return "whether it is −log p of the targets and nothing else cannot be seen"
         same = _Same(model, start)
-        return _objection(loss, tokens, targets, start, same) or _not_normalized(loss, seen, tokens)
+        return _objection(loss, tokens, targets, start, same, seen.size) or _not_normalized(
+            loss, seen.size, tokens
+        )
     except Exception as error:
         return str(error).partition("\n")[0] or type(error).__name__
 
@@ -144,55 +154,59 @@ def _objection(
     targets: Tensor,
     start: Tensor,
     same: _Same,
+    size: int,
 ) -> str | None:
     ids, labels, half = tokens[:1], targets[:1], tokens.size(1) // 2
     if not same(start, loss(ids, labels)):
         return "it is another when computed again"
     if not same(loss(tokens, targets), (start + loss(tokens[1:], targets[1:])) / 2):
         return "of two windows it is not the mean of their losses"
-    changes = [loss(ids, _flipped(labels, at)) - start for at in range(ids.size(1))]
-    unmoved = [at for at, change in enumerate(changes) if same(change, torch.zeros_like(change))]
-    if unmoved:
-        return f"it does not depend on target {unmoved[0]} of {ids.size(1)}: it is over others"
-    both = loss(ids, _flipped(_flipped(labels, 0), half)) - start
-    if not same(both, changes[0] + changes[half]):
-        return "it is no sum over targets"
-    short = loss(ids[:, :half], _flipped(labels[:, :half], 0)) - loss(
-        ids[:, :half], labels[:, :half]
-    )
-    if not same(half * short, ids.size(1) * changes[0]):
-        return "it is not the mean over the targets of a window"
     last = ids.size(1) - 1
-    other = _flipped(ids, last)
+    changed, moves = labels, []
+    for at in range(ids.size(1)):
+        for value in range(min(size, TRIED_IDS)):  # some may be as likely as the one before
+            changed = _with(labels, at, value)
+            move = loss(ids, changed) - start
+            if not same(move, torch.zeros_like(move)):
+                break
+        else:
+            return f"it does not depend on target {at} of {ids.size(1)}: it is over others"
+        moves.append((changed, move))
+    (first, change), (final, change_of_last) = moves[0], moves[last]
+    both = torch.cat([first[:, :half], final[:, half:]], dim=1)
+    if not same(loss(ids, both) - start, change + change_of_last):
+        return "it is no sum over targets"
+    short = loss(ids[:, :half], first[:, :half]) - loss(ids[:, :half], labels[:, :half])
+    if not same(half * short, ids.size(1) * change):
+        return "it is not the mean over the targets of a window"
+    other = _with(ids, last, 1 - int(ids[0, last]))
     base = loss(other, labels)
-    if not same(loss(other, _flipped(labels, 0)) - base, changes[0]):
+    if not same(loss(other, first) - base, change):
         return "the loss of the first target depends on later tokens"
-    if same(loss(other, _flipped(labels, last)) - base, changes[last]):
+    if same(loss(other, final) - base, change_of_last):
         return "the loss of the last target does not depend on the token before it"
     return None
 
 
 def _not_normalized(
-    loss: Callable[[Tensor, Tensor], Tensor], seen: _Vocabulary, tokens: Tensor
+    loss: Callable[[Tensor, Tensor], Tensor], size: int, tokens: Tensor
 ) -> str | None:
     """Probabilities of all ids after one token sum to 1; with other terms or units they do not."""
-    if seen.size is None or seen.size > LARGEST_TABLE:
-        return "whether it is −log p and nothing else cannot be seen"
-    ids = torch.arange(seen.size, device=tokens.device)
+    ids = torch.arange(size, device=tokens.device)
     total = float(torch.stack([-loss(tokens[:1, :1], one.view(1, 1)) for one in ids]).exp().sum())
     if abs(total - 1) > 2e-3:
         return (
-            f"exp(-loss) over all {seen.size:,} targets sums to {total:.4g}, not to 1: it is not "
+            f"exp(-loss) over all {size:,} targets sums to {total:.4g}, not to 1: it is not "
             "the plain negative log likelihood in nats (an added term, label smoothing, bits?)"
         )
     return None
 
 
-def _flipped(ids: Tensor, at: int) -> Tensor:
-    """Zero for one and one for zero in one column."""
-    flipped = ids.clone()
-    flipped[:, at] = 1 - flipped[:, at]
-    return flipped
+def _with(ids: Tensor, at: int, value: int) -> Tensor:
+    """Another id in one column."""
+    changed = ids.clone()
+    changed[:, at] = value
+    return changed
 
 
 class _Vocabulary(TorchFunctionMode):

@@ -130,7 +130,7 @@ def _foreign_models(
         settings: Sequence[Settings] = [_any_settings(model_config)] * len(loaded)
     else:
         settings = _settings(loaded, _any_settings, say)
-    models = []
+    models: list[AnyModel] = []
 
     def say_one(note: str) -> None:
         say([f"{one.source}: {note}"])
