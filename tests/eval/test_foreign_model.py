@@ -14,8 +14,14 @@ from packer.eval.batches import Setting
 from packer.eval.compare import divergence
 from packer.eval.errors import ModelError, ScoreError
 from packer.eval.flash_stand_in import flash_attn_func, flash_attn_varlen_func, flash_stand_in
-from packer.eval.foreign_forward import ForwardLogits, LossForward, MeanLoss
-from packer.eval.foreign_model import load_foreign_model, load_strictly
+from packer.eval.foreign_forward import (
+    ForwardLogits,
+    LossForward,
+    MeanLoss,
+    ShiftedLoss,
+)
+from packer.eval.foreign_model import load_foreign_model
+from packer.eval.foreign_weights import load_strictly
 from packer.eval.score import nats_per_token, score
 from packer.eval.token_bytes import TokenBytes
 from packer.train.attention import causal_attention
@@ -32,6 +38,13 @@ WAYS = [
     "FromNamespace",
     "FromDataclass",
     "factory",
+    "HandmadeLoss",
+    "ShiftsInside",
+    "ShiftsByPadding",
+    "InParts",
+    "HiddenWithoutTargets",
+    "Turned",
+    "OneRow",
 ]
 
 
@@ -55,7 +68,8 @@ def test_every_way_gives_the_same_score(
 
 
 def test_ways_are_tried_in_order(weights: dict[str, torch.Tensor]) -> None:
-    kinds = {"factory": ForwardLogits, "Loss": LossForward, "HandmadeLoss": MeanLoss}
+    kinds = {"factory": ForwardLogits, "Loss": LossForward, "HandmadeLoss": LossForward}
+    kinds |= {"ShiftsInside": ShiftedLoss, "Opaque": MeanLoss}
     for name, kind in kinds.items():
         assert isinstance(load_foreign_model(f"{FILE}:{name}", SETTINGS, weights), kind)
 
@@ -65,7 +79,7 @@ def test_a_mean_loss_alone_gives_sums_of_windows(
 ) -> None:
     full, mean = (
         load_foreign_model(f"{FILE}:{name}", SETTINGS, weights)
-        for name in ("ForwardLogits", "HandmadeLoss")
+        for name in ("ForwardLogits", "Opaque")
     )
     setting = Setting(32)  # 4,999 targets: the last window is not full
     expected, found = (score(model, stream, table, setting) for model in (full, mean))
@@ -75,6 +89,46 @@ def test_a_mean_loss_alone_gives_sums_of_windows(
         score(mean, stream, table, Setting(32, 8))
     with pytest.raises(ScoreError, match="only returns losses"):
         divergence(full, [mean], stream, table, setting)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("OpaqueShift", "does not depend on target 0 of 8"),
+        ("OpaqueBits", "all 11 targets sums to"),
+        ("OpaqueSum", "of two windows it is not the mean"),
+        ("OpaqueTerm", r"all 11 targets sums to 0.980"),
+        ("OpaqueAbove", "mean"),
+        ("Probabilities", "gave probabilities"),
+        ("SeesAhead", "depend on later tokens"),
+        ("TellsTargets", "taken from the targets"),
+        ("Keeps", "kept between calls"),
+        ("Beside", "beside another in a batch"),
+    ],
+)
+def test_what_would_be_a_wrong_score_is_refused(
+    name: str, words: str, weights: dict[str, torch.Tensor]
+) -> None:
+    with pytest.raises(ModelError, match=words) as caught:
+        load_foreign_model(f"{FILE}:{name}", SETTINGS, weights)
+    assert "return logits" in str(caught.value)
+
+
+def test_a_window_too_long_for_one_more_token_says_so(
+    weights: dict[str, torch.Tensor], stream: NDArray[np.int64]
+) -> None:
+    model = load_foreign_model(f"{FILE}:ShiftsInside", SETTINGS, weights)
+    forward = model.model.forward
+
+    def within(input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        assert input_ids.size(1) <= 32, "32 at most"
+        loss: torch.Tensor = forward(input_ids, labels)
+        return loss
+
+    model.model.forward = within  # type: ignore[method-assign]
+    assert len(nats_per_token(model, stream, Setting(31))) == 4999
+    with pytest.raises(ScoreError, match=r"window of 32 tokens needs 33.*32 at most"):
+        nats_per_token(model, stream, Setting(32))
 
 
 def test_importing_leaves_nothing_behind(weights: dict[str, torch.Tensor]) -> None:

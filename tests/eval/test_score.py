@@ -312,10 +312,12 @@ def test_settings_that_do_not_fit(
 
 
 def test_models_that_do_not_fit(tiny: Make, stream: NDArray[np.int64], table: TokenBytes) -> None:
-    with pytest.raises(ScoreError, match="vocabulary of 20 and the tokenizer one of 11"):
-        score(tiny(1, vocab=20), stream, table, Setting(64))
-    padded = score(tiny(1, vocab=128), stream, table, Setting(64))  # rounded up for speed
-    assert padded.tokens == 4999
+    for vocab in (12, 20, 128):  # rounded up for speed, or with ids added
+        assert score(tiny(1, vocab=vocab), stream, table, Setting(64)).tokens == 4999
+    with pytest.raises(ScoreError, match=r"vocabulary of 9 and .* one of 11.*token 10"):
+        score(tiny(1, vocab=9), np.array([1, 2, 3, 10]), table, Setting(3))
+    few = np.array([1, 2, 3, 8] * 9)  # none that the model lacks
+    assert score(tiny(1, vocab=9), few, table, Setting(4)).tokens == 35
     with pytest.raises(ScoreError, match="token 11 is outside the vocabulary of 11"):
         score(tiny(1), np.full(99, 11), table, Setting(64))
 
