@@ -236,9 +236,9 @@ def check_models(
         if pieces is None or width < pieces:
             highest = _highest_token(data.stream) if highest is None else highest
             if highest >= width:
-                tokenizer = "" if pieces is None else f" and the tokenizer one of {pieces:,}"
+                tokenizer = "" if pieces is None else f" and the tokenizer one of {pieces:,},"
                 raise ScoreError(
-                    f"{subject.name}: the model has a vocabulary of {width:,}{tokenizer}, and the "
+                    f"{subject.name}: the model has a vocabulary of {width:,}{tokenizer} and the "
                     f"data a token {highest:,}: it was made with another tokenizer"
                 )
         elif width > -(-pieces // VOCAB_MULTIPLE) * VOCAB_MULTIPLE:

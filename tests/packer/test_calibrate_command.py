@@ -58,7 +58,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, train_bpe: Callable[[Path, int
     words = ["lorem", "ipsum", "dolor", "sit", "amet", "qui", "vexat", "bonum", "jazz", "hyphen"]
     chosen = np.random.default_rng(0).choice(words, 4000)
     (folder / "train.txt").write_text("\n".join(" ".join(chosen[i::400]) for i in range(400)))
-    for size in (56, 64):
+    for size in (64, 80):
         train_bpe(folder / "train.txt", size)
     return folder
 
@@ -208,7 +208,7 @@ main(sys.argv[1:])
         ([], 2, "give --data, or --self-generate"),
         (["--data", "train.txt", "--self-generate", 64], 2, "give --data, or --self-generate"),
         (["--self-generate", 64], 2, "needs the sentencepiece model"),
-        (["--data", "train.txt", "--tokenizer", "t56.model"], 1, "vocabulary of 64"),
+        (["--data", "train.txt", "--tokenizer", "t80.model"], 1, "vocabulary of 64"),
         (["--data", "train.txt"], 1, "name its sentencepiece model with --tokenizer"),
         (["--data", "no.txt", "--tokenizer", "t64.model"], 1, "no such data"),
         (
