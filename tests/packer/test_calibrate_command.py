@@ -231,7 +231,7 @@ main(sys.argv[1:])
 def test_what_cannot_be_is_refused(
     lab: Path, run, options: list[object], code: int, said: str
 ) -> None:
-    files = ("train.txt", "t56.model", "t64.model", "no.txt", "model.pt")
+    files = ("train.txt", "t64.model", "t80.model", "no.txt", "model.pt")
     given = [lab / str(option) if option in files else option for option in options]
     result = run("calibrate", lab / "model.pt", *given)
     assert result.exit_code == code, result.output
