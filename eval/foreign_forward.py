@@ -237,7 +237,7 @@ def with_targets(model: nn.Module, tokens: Tensor, targets: Tensor) -> Any:
     """
     parameters = inspect.signature(model.forward).parameters
     for name in TARGET_NAMES:
-        if name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY:
+        if name in parameters:
             return model(tokens, **{name: targets})
     others = list(parameters.values())[1:]
     if len(others) > 1 and others[0].default is not inspect.Parameter.empty:
