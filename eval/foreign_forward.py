@@ -10,7 +10,7 @@ scored, overlapping ones cannot, and there is no divergence and no agreement.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -252,7 +252,7 @@ def _logits(result: Any, tokens: Tensor, layout: str) -> Tensor:
     """
     parts = list(result) if isinstance(result, (tuple, list)) else [result]
     named = [found for part in parts for found in [_called_logits(part)] if found is not None]
-    if isinstance(result, Mapping) and not named:
+    if isinstance(result, dict) and not named:
         parts = list(result.values())
     batch, time = tokens.shape
     fitting = []
@@ -276,7 +276,7 @@ def _logits(result: Any, tokens: Tensor, layout: str) -> Tensor:
 
 def _called_logits(value: Any) -> Tensor | None:
     """Of an output object or a dictionary."""
-    found = value.get("logits") if isinstance(value, Mapping) else getattr(value, "logits", None)
+    found = value.get("logits") if isinstance(value, dict) else getattr(value, "logits", None)
     return found if isinstance(found, Tensor) else None
 
 

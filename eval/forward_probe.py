@@ -41,12 +41,11 @@ def adapt(model: nn.Module, name: str) -> Foreign:
     Raises:
         ModelError: no way gave logits or a loss; lists what was tried and what came of it.
     """
-    with unchanged(model):
-        found, tried = way_to_logits(model, check_logits)
-        if found is not None:
-            return _as_in_its_loss(found)
-        with trial(model) as (tokens, targets):
-            objection = not_a_mean(model, tokens, targets)
+    found, tried = way_to_logits(model, check_logits)
+    if found is not None:
+        return _as_in_its_loss(found)
+    with unchanged(model), trial(model) as (tokens, targets):
+        objection = not_a_mean(model, tokens, targets)
     if objection is None:
         return MeanLoss(model)
     tried.append(f"the loss alone: {objection}")
@@ -58,7 +57,7 @@ def adapt(model: nn.Module, name: str) -> Foreign:
 
 def check_logits(candidate: nn.Module) -> None:
     """Raises what speaks against a way to logits: what the model raises, or the reason in words."""
-    with trial(candidate) as (tokens, targets):
+    with unchanged(candidate), trial(candidate) as (tokens, targets):
         # Other targets than tokens tell which of them a loss is computed on.
         logits = (
             candidate(tokens, targets)
@@ -111,7 +110,10 @@ def _as_in_its_loss(found: Foreign) -> Foreign:
         try:
             check_logits(other)
             with trial(found) as (tokens, _):
-                returned, used = found(tokens), other(tokens)
+                with unchanged(found):
+                    returned = found(tokens)
+                with unchanged(other):
+                    used = other(tokens)
         except Exception:
             continue
         if returned.shape != used.shape:
