@@ -79,13 +79,16 @@ def lab(tmp_path_factory: pytest.TempPathFactory, train_bpe: Callable[[Path, int
     return folder
 
 
-def test_a_model_that_holds_the_checkpoints_and_makes_tables_when_called(lab: Path) -> None:
+def test_a_model_that_holds_the_files_and_makes_tables_when_called(
+    lab: Path, tmp_path: Path
+) -> None:
     text = ("--data", lab / "train.txt", "--tokenizer", lab / "t64.model", "--tokens", 512)
     command = ("calibrate", lab / "banked.pt", "--model", f"{lab / 'banked.py'}:Held", *text)
     done = subprocess.run(
         [sys.executable, "-m", "packer", *map(str, command), "--window", "64", "--json"],
         capture_output=True,
         text=True,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["tensors"] == ["bank", "embed.weight", "odd"]
