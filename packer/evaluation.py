@@ -218,9 +218,9 @@ def check_models(
 ) -> None:
     """Refuse by name what would be refused without one, or end in an index out of range.
 
-    Models that only tell losses cannot be asked. notice: told of a vocabulary far larger than the
-    tokenizer's. Raises ScoreError: a model's vocabulary lacks a token of the data, or it gives no
-    logits, or none that are finite.
+    Models that only tell losses cannot be asked. notice: told of a vocabulary smaller or far larger
+    than the tokenizer's. Raises ScoreError: a model's vocabulary lacks a token of the data, or it
+    gives no logits, or none that are finite.
     """
     highest: int | None = None
     for subject in subjects:
@@ -241,7 +241,7 @@ def check_models(
                     f"{subject.name}: the model has a vocabulary of {width:,}{tokenizer} and the "
                     f"data a token {highest:,}: it was made with another tokenizer"
                 )
-        elif width > -(-pieces // VOCAB_MULTIPLE) * VOCAB_MULTIPLE:
+        if pieces is not None and not pieces <= width <= _rounded_up(pieces):
             notice(
                 f"{subject.name}: the model has a vocabulary of {width:,} and the tokenizer one of "
                 f"{pieces:,}; if it was trained with another tokenizer, the scores mean nothing"
@@ -251,6 +251,10 @@ def check_models(
                 f"{subject.name}: the model's logits are not finite: its weights are damaged or "
                 "overflow in this precision"
             )
+
+
+def _rounded_up(pieces: int) -> int:
+    return -(-pieces // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
 def _divergences(
