@@ -55,7 +55,7 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Fit:
         lines = fits[0].differences if len(best.differences) > 1 else best.differences
         raise ModelError(
             f"the checkpoint is not this model, {len(lines)} differences:\n  "
-            + "\n  ".join(sorted(lines))
+            + "\n  ".join(sorted(line.replace("\n", "\\n") for line in lines))
         )
     saved = model.state_dict().keys()
     model.load_state_dict({n: v for n, v in best.weights.items() if n in saved}, strict=False)
