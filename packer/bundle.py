@@ -49,7 +49,8 @@ CALIBRATION: tuple[Module, ...] = (
     *(
         ("packer.curvature", f"{name}.py")
         for name in (
-            *("weight_origins", "moments", "weight_uses", "own_labels", "observing", "bundled"),
+            *("weight_origins", "contractions", "weight_products", "moments", "weight_uses"),
+            *("own_labels", "observing", "bundled"),
         )
     ),
 )

@@ -7,7 +7,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -113,7 +113,7 @@ def calibrate(
         run.vocab_size,
         text.bytes_per_token,
         unreached,
-        warnings(by_tensor, unreached),
+        warnings(by_tensor, unreached, uses.met),
         free_order,
     )
 
@@ -306,9 +306,13 @@ def unreached_matrices(uses: WeightUses, checkpoint: Checkpoint) -> tuple[str, .
     )
 
 
-def warnings(by_tensor: dict[str, Curvature], unreached: Sequence[str]) -> tuple[str, ...]:
+def warnings(
+    by_tensor: dict[str, Curvature], unreached: Sequence[str], met: Mapping[str, Iterable[str]]
+) -> tuple[str, ...]:
+    """met: calls by weight that used it and are not followed."""
     found = [
-        f"{name}: no linear map or lookup was seen to use it; "
+        f"{name}: no linear map or lookup was seen to use it"
+        + (f", only {', '.join(met[name])}; " if name in met else "; ")
         + ("its own gradient stands in" if name in by_tensor else "nothing is known of it")
         for name in unreached
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -62,12 +63,39 @@ class MapMoments:
         if self.outputs is not None:
             self._add_outputs(placement, vectors, weights)
 
+    def add_all_columns(self, placements: Sequence[Placement], moments: torch.Tensor) -> None:
+        """moments: float32 [placements, columns, same], of maps in one product."""
+        for placement, moment in zip(placements, moments, strict=True):
+            self.add_columns(placement, moment)
+
+    def add_all_rows(
+        self, placements: Sequence[Placement], vectors: torch.Tensor, weights: torch.Tensor
+    ) -> None:
+        """vectors: float32 [placements, count, rows of one]; weights: float32 [placements, count].
+
+        Maps that share a second moment are weighted by the mean of their inputs' energies: then a
+        row of small inputs has, under the moment of all, the trace that is its own.
+        """
+        together: dict[int, list[int]] = {}
+        for at, placement in enumerate(placements):
+            together.setdefault(placement.rows.start // self.rows_of_one, []).append(at)
+        for placement, one, weight in zip(placements, vectors, weights, strict=True):
+            self.add_rows(placement, one, weight)
+        for members in together.values():
+            mean = weights[members].double().sum() / len(members)
+            for at in members if len(members) > 1 else ():
+                rows = placements[at].rows
+                self.row_weights[rows] += mean - weights[at].double().sum()
+
     def _add_outputs(
         self, placement: Placement, vectors: torch.Tensor, weights: torch.Tensor
     ) -> None:
         """Of every bank by itself."""
         assert self.outputs is not None
         start, stop = placement.rows.start, placement.rows.stop
+        if placement.rows.step != 1:
+            self.outputs = None  # rows that lie apart: correlations of all are not known
+            return
         for bank in range(start // self.rows_of_one, -(-stop // self.rows_of_one)):
             first = bank * self.rows_of_one
             low, high = max(start, first), min(stop, first + self.rows_of_one)

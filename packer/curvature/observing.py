@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from packer.checkpoint import without_wrapper
@@ -48,6 +50,35 @@ def gradients_for(weights: Iterable[Tensor]) -> Iterator[None]:
             weight.requires_grad_(False)
 
 
+@contextlib.contextmanager
+def seen_once() -> Iterator[None]:
+    """Inside, nothing is compiled, whose operations could not be seen, and nothing is checkpointed,
+    which would run again in the backward pass.
+    """
+    eager = getattr(torch.compiler, "set_stance", None)  # from PyTorch 2.6 on
+    module = torch.utils.checkpoint
+    kept = {
+        name: getattr(module, name, None) for name in ("CheckpointFunction", "_checkpoint_hook")
+    }
+    with contextlib.nullcontext() if eager is None else eager("force_eager"):
+        module.CheckpointFunction = _NotAgain  # type: ignore[misc, assignment]
+        module._checkpoint_hook = contextlib.nullcontext  # type: ignore[misc, assignment]
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                setattr(module, name, value)
+
+
+class _NotAgain:
+    """In place of the autograd function of `torch.utils.checkpoint`."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        del preserve
+        return function(*args)
+
+
 def keep_tokens(batch: Tensor) -> Tensor:
     """A batch as int64. Raises CurvatureError: it is none."""
     if batch.dim() != 2 or batch.dtype not in (torch.int64, torch.int32):
@@ -82,6 +113,7 @@ def observe(
         with (
             torch.enable_grad(),
             torch.autocast(tokens.device.type, torch.bfloat16, enabled=on_gpu),
+            seen_once(),
             uses,
         ):
             logits = logits_of(tokens)

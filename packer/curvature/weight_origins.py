@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+Parts = tuple[tuple[int, int], ...]  # (size, stride in the weight) from the outermost on
+Layout = tuple[tuple[int, int, int], ...]  # (stride, size, stride in the weight), ascending
+
 
 @dataclass(frozen=True)
 class Region:
-    """A tensor's elements in terms of a named weight: where the first lies, and its strides."""
+    """A tensor's elements in terms of a named weight: where the first lies, and its axes.
+
+    axes: of every axis of the tensor its parts, more than one where it merges axes of the weight;
+    none where its size is 1.
+    """
 
     name: str
     offset: int
-    strides: tuple[int, ...]
+    axes: tuple[Parts, ...]
 
 
 @dataclass(frozen=True)
@@ -35,11 +42,31 @@ class Placement:
 
 
 @dataclass(frozen=True, eq=False)
-class _Copy:
-    """A tensor with the values of a region, in storage of its own; kept so that this stays so."""
+class _Held:
+    """The elements of a weight in some storage, from `start` on; `tensor` keeps it in use."""
 
+    name: str
     tensor: torch.Tensor
-    region: Region
+    start: int
+    offset: int
+    layout: Layout
+
+    def region(self, view: torch.Tensor) -> Region | None:
+        """None where axes of the view are none of the weight, nor merged ones."""
+        left = int(view.storage_offset()) - self.start
+        if not 0 <= left < self.tensor.numel():
+            return None
+        offset, starts = self.offset, {}
+        for stride, _, origin in reversed(self.layout):
+            starts[stride], left = divmod(left, stride)
+            offset += starts[stride] * origin
+        axes = []
+        for size, stride in zip(view.shape, view.stride(), strict=True):
+            parts = _split(size, stride, self.layout, starts)
+            if parts is None:
+                return None
+            axes.append(parts)
+        return Region(self.name, offset, tuple(axes))
 
 
 class Origins:
@@ -47,59 +74,96 @@ class Origins:
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
         """weights: the live tensors of a model by name; those that are not contiguous are left."""
-        self._weights: dict[tuple[object, ...], list[tuple[int, int, str]]] = {}
-        self._copies: dict[tuple[object, ...], _Copy] = {}
+        self._weights: dict[tuple[object, ...], list[_Held]] = {}
+        self._copies: dict[tuple[object, ...], _Held] = {}
         for name, weight in weights.items():
             if weight.numel() and weight.is_contiguous():
-                start = int(weight.storage_offset())
-                entry = (start, start + weight.numel(), name)
-                self._weights.setdefault(_storage(weight), []).append(entry)
+                width = weight.size(-1) if weight.dim() else 1
+                layout = _layout([(weight.numel() // width, width), (width, 1)], None)
+                held = _Held(name, weight, int(weight.storage_offset()), 0, layout)
+                self._weights.setdefault(_storage(weight), []).append(held)
 
     def of(self, tensor: torch.Tensor) -> Region | None:
         """The region of a weight that the tensor views, or copied and then views; None if none."""
-        key, offset = _storage(tensor), int(tensor.storage_offset())
-        for start, stop, name in self._weights.get(key, ()):
-            if start <= offset < stop:
-                return Region(name, offset - start, tensor.stride())
+        if not tensor.is_floating_point() or not has_storage(tensor):
+            return None
+        key = _storage(tensor)
         copy = self._copies.get(key)
-        return None if copy is None else _through(copy, tensor)
+        for held in (*self._weights.get(key, ()), *(() if copy is None else (copy,))):
+            region = held.region(tensor)
+            if region is not None:
+                return region
+        return None
 
     def remember(self, source: torch.Tensor, copy: torch.Tensor) -> None:
-        """`copy` was made of `source`, element by element in the same shape."""
+        """`copy` was made of `source`, element by element in the same order."""
         region = self.of(source)
-        if region is not None and _storage(copy) != _storage(source):
-            self._copies[_storage(copy)] = _Copy(copy, region)
+        if region is None or _storage(copy) == _storage(source):
+            return
+        parts = [part for axis in region.axes for part in axis]
+        strides = None
+        if source.shape == copy.shape:
+            strides = _strides_of_parts(copy.stride(), region.axes)
+        elif not copy.is_contiguous():
+            return
+        start = int(copy.storage_offset())
+        layout = _layout(parts, strides)
+        self._copies[_storage(copy)] = _Held(region.name, copy, start, region.offset, layout)
 
     def forget_copies(self) -> None:
         """At the end of a forward: their storage may be used for something else."""
         self._copies.clear()
 
 
+def has_storage(tensor: torch.Tensor) -> bool:
+    """Whether values lie in memory with strides; not in those of vmap, and sparse ones."""
+    try:
+        return tensor.layout == torch.strided and tensor.untyped_storage().data_ptr() is not None
+    except (RuntimeError, NotImplementedError):
+        return False
+
+
 def _storage(tensor: torch.Tensor) -> tuple[object, ...]:
     return tensor.device, tensor.untyped_storage().data_ptr(), tensor.dtype
 
 
-def _through(copy: _Copy, view: torch.Tensor) -> Region | None:
-    """The region of a view of a copy; None where copy and weight are laid out too differently."""
-    held, region = copy.tensor, copy.region
-    ahead = int(view.storage_offset() - held.storage_offset())
-    if held.stride() == region.strides:
-        return Region(region.name, region.offset + ahead, view.stride())
-    offset, left = region.offset, ahead
-    place = {}  # stride in the copy -> (stride in the weight, elements from here to the end)
-    for stride, size, origin in sorted(
-        zip(held.stride(), held.shape, region.strides, strict=True), reverse=True
-    ):
-        index, left = divmod(left, stride)
-        offset += index * origin
-        place[stride] = (origin, size - index)
-    strides = []
-    for stride, size in zip(view.stride(), view.shape, strict=True):
-        origin, room = place.get(stride, (0, 0))
-        if size > max(room, 1):
+def _layout(parts: Iterable[tuple[int, int]], strides: Sequence[int] | None) -> Layout:
+    """parts: (size, stride in the weight). strides: of what holds them; None if contiguous."""
+    parts = list(parts)
+    if strides is None:
+        strides = [math.prod(size for size, _ in parts[at + 1 :]) for at in range(len(parts))]
+    entries = zip(strides, parts, strict=True)
+    return tuple(sorted((held, size, origin) for held, (size, origin) in entries if size > 1))
+
+
+def _strides_of_parts(strides: Sequence[int], axes: Sequence[Parts]) -> list[int]:
+    return [
+        stride * math.prod(size for size, _ in parts[at + 1 :])
+        for stride, parts in zip(strides, axes, strict=True)
+        for at in range(len(parts))
+    ]
+
+
+def _split(size: int, stride: int, layout: Layout, starts: Mapping[int, int]) -> Parts | None:
+    """An axis by the axes that it runs over; None where it does not end with one of them.
+
+    starts: where it begins on each, by its stride.
+    """
+    if size == 1 or stride == 0:
+        return ((size, 0),) if size > 1 else ()
+    parts: list[tuple[int, int]] = []
+    for held, room, origin in layout:
+        if stride % held or stride >= held * room:
+            continue
+        step = stride // held
+        if starts[held] + (size - 1) * step < room:
+            return ((size, step * origin), *parts)
+        count = room // step
+        if starts[held] or room % step or size % count:
             return None
-        strides.append(origin)
-    return Region(region.name, offset, tuple(strides))
+        parts.insert(0, (count, step * origin))
+        size, stride = size // count, held * room
+    return None
 
 
 def place(
@@ -107,7 +171,10 @@ def place(
 ) -> Placement | None:
     """Where a matrix [outputs, inputs] with this region lies in its weight; None if not as rows."""
     width, height = weight_shape[-1], math.prod(weight_shape[:-1])
-    (outputs, inputs), (output_stride, input_stride) = matrix, region.strides
+    if any(len(parts) > 1 for parts in region.axes):
+        return None
+    (outputs, inputs) = matrix
+    output_stride, input_stride = (parts[0][1] if parts else 0 for parts in region.axes)
     first_row, first_column = divmod(region.offset, width)
     for transposed in (False, True):
         sizes, strides = (outputs, inputs), (output_stride, input_stride)

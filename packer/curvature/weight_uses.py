@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,15 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from packer.curvature.contractions import contraction_of
 from packer.curvature.moments import MapMoments, ParameterMoments, TableMoments, energy, gram
-from packer.curvature.weight_origins import Origins, Placement, place
+from packer.curvature.weight_origins import Origins, Placement, has_storage, place
+from packer.curvature.weight_products import Product, moments_of, product_of
 
-# What gives a tensor of the same shape and values, maybe in another dtype or place.
+# What gives a tensor of the same values in the same order, maybe in another dtype or place.
 COPIES = {
     "to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone", "cpu",
-    "cuda",
+    "cuda", "reshape", "flatten",
 }  # fmt: skip
-PRODUCTS = {torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__}
+# The Python source of what calls itself where a mode is active; this copy does not.
+_attention = types.FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**vars(F), "has_torch_function": lambda _: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+SELECTIONS = {torch.index_select, torch.Tensor.index_select}
 KINDS: Mapping[str, Any] = {"map": MapMoments, "table": TableMoments, "parameter": ParameterMoments}
 MAX_GRADIENT_COLUMNS = 4096  # of a weight whose own gradient is kept as a full second moment
 
@@ -30,7 +39,7 @@ class OutOfTimeError(Exception):
 
 
 class WeightUses(TorchFunctionMode):
-    """Inside, F.linear, matrix products, F.embedding and indexing are watched for weights.
+    """Inside, linear maps, products, convolutions and lookups are watched for weights.
 
     Weights in linear maps and lookups are used detached: gradients go on to what comes before
     them, which is all that is needed, and none is computed for the weights themselves.
@@ -45,6 +54,7 @@ class WeightUses(TorchFunctionMode):
         self.tables: dict[str, TableMoments] = {}
         self.parameters: dict[str, ParameterMoments] = {}
         self.until = math.inf  # by time.perf_counter, when `OutOfTimeError` is raised amid a batch
+        self.met: dict[str, dict[str, None]] = {}  # by weight, calls that are not followed
         self._leaves: list[tuple[torch.Tensor, Callable[[torch.Tensor], None]]] = []
         self._input: tuple[torch.Tensor, int, tuple[torch.Tensor, torch.Tensor]] | None = None
 
@@ -58,17 +68,47 @@ class WeightUses(TorchFunctionMode):
         del types
         self.keep_in_time()
         kwargs = kwargs or {}
+        if not all(has_storage(one) for one in _tensors((*args, *kwargs.values()))):
+            return self._unfollowed(func, args, kwargs, func(*args, **kwargs))
+        if func is F.multi_head_attention_forward:
+            with self:
+                return _attention(*args, **kwargs)
         if func is F.linear:
             return self._linear(*args, **kwargs)
-        if func in PRODUCTS and not kwargs:
-            return self._product(func, *args)
         if func is F.embedding:
             return self._embedding(*args, **kwargs)
         if func is torch.Tensor.__getitem__:
             return self._indexed(*args)
+        if func in SELECTIONS and len(args) == 3 and args[1] == 0:
+            return self._indexed(args[0], args[2])
+        return self._other(func, args, kwargs)
+
+    def _other(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A product, a copy, or what is not followed and only remembered by its name."""
+        if not any(self.origins.of(one) for one in _tensors((*args, *kwargs.values()))):
+            return func(*args, **kwargs)
+        product = self._product(func, args, kwargs)
+        if product is not None:
+            return product
         result = func(*args, **kwargs)
-        if getattr(func, "__name__", "") in COPIES and args and _same_shape(args[0], result):
+        if getattr(func, "__name__", "") in COPIES and isinstance(result, torch.Tensor):
             self.origins.remember(args[0], result)
+        return self._unfollowed(func, args, kwargs, result)
+
+    def _unfollowed(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> Any:
+        """The result, which is remembered where it is neither a view nor a copy of a weight."""
+        made = [one for one in _tensors([result]) if one.is_floating_point()]
+        if made and self.origins.of(made[0]) is None:
+            said = getattr(func, "__name__", "a call")
+            said = f"{said} {args[0]!r}" if said == "einsum" else said
+            for one in _tensors((*args, *kwargs.values())):
+                region = self.origins.of(one)
+                if region is not None:
+                    self.met.setdefault(region.name, {})[said] = None
         return result
 
     def keep_in_time(self) -> None:
@@ -153,24 +193,59 @@ class WeightUses(TorchFunctionMode):
     ) -> torch.Tensor:
         found = self._placed(weight)
         if found is None:
-            return F.linear(x, weight, bias)
+            return self._other(F.linear, (x, weight, bias), {})
         y = F.linear(x, weight.detach(), bias)
         return self._used(*found, x, y)
 
-    def _product(self, func: Callable[..., Any], left: Any, right: Any) -> Any:
-        """x @ Wᵀ, where the second factor is a matrix of a weight, is a linear map of the rows."""
-        if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor) and left.dim() > 1:
-            found = self._placed(right.mT) if right.dim() == 2 else None
-            if found is not None:
-                return self._used(*found, left, func(left, right.detach()))
-        return func(left, right)
+    def _product(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> torch.Tensor | None:
+        """The result of a product of one weight with what is none; None for any other call."""
+        with torch.no_grad():
+            contraction = contraction_of(func, args, kwargs)
+            if contraction is None:
+                return None
+            left, right = (self.origins.of(one) for one in (contraction.left, contraction.right))
+            region = right if left is None else left
+            if region is None or (left is not None and right is not None):
+                return None
+            shape = tuple(self.weights[region.name].shape)
+            product = product_of(contraction, left is not None, region, shape)
+        if product is None:
+            return None
+        weight = contraction.right if left is None else contraction.left
+        y = func(*_detached(args, weight), **_detached(kwargs, weight))
+        return self._multiplied(region.name, product, y)
+
+    def _multiplied(self, name: str, product: Product, y: torch.Tensor) -> torch.Tensor:
+        """Adds what the maps of a product say, as `_used` does for one."""
+        if name not in self.maps:
+            self.maps[name] = MapMoments(tuple(self.weights[name].shape), y.device)
+        moments, placements = self.maps[name], product.placements
+        with exactly(y):
+            inputs = product.vectors()
+            if not product.transposed:
+                moments.add_all_columns(placements, moments_of(inputs))
+                inputs = energy(inputs)
+
+        def tell(gradient: torch.Tensor) -> None:
+            self.keep_in_time()
+            with exactly(gradient):
+                outputs = product.gradients(gradient)
+                if product.transposed:
+                    moments.add_all_columns(placements, moments_of(outputs))
+                    moments.add_all_rows(placements, inputs, energy(outputs))
+                else:
+                    moments.add_all_rows(placements, outputs, inputs)
+
+        return self._watched(y, tell)
 
     def _embedding(
         self, rows: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         name = self._whole(weight)
         if name is None:
-            return F.embedding(rows, weight, *args, **kwargs)
+            return self._other(F.embedding, (rows, weight, *args), kwargs)
         return self._read(name, rows, F.embedding(rows, weight.detach(), *args, **kwargs))
 
     def _indexed(self, tensor: torch.Tensor, index: Any) -> torch.Tensor:
@@ -178,7 +253,7 @@ class WeightUses(TorchFunctionMode):
             name = self._whole(tensor)
             if name is not None:
                 return self._read(name, index, tensor.detach()[index])
-        return tensor[index]
+        return self._other(torch.Tensor.__getitem__, (tensor, index), {})
 
     def _placed(self, matrix: torch.Tensor) -> tuple[str, Placement] | None:
         if matrix.dim() != 2 or not matrix.numel():
@@ -194,7 +269,7 @@ class WeightUses(TorchFunctionMode):
         region = self.origins.of(table) if table.dim() == 2 else None
         if region is None or self.weights[region.name].shape != table.shape:
             return None
-        return region.name if region.strides == (table.size(1), 1) else None
+        return region.name if region == self.origins.of(self.weights[region.name]) else None
 
     def _used(
         self, name: str, placement: Placement, x: torch.Tensor, y: torch.Tensor
@@ -268,9 +343,24 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     return x.detach().float().reshape(-1, x.size(-1))
 
 
-def _same_shape(source: object, result: object) -> bool:
-    return (
-        isinstance(source, torch.Tensor)
-        and isinstance(result, torch.Tensor)
-        and source.shape == result.shape
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Those among the values, and in lists of them."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _detached(values: Any, weight: torch.Tensor) -> Any:
+    """Arguments, in which what holds just the elements of the weight asks for no gradient."""
+    if isinstance(values, dict):
+        return {key: _detached(value, weight) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return type(values)(_detached(value, weight) for value in values)
+    same = (
+        isinstance(values, torch.Tensor)
+        and values.data_ptr() == weight.data_ptr()
+        and values.numel() == weight.numel()
     )
+    return values.detach() if same else values
