@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,77 +28,66 @@ class Contraction:
 
 
 def contraction_of(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Contraction | None:
     """None for a call that is no product of two tensors, or one that is not followed."""
     read = READERS.get(getattr(func, "__name__", ""))
-    if read is None or kwargs.get("out") is not None:
+    if read is None or kwargs.get("out") is not None or set(kwargs) - OPTIONS:
         return None
     try:
-        return read(*args, **{key: value for key, value in kwargs.items() if key != "out"})
-    except (TypeError, ValueError, IndexError):  # arguments of a form that is not read here
+        return read(args, kwargs)
+    except (TypeError, ValueError, IndexError, AttributeError):  # of a form that is not read here
         return None
 
 
-def _matmul(left: Any, right: Any, scale: float = 1.0) -> Contraction | None:
-    if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
-        return None
-    if not left.dim() or not right.dim():
-        return None
+def _matmul(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Contraction | None:
+    left, right = args
     batch = string.ascii_uppercase
     here = batch[len(batch) - max(left.dim() - 2, 0) :]
     there = batch[len(batch) - max(right.dim() - 2, 0) :]
     out = max(here, there, key=len)
     rows, columns = "t" * (left.dim() > 1), "o" * (right.dim() > 1)
+    scale = float(kwargs.get("alpha", 1))
     return Contraction(
         left, right, here + rows + "i", there + "i" + columns, out + rows + columns, scale
     )
 
 
-def _added_matmul(
-    added: Any, left: Any, right: Any, *, beta: float = 1, alpha: float = 1
-) -> Contraction | None:
-    del added, beta
-    return _matmul(left, right, alpha)
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Contraction:
-    del bias
+def _linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Contraction | None:
+    del kwargs
+    x, weight = args[:2]
     rows = string.ascii_uppercase[: x.dim() - 1]
     outputs = "o" * (weight.dim() > 1)
     return Contraction(x, weight, rows + "i", outputs + "i", rows + outputs)
 
 
-def _einsum(equation: Any, *operands: Any) -> Contraction | None:
+def _einsum(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Contraction | None:
+    del kwargs
+    equation, *operands = args
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
-        operands = tuple(operands[0])
-    if not isinstance(equation, str) or len(operands) != 2:
-        return None
+        operands = list(operands[0])
     inputs, arrow, out = equation.replace(" ", "").partition("->")
-    terms = inputs.split(",")
+    left, right = operands
+    one, other = inputs.split(",")
     unused = [letter for letter in string.ascii_letters if letter not in equation]
-    widths = [
-        tensor.dim() - len(term.replace("...", ""))
-        for tensor, term in zip(operands, terms, strict=True)
-    ]
+    widths = [left.dim() - len(one.replace("...", "")), right.dim() - len(other.replace("...", ""))]
     dots = "".join(unused[: max(widths)])
     if not arrow:
         letters = inputs.replace(",", "").replace("...", "")
-        out = "..." + "".join(sorted(one for one in set(letters) if letters.count(one) == 1))
-    terms = [
-        term.replace("...", dots[len(dots) - width :])
-        for term, width in zip(terms, widths, strict=True)
-    ]
-    out = out.replace("...", dots)
-    if any(len(set(term)) < len(term) for term in terms):
+        out = "..." + "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
+    one = one.replace("...", dots[len(dots) - widths[0] :])
+    other = other.replace("...", dots[len(dots) - widths[1] :])
+    if len(set(one)) < len(one) or len(set(other)) < len(other):
         return None  # a diagonal
-    return Contraction(*operands, *terms, out)
+    return Contraction(left, right, one, other, out.replace("...", dots))
 
 
-def _tensordot(left: Tensor, right: Tensor, dims: Any = 2) -> Contraction:
+def _tensordot(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Contraction | None:
+    left, right, *more = args
+    dims = more[0] if more else kwargs.get("dims", 2)
     if isinstance(dims, int):
         dims = (range(left.dim() - dims, left.dim()), range(dims))
-    ours, theirs = ([int(axis) for axis in side] for side in dims)
+    ours, theirs = dims
     here = list(string.ascii_lowercase[: left.dim()])
     there = list(string.ascii_uppercase[: right.dim()])
     for one, other in zip(ours, theirs, strict=True):
@@ -108,49 +97,42 @@ def _tensordot(left: Tensor, right: Tensor, dims: Any = 2) -> Contraction:
     return Contraction(left, right, "".join(here), "".join(there), out)
 
 
-def _bilinear(
-    one: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Contraction:
-    del bias
+def _bilinear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Contraction | None:
+    del kwargs
+    one, other, weight = args[:3]
     rows = string.ascii_uppercase[: one.dim() - 1]
     pairs = one[..., :, None] * other[..., None, :]
     return Contraction(pairs, weight, rows + "ij", "oij", rows + "o")
 
 
-def _convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Contraction | None:
+def _convolution(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Contraction | None:
     """Over the patches of x."""
-    del bias
-    count = weight.dim() - 2
+    x, weight, *more = args
+    names = ("bias", "stride", "padding", "dilation", "groups")
+    given = {**dict(zip(names, more, strict=False)), **kwargs}
+    count, groups, padding = weight.dim() - 2, given.get("groups", 1), given.get("padding", 0)
     if x.dim() != count + 2:
         return None
     for axis in range(count):
-        step, spread = _at(stride, axis), _at(dilation, axis)
+        step, spread = _at(given.get("stride", 1), axis), _at(given.get("dilation", 1), axis)
         reach = spread * (weight.size(2 + axis) - 1)
         before = after = 0
         if padding == "same":
             before, after = reach // 2, reach - reach // 2
         elif padding != "valid":
             before = after = _at(padding, axis)
-        x = F.pad(x, [0, 0] * (count - 1 - axis) + [before, after])
+        x = F.pad(x, [0, 0] * (count - 1) + [before, after])
         x = x.unfold(2 + axis, reach + 1, step)[..., ::spread]
     places, kernel = "XYZ"[:count], "xyz"[:count]
-    outputs = weight.size(0) // groups
-    shape = (x.size(0), groups, outputs, *x.shape[2 : 2 + count])
+    shape = (x.size(0), groups, weight.size(0) // groups, *x.shape[2 : 2 + count])
     return Contraction(
-        x.unflatten(1, (groups, -1)),
-        weight.unflatten(0, (groups, -1)),
+        x.reshape(x.size(0), groups, -1, *x.shape[2:]),
+        weight.view(groups, -1, *weight.shape[1:]),
         "ngc" + places + kernel,
         "goc" + kernel,
         "ngo" + places,
-        shape=shape,
+        1.0,
+        shape,
     )
 
 
@@ -160,15 +142,17 @@ def _at(value: Any, axis: int) -> int:
     return int(values[axis if len(values) > 1 else 0])
 
 
+def _added(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Contraction | None:
+    return _matmul(args[1:], kwargs)
+
+
+OPTIONS = {"alpha", "beta", "bias", "dims", "dilation", "groups", "out", "padding", "stride"}
+ADDED = ("addmm", "addmm_", "addmv", "addmv_", "baddbmm", "baddbmm_")
 READERS: Mapping[str, Callable[..., Contraction | None]] = {
     "linear": _linear,
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "__matmul__"), _matmul),
-    "__rmatmul__": lambda right, left: _matmul(left, right),
-    **{
-        name + in_place: _added_matmul
-        for name in ("addmm", "addmv", "baddbmm")
-        for in_place in ("", "_")
-    },
+    "__rmatmul__": lambda args, kwargs: _matmul(args[::-1], kwargs),
+    **dict.fromkeys(ADDED, _added),
     "einsum": _einsum,
     "tensordot": _tensordot,
     "bilinear": _bilinear,

@@ -5,8 +5,8 @@ this and of what this needs; functions called keep_... refuse there too.
 from __future__ import annotations
 
 import contextlib
+import types
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 import torch.utils.checkpoint
@@ -56,27 +56,20 @@ def seen_once() -> Iterator[None]:
     which would run again in the backward pass.
     """
     eager = getattr(torch.compiler, "set_stance", None)  # from PyTorch 2.6 on
-    module = torch.utils.checkpoint
-    kept = {
-        name: getattr(module, name, None) for name in ("CheckpointFunction", "_checkpoint_hook")
+    module = vars(torch.utils.checkpoint)
+    at_once = {
+        "CheckpointFunction": types.SimpleNamespace(
+            apply=lambda function, _, *args: function(*args)
+        ),
+        "_checkpoint_hook": contextlib.nullcontext,
     }
+    kept = {name: module[name] for name in at_once if name in module}
     with contextlib.nullcontext() if eager is None else eager("force_eager"):
-        module.CheckpointFunction = _NotAgain  # type: ignore[misc, assignment]
-        module._checkpoint_hook = contextlib.nullcontext  # type: ignore[misc, assignment]
+        module.update(at_once)
         try:
             yield
         finally:
-            for name, value in kept.items():
-                setattr(module, name, value)
-
-
-class _NotAgain:
-    """In place of the autograd function of `torch.utils.checkpoint`."""
-
-    @staticmethod
-    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
-        del preserve
-        return function(*args)
+            module.update(kept)
 
 
 def keep_tokens(batch: Tensor) -> Tensor:

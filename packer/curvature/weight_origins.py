@@ -49,7 +49,7 @@ class _Held:
     tensor: torch.Tensor
     start: int
     offset: int
-    layout: Layout
+    axes: Layout
 
     def region(self, view: torch.Tensor) -> Region | None:
         """None where axes of the view are none of the weight, nor merged ones."""
@@ -57,12 +57,12 @@ class _Held:
         if not 0 <= left < self.tensor.numel():
             return None
         offset, starts = self.offset, {}
-        for stride, _, origin in reversed(self.layout):
+        for stride, _, origin in reversed(self.axes):
             starts[stride], left = divmod(left, stride)
             offset += starts[stride] * origin
         axes = []
         for size, stride in zip(view.shape, view.stride(), strict=True):
-            parts = _split(size, stride, self.layout, starts)
+            parts = _split(size, stride, self.axes, starts)
             if parts is None:
                 return None
             axes.append(parts)
@@ -89,7 +89,8 @@ class Origins:
             return None
         key = _storage(tensor)
         copy = self._copies.get(key)
-        for held in (*self._weights.get(key, ()), *(() if copy is None else (copy,))):
+        places = [*self._weights.get(key, ()), *([] if copy is None else [copy])]
+        for held in places:
             region = held.region(tensor)
             if region is not None:
                 return region

@@ -161,7 +161,8 @@ def _by_parts(tensor: Tensor, letters: str, parts: Mapping[str, Parts]) -> tuple
             tensor = tensor.squeeze(at)
             continue
         if len(pieces) > 1:
-            tensor = tensor.unflatten(at, [size for size, _ in pieces])
+            sizes = [size for size, _ in pieces]
+            tensor = tensor.reshape(*tensor.shape[:at], *sizes, *tensor.shape[at + 1 :])
         keys += [(letter, part) for part in range(max(1, len(pieces)))]
     return tensor, keys
 

@@ -193,7 +193,8 @@ class WeightUses(TorchFunctionMode):
     ) -> torch.Tensor:
         found = self._placed(weight)
         if found is None:
-            return self._other(F.linear, (x, weight, bias), {})
+            y: torch.Tensor = self._other(F.linear, (x, weight, bias), {})
+            return y
         y = F.linear(x, weight.detach(), bias)
         return self._used(*found, x, y)
 
@@ -245,10 +246,11 @@ class WeightUses(TorchFunctionMode):
     ) -> torch.Tensor:
         name = self._whole(weight)
         if name is None:
-            return self._other(F.embedding, (rows, weight, *args), kwargs)
+            y: torch.Tensor = self._other(F.embedding, (rows, weight, *args), kwargs)
+            return y
         return self._read(name, rows, F.embedding(rows, weight.detach(), *args, **kwargs))
 
-    def _indexed(self, tensor: torch.Tensor, index: Any) -> torch.Tensor:
+    def _indexed(self, tensor: torch.Tensor, index: Any) -> Any:
         if isinstance(index, torch.Tensor) and index.dtype == torch.int64 and index.dim() > 0:
             name = self._whole(tensor)
             if name is not None:

@@ -275,7 +275,7 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], Use]] = {
     "two groups": ((8, 3, 2), lambda x, w: F.conv1d(x.mT, w, padding=1, groups=2)[..., 1:].mT),
     "images": (
         (4, 1, 3, 2),
-        lambda x, w: F.conv2d(x[:, None], w, padding=(1, 0), stride=(1, 2)).transpose(1, 2),
+        lambda x, w: F.conv2d(x[:, None], w, None, (1, 2), padding=(1, 2)).transpose(1, 2),
     ),
 }  # fmt: skip
 
