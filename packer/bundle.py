@@ -229,6 +229,7 @@ def _source(plan: PackPlan, command: str, calibrate: bool) -> str:
         modules, names = (*modules, *CALIBRATION), [*names, "calibrated"]
         command = CALIBRATED + command
         entries.append("curvature_within")
+        never.append("note_call")  # only words for people
     tree = extract(modules, entries, never)
     tree.body += ast.parse(_glue(plan, choices) + command).body
     return shorten(tree, names)

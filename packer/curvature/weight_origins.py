@@ -90,11 +90,8 @@ class Origins:
         key = _storage(tensor)
         copy = self._copies.get(key)
         places = [*self._weights.get(key, ()), *([] if copy is None else [copy])]
-        for held in places:
-            region = held.region(tensor)
-            if region is not None:
-                return region
-        return None
+        regions = (held.region(tensor) for held in places)
+        return next((region for region in regions if region is not None), None)
 
     def remember(self, source: torch.Tensor, copy: torch.Tensor) -> None:
         """`copy` was made of `source`, element by element in the same order."""

@@ -103,12 +103,7 @@ class WeightUses(TorchFunctionMode):
         """The result, which is remembered where it is neither a view nor a copy of a weight."""
         made = [one for one in _tensors([result]) if one.is_floating_point()]
         if made and self.origins.of(made[0]) is None:
-            said = getattr(func, "__name__", "a call")
-            said = f"{said} {args[0]!r}" if said == "einsum" else said
-            for one in _tensors((*args, *kwargs.values())):
-                region = self.origins.of(one)
-                if region is not None:
-                    self.met.setdefault(region.name, {})[said] = None
+            note_call(self, func, (*args, *kwargs.values()))
         return result
 
     def keep_in_time(self) -> None:
@@ -331,6 +326,16 @@ class WeightUses(TorchFunctionMode):
         else:
             self._leaves.append((y.requires_grad_(), tell))
         return y
+
+
+def note_call(uses: WeightUses, func: Callable[..., Any], given: tuple[Any, ...]) -> None:
+    """Weights among what a call was given have met it: it is not followed."""
+    said = getattr(func, "__name__", "a call")
+    said = f"{said} {given[0]!r}" if said == "einsum" else said
+    for one in _tensors(given):
+        region = uses.origins.of(one)
+        if region is not None:
+            uses.met.setdefault(region.name, {})[said] = None
 
 
 @contextlib.contextmanager

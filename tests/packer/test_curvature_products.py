@@ -204,10 +204,13 @@ def test_attention_of_pytorchs_own_is_seen_inside(tokens: Tensor) -> None:
 @pytest.mark.parametrize("grad", [True, False])
 def test_layers_of_pytorchs_own_are_seen_inside(tokens: Tensor, grad: bool) -> None:
     torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(64, 2, 64, batch_first=True)
+    layer = nn.TransformerEncoderLayer(64, 2, 64, activation="gelu", batch_first=True)
     model = nn.Sequential(
         nn.Embedding(VOCAB, 64), nn.TransformerEncoder(layer, 2), nn.Linear(64, 11)
     )
+    with torch.no_grad():
+        for parameter in model.parameters():  # whose layers are copies of one
+            parameter += 0.1 * torch.randn(parameter.shape)
     if not grad:
         model[1].forward = torch.no_grad()(model[1].forward)  # type: ignore[method-assign]
     found = calibrate(model, [tokens])
