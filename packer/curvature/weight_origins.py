@@ -116,7 +116,7 @@ class Origins:
 def has_storage(tensor: torch.Tensor) -> bool:
     """Whether values lie in memory with strides; not in those of vmap, and sparse ones."""
     try:
-        return tensor.layout == torch.strided and tensor.untyped_storage().data_ptr() is not None
+        return tensor.untyped_storage().data_ptr() is not None
     except (RuntimeError, NotImplementedError):
         return False
 
