@@ -91,7 +91,8 @@ class TokenBytes:
         counted: NDArray[np.int64],
     ) -> None:
         """One byte for each space that three byte tokens spell, none for the tokenizer's own."""
-        first, second, third = self.spelled_space or ()
+        assert self.spelled_space is not None
+        first, second, third = self.spelled_space
         starts = np.flatnonzero(
             (tokens[:-2] == first) & (tokens[1:-1] == second) & (tokens[2:] == third)
         )
@@ -198,7 +199,8 @@ def from_json(path: str | Path) -> TokenBytes:
         flag = np.zeros(len(base), dtype=np.bool_)
         flag[_whole_numbers(table.get(name, []), len(base), f'{path}: "{name}"')] = True
         flags.append(flag)
-    return TokenBytes(base, *flags)
+    leading, boundary, unknown = flags
+    return TokenBytes(base, leading, boundary, unknown)
 
 
 def _whole_numbers(values: object, below: int, where: str) -> NDArray[np.int64]:

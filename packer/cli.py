@@ -63,7 +63,7 @@ class Manual(click.Group):
             where = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(one_paragraph(f"{where}{error.strerror or error}")) from None
         except click.ClickException as error:  # wrong usage, told by click
-            error.message = one_paragraph(error.message)
+            error.message = one_paragraph(error.message)  # type: ignore[misc]
             raise
         except Exception as error:
             from packer.stream_decoder import ArtifactError

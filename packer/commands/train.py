@@ -184,14 +184,14 @@ def _trainer(
 def _teller(log: Path, rank: int, resume: bool) -> Callable[[str], None]:
     """What says a line on stderr and adds it to the log; of rank 0 alone."""
 
-    def say(text: str) -> None:
+    def tell(text: str) -> None:
         if rank == 0:
             say(text, err=True)
             _log(log, text)
 
     if rank == 0 and not resume:
         log.unlink(missing_ok=True)
-    return say
+    return tell
 
 
 def _log(path: Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import math
@@ -86,19 +85,17 @@ def calibrate(
     checkpoint = checkpoint or from_state_dict(module.state_dict())
     contents = contents_fingerprint(checkpoint)
     sample, batches = _first_of(batches)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(sharing_copies(module, checkpoint.ties))
+    with sharing_copies(module, checkpoint.ties), evaluation_mode([model]):
         uses = WeightUses(live_weights(module, checkpoint))
         run = _Run(model, uses, OwnLabels(seed, device_of(model)), ranks)
         started -= run.go_on(unfinished)
-        stack.enter_context(evaluation_mode([model]))
-        stack.enter_context(gradients_for(uses.weights.values()))
-        free_order = ranks.first_says(run.order_is_free(sample, checkpoint))
-        for group, until in within(batches, seconds, started, progress, run.batches, ranks):
-            if not run.read(group, until):
-                break
-            if unfinished is not None and ranks.first_says(unfinished.due):
-                run.keep(unfinished, time.perf_counter() - started)
+        with gradients_for(uses.weights.values()):
+            free_order = ranks.first_says(run.order_is_free(sample, checkpoint))
+            for group, until in within(batches, seconds, started, progress, run.batches, ranks):
+                if not run.read(group, until):
+                    break
+                if unfinished is not None and ranks.first_says(unfinished.due):
+                    run.keep(unfinished, time.perf_counter() - started)
     if run.tokens == 0:
         raise _nothing_read(text, seconds, time.perf_counter() - started)
     ranks.add_up(uses, run.device)

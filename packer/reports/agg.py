@@ -13,8 +13,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import Literal
 
 from packer.errors import OutputError
+
+Layout = Literal["constrained", "compressed", "tight"] | None
 
 
 def _import_matplotlib() -> None:
@@ -57,7 +60,7 @@ def own_style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float, layout: str | None = None) -> Figure:
+def new_figure(width: float, height: float, layout: Layout = None) -> Figure:
     """An empty figure of so many inches."""
     figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
