@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import tokenize
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from packer.code.dead_code import DeadCode, dead_code, names_in
 from packer.code.minify import minify, parse
 from packer.code.wrapper import CODECS, ENTRY, unwrap, wrap
 from packer.errors import CodeError
+from packer.texts import encoding_of
 
 # Functions whose own source text is read back when the script runs.
 READS_SOURCE = re.compile(r"\btriton\b|\bgetsource|\btorch\.jit\.script\b|\bcustom_op\b")
@@ -93,14 +96,25 @@ def read_sources(paths: Sequence[str | os.PathLike[str]]) -> tuple[SourceFile, .
             raise CodeError(f"{path} is named twice; every file counts once")
         try:
             data = resolved.read_bytes()
-            text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+            text = _source_text(data).replace("\r\n", "\n").replace("\r", "\n")
         except OSError as error:
             raise CodeError(f"{path} cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise CodeError(f"{path} is not a text in UTF-8: {error}") from None
+        except (UnicodeDecodeError, SyntaxError, LookupError) as error:
+            raise CodeError(
+                f"{path} is not a text in UTF-8, so Python does not run it ({error}); its bytes "
+                f"look like {encoding_of(data)[0]}: save it as UTF-8"
+            ) from None
         module = ENTRY if not found else _module_name(resolved, folder)
         found[resolved] = SourceFile(str(path), module, text, len(data))
     return tuple(found.values())
+
+
+def _source_text(data: bytes) -> str:
+    """The source as Python reads it: UTF-8, or as a comment at its start says."""
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+    if b"\0" in data:
+        raise SyntaxError("it holds NUL bytes")
+    return data.decode(encoding)
 
 
 def _module_name(path: Path, folder: Path) -> str:

@@ -25,7 +25,8 @@ def seeds(submission: Submission, options: Options) -> Finding | None:
     """Three different seeds, trained alike, are the seeds that are claimed."""
     logs = [log for log in submission.logs if log.scores or log.totals]
     if not logs:
-        return unknown("seeds", "there is no log")
+        silent = f": {'; '.join(submission.silent_logs)}" if submission.silent_logs else ""
+        return unknown("seeds", f"there is no log that says anything{silent}")
     points: list[Point] = []
     found = Counter(str(log.seed) for log in logs if log.seed is not None)
     known = ", ".join(sorted(found)) or "none"

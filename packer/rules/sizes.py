@@ -131,6 +131,8 @@ def _is_stale(runs: list[RunAccount], shipped: int) -> bool:
 
 def code_files(submission: Submission, options: Options) -> Finding | None:
     """Everything that the entry imports from the folder is counted."""
+    if not submission.code and submission.unread_code:
+        return Finding("code-files", Status.FAIL, "; ".join(submission.unread_code))
     if not submission.code:
         return Finding("code-files", Status.FAIL, "no code: a submission's train_gpt.py runs alone")
     entry = submission.code[0]

@@ -39,17 +39,22 @@ def is_artifact_file(path: Path) -> bool:
     tokenizers do not."""
     if path.name.endswith(ENDINGS) or path.suffix.lower() in TEXTS:
         return path.name.endswith(ENDINGS)
-    with path.open("rb") as file:
-        codec = sniff_codec(file.read(64))
+    try:
+        with path.open("rb") as file:
+            codec = sniff_codec(file.read(64))
+    except OSError:  # nothing that could be looked at
+        return False
     return codec not in ("none", "brotli", "gzip")
 
 
 def read_artifact_file(path: Path, name: str, max_memory: int | None = None) -> ArtifactFile:
     """What a file tells; one that cannot be read has a problem instead of tensors."""
-    with path.open("rb") as file:
-        head = file.read(64)
     size = path.stat().st_size
-    codec = sniff_codec(head)
+    try:
+        with path.open("rb") as file:
+            codec = sniff_codec(file.read(64))
+    except OSError as error:
+        return ArtifactFile(name, size, "none", problem=f"{name}: {error.strerror}")
     try:
         if codec == "bytecap":
             shapes = _shapes_of_ours(path)

@@ -13,12 +13,9 @@ from packer.code.wrapper import ENTRY
 from packer.errors import CodeError, SubmissionError
 from packer.submission.artifacts import ArtifactFile, is_artifact_file, read_artifact_file
 from packer.submission.claims import Claims, parse_claims
-from packer.submission.training_log import TrainingLog, parse_log
+from packer.submission.files import list_files, read_logs, text_of
+from packer.submission.training_log import TrainingLog
 
-MAX_TEXT_BYTES = 64 * 2**20
-MAX_FILES = 2_000
-MAX_DEPTH = 3
-LOG_ENDINGS = (".log", ".txt", ".out")
 ENTRY_NAMES = ("train_gpt.py", "train_gpt_mlx.py", "train.py")
 Progress = Callable[[str, int, int], None]
 
@@ -32,16 +29,19 @@ class Submission:
     """code: the entry first, then what else counts. imported: further files of the folder that the
     code imports. beside: the other Python files. claims: None without a submission.json.
 
-    notes: files that could not be read, in words.
+    In words: unread_code: Python files that cannot be read; silent_logs: files called logs that say
+    nothing; notes: what could not be read, or only in part.
     """
 
     folder: str
     code: tuple[SourceFile, ...] = ()
     imported: tuple[SourceFile, ...] = ()
     beside: tuple[SourceFile, ...] = ()
+    unread_code: tuple[str, ...] = ()
     artifacts: tuple[ArtifactFile, ...] = ()
     claims: Claims | None = None
     logs: tuple[TrainingLog, ...] = ()
+    silent_logs: tuple[str, ...] = ()
     readme: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -66,27 +66,32 @@ def read_submission(
     root = Path(folder)
     if not root.is_dir():
         raise SubmissionError(f"{folder} is not a folder; name a submission's folder")
-    paths = _files(root)
-    notes: list[str] = []
-    counted, others = _sources(root, paths, code, notes)
+    files = list_files(root)
+    paths, notes = files.paths, list(files.notes)
+    unread: list[str] = []
+    counted, others = _sources(root, paths, code, unread)
+    notes += unread
     imported = _imports_of(counted, others)
     artifacts = []
     found = [path for path in paths if is_artifact_file(path)]
     for done, path in enumerate(found):
         progress(path.name, done, len(found))
-        artifacts.append(read_artifact_file(path, _name(path, root), max_memory))
+        artifacts.append(read_artifact_file(path, files.name(path), max_memory))
     claims = next((path for path in paths if path.name == "submission.json"), None)
     readme = next((path for path in paths if path.name.lower() == "readme.md"), None)
+    logs = read_logs(files)
     submission = Submission(
         str(folder),
         counted,
         imported,
         tuple(file for file in others if file not in imported),
+        tuple(unread),
         tuple(artifacts),
-        parse_claims(_text(claims)) if claims else None,
-        _logs(root, paths),
-        _text(readme) if readme else None,
-        tuple(notes),
+        parse_claims(text_of(files, claims, notes).text) if claims else None,
+        logs.logs,
+        logs.silent,
+        text_of(files, readme, notes).text if readme else None,
+        (*notes, *logs.notes),
     )
     if not (submission.code or submission.artifacts or submission.claims or submission.logs):
         raise SubmissionError(
@@ -94,32 +99,6 @@ def read_submission(
             "that does"
         )
     return submission
-
-
-def _files(root: Path) -> list[Path]:
-    """Files in name order; hidden ones, caches and links out of the folder are left out."""
-    found: list[Path] = []
-    for path in sorted(root.rglob("*")):
-        inside = path.relative_to(root).parts
-        hidden = any(part.startswith((".", "__pycache__")) for part in inside)
-        if hidden or len(inside) > MAX_DEPTH or path.is_symlink() or not path.is_file():
-            continue
-        found.append(path)
-        if len(found) > MAX_FILES:
-            raise SubmissionError(
-                f"{root} holds more than {MAX_FILES:,} files; name one submission"
-            )
-    return sorted(found, key=lambda path: (len(path.relative_to(root).parts), path))
-
-
-def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
-
-
-def _text(path: Path) -> str:
-    """The start of a text, whatever its bytes are."""
-    with path.open("rb") as file:
-        return file.read(MAX_TEXT_BYTES).decode("utf-8", errors="replace")
 
 
 def _sources(
@@ -143,7 +122,7 @@ def _sources(
 
 
 def _source(path: Path, anchor: Path, root: Path, notes: list[str]) -> SourceFile | None:
-    name = _name(path, root) if path.is_relative_to(root) else str(path)
+    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     try:
         (found,) = read_sources([path])
     except CodeError as error:
@@ -180,14 +159,3 @@ def _imported_names(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
-
-
-def _logs(root: Path, paths: Sequence[Path]) -> tuple[TrainingLog, ...]:
-    """Text files that have at least one line of a training log in them."""
-    logs = []
-    for path in paths:
-        if path.suffix.lower() in LOG_ENDINGS:
-            log = parse_log(_text(path), _name(path, root))
-            if log.says_something:
-                logs.append(log)
-    return tuple(logs)

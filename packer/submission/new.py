@@ -22,6 +22,7 @@ from packer.submission.claims import Claims, parse_claims
 from packer.submission.folder import Submission, read_submission
 from packer.submission.headline import Headline, headline
 from packer.submission.training_log import TrainingLog, parse_log
+from packer.texts import decode_text
 
 SEEDS_NEEDED = 3
 CODE_NAME = "train_gpt.py"
@@ -97,7 +98,7 @@ def new_submission(
     code = _shipped_code(runs, cap_bytes)
     totals = {run.seed: code.size_bytes + run.artifact.size_bytes for run in runs}
     texts = {_log_name(run): (run.folder / run.log.name).read_bytes() for run in runs}
-    parsed = tuple(parse_log(text.decode(errors="replace"), key) for key, text in texts.items())
+    parsed = tuple(parse_log(decode_text(text).text, key) for key, text in texts.items())
     bare = Submission(name, code=(code,), logs=parsed)
     scores = headline(bare)
     if scores is None or len(scores.by_log) < len(runs):

@@ -18,6 +18,7 @@ from typing import Any
 from packer.submission.own_log import SCORE_NAME, parse_own
 
 NUMBER = r"(\d[\d,_]*)"
+MAX_LINE = 2_000  # letters; what no log line needs is not searched
 RULER = re.compile(r"^={60,}\s*$", re.MULTILINE)
 ABSURD = re.compile(r"(?:\d[,_]?){19}")  # digits in a row; no size or count has so many
 PREFIX = re.compile(r"^(?:\[[^\]\n]{1,40}\]:?\s*|\d{4}-\d\d-\d\d[ T][\d:.,]+\s*)+")
@@ -176,6 +177,7 @@ def _lines(text: str) -> Iterator[str]:
     if ruler is not None and "import " in text[: ruler.start()]:
         text = text[ruler.end() :]
     for line in text.splitlines():
+        line = line[:MAX_LINE]
         if ABSURD.search(line) is None:
             yield PREFIX.sub("", line.strip())
 

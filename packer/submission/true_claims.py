@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from packer.errors import SubmissionError
+from packer.texts import read_text
 
 CLAIMS = "submission.json"
 TOTAL_KEYS = ("bytes_total", "total_bytes")
@@ -20,7 +21,7 @@ def read_claims(path: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(read_text(path).text)
     except (ValueError, RecursionError, OSError) as error:
         raise SubmissionError(f"{path}: is not JSON ({error}); correct it by hand first") from None
     if not isinstance(value, dict):

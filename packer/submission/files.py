@@ -1,0 +1,121 @@
+"""The files of a submission folder: three levels deep, links not followed, and only so many."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from packer.errors import SubmissionError
+from packer.submission.training_log import TrainingLog, parse_log
+from packer.texts import HEAD_BYTES, TAIL_BYTES, Text, read_text
+
+MAX_FILES = 20_000
+MAX_LOGS = 200
+MAX_DEPTH = 3
+LOG_ENDINGS = (".log", ".txt", ".out")
+READ = (*LOG_ENDINGS, ".py", ".json", ".md", ".ptz", ".pack")
+COMPRESSED = (".gz", ".zst", ".xz", ".bz2", ".zip")
+CALLED_LOG = ("log", "train", "seed")
+
+
+@dataclass(frozen=True)
+class Files:
+    """paths: shallow ones first, each level in name order. notes: what was left out, and why."""
+
+    root: Path
+    paths: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+    def name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+@dataclass(frozen=True)
+class Logs:
+    """logs: texts with at least one line of a training log. silent: files called logs without.
+
+    notes: what was read in part or not at all.
+    """
+
+    logs: tuple[TrainingLog, ...]
+    silent: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def list_files(root: Path) -> Files:
+    """Plain files; hidden ones, caches and links are left out. Raises SubmissionError: too many."""
+    found: list[Path] = []
+    notes: list[str] = []
+    for where, folders, names in os.walk(root):
+        folder = Path(where)
+        depth = len(folder.relative_to(root).parts) + 1
+        visible = [name for name in folders if not name.startswith((".", "__pycache__"))]
+        folders[:] = [] if depth == MAX_DEPTH else visible
+        for name in sorted((*names, *visible)):
+            path = folder / name
+            if path.is_symlink():
+                notes += _unread(root, path, "a link, which is not followed")
+            elif name in visible:
+                notes += _unread(root, path, "a folder, no file of that name")
+            elif not name.startswith(".") and path.is_file():
+                found.append(path)
+        if len(found) > MAX_FILES:
+            raise SubmissionError(
+                f"{root} holds more than {MAX_FILES:,} files; name one submission"
+            )
+    order = sorted(found, key=lambda path: (len(path.relative_to(root).parts), path))
+    return Files(root, tuple(order), tuple(notes))
+
+
+def _unread(root: Path, path: Path, why: str) -> list[str]:
+    """A note on what would have been read, had it been a plain file."""
+    read = path.suffix.lower() in READ
+    return [f"{path.relative_to(root).as_posix()}: {why}"] if read else []
+
+
+def text_of(files: Files, path: Path, notes: list[str]) -> Text:
+    """A file's text; what is odd about it is noted. Without content where it cannot be read."""
+    name = files.name(path)
+    try:
+        text = read_text(path)
+    except OSError as error:
+        notes.append(f"{name}: cannot be read: {error.strerror}")
+        return Text("", "utf-8")
+    if text.left_out:
+        notes.append(
+            f"{name}: is {HEAD_BYTES + TAIL_BYTES + text.left_out:,} bytes; read are the first "
+            f"{HEAD_BYTES:,} and the last {TAIL_BYTES:,}"
+        )
+    if text.encoding != "utf-8" and not text.is_binary:
+        notes.append(f"{name}: is in {text.encoding}, and read so; UTF-8 is what others expect")
+    return text
+
+
+def read_logs(files: Files) -> Logs:
+    """What the logs say; of very many only the first. Raises nothing: what is odd is noted."""
+    logs: list[TrainingLog] = []
+    silent: list[str] = []
+    notes: list[str] = []
+    named = [path for path in files.paths if path.suffix.lower() in LOG_ENDINGS]
+    for path in files.paths:
+        if path.suffix.lower() in COMPRESSED and path.stem.lower().endswith(LOG_ENDINGS):
+            silent.append(f"{files.name(path)} is compressed; unpack it to have it read")
+    for path in named[:MAX_LOGS]:
+        text = text_of(files, path, notes)
+        log = parse_log(text.text, files.name(path))
+        if log.says_something:
+            logs.append(log)
+        elif path.suffix.lower() == ".log" or any(w in path.name.lower() for w in CALLED_LOG):
+            silent.append(f"{log.name} {_why_silent(text)}")
+    if len(named) > MAX_LOGS:
+        notes.append(f"{len(named):,} files could be logs; the first {MAX_LOGS} are read")
+    return Logs(tuple(logs), tuple(silent), (*notes, *silent))
+
+
+def _why_silent(text: Text) -> str:
+    if text.is_binary:
+        return "is no text in UTF-8, UTF-16, UTF-32 or Latin-1"
+    if not text.text.strip():
+        return "is empty"
+    return "has no line of a training log"
