@@ -7,7 +7,7 @@ import os
 import re
 import tokenize
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from packer.texts import encoding_of
 
 # Functions whose own source text is read back when the script runs.
 READS_SOURCE = re.compile(r"\btriton\b|\bgetsource|\btorch\.jit\.script\b|\bcustom_op\b")
+
+IMPORTS_BROTLI = re.compile(r"^\s*(?:import|from)\s[^#\n]*\bbrotli\b", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,14 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Packing:
-    """How code is made small. codecs: the compressors that may be used, see packer.code.wrapper."""
+    """How code is made small. rename: only where that is smaller. codecs: the compressors that may
+    be used, see packer.code.wrapper; without them brotli only where the sources import it, since it
+    is no part of Python.
+    """
 
     minified: bool = True
     rename: bool = False
-    codecs: tuple[str, ...] = CODECS
+    codecs: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,11 @@ class PackedCode:
     already: bool
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Packages beside Python that the script needs in order to unpack itself."""
+        return ("brotli",) if self.codec == "brotli" else ()
+
+    @property
     def packed_bytes(self) -> int:
         return len(self.text.encode())
 
@@ -78,6 +88,7 @@ class PackedCode:
             "packed_bytes": self.packed_bytes,
             "saved_bytes": self.saved_bytes,
             "codec": self.codec,
+            "needs": list(self.needs),
             "same_tree": self.same_tree,
             "already_packed": self.already,
         }
@@ -133,6 +144,14 @@ def pack_code(files: Sequence[SourceFile], packing: Packing | None = None) -> Pa
     Raises CodeError: a file that is no Python, that does not parse, or that could not be proven.
     """
     packing = packing or Packing()
+    packed = _packed(files, packing)
+    if packing.rename:
+        plain = _packed(files, replace(packing, rename=False))
+        packed = min(plain, packed, key=lambda one: one.packed_bytes)
+    return packed
+
+
+def _packed(files: Sequence[SourceFile], packing: Packing) -> PackedCode:
     sources, already = _opened(files)
     short: dict[str, str] = {}
     same_tree = True
@@ -144,8 +163,11 @@ def pack_code(files: Sequence[SourceFile], packing: Packing | None = None) -> Pa
             parse(source, name)
             short[module] = source
     _with_packages(short)
-    findable = any(READS_SOURCE.search(source) for _, source in sources.values())
-    wrapped = wrap(short, findable=findable, codecs=packing.codecs)
+    texts = [source for _, source in sources.values()]
+    findable = any(READS_SOURCE.search(source) for source in texts)
+    has_brotli = any(IMPORTS_BROTLI.search(source) for source in texts)
+    codecs = packing.codecs or (CODECS if has_brotli else ("lzma",))
+    wrapped = wrap(short, findable=findable, codecs=codecs)
     plain = len(short) == 1 and len(short[ENTRY].encode()) <= len(wrapped.text)
     return PackedCode(
         short[ENTRY] if plain else wrapped.text,

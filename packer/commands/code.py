@@ -39,13 +39,15 @@ class Variable(click.ParamType):  # type: ignore[type-arg]
 @click.command(short_help="Code bytes, minified and wrapped.")
 @click.argument("files", nargs=-1, required=True, type=EXISTING_FILE)
 @click.option("-o", "--out", type=WRITABLE, help="Write the self-extracting script here.")
-@click.option("--rename", is_flag=True, help="Shorten local names too: smaller, not proven equal.")
+@click.option(
+    "--rename", is_flag=True, help="Shorten local names too, where smaller; not proven equal."
+)
 @click.option("--no-minify", is_flag=True, help="Compress the sources as they are.")
 @click.option(
     "--codec",
     type=click.Choice(["auto", "lzma", "brotli"]),
     default="auto",
-    help="auto: the shorter script. lzma is in every Python; brotli must be installed to run it.",
+    help="auto: lzma, which is in every Python, or the shorter of both where FILES import brotli.",
 )
 @click.option(
     "--env",
@@ -78,7 +80,6 @@ def code(
     defaults of environment variables (--env NAME=VALUE sets one).
     """
     from packer.code.packing import Packing, dead_by_file, pack_code, read_sources
-    from packer.code.wrapper import CODECS
     from packer.files import write_bytes
 
     if rename and no_minify:
@@ -89,7 +90,7 @@ def code(
     python = all(source.path.endswith(".py") for source in sources)
     packed = None
     if python or out is not None:
-        codecs = CODECS if codec == "auto" else (codec,)
+        codecs = None if codec == "auto" else (codec,)
         packed = pack_code(sources, Packing(not no_minify, rename, codecs))
     if out is not None and packed is not None:
         write_bytes(out, packed.text.encode())
@@ -154,5 +155,10 @@ def _print(
         f"code {total:,} -> minified {packed.minified_bytes:,} ({proof}) -> "
         f"{packed.packed_bytes:,} {form}: {packed.saved_bytes:,} bytes saved"
     )
+    if packed.codec:
+        needs = (
+            f"{', '.join(packed.needs)}, which must be installed" if packed.needs else "no package"
+        )
+        click.echo(f"to unpack itself the script needs {needs}")
     if packed.already:
         say("the first file was a self-extracting script; what is inside it was packed")
