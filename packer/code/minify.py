@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 
+from packer.code.newer_python import needs, spell_needs
 from packer.errors import CodeError
 
 
@@ -76,6 +77,8 @@ def parse(source: str, name: str) -> ast.Module:
     try:
         return ast.parse(source)
     except SyntaxError as error:
+        if needs(source) is not None:
+            raise CodeError(spell_needs(source, name)) from None
         raise CodeError(
             f"{name}, line {error.lineno}: {error.msg}; it does not parse as Python source"
         ) from None

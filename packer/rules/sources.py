@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+from packer.code.newer_python import spell_needs
 from packer.code.wrapper import unwrap
 from packer.errors import CodeError
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
@@ -44,19 +45,23 @@ POINTERS = {
 def sources_of(submission: Submission) -> dict[str, str]:
     """Name -> text of all counted code, wrappers opened. Raises CodeError: a damaged wrapper."""
     found: dict[str, str] = {}
-    for file in (*submission.code, *submission.imported):
+    for file in submission.whole_code:
         inner = unwrap(file.text)
         for module, text in (inner or {"": file.text}).items():
             found[f"{file.path} (unwrapped {module})" if inner else file.path] = text
     return found
 
 
-def _trees(submission: Submission) -> Iterator[tuple[str, ast.Module | None]]:
+def _trees(submission: Submission) -> tuple[dict[str, ast.Module], list[Point]]:
+    """(the trees by name, what is unknown because a source does not parse here)."""
+    trees: dict[str, ast.Module] = {}
+    unparsed: list[Point] = []
     for name, text in sources_of(submission).items():
         try:
-            yield name, ast.parse(text)
+            trees[name] = ast.parse(text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            yield name, None
+            unparsed.append(Point(Status.UNKNOWN, spell_needs(text, name)))
+    return trees, unparsed
 
 
 def network(submission: Submission, options: Options) -> Finding | None:
@@ -65,11 +70,9 @@ def network(submission: Submission, options: Options) -> Finding | None:
         return None
     points: list[Point] = []
     try:
-        for name, tree in _trees(submission):
-            if tree is None:
-                points.append(Point(Status.UNKNOWN, f"{name} does not parse as Python"))
-            else:
-                points += _reaches(name, tree)
+        trees, points = _trees(submission)
+        for name, tree in trees.items():
+            points += _reaches(name, tree)
     except CodeError as error:
         points.append(Point(Status.UNKNOWN, f"the code cannot be unwrapped: {error}"))
     return verdict("network", points, "counted code names no network call")
@@ -117,16 +120,14 @@ def pointers(submission: Submission, options: Options) -> Finding | None:
     """Test-time training, caches, kNN, SLOT: where they are, for whoever judges them."""
     if not submission.code:
         return None
-    points: list[Point] = []
     try:
-        trees = list(_trees(submission))
+        trees, points = _trees(submission)
     except CodeError:
         return None  # said under network
     for what, pattern in POINTERS.items():
         places = [
             f"{name}, line {node.lineno} ({node.name})"
-            for name, tree in trees
-            if tree is not None
+            for name, tree in trees.items()
             for node in ast.walk(tree)
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and pattern.fullmatch(node.name)
         ]
