@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
 from packer.rules.timing import eval_time, train_time
 from packer.submission.account import RunAccount, accounts, largest_total
-from packer.submission.claims import ClaimedNumber, Claims, SeedClaim
+from packer.submission.claimed_seeds import SeedClaim
+from packer.submission.claims import ClaimedNumber, Claims
 from packer.submission.folder import Submission
 from packer.submission.headline import TOLERANCE, headline
 from packer.submission.training_log import TrainingLog
@@ -34,31 +36,58 @@ def json_total(submission: Submission, options: Options) -> Finding | None:
     claims = submission.claims
     if claims is None or claims.problem is not None:
         return None
-    if claims.total is None:
+    claim = claims.total or _largest_of_seeds(claims)
+    if claim is None:
         return Finding("json-total", Status.WARN, "submission.json claims no total (bytes_total)")
     runs = accounts(submission)
     totals = _totals(runs)
     if not totals:
-        return unknown(
-            "json-total",
-            f"{claims.total.key} {claims.total.written}: no log or artifact to hold it against",
-        )
-    points = [_explained(claims.total, runs, totals)]
+        return _without_runs(claim, claims, submission)
+    points = [_explained(claim, runs, totals)]
     smallest = min(totals)
-    if claims.total.value <= options.cap_bytes < smallest and points[0].status is Status.FAIL:
+    if claim.value <= options.cap_bytes < smallest and points[0].status is Status.FAIL:
         text = f"it claims to fit; the smallest total of any run is {smallest:,}"
         points.append(Point(Status.FAIL, text))
-    if claims.total.error:
-        text = f"{claims.total.key} is {claims.total.written!r}; write the bytes"
+    if claim.error:
+        text = f"{claim.key} is {claim.written!r}; write the bytes"
         points.append(Point(Status.WARN, text))
     return verdict("json-total", points, points[0].text)
+
+
+def _largest_of_seeds(claims: Claims) -> ClaimedNumber | None:
+    """The largest size claimed of a seed, where every seed has one."""
+    sizes = [seed.size_bytes for seed in claims.seed_claims if seed.size_bytes is not None]
+    if not sizes or len(sizes) < len(claims.seed_claims):
+        return None
+    return ClaimedNumber("the largest of the seeds,", max(sizes), 0.0, str(max(sizes)))
+
+
+def _without_runs(claim: ClaimedNumber, claims: Claims, submission: Submission) -> Finding:
+    """The claimed total against the claimed model and the code that is here."""
+    said, code = f"{claim.key} {claim.written}", submission.code_bytes
+    if claims.model is None or claim.error or claims.model.error or claims.total is None:
+        return unknown("json-total", f"{said}: no log or artifact to hold it against")
+    model, key = round(claims.model.value), claims.model.key
+    left = round(claim.value) - model
+    if left < 0:
+        text = f"{said} is less than the claimed model, {key} {model:,}"
+        return Finding("json-total", Status.FAIL, text)
+    if code is None or left in (code, submission.own_code_bytes):
+        return unknown("json-total", f"{said}: no log or artifact to hold it against")
+    return Finding(
+        "json-total",
+        Status.WARN,
+        f"{said} leaves {left:,} bytes for code beside {key} {model:,}, and the code here is "
+        f"{code:,}: together {model + code:,}. It is stale, or counts a packed copy of the code "
+        "that is not shipped",
+    )
 
 
 def _totals(runs: tuple[RunAccount, ...]) -> dict[int, str]:
     """Every total that a claim may mean -> the run it is of."""
     found: dict[int, str] = {}
     for run in runs:
-        for total in (run.as_logged, run.as_shipped):
+        for total in (run.with_own_code, run.as_logged, run.as_shipped):
             if total is not None:
                 found[total] = run.name
     return found
@@ -95,6 +124,9 @@ def _of_a_run(said: str, total: int, largest: int, runs: tuple[RunAccount, ...])
     if total >= largest:
         return Point(Status.PASS, f"{said} is the largest total")
     of_it = [run for run in runs if total in (run.as_logged, run.as_shipped)]
+    if not of_it:
+        text = f"{said} counts the script without the files that it runs; with them the largest is"
+        return Point(Status.FAIL, f"{text} {largest:,}")
     if any(_worst(run) == largest for run in of_it):
         return Point(Status.PASS, f"{said} is the total of the largest run")
     return Point(Status.WARN, f"{said} is the total of {of_it[0].name}; the largest is {largest:,}")
@@ -110,8 +142,9 @@ def json_parts(submission: Submission, options: Options) -> Finding | None:
     if claims is None:
         return None
     runs = accounts(submission)
-    codes = {run.logged_code for run in runs} | {run.shipped_code for run in runs}
-    codes |= {submission.code_bytes, *(log.raw_code_bytes for log in submission.logs)}
+    codes = {run.logged_code for run in runs}
+    codes |= {submission.code_bytes, submission.own_code_bytes}
+    codes |= {*(log.raw_code_bytes for log in submission.logs)}
     models = {run.model_bytes for run in runs}
     models |= {size for log in submission.logs for _, size in log.models}
     points = [
@@ -195,10 +228,11 @@ def compliance(submission: Submission, options: Options) -> Finding | None:
     if claims is None or not claims.flags:
         return None
     total = largest_total(submission)
+    of_a_record = replace(submission, unlimited=None)
     facts: dict[str, bool | None] = {
         "artifact_under_16mb": None if total is None else total <= options.cap_bytes,
-        "train_under_600s": _holds(train_time(submission, options)),
-        "eval_under_600s": _holds(eval_time(submission, options)),
+        "train_under_600s": _holds(train_time(of_a_record, options)),
+        "eval_under_600s": _holds(eval_time(of_a_record, options)),
         "three_seeds": len({log.seed for log in submission.logs}) >= 3 if submission.logs else None,
     }
     points = []

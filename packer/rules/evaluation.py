@@ -15,7 +15,7 @@ VAL_BYTES_SLACK = 0.015
 # Bytes per token of the tokenizers of the contest, from printed pairs of nats and bits per byte.
 BYTES_PER_TOKEN = {(1024, False): 2.442, (8192, False): 3.727, (8192, True): 3.157}
 RATIO_SLACK = 0.01
-PLAUSIBLE = (1.0, 4.1)  # from a byte vocabulary with specials to beyond 8,192 pieces
+PLAUSIBLE = (0.97, 4.6)  # from a byte vocabulary with specials to 32,768 pieces
 LEAKED_TRAIN_SHARDS = 1_499  # of a preparation that left most of the validation set in training
 
 
@@ -46,7 +46,6 @@ def bpb(submission: Submission, options: Options) -> Finding | None:
 def _ratios(log: TrainingLog, scores: list[LoggedScore]) -> Iterator[Point]:
     best = max(scores, key=lambda score: (score.digits, score.quantized))
     ratio = bytes_per_token(best)
-    text = f"{log.name}: {ratio:.4f} bytes a token"
     for score in scores:
         other = bytes_per_token(score)
         if abs(other / ratio - 1) > 0.003 + _rounding(score) + _rounding(best):
@@ -56,21 +55,36 @@ def _ratios(log: TrainingLog, scores: list[LoggedScore]) -> Iterator[Point]:
                 f"{ratio:.4f}; one of them counts bytes wrong, or another set",
             )
             return
+    yield _of_tokenizer(log, ratio, RATIO_SLACK + _rounding(best))
+
+
+def _of_tokenizer(log: TrainingLog, ratio: float, slack: float) -> Point:
+    """The ratio against what is known of the log's tokenizer, and of others of its vocabulary: a
+    log seldom tells that its tokens have case operators or are bytes.
+    """
+    text = f"{log.name}: {ratio:.4f} bytes a token"
     expected = BYTES_PER_TOKEN.get((log.vocab_size or 0, log.case_operators))
-    if expected is not None:
+    if expected is not None and abs(ratio / expected - 1) <= slack:
+        return Point(Status.PASS, f"{text}; this tokenizer has {expected}")
+    if log.val_tokens is not None and abs(log.val_tokens * ratio / VAL_BYTES - 1) < VAL_BYTES_SLACK:
+        return Point(Status.PASS, f"{text}; with it the whole set has its bytes")
+    for (vocab, operators), other in BYTES_PER_TOKEN.items():
+        if vocab == log.vocab_size and abs(ratio / other - 1) <= slack:
+            words = "with" if operators else "without"
+            return Point(Status.PASS, f"{text}, as this vocabulary has {words} case operators")
+    if expected is not None and abs(ratio - 1) > slack:
         off = ratio / expected - 1
-        if abs(off) > RATIO_SLACK + _rounding(best):
-            yield Point(
-                Status.FAIL,
-                f"{text}, {100 * off:+.1f} % of the {expected} of this tokenizer: the score is "
-                f"{'too low' if off > 0 else 'too high'} by as much",
-            )
-        else:
-            yield Point(Status.PASS, f"{text}; this tokenizer has {expected}")
-    elif not PLAUSIBLE[0] < ratio < PLAUSIBLE[1]:
-        yield Point(Status.FAIL, f"{text}: no tokenizer of the contest has so many or few")
-    else:
-        yield Point(Status.PASS, f"{text}, plausible; its tokenizer is not known")
+        return Point(
+            Status.FAIL,
+            f"{text}, {100 * off:+.1f} % of the {expected} of this tokenizer: the score is "
+            f"{'too low' if off > 0 else 'too high'} by as much",
+        )
+    if expected is not None:
+        text += f", as of bytes; the tokenizer that the log names has {expected}"
+        return Point(Status.UNKNOWN, text)
+    if not PLAUSIBLE[0] < ratio < PLAUSIBLE[1]:
+        return Point(Status.FAIL, f"{text}: no tokenizer of the contest has so many or few")
+    return Point(Status.PASS, f"{text}, plausible; its tokenizer is not known")
 
 
 def _claimed_ratio(submission: Submission, nats: float, claimed_bpb: float) -> Iterator[Point]:

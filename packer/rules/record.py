@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
 from packer.submission.folder import Submission
 from packer.submission.headline import headline
+from packer.submission.log_copies import EXACT_DIGITS, exact_scores
 
 GAIN_NATS = 0.005
 P_LIMIT = 0.01
@@ -42,6 +43,7 @@ def seeds(submission: Submission, options: Options) -> Finding | None:
     if claimed and missing and found:
         text = f"submission.json names seeds {', '.join(sorted(claimed))}; logs are of {known}"
         points.append(Point(Status.FAIL, text))
+    points += [Point(Status.PASS, f"{one} is a copy of {log}") for one, log in submission.copies]
     points += _same_numbers(submission)
     points += _same_training(submission)
     return verdict("seeds", points, f"seeds {known}, each with its own log")
@@ -51,12 +53,10 @@ def _same_numbers(submission: Submission) -> list[Point]:
     """Two seeds never give the same eight decimals: one log is a copy."""
     seen: dict[tuple[float, float], str] = {}
     for log in submission.logs:
-        for score in log.quantized_scores:
-            if score.digits < 6:
-                continue
-            other = seen.setdefault((score.nats, score.bpb), log.name)
+        for score in sorted(exact_scores(log)):
+            other = seen.setdefault(score, log.name)
             if other != log.name:
-                text = f"{log.name} and {other} have the same {score.name} to the last digit"
+                text = f"{log.name} and {other} have the same score {score[1]} to the last digit"
                 return [Point(Status.FAIL, text)]
     return []
 
@@ -83,10 +83,14 @@ def record(submission: Submission, options: Options) -> Finding | None:
     if not options.sota_nats:
         return unknown("record", "no record to beat was given (--sota-nats)")
     found = headline(submission)
-    nats = [score.nats for score in found.by_log.values()] if found else _claimed_nats(submission)
+    every = [score.nats for score in found.by_log.values()] if found else _claimed_nats(submission)
+    nats = _distinct(every)
     if not nats:
         return unknown("record", "no log has a score after quantization")
     points = [_against(nats, options.sota_nats, "the record")]
+    if len(nats) < len(every):
+        text = f"{len(every) - len(nats)} equal losses are copies and count once"
+        points.append(Point(Status.PASS, text))
     if found is None:
         points.append(Point(Status.UNKNOWN, "these losses are submission.json's: no log has them"))
     if options.replicated_nats:
@@ -95,6 +99,15 @@ def record(submission: Submission, options: Options) -> Finding | None:
         text = "README.md speaks of a replicated baseline: give its nats (--replicated-nats)"
         points.append(Point(Status.UNKNOWN, text))
     return verdict("record", points, points[0].text)
+
+
+def _distinct(nats: Sequence[float]) -> list[float]:
+    """A loss that runs share to the last of many digits is one run's."""
+    found: dict[float | tuple[int, float], float] = {}
+    for number, value in enumerate(nats):
+        exact = len(repr(value).partition(".")[2]) >= EXACT_DIGITS
+        found.setdefault(value if exact else (number, value), value)
+    return list(found.values())
 
 
 def _claimed_nats(submission: Submission) -> list[float]:

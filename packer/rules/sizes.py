@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ast
+from collections.abc import Iterator, Sequence
 
+from packer.code.minify import is_literal
 from packer.code.packing import Packing, pack_code
-from packer.code.wrapper import unwrap
+from packer.code.wrapper import CODECS, unwrap
 from packer.errors import CodeError
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
 from packer.submission.account import RunAccount, accounts
@@ -16,7 +18,7 @@ def cap(submission: Submission, options: Options) -> Finding | None:
     """Code and model of every run are at most the cap."""
     runs = sorted(accounts(submission), key=lambda run: -(run.as_shipped or run.as_logged or 0))
     points = [_against_cap(run, options.cap_bytes) for run in runs]
-    points += list(_claims_over(submission, options.cap_bytes))
+    points += _claims_over(submission, runs, options.cap_bytes)
     if not points:
         return unknown("cap", "neither a log nor an artifact with code tells the total")
     return verdict("cap", points, f"every run is at most {options.cap_bytes:,} bytes")
@@ -27,7 +29,7 @@ def _against_cap(run: RunAccount, cap_bytes: int) -> Point:
     over = [total - cap_bytes for total in (shipped, logged) if total is not None]
     if not over and (run.model_bytes or 0) > cap_bytes:
         text = f"{run.name}: the model alone is {run.model_bytes:,}: OVER before any code"
-        return Point(Status.FAIL, text)
+        return Point(Status.FAIL, text + _mib(run))
     if not over:
         return Point(Status.UNKNOWN, f"{run.name}: its total is not known (no code, or no model)")
     parts = f"{run.name}: {_spelled(run)}"
@@ -36,7 +38,7 @@ def _against_cap(run: RunAccount, cap_bytes: int) -> Point:
         return Point(Status.WARN, text)
     if min(over) > 0:
         mib = " (and above 16 MiB)" if min(over) + cap_bytes > 2**24 else ""
-        return Point(Status.FAIL, f"{parts}: OVER by {min(over):,}{mib}")
+        return Point(Status.FAIL, f"{parts}: OVER by {min(over):,}{mib}{_mib(run)}")
     if max(over) <= 0:
         return Point(Status.PASS, f"{parts}: {-max(over):,} left")
     if logged is not None and logged > cap_bytes:
@@ -45,6 +47,9 @@ def _against_cap(run: RunAccount, cap_bytes: int) -> Point:
             f"{parts}: over by {logged - cap_bytes:,} as logged, {-min(over):,} left with the code "
             "as shipped; log a run of the shipped code",
         )
+    if run.counts_own_code:
+        text = f"{parts}: fits only without the files that the code runs; with them it is over by"
+        return Point(Status.WARN, f"{text} {max(over):,}")
     return Point(
         Status.WARN,
         f"{parts}: fits only with a packed copy of the code that is not shipped; as shipped it is "
@@ -59,11 +64,21 @@ def _spelled(run: RunAccount) -> str:
         texts.append(f"{sum_text} = {run.as_shipped:,}")
     if run.as_logged is not None and run.as_logged != run.as_shipped:
         texts.append(f"logged {run.as_logged:,}")
+    if run.is_stub:
+        counted, code = run.logged_code or 0, run.shipped_code or 0
+        texts.append(f"with {counted:,} bytes of code, of which the folder has {code:,}")
     return ", ".join(texts)
 
 
-def _claims_over(submission: Submission, cap_bytes: int) -> Iterator[Point]:
-    """Totals that submission.json itself puts above the cap."""
+def _mib(run: RunAccount) -> str:
+    mib = run.log.mib if run.log is not None else None
+    return f"; the log's {mib} counts MiB as MB" if mib is not None else ""
+
+
+def _claims_over(
+    submission: Submission, runs: Sequence[RunAccount], cap_bytes: int
+) -> Iterator[Point]:
+    """Totals and models that submission.json itself puts above the cap."""
     claims = submission.claims
     if claims is None:
         return
@@ -73,6 +88,13 @@ def _claims_over(submission: Submission, cap_bytes: int) -> Iterator[Point]:
             Status.FAIL,
             f"submission.json: {claims.total.key} {claims.total.written} is over by {over:,.0f}",
         )
+    if claims.model is not None and claims.model.value - claims.model.error > cap_bytes:
+        said = f"submission.json: {claims.model.key} {claims.model.written} alone is over by"
+        # Another export than the one that is submitted may keep its key.
+        totals = [run.as_logged or run.as_shipped for run in runs]
+        fits = bool(totals) and all(total is not None and total <= cap_bytes for total in totals)
+        status = Status.WARN if fits else Status.FAIL
+        yield Point(status, f"{said} {claims.model.value - cap_bytes:,.0f}")
     for seed in claims.seed_claims:
         if seed.size_bytes is not None and seed.size_bytes > cap_bytes:
             text = f"submission.json: seed {seed.seed} {seed.size_bytes:,} is over by "
@@ -97,17 +119,18 @@ def sums(submission: Submission, options: Options) -> Finding | None:
 
 def wrapper(submission: Submission, options: Options) -> Finding | None:
     """Code that is counted packed is shipped packed, or can at least be packed that small."""
-    runs = [run for run in accounts(submission) if run.counts_a_wrapper]
+    current = [run for run in accounts(submission) if run.superseded is None]
+    runs = [run for run in current if run.counts_a_wrapper]
     if not runs or not submission.code:
         return None
     counted = min(run.logged_code or 0 for run in runs)
-    shipped = runs[0].shipped_code or 0
+    shipped = runs[0].own_code or 0
     text = f"counted {counted:,} bytes of code, shipped {shipped:,}"
     if _is_stale(runs, shipped):
         return Finding("wrapper", Status.WARN, f"{text}: the log is of another version of the code")
     try:
         files = [*submission.code, *submission.imported]
-        packed = pack_code(files, Packing(rename=True)).packed_bytes
+        packed = pack_code(files, Packing(rename=True, codecs=CODECS)).packed_bytes
     except CodeError as error:
         return unknown("wrapper", f"{text}; whether it packs that small is not known: {error}")
     if packed <= counted * 1.02:
@@ -130,25 +153,59 @@ def _is_stale(runs: list[RunAccount], shipped: int) -> bool:
 
 
 def code_files(submission: Submission, options: Options) -> Finding | None:
-    """Everything that the entry imports from the folder is counted."""
-    if not submission.code and submission.unread_code:
-        return Finding("code-files", Status.FAIL, "; ".join(submission.unread_code))
+    """Everything that the entry runs from the folder is counted."""
     if not submission.code:
-        return Finding("code-files", Status.FAIL, "no code: a submission's train_gpt.py runs alone")
+        return _no_code(submission)
     entry = submission.code[0]
+    if _does_nothing(entry.text):
+        size = f"{entry.size_bytes:,} bytes"
+        return Finding("code-files", Status.FAIL, f"{entry.path} runs nothing ({size})")
     wrapped = " (a self-extracting script)" if _is_wrapper(entry.text) else ""
     said = f"{entry.path} {entry.size_bytes:,}{wrapped}"
-    if not submission.imported:
-        return Finding("code-files", Status.PASS, f"code is {said}, and imports nothing beside it")
-    names = ", ".join(f"{file.path} {file.size_bytes:,}" for file in submission.imported)
-    whole = (submission.code_bytes or 0) + sum(file.size_bytes for file in submission.imported)
-    if any(whole in (log.code_bytes, log.raw_code_bytes) for log in submission.logs):
+    stub = next((run for run in accounts(submission) if run.is_stub), None)
+    if stub is not None:
+        text = f"code is {said}, and {stub.name} counts {stub.logged_code:,}: the rest is not found"
+        return Finding("code-files", Status.WARN, f"{text}{_beside(submission)}")
+    others = (*submission.imported, *submission.executed)
+    if not others:
+        return Finding("code-files", Status.PASS, f"code is {said}, and runs nothing beside it")
+    names = ", ".join(f"{file.path} {file.size_bytes:,}" for file in others)
+    whole = submission.code_bytes or 0
+    claims = submission.claims
+    counted = {size for log in submission.logs for size in (log.code_bytes, log.raw_code_bytes)}
+    if whole in counted or (claims is not None and claims.code and claims.code.means(whole)):
         return Finding("code-files", Status.PASS, f"code is {said}, {names}, all counted")
     return Finding(
         "code-files",
         Status.WARN,
-        f"{said} imports {names}, which no log counts; with them the code is {whole:,}",
+        f"{said} runs {names}, which no log counts; with them the code is {whole:,}",
     )
+
+
+def _no_code(submission: Submission) -> Finding:
+    if submission.unread_code:
+        return Finding("code-files", Status.FAIL, "; ".join(submission.unread_code))
+    if submission.beside:
+        return unknown(
+            "code-files",
+            f"no train_gpt.py{_beside(submission)}: name with --code what is run, the entry first",
+        )
+    return Finding("code-files", Status.FAIL, "no code: a submission's train_gpt.py runs alone")
+
+
+def _beside(submission: Submission) -> str:
+    names = ", ".join(f"{file.path} {file.size_bytes:,}" for file in submission.beside[:5])
+    more = ", ..." if len(submission.beside) > 5 else ""
+    return f"; beside it are {names}{more}" if names else ""
+
+
+def _does_nothing(text: str) -> bool:
+    """Whether a script has no statement, or none but its docstring."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return all(is_literal(node) or isinstance(node, ast.Pass) for node in tree.body)
 
 
 def _is_wrapper(text: str) -> bool:

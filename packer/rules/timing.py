@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
+from packer.submission.claims import Claims
 from packer.submission.folder import Submission
+from packer.submission.track import other_gpus
 from packer.submission.training_log import TrainingLog
 
 # The loop looks at the clock between steps, so the last one may end a little late.
 GRACE_SECONDS = 1.0
+CHARGED = "what makes the artifact from data belongs to training"
 
 
 def train_time(submission: Submission, options: Options) -> Finding:
     """Training, and calibration that reads data, end within the limit."""
     trained = [log for log in submission.logs if log.step is not None or log.train_seconds]
-    points = [_trained(log, options.train_seconds) for log in trained]
     claims = submission.claims
+    points = [_elsewhere(_trained(log, options.train_seconds), log, claims) for log in trained]
     if not any(point.status is not Status.UNKNOWN for point in points) and claims is not None:
         if claims.train_seconds is not None and claims.train_seconds > options.train_seconds + 1:
             text = f"submission.json says {claims.train_seconds:g} s of training"
@@ -24,7 +29,9 @@ def train_time(submission: Submission, options: Options) -> Finding:
             points.append(Point(Status.UNKNOWN, text))
     if not points:
         return unknown("train-time", "no log tells the training time")
-    return verdict("train-time", points, f"every run trains at most {options.train_seconds:g} s")
+    return _of_track(
+        submission, "train-time", points, f"trains at most {options.train_seconds:g} s"
+    )
 
 
 def _trained(log: TrainingLog, limit: float) -> Point:
@@ -33,15 +40,18 @@ def _trained(log: TrainingLog, limit: float) -> Point:
     text = f"{log.name}: trained {log.train_seconds:.1f} s"
     total = log.train_seconds
     if log.calibrated and log.own_text:
-        text += ", calibrated on its own text, which is not charged"
+        text += ", calibrated on its own or random text, which is not charged"
     elif log.calibrated and log.calibration_seconds is None:
         if total <= limit:
             return Point(Status.UNKNOWN, f"{text}, calibrated for an unknown time")
+        if log.calibration_line is not None:
+            text += f", then calibrated for an unknown time ({log.calibration_line[:100]!r})"
+            return Point(Status.FAIL, f"{text}: {CHARGED}")
     elif log.calibration_seconds is not None:
         total += log.calibration_seconds
         text += f" + calibration {log.calibration_seconds:.1f} s = {total:.1f} s"
     if total > limit + GRACE_SECONDS:
-        why = " (what makes the artifact from data belongs to training)" if log.calibrated else ""
+        why = f" ({CHARGED})" if log.calibrated else ""
         return Point(Status.FAIL, f"{text}: {total - limit:.1f} s over{why}")
     if total > limit:
         return Point(Status.WARN, f"{text}: {1e3 * (total - limit):.0f} ms over, the last step's")
@@ -61,14 +71,34 @@ def eval_time(submission: Submission, options: Options) -> Finding:
             continue
         longest, seconds = max(timed.items(), key=lambda one: one[1])
         text = f"{log.name}: {longest} took {seconds:.1f} s"
-        points.append(Point(Status.FAIL if seconds > options.eval_seconds else Status.PASS, text))
+        late = Status.FAIL if seconds > options.eval_seconds else Status.PASS
+        points.append(_elsewhere(Point(late, text), log, submission.claims))
     claims = submission.claims
     if claims is not None and (claims.eval_seconds or 0.0) > options.eval_seconds:
         text = f"submission.json says {claims.eval_seconds:g} s of evaluation"
         points.append(Point(Status.FAIL, text))
     if not points:
         return unknown("eval-time", "no log tells the evaluation time")
-    return verdict("eval-time", points, f"evaluations take at most {options.eval_seconds:g} s")
+    return _of_track(submission, "eval-time", points, f"takes at most {options.eval_seconds:g} s")
+
+
+def _elsewhere(point: Point, log: TrainingLog, claims: Claims | None) -> Point:
+    """The limits are for eight GPUs: seconds on other machines do not tell."""
+    gpus = other_gpus(log, claims)
+    if gpus is None or point.status is not Status.FAIL:
+        return point
+    text = f"{point.text}; but it ran on {gpus} GPU{'s' * (gpus != 1)}, and the limit is for 8"
+    return Point(Status.UNKNOWN, text)
+
+
+def _of_track(submission: Submission, rule: str, points: Sequence[Point], passed: str) -> Finding:
+    """The verdict; of a track without limits on training it is told, and never failed."""
+    late = any(point.status in (Status.FAIL, Status.WARN) for point in points)
+    if submission.unlimited is None or not late:
+        return verdict(rule, points, f"every run {passed}")
+    text = f"no limit of the record track holds here, says {submission.unlimited}"
+    status = Status.PASS if rule == "train-time" else Status.UNKNOWN
+    return Finding(rule, status, text, tuple(point.text for point in points))
 
 
 RULES: tuple[Rule, ...] = (train_time, eval_time)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, replace
 
 from packer.submission.artifacts import ArtifactFile
 from packer.submission.folder import Submission
 from packer.submission.training_log import TrainingLog
 
+# A file of less than half of what a run logged is no later export of it, unless it has its weights.
+LEAST_SHARE = 0.5
+# A script that is so much smaller than what the log counted, and unpacks nothing, is another one.
+STUB_SHARE = 0.2
+UNPACKS = re.compile(r"decompress|b85decode|b64decode|a85decode|zipfile|marshal")
+
 
 @dataclass(frozen=True)
 class RunAccount:
     """One run. name: of its log, or of its artifact where no log speaks of it.
 
-    logged_code, logged_total: as printed. shipped_code: bytes of the folder's code, None without.
+    logged_code, logged_total: as printed. shipped_code: bytes of all code in the folder that runs,
+    own_code: of the script alone; None without. is_stub: the script cannot be what was logged.
     superseded: the file that takes this run's place, such as a later export of the same seed.
     """
 
@@ -23,8 +32,10 @@ class RunAccount:
     logged_code: int | None
     logged_total: int | None
     shipped_code: int | None
+    own_code: int | None
     log: TrainingLog | None
     artifact: ArtifactFile | None
+    is_stub: bool = False
     superseded: str | None = None
 
     @property
@@ -36,15 +47,25 @@ class RunAccount:
 
     @property
     def as_shipped(self) -> int | None:
-        """The model with the code that lies in the folder."""
-        return _sum(self.model_bytes, self.shipped_code)
+        """The model with the code that lies in the folder, where that is the code that ran."""
+        return None if self.is_stub else _sum(self.model_bytes, self.shipped_code)
+
+    @property
+    def with_own_code(self) -> int | None:
+        """The model with the script alone, without the files that it runs."""
+        return _sum(self.model_bytes, self.own_code)
+
+    @property
+    def counts_own_code(self) -> bool:
+        """Whether the log counts the script alone, though it runs other files too."""
+        return self.logged_code == self.own_code != self.shipped_code
 
     @property
     def counts_a_wrapper(self) -> bool:
         """Whether the log counts less code than is shipped: a packed copy nobody shipped."""
-        if self.logged_code is None or self.shipped_code is None:
+        if self.logged_code is None or self.own_code is None:
             return False
-        return self.logged_code < self.shipped_code
+        return self.logged_code < self.own_code
 
 
 def _sum(model: int | None, code: int | None) -> int | None:
@@ -52,36 +73,52 @@ def _sum(model: int | None, code: int | None) -> int | None:
 
 
 def accounts(submission: Submission) -> tuple[RunAccount, ...]:
-    """One account per log that speaks of sizes, then one per artifact that no log speaks of."""
+    """One account per log that speaks of sizes, then one per artifact that no log speaks of and
+    that could be a run's.
+    """
     found: list[RunAccount] = []
     spoken: set[str] = set()
+    code, own = submission.code_bytes, submission.own_code_bytes
     for log in submission.logs:
         if not log.models and not log.totals:
             continue
-        sizes = {size for _, size in log.models}
+        sizes = {*(size for _, size in log.models), dict(log.totals).get("artifact")}
         artifact = next((one for one in submission.artifacts if one.size_bytes in sizes), None)
         if artifact is not None:
             spoken.add(artifact.name)
         model, total = _of_the_artifact(log, artifact)
         if model is None and total is not None and log.code_bytes is not None:
             model = total - log.code_bytes
+        counted, stub = log.code_bytes, _is_stub(submission, log)
         found.append(
-            RunAccount(
-                log.name,
-                log.seed,
-                model,
-                log.code_bytes,
-                total,
-                _shipped_code(submission, log),
-                log,
-                artifact,
-            )
+            RunAccount(log.name, log.seed, model, counted, total, code, own, log, artifact, stub)
         )
+    logged = list(found)
     for artifact in submission.artifacts:
-        if artifact.name not in spoken:
-            size, code = artifact.size_bytes, submission.code_bytes
-            found.append(RunAccount(artifact.name, None, size, None, None, code, None, artifact))
+        could_be = not logged or any(_is_of(artifact, run) for run in logged)
+        if artifact.name not in spoken and could_be:
+            size = artifact.size_bytes
+            found.append(
+                RunAccount(artifact.name, None, size, None, None, code, own, None, artifact)
+            )
     return tuple(replace(run, superseded=_superseder(run, found, submission)) for run in found)
+
+
+def _is_stub(submission: Submission, log: TrainingLog) -> bool:
+    counted = max(log.code_bytes or 0, log.raw_code_bytes or 0)
+    if not submission.code or (submission.code_bytes or 0) >= STUB_SHARE * counted:
+        return False
+    return not any(UNPACKS.search(file.text) for file in submission.whole_code)
+
+
+def _is_of(artifact: ArtifactFile, run: RunAccount) -> bool:
+    """Whether a file could be a run's model, by its size or its number of weights."""
+    model = run.model_bytes or run.as_logged or 0
+    if artifact.size_bytes >= LEAST_SHARE * model:
+        return True
+    weights = sum(math.prod(shape) for shape in artifact.shapes.values())
+    parameters = run.log.parameters if run.log is not None else None
+    return parameters is not None and abs(weights / parameters - 1) < 0.05
 
 
 def _superseder(run: RunAccount, runs: list[RunAccount], submission: Submission) -> str | None:
@@ -90,7 +127,11 @@ def _superseder(run: RunAccount, runs: list[RunAccount], submission: Submission)
     """
     if run.log is None or run.artifact is not None:
         return None
-    exported = [other for other in runs if other.log is None]
+    exported = [
+        other
+        for other in runs
+        if other.log is None and other.artifact and _is_of(other.artifact, run)
+    ]
     fileless = [other for other in runs if other.artifact is None]
     if exported and len(exported) >= len(fileless):
         return exported[fileless.index(run)].name
@@ -113,17 +154,10 @@ def _of_the_artifact(
     """(model bytes, total) of the label whose size the artifact has, else of the likely label."""
     if artifact is not None:
         labels = [label for label, size in log.models if size == artifact.size_bytes]
+        if not labels:  # what the log calls the artifact is the model alone
+            return artifact.size_bytes, None
         return artifact.size_bytes, dict(log.totals).get(labels[-1], log.total_bytes)
     return log.model_bytes, log.total_bytes
-
-
-def _shipped_code(submission: Submission, log: TrainingLog) -> int | None:
-    """The folder's code; with the files that it imports where that is what the log counted."""
-    code = submission.code_bytes
-    if code is None:
-        return None
-    whole = code + sum(file.size_bytes for file in submission.imported)
-    return whole if whole in (log.code_bytes, log.raw_code_bytes) else code
 
 
 def largest_total(submission: Submission) -> int | None:
@@ -134,7 +168,9 @@ def largest_total(submission: Submission) -> int | None:
 
 
 def _best_known(run: RunAccount) -> int | None:
-    """A wrapper that was counted stands for the code: whether that holds is a rule of its own."""
-    if run.as_shipped is None or (run.counts_a_wrapper and run.as_logged is not None):
+    """A wrapper that was counted stands for the code, and so does the script alone: whether that
+    holds is a rule of its own."""
+    other_code = run.counts_a_wrapper or run.counts_own_code
+    if run.as_shipped is None or (other_code and run.as_logged is not None):
         return run.as_logged
     return run.as_shipped

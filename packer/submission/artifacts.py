@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from packer.errors import CheckpointError
+from packer.texts import decode_text
 
 # Files called so are artifacts even when they are damaged; others are told by their bytes.
 ENDINGS = (".ptz", ".pack")
 TEXTS = (".py", ".md", ".json", ".log", ".txt", ".out", ".csv", ".sh", ".toml", ".yaml")
 MAGICS = {b"PGRP": "lrzip", b"QGv3": "xz", b"\x93BYT": "bytecap", b"PK\x03\x04": "none"}
+LARGEST_CODE, LARGEST_TEXT, TEXT_SAMPLE = 2**21, 2**26, 2**16
 # int8, int6 and int5 row scales of the old families are at least 1 over the largest code.
 FLOORS = {127: 1 / 127, 31: 1 / 31, 15: 1 / 15}
 
@@ -47,8 +49,9 @@ def is_artifact_file(path: Path) -> bool:
     return codec not in ("none", "brotli", "gzip")
 
 
-def read_artifact_file(path: Path, name: str, max_memory: int | None = None) -> ArtifactFile:
-    """What a file tells; one that cannot be read has a problem instead of tensors."""
+def read_artifact_file(path: Path, name: str, max_memory: int | None = None) -> ArtifactFile | None:
+    """What a file tells; one that cannot be read has a problem instead of tensors. None for one
+    that unpacks to text, such as packed code."""
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -61,7 +64,24 @@ def read_artifact_file(path: Path, name: str, max_memory: int | None = None) -> 
             return ArtifactFile(name, size, codec, "bytecap", shapes)
         return _read_foreign(path, name, size, codec, max_memory)
     except (CheckpointError, ValueError) as error:
+        if _holds_text(path):
+            return None
         return ArtifactFile(name, size, codec, problem=str(error))
+
+
+def _holds_text(path: Path) -> bool:
+    """Whether a file, its compression taken off, is Python, JSON or other text."""
+    from packer.foreign.codecs import codec_of, unwrap
+
+    if path.stat().st_size > LARGEST_CODE:
+        return False
+    try:
+        packed = path.read_bytes()
+        data = unwrap(packed, LARGEST_TEXT, path.name, lambda head: codec_of(head) is None).data
+    except (CheckpointError, OSError):
+        return False
+    text = decode_text(data[:TEXT_SAMPLE])
+    return text.encoding != "latin-1" and bool(text.text) and not text.is_binary
 
 
 def sniff_codec(head: bytes) -> str:

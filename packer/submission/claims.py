@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-TOTAL_KEYS = ("bytes_total", "artifact_bytes_max", "artifact_bytes", "artifact_size_bytes")
-CODE_KEYS = ("wrapped_code_bytes", "bytes_code", "code_bytes")
-MODEL_KEYS = re.compile(r"bytes_model\w*|quantized_\w*model_bytes|model_bytes\w*")
+from packer.submission.claim_keys import UNITS, Kind, SizeKey, size_keys
+from packer.submission.claimed_seeds import SeedClaim, claimed_seeds, seed_entries
+from packer.submission.plain_numbers import plausible, whole
+
+CLAIMS = "submission.json"
 BPB_KEYS = ("val_bpb", "mean_val_bpb", "val_bpb_mean")
+OTHER_BPB_KEYS = ("final_val_bpb", "val_bpb_final", "final_bpb", "mean_bpb", "bpb")
 NATS_KEYS = ("val_loss", "mean_val_loss", "val_loss_mean")
+TRACK_KEYS = ("track", "category", "submission_type", "record_type", "type")
+FLAGS_OF_TRACK = ("non_record", "is_non_record", "unlimited_compute")
+# Numbers of other runs than the one that is submitted.
+OF_OTHERS = re.compile(r"compliance|baseline|previous|parent|prior|sota|ablation|compar", re.I)
 PLACEHOLDER = re.compile(r"tbd|pending|todo|fill|verify|unknown|n/?a|\?", re.IGNORECASE)
 WITH_UNIT = re.compile(r"([\d,_]*\d(?:\.\d+)?)\s*([a-zA-Z]*)")
-LARGEST = 1e15  # of sizes in bytes, steps, seconds and losses
-UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 10**3, "mb": 10**6, "kib": 2**10, "mib": 2**20}
 
 
 @dataclass(frozen=True)
@@ -33,22 +38,11 @@ class ClaimedNumber:
 
 
 @dataclass(frozen=True)
-class SeedClaim:
-    """What submission.json says of one seed."""
-
-    seed: str
-    bpb: float | None
-    nats: float | None
-    size_bytes: int | None
-    steps: int | None
-
-
-@dataclass(frozen=True)
 class Claims:
-    """total, code, model: sizes. flags: compliance booleans by name.
+    """total, code, model: sizes. flags: compliance booleans by name. track, hardware: as written.
 
     problem: why the file is no JSON object; nothing else is set then. odd: values that are not
-    what their key asks for, such as "TBD".
+    what their key asks for, such as "TBD". value: the whole object.
     """
 
     problem: str | None = None
@@ -63,8 +57,11 @@ class Claims:
     eval_seconds: float | None = None
     steps: int | None = None
     flags: Mapping[str, bool] = field(default_factory=dict)
+    track: str = ""
+    hardware: str = ""
     text: str = ""
     odd: tuple[str, ...] = ()
+    value: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_claims(text: str) -> Claims:
@@ -77,47 +74,113 @@ def parse_claims(text: str) -> Claims:
         return Claims(problem=f"it holds a {type(value).__name__} where an object belongs")
     compliance = value.get("compliance")
     flags = compliance if isinstance(compliance, dict) else {}
-    model_keys = [key for key in value if MODEL_KEYS.fullmatch(key)]
+    # What stands one level down counts where nothing of its kind stands at the top.
+    inner = dict(_one_level_down(value))
+    kinds, inner_kinds = size_keys(value), size_keys(inner)
+    odd = [*_odd_sizes(value, kinds), *_odd_numbers(value, (*BPB_KEYS, *NATS_KEYS))]
+    bpb = _number(value, BPB_KEYS)
+    if bpb is None:
+        key, bpb = _bpb_elsewhere(value, inner)
+        odd += [f"it claims {bpb} as {key}; the contest reads val_bpb"] if key else []
+    entries = seed_entries(value)
+    sizes = {kind: _size(value, kinds[kind]) or _size(inner, inner_kinds[kind]) for kind in Kind}
     return Claims(
-        total=_size(value, TOTAL_KEYS),
-        code=_size(value, CODE_KEYS),
-        model=_size(value, model_keys),
-        bpb=_number(value, BPB_KEYS),
+        total=sizes[Kind.TOTAL] or sizes[Kind.ARTIFACT],
+        code=sizes[Kind.CODE],
+        model=sizes[Kind.MODEL],
+        bpb=bpb,
         nats=_number(value, NATS_KEYS),
-        seeds=_seeds(value),
-        seed_claims=_seed_claims(value.get("seed_results")),
+        seeds=claimed_seeds(value, entries),
+        seed_claims=tuple(_seed_claim(seed, said) for seed, said in entries.items()),
         train_seconds=_number(value, ("wallclock_seconds", "train_time_seconds")),
         eval_seconds=_number(value, ("eval_time_seconds",)),
-        steps=_whole(value.get("step_stop")),
+        steps=whole(value.get("step_stop")),
         flags={key: flag for key, flag in flags.items() if isinstance(flag, bool)},
+        track=_track(value),
+        hardware=str(value.get("hardware", "")),
         text=" ".join(str(value.get(key, "")) for key in ("name", "blurb", "technique_summary")),
-        odd=tuple(_odd(value, [*TOTAL_KEYS, *CODE_KEYS, *model_keys, *BPB_KEYS, *NATS_KEYS])),
+        odd=tuple(odd),
+        value=value,
     )
 
 
-def _size(value: Mapping[str, Any], keys: Iterable[str]) -> ClaimedNumber | None:
-    """The first key that holds a size: bytes, or with a unit, or a bare number of megabytes."""
-    for key in keys:
-        found = value.get(key)
-        if isinstance(found, bool) or not isinstance(found, int | float | str) or not found:
-            continue
-        match = WITH_UNIT.fullmatch(str(found).strip())
-        unit = UNITS.get(match[2].lower()) if match else None
-        if match is None or unit is None:
-            continue
-        digits = match[1].replace(",", "").replace("_", "")
-        number = _plausible(digits)
-        if number is None:
-            continue
-        if unit == 1 and number < 1000:
-            unit = UNITS["mb"]
-        decimals = len(digits.partition(".")[2])
-        error = unit * 10.0**-decimals / 2 if unit > 1 else 0.0
-        return ClaimedNumber(key, number * unit, error, str(found))
-    return None
+def _one_level_down(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, found in value.items():
+        if isinstance(found, dict) and not OF_OTHERS.search(key):
+            yield from ((str(inner), one) for inner, one in found.items())
 
 
-def _odd(value: Mapping[str, Any], keys: Iterable[str]) -> Iterable[str]:
+def _track(value: Mapping[str, Any]) -> str:
+    said = [value[key] for key in TRACK_KEYS if isinstance(value.get(key), str)]
+    said += [key for key in FLAGS_OF_TRACK if value.get(key) is True]
+    return " ".join(said)
+
+
+def _bpb_elsewhere(
+    value: Mapping[str, Any], inner: Mapping[str, Any]
+) -> tuple[str | None, float | None]:
+    for where, keys in ((value, OTHER_BPB_KEYS), (inner, (*BPB_KEYS, *OTHER_BPB_KEYS))):
+        for key in keys:
+            found = _number(where, (key,))
+            if found:
+                return key, found
+    return None, None
+
+
+def _seed_claim(seed: str, said: Mapping[str, Any]) -> SeedClaim:
+    kinds = size_keys(said)
+    size = _size(said, [*kinds[Kind.ARTIFACT], *kinds[Kind.TOTAL]])
+    return SeedClaim(
+        seed,
+        _number(said, ("val_bpb", "bpb")),
+        _number(said, ("val_loss", "loss")),
+        round(size.value) if size is not None and not size.error else None,
+        whole(said.get("steps", said.get("step_stop"))),
+    )
+
+
+def _size(value: Mapping[str, Any], keys: Iterable[SizeKey]) -> ClaimedNumber | None:
+    """The first key that holds a size: in bytes, with a unit, or a bare number of megabytes.
+
+    A mean is none: it is no run's.
+    """
+    keys = [key for key in keys if key.of == "largest"]
+    return next((size for key in keys if (size := size_of(value.get(key.key), key))), None)
+
+
+def size_of(found: Any, key: SizeKey) -> ClaimedNumber | None:
+    """What is written under a key, as a size; None where it is none."""
+    if isinstance(found, bool) or not isinstance(found, int | float | str) or not found:
+        return None
+    match = WITH_UNIT.fullmatch(str(found).strip())
+    unit = UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        return None
+    digits = match[1].replace(",", "").replace("_", "")
+    number = plausible(digits)
+    if number is None:
+        return None
+    unit = unit if match[2] else key.unit
+    in_bytes = match[2] or (key.kind is Kind.CODE and "." not in digits)
+    if unit == 1 and number < 1000 and not in_bytes:
+        unit = UNITS["mb"]
+    decimals = len(digits.partition(".")[2])
+    error = unit * 10.0**-decimals / 2 if unit > 1 else 0.0
+    return ClaimedNumber(key.key, number * unit, error, str(found))
+
+
+def _odd_sizes(value: Mapping[str, Any], kinds: Mapping[Kind, list[SizeKey]]) -> Iterator[str]:
+    for key in (key for same in kinds.values() for key in same):
+        found = value[key.key]
+        if isinstance(found, str) and size_of(found, key) is not None and key.unit > 1:
+            continue
+        yield from _odd_numbers(value, (key.key,))
+        size = None if isinstance(found, str) else size_of(found, key)
+        if "bytes" in key.key and size is not None and size.error:
+            yield f"{key.key} is {found}, which is megabytes, not bytes"
+
+
+def _odd_numbers(value: Mapping[str, Any], keys: Iterable[str]) -> Iterator[str]:
     for key in keys:
         if key not in value:
             continue
@@ -129,58 +192,12 @@ def _odd(value: Mapping[str, Any], keys: Iterable[str]) -> Iterable[str]:
             yield f"{key} is {found!r}, {kind}"
         elif isinstance(found, bool | list | dict):
             yield f"{key} is a {type(found).__name__}, not a number"
-        elif "bytes" in key and found < 1000:
-            yield f"{key} is {found}, which is megabytes, not bytes"
 
 
 def _number(value: Mapping[str, Any], keys: Iterable[str]) -> float | None:
     for key in keys:
         found = value.get(key)
-        number = _plausible(found)
+        number = plausible(found)
         if number is not None and (number or isinstance(found, str)):
             return number
     return None
-
-
-def _whole(value: Any) -> int | None:
-    number = None if isinstance(value, str) else _plausible(value)
-    return None if number is None else int(number)
-
-
-def _plausible(value: Any) -> float | None:
-    """A number, or the text of one, that a run could have; None for NaN and the absurd."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if abs(number) < LARGEST else None
-
-
-def _seeds(value: Mapping[str, Any]) -> tuple[str, ...]:
-    for key in ("seeds", "seed_results"):
-        found = value.get(key)
-        if isinstance(found, list | dict):
-            return tuple(str(seed).removeprefix("seed_").removeprefix("seed") for seed in found)
-    return ()
-
-
-def _seed_claims(value: Any) -> tuple[SeedClaim, ...]:
-    if not isinstance(value, dict):
-        return ()
-    found = []
-    for seed, said in value.items():
-        if not isinstance(said, dict):
-            continue
-        size = _size(said, (*TOTAL_KEYS, "total_bytes"))
-        found.append(
-            SeedClaim(
-                str(seed).removeprefix("seed_").removeprefix("seed"),
-                _number(said, ("val_bpb", "bpb")),
-                _number(said, ("val_loss", "loss")),
-                round(size.value) if size is not None and not size.error else None,
-                _whole(said.get("steps", said.get("step_stop"))),
-            )
-        )
-    return tuple(found)

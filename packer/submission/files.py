@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packer.errors import SubmissionError
+from packer.submission.log_copies import without_copies
 from packer.submission.training_log import TrainingLog, parse_log
 from packer.texts import HEAD_BYTES, TAIL_BYTES, Text, read_text
 
@@ -33,12 +34,14 @@ class Files:
 
 @dataclass(frozen=True)
 class Logs:
-    """logs: texts with at least one line of a training log. silent: files called logs without.
+    """logs: texts with at least one line of a training log, every run's once. copies: (copy, log
+    that it is a copy of). silent: files called logs that have no such line, in words.
 
     notes: what was read in part or not at all.
     """
 
     logs: tuple[TrainingLog, ...]
+    copies: tuple[tuple[str, str], ...]
     silent: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -110,7 +113,9 @@ def read_logs(files: Files) -> Logs:
             silent.append(f"{log.name} {_why_silent(text)}")
     if len(named) > MAX_LOGS:
         notes.append(f"{len(named):,} files could be logs; the first {MAX_LOGS} are read")
-    return Logs(tuple(logs), tuple(silent), (*notes, *silent))
+    kept, copies = without_copies(logs)
+    notes += [f"{copy} is a copy of {log}; it counts once" for copy, log in copies]
+    return Logs(kept, copies, tuple(silent), (*notes, *silent))
 
 
 def _why_silent(text: Text) -> str:

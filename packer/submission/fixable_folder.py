@@ -11,10 +11,11 @@ from packer.checkpoint import read_checkpoint
 from packer.code.packing import SourceFile
 from packer.errors import CheckpointError, SubmissionError
 from packer.foreign.tensors import ForeignArtifact
-from packer.submission.account import accounts
+from packer.submission.account import RunAccount, accounts
 from packer.submission.artifacts import ArtifactFile
-from packer.submission.folder import ENTRY_NAMES, Submission, read_submission
-from packer.submission.true_claims import CLAIMS, read_claims
+from packer.submission.claims import CLAIMS
+from packer.submission.code_files import ENTRY_NAMES
+from packer.submission.folder import Submission, read_submission
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Folder:
 
     artifact: inside the folder, None where only logs speak of it; foreign: None for that, and for
     an artifact of ours. artifact_bytes: its size, or the largest that a log names. others: runs
-    whose artifacts are not here -> their model bytes. code: the entry first. claims: None without
-    a file.
+    whose artifacts are not here -> their model bytes. code: all that runs, the entry first;
+    executed: those of it that are run by their file names. claims: None without a file.
     """
 
     root: Path
@@ -33,6 +34,7 @@ class Folder:
     artifact_bytes: int
     others: Mapping[str, int]
     code: tuple[SourceFile, ...]
+    executed: frozenset[str]
     claims: Mapping[str, Any] | None
 
     @property
@@ -63,13 +65,14 @@ def read_folder(
             f"{root}: {len(submission.beside)} Python files and none is {ENTRY_NAMES[0]}; name "
             "those that count with --code, the one that is run first"
         )
+    if submission.claims is not None and submission.claims.problem is not None:
+        raise SubmissionError(
+            f"{root / CLAIMS}: {submission.claims.problem}; correct it by hand first"
+        )
     artifact = _only_artifact(submission)
     runs = [run for run in accounts(submission) if run.superseded is None]
-    others = {
-        run.name: run.model_bytes
-        for run in runs
-        if run.model_bytes is not None and run.artifact is None
-    }
+    sizes = {run.name: _model_bytes(run) for run in runs if run.artifact is None}
+    others = {name: size for name, size in sizes.items() if size is not None}
     if artifact is None and not others:
         raise SubmissionError(
             f"{root}: holds no artifact, and no log tells the size of one; put the artifact there"
@@ -84,9 +87,18 @@ def read_folder(
         foreign,
         artifact.size_bytes if artifact else max(others.values()),
         others,
-        submission.code,
-        read_claims(root / CLAIMS),
+        submission.whole_code,
+        frozenset(file.path for file in submission.executed),
+        None if submission.claims is None else submission.claims.value,
     )
+
+
+def _model_bytes(run: RunAccount) -> int | None:
+    """A run's model: as logged, or what the logged total leaves beside the code."""
+    if run.model_bytes is not None or run.as_logged is None or run.own_code is None:
+        return run.model_bytes
+    left = run.as_logged - run.own_code
+    return left if left > 0 else None
 
 
 def _only_artifact(submission: Submission) -> ArtifactFile | None:

@@ -16,13 +16,15 @@ from typing import Any
 from packer.account import CodeFile, Limits
 from packer.checkpoint import Checkpoint
 from packer.code.packing import SourceFile, pack_code
+from packer.code.wrapper import ENTRY
 from packer.errors import CapError
 from packer.foreign.repack import Repacked, assembled, repack
 from packer.measuring import Progress, ignore_progress
 from packer.ship import RE_ENCODED, loader_source
+from packer.submission.claims import CLAIMS
 from packer.submission.fixable_folder import Folder
 from packer.submission.offers import Offer, offers_under
-from packer.submission.true_claims import CLAIMS, corrected_claims
+from packer.submission.true_claims import TrueSizes, corrected_claims
 
 EDIT_BYTES = 512  # left free for the edit that makes the code use the loader
 Judge = Callable[[list[Offer]], list[Offer]]
@@ -70,34 +72,70 @@ def fix_folder(
     """
     model, allowed = folder.largest_model, cap_bytes - margin_bytes
     if folder.code_bytes + model <= allowed:
-        return _fixed(folder, cap_bytes, "it fits as it is", {}, folder.code_bytes, model)
-    packed = pack_code(folder.code)
-    if packed.packed_bytes + model <= allowed:
+        return _fixed(folder, cap_bytes, "it fits as it is", {}, folder.code_bytes)
+    packed = _packed(folder)
+    if packed.size_bytes + model <= allowed:
         return _fixed(
             folder,
             cap_bytes,
-            f"code packed, {packed.saved_bytes:,} bytes fewer; the artifact is untouched",
-            {_inside(folder, 0): packed.text.encode()},
-            packed.packed_bytes,
-            model,
-            dropped=tuple(_inside(folder, at) for at in range(1, len(folder.code))),
+            f"code packed, {folder.code_bytes - packed.size_bytes:,} bytes fewer; the artifact is "
+            "untouched",
+            packed.files,
+            packed.size_bytes,
+            dropped=packed.dropped,
         )
     if folder.foreign is None:
-        over = packed.packed_bytes + model - allowed
-        why = "it is not here" if folder.artifact is None else f"{folder.artifact} is one of ours"
-        raise CapError(
-            f"{folder.root}: even with packed code it is {over:,} bytes over, so the artifact has "
-            f"to change, and {why}; nothing was written. Put the "
-            "artifact of the run there, or pack the checkpoint anew: packer pack CKPT --cap N"
-        )
+        raise CapError(_why_not(folder, packed.size_bytes + model - allowed))
     same = repack(folder.foreign, progress=progress)
     return _re_encoded(folder, same, cap_bytes, allowed, lossless, original, judge, progress)
 
 
-def _inside(folder: Folder, number: int) -> str:
+def _why_not(folder: Folder, over: int) -> str:
+    said = f"{folder.root}: even with packed code it is {over:,} bytes over, so the artifact has to"
+    anew = "pack the checkpoint anew: packer pack CKPT --cap N"
+    if folder.artifact is not None:
+        return f"{said} change, and {folder.artifact} is one of ours; nothing was written. {anew}"
+    largest = max(folder.others, key=lambda name: folder.others[name])
+    return (
+        f"{said} change, and it is not here; nothing was written. Put the artifact of {largest} "
+        f"({folder.others[largest]:,} bytes) into the folder and fix it again: the same codes take "
+        f"fewer bytes under our coder. Or {anew}"
+    )
+
+
+@dataclass(frozen=True)
+class PackedFiles:
+    """files: name -> content. dropped: names of files that are inside another now."""
+
+    files: Mapping[str, bytes]
+    dropped: tuple[str, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, self.files.values()))
+
+
+def _packed(folder: Folder, loader: SourceFile | None = None) -> PackedFiles:
+    """All code as one script; where files are run by their names, each stays one of its own."""
+    added = () if loader is None else (loader,)
+    if not folder.executed:
+        text = pack_code((*folder.code, *added)).text
+        names = tuple(_inside(file) for file in folder.code)
+        return PackedFiles({names[0]: text.encode()}, names[1:])
+    alone = [replace(file, module=ENTRY) for file in folder.code]
+    files = {_inside(file): pack_code([file]).text.encode() for file in alone}
+    return PackedFiles({**files, **{_beside(folder, one): one.text.encode() for one in added}}, ())
+
+
+def _inside(file: SourceFile) -> str:
     """A code file's path inside the folder."""
-    path = Path(folder.code[number].path)
+    path = Path(file.path)
     return path.name if path.is_absolute() else path.as_posix()
+
+
+def _beside(folder: Folder, file: SourceFile) -> str:
+    """The path of a new file in the folder of the entry."""
+    return Path(_inside(folder.code[0])).with_name(file.path).as_posix()
 
 
 def _re_encoded(
@@ -115,9 +153,9 @@ def _re_encoded(
     text = loader_source(RE_ENCODED)
     loader = SourceFile("loader.py", "loader", text, len(text.encode()))
     beside = folder.code_bytes + loader.size_bytes
-    inside = pack_code((*folder.code, loader)).packed_bytes + EDIT_BYTES
-    packs = beside + len(same.data) > allowed and inside < beside
-    code_bytes = inside if packs else beside
+    packed = _packed(folder, loader)
+    packs = beside + len(same.data) > allowed and packed.size_bytes + EDIT_BYTES < beside
+    code_bytes = packed.size_bytes + EDIT_BYTES if packs else beside
     offers: list[Offer] = []
     what = f"the same codes re-encoded, {folder.artifact_bytes - len(same.data):,} bytes fewer"
     if code_bytes + len(same.data) > allowed:
@@ -139,15 +177,15 @@ def _re_encoded(
         else assembled(same.header, same.encoded, cap_bytes, code_bytes)
     )
     name = Path(folder.artifact).with_suffix(".pack").as_posix()
-    beside_entry = Path(_inside(folder, 0)).with_name(loader.path).as_posix()
+    code = packed if packs else PackedFiles({}, ())
     fixed = _fixed(
         folder,
         cap_bytes,
         what + ("; code packed with its loader" if packs else ""),
-        {name: data, beside_entry: text.encode()},
-        code_bytes,
+        {name: data, _beside(folder, loader): text.encode(), **code.files},
+        packed.size_bytes if packs else beside,
         len(data),
-        dropped=(folder.artifact,),
+        dropped=(folder.artifact, *code.dropped),
         to_do=_to_do(folder, name, packs, bool(offers)),
     )
     return replace(fixed, offers=tuple(offers), artifact=name)
@@ -162,11 +200,14 @@ def _to_do(folder: Folder, name: str, packs: bool, lossy: bool) -> tuple[str, ..
         f"from loader import read_weights; state_dict = read_weights(open('{name}', 'rb').read())"
     ]
     if packs:
-        names = " ".join(Path(file.path).name for file in folder.code)
+        names = " ".join(str(folder.root / _inside(file)) for file in folder.code)
+        told[0] = told[0].replace(f"in {entry}", f"in {folder.root / _inside(folder.code[0])}", 1)
         told.append(
-            f"then count it packed: packer code {names} loader.py -o {entry}; until then the "
-            "folder is over the cap"
+            f"then pack it again: packer code {names} loader.py -o {entry}; the packed code here "
+            "is without that edit, for which the cap has room. Claim what it takes then"
         )
+    else:
+        told.append("the edit changes bytes_code and the total by some bytes: claim what it takes")
     if lossy:
         told.append("the weights changed: measure val_bpb and val_loss again (packer eval)")
     if folder.others:
@@ -201,18 +242,19 @@ def _fixed(
     what: str,
     files: Mapping[str, bytes],
     code_bytes: int,
-    artifact_bytes: int,
+    new_bytes: int | None = None,
     *,
     dropped: tuple[str, ...] = (),
     to_do: tuple[str, ...] = (),
 ) -> FixedFolder:
+    """new_bytes: of a new artifact; None where all models are as they were."""
+    here = () if folder.artifact is None else (folder.artifact_bytes,)
+    before = (*here, *folder.others.values())
+    sizes = TrueSizes(code_bytes, before if new_bytes is None else (new_bytes,), before)
     contents = dict(files)
     changed: Mapping[str, tuple[Any, Any]] = {}
     if folder.claims is not None:
-        claims, changed = corrected_claims(
-            folder.claims, folder.artifact_bytes, code_bytes, artifact_bytes, cap_bytes
-        )
+        claims, changed = corrected_claims(folder.claims, sizes, cap_bytes)
         contents[CLAIMS] = (json.dumps(claims, indent=2, ensure_ascii=False) + "\n").encode()
-    return FixedFolder(
-        contents, dropped, what, code_bytes, artifact_bytes, cap_bytes, to_do, changed
-    )
+    model = folder.largest_model if new_bytes is None else new_bytes
+    return FixedFolder(contents, dropped, what, code_bytes, model, cap_bytes, to_do, changed)

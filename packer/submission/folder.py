@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from packer.code.packing import SourceFile, read_sources
-from packer.code.wrapper import ENTRY
-from packer.errors import CodeError, SubmissionError
+from packer.code.packing import SourceFile
+from packer.errors import SubmissionError
 from packer.submission.artifacts import ArtifactFile, is_artifact_file, read_artifact_file
-from packer.submission.claims import Claims, parse_claims
+from packer.submission.claims import CLAIMS, Claims, parse_claims
+from packer.submission.code_files import CodeSizes, read_code
 from packer.submission.files import list_files, read_logs, text_of
+from packer.submission.track import unlimited_by
 from packer.submission.training_log import TrainingLog
 
-ENTRY_NAMES = ("train_gpt.py", "train_gpt_mlx.py", "train.py")
 Progress = Callable[[str, int, int], None]
 
 
@@ -26,9 +25,11 @@ def ignore_progress(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Submission:
-    """code: the entry first, then what else counts. imported: further files of the folder that the
-    code imports. beside: the other Python files. claims: None without a submission.json.
+    """code: the entry first, then what --code names. imported, executed: further files of the
+    folder that it runs. beside: the other Python files. claims: None without a submission.json.
 
+    logs: every run's, once; copies: (copy, log that it is a copy of). unlimited: what says that
+    the track has no limits on time, None without.
     In words: unread_code: Python files that cannot be read; silent_logs: files called logs that say
     nothing; notes: what could not be read, or only in part.
     """
@@ -36,18 +37,31 @@ class Submission:
     folder: str
     code: tuple[SourceFile, ...] = ()
     imported: tuple[SourceFile, ...] = ()
+    executed: tuple[SourceFile, ...] = ()
     beside: tuple[SourceFile, ...] = ()
     unread_code: tuple[str, ...] = ()
     artifacts: tuple[ArtifactFile, ...] = ()
     claims: Claims | None = None
     logs: tuple[TrainingLog, ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
     silent_logs: tuple[str, ...] = ()
     readme: str | None = None
+    unlimited: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
+    def whole_code(self) -> tuple[SourceFile, ...]:
+        """Every file that runs, the entry first."""
+        return (*self.code, *self.imported, *self.executed)
+
+    @property
     def code_bytes(self) -> int | None:
-        """Bytes of the files that count as code; None without any."""
+        """Bytes of every file that runs; None without any."""
+        return sum(file.size_bytes for file in self.whole_code) if self.code else None
+
+    @property
+    def own_code_bytes(self) -> int | None:
+        """Bytes of the files in `code` alone, as scripts count that read themselves."""
         return sum(file.size_bytes for file in self.code) if self.code else None
 
 
@@ -68,30 +82,37 @@ def read_submission(
         raise SubmissionError(f"{folder} is not a folder; name a submission's folder")
     files = list_files(root)
     paths, notes = files.paths, list(files.notes)
-    unread: list[str] = []
-    counted, others = _sources(root, paths, code, unread)
-    notes += unread
-    imported = _imports_of(counted, others)
+    claims_path = next((path for path in paths if path.name == CLAIMS), None)
+    readme_path = next((path for path in paths if path.name.lower() == "readme.md"), None)
+    readme = text_of(files, readme_path, notes).text if readme_path else None
+    claims = parse_claims(text_of(files, claims_path, notes).text) if claims_path else None
+    logs = read_logs(files)
     artifacts = []
     found = [path for path in paths if is_artifact_file(path)]
     for done, path in enumerate(found):
         progress(path.name, done, len(found))
-        artifacts.append(read_artifact_file(path, files.name(path), max_memory))
-    claims = next((path for path in paths if path.name == "submission.json"), None)
-    readme = next((path for path in paths if path.name.lower() == "readme.md"), None)
-    logs = read_logs(files)
+        artifact = read_artifact_file(path, files.name(path), max_memory)
+        if artifact is None:
+            notes.append(f"{files.name(path)} unpacks to text; it is no artifact")
+        else:
+            artifacts.append(artifact)
+    has_pack = any(one.codec == "bytecap" for one in artifacts)
+    sources = read_code(files, code, _code_sizes(claims, logs.logs), has_pack)
     submission = Submission(
         str(folder),
-        counted,
-        imported,
-        tuple(file for file in others if file not in imported),
-        tuple(unread),
+        sources.code,
+        sources.reached.imported,
+        sources.reached.executed,
+        sources.beside,
+        sources.unread,
         tuple(artifacts),
-        parse_claims(text_of(files, claims, notes).text) if claims else None,
+        claims,
         logs.logs,
+        logs.copies,
         logs.silent,
-        text_of(files, readme, notes).text if readme else None,
-        (*notes, *logs.notes),
+        readme,
+        unlimited_by(str(folder), claims, readme),
+        (*notes, *sources.unread, *logs.notes),
     )
     if not (submission.code or submission.artifacts or submission.claims or submission.logs):
         raise SubmissionError(
@@ -101,61 +122,7 @@ def read_submission(
     return submission
 
 
-def _sources(
-    root: Path, paths: Sequence[Path], code: Sequence[str | os.PathLike[str]], notes: list[str]
-) -> tuple[tuple[SourceFile, ...], tuple[SourceFile, ...]]:
-    """(counted, others); paths of files inside the folder are relative to it."""
-    python = [path for path in paths if path.suffix == ".py"]
-    named = [Path(path) for path in code]
-    if not named:
-        entry = next((p for n in ENTRY_NAMES for p in python if p.name == n), None)
-        if entry is None and len(python) == 1:
-            entry = python[0]
-        named = [entry] if entry else []
-    counted = [_source(path, named[0].parent, root, notes) for path in named]
-    known = {path.resolve() for path in named}
-    if counted and counted[0] is not None:
-        counted[0] = replace(counted[0], module=ENTRY)
-    anchor = named[0].parent if named else root
-    rest = [_source(p, anchor, root, notes) for p in python if p.resolve() not in known]
-    return tuple(s for s in counted if s), tuple(s for s in rest if s)
-
-
-def _source(path: Path, anchor: Path, root: Path, notes: list[str]) -> SourceFile | None:
-    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-    try:
-        (found,) = read_sources([path])
-    except CodeError as error:
-        notes.append(str(error))
-        return None
-    inside = path.relative_to(anchor) if path.is_relative_to(anchor) else Path(path.name)
-    module = ".".join(inside.with_suffix("").parts)
-    return SourceFile(name, module, found.text, found.size_bytes)
-
-
-def _imports_of(code: Sequence[SourceFile], others: Sequence[SourceFile]) -> tuple[SourceFile, ...]:
-    """Files among the others that the code imports, and what those import."""
-    modules = {file.module: file for file in others}
-    found: dict[str, SourceFile] = {}
-    waiting = list(code)
-    while waiting:
-        for name in _imported_names(waiting.pop().text):
-            file = modules.get(name)
-            if file is not None and name not in found:
-                found[name] = file
-                waiting.append(file)
-    return tuple(found.values())
-
-
-def _imported_names(source: str) -> set[str]:
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return set()
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+def _code_sizes(claims: Claims | None, logs: Sequence[TrainingLog]) -> CodeSizes:
+    claimed = claims.code if claims is not None else None
+    logged = {size for log in logs for size in (log.code_bytes, log.raw_code_bytes)}
+    return CodeSizes(round(claimed.value) if claimed else None, frozenset(logged - {None}))

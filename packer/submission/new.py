@@ -63,6 +63,12 @@ def read_run(folder: Path, max_memory: int | None = None) -> FinishedRun:
     found = read_submission(folder, max_memory=max_memory)
     if not found.code:
         raise SubmissionError(f"{folder}: has no {CODE_NAME}; put the code that ran there")
+    if found.executed:
+        names = ", ".join(file.path for file in found.executed)
+        raise SubmissionError(
+            f"{folder}: {found.code[0].path} runs {names} by name, which one script cannot hold; "
+            "import it as a module, or put the two into one file"
+        )
     logs = [log for log in found.logs if log.quantized_scores]
     if len(logs) != 1 or logs[0].seed is None:
         names = ", ".join(log.name for log in logs) or "none"
@@ -82,7 +88,7 @@ def read_run(folder: Path, max_memory: int | None = None) -> FinishedRun:
             f"{folder}: artifacts are {spelled}, and {logs[0].name} names the sizes {said}; leave "
             "the one that was logged"
         )
-    return FinishedRun(folder, logs[0].seed, logs[0], logged[0], (*found.code, *found.imported))
+    return FinishedRun(folder, logs[0].seed, logs[0], logged[0], found.whole_code)
 
 
 def new_submission(

@@ -1,67 +1,95 @@
-"""The claims of submission.json: read as they are, and with true sizes in them."""
+"""The claims of submission.json with true sizes in them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from packer.errors import SubmissionError
-from packer.texts import read_text
+from packer.submission.claim_keys import Kind, SizeKey, size_key
+from packer.submission.claims import size_of
 
-CLAIMS = "submission.json"
-TOTAL_KEYS = ("bytes_total", "total_bytes")
-CODE_KEYS = ("bytes_code", "code_bytes")
-EITHER_KEYS = ("artifact_bytes", "artifact_size_bytes", "artifact_bytes_max", "artifact_bytes_mean")
+BOX = "artifact_under_16mb"
 
 
-def read_claims(path: Path) -> Mapping[str, Any] | None:
-    """None without a file. Raises SubmissionError: not a JSON object."""
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(read_text(path).text)
-    except (ValueError, RecursionError, OSError) as error:
-        raise SubmissionError(f"{path}: is not JSON ({error}); correct it by hand first") from None
-    if not isinstance(value, dict):
-        raise SubmissionError(f"{path}: is no object; correct it by hand first")
-    return value
+@dataclass(frozen=True)
+class TrueSizes:
+    """code: bytes. models: of the runs that are claimed, in bytes. before: all that there were."""
+
+    code: int
+    models: Sequence[int]
+    before: Sequence[int]
+
+    @property
+    def total(self) -> int:
+        return self.code + max(self.models)
 
 
 def corrected_claims(
-    claims: Mapping[str, Any],
-    old_artifact_bytes: int,
-    code_bytes: int,
-    artifact_bytes: int,
-    cap_bytes: int,
+    claims: Mapping[str, Any], sizes: TrueSizes, cap_bytes: int
 ) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
     """(the claims with true sizes, claim -> (old, new)); scores and everything else stay.
 
     artifact_bytes and its like mean the model alone in some submissions and the total in others:
-    which of the two is told by the old value.
+    which of the two is told by the old value. A mean stays one. Means and least values stay as they
+    are where some runs changed and others, whose artifacts are not here, did not.
     """
-    total = code_bytes + artifact_bytes
-    wanted: dict[str, Any] = {"bytes_total": total}
-    for key in claims:
-        if key in TOTAL_KEYS:
-            wanted[key] = total
-        elif key in CODE_KEYS:
-            wanted[key] = code_bytes
-        elif key.startswith("bytes_model"):
-            wanted[key] = artifact_bytes
-        elif key in EITHER_KEYS:
-            wanted[key] = artifact_bytes if claims[key] == old_artifact_bytes else total
-    if "total_bytes" in claims and "bytes_total" not in claims:
-        del wanted["bytes_total"]
+    meanings = [meaning for key in claims if (meaning := size_key(key)) is not None]
+    wanted: dict[str, Any] = {}
+    if not any(meaning.kind is Kind.TOTAL for meaning in meanings):
+        wanted["bytes_total"] = sizes.total
+    for meaning in meanings:
+        size = _true_size(meaning, claims[meaning.key], sizes)
+        if size is not None:
+            wanted[meaning.key] = _spelled(meaning, claims[meaning.key], size)
     found = {**claims, **wanted}
     changed = {
         key: (claims.get(key), value) for key, value in wanted.items() if claims.get(key) != value
     }
     compliance = claims.get("compliance")
-    if isinstance(compliance, dict) and "artifact_under_16mb" in compliance:
-        fits = total <= cap_bytes
-        if compliance["artifact_under_16mb"] is not fits:
-            changed["compliance.artifact_under_16mb"] = (compliance["artifact_under_16mb"], fits)
-        found["compliance"] = {**compliance, "artifact_under_16mb": fits}
+    if isinstance(compliance, dict) and BOX in compliance:
+        fits = sizes.total <= cap_bytes
+        if compliance[BOX] is not fits:
+            changed[f"compliance.{BOX}"] = (compliance[BOX], fits)
+        found["compliance"] = {**compliance, BOX: fits}
     return found, changed
+
+
+def _true_size(key: SizeKey, old: Any, sizes: TrueSizes) -> float | None:
+    """The size that a key asks for, in bytes; None where it stays as it is."""
+    if isinstance(old, dict | list | bool):
+        return None
+    if key.kind is Kind.CODE:
+        return sizes.code
+    if key.of != "largest" and sizes.models != sizes.before and len(sizes.before) > 1:
+        return None
+    model = _summary(key, sizes.models)
+    if key.kind is Kind.MODEL:
+        return model
+    once = sizes.before if key.of == "largest" else (_summary(key, sizes.before),)
+    means_model = key.kind is Kind.ARTIFACT and any(_means(key, old, size) for size in once)
+    return model if means_model else model + sizes.code
+
+
+def _summary(key: SizeKey, models: Sequence[int]) -> float:
+    if key.of == "mean":
+        return statistics.fmean(models)
+    return max(models) if key.of == "largest" else min(models)
+
+
+def _means(key: SizeKey, old: Any, size: float) -> bool:
+    claim = size_of(old, key)
+    return claim is not None and abs(claim.value - size) <= max(claim.error, 0.51)
+
+
+def _spelled(key: SizeKey, old: Any, size: float) -> Any:
+    """A size as the old value was written: untouched where it is right, in its unit otherwise."""
+    claim = size_of(old, key)
+    in_its_unit = claim is not None and bool(claim.error) is (key.unit > 1)
+    if in_its_unit and _means(key, old, size):
+        return old
+    if key.unit == 1:
+        return round(size)
+    decimals = len(str(old).partition(".")[2])
+    return round(size / key.unit, decimals if isinstance(old, float) else 3)

@@ -392,7 +392,7 @@ def test_folders_that_are_refused(submission: Path, run: Run) -> None:
     refuse("zlib data is truncated or damaged")
     (submission / "second.ptz").unlink()
     (submission / "submission.json").write_text("{")
-    refuse("is not JSON")
+    refuse("is not valid JSON")
     (submission / "train_gpt.py").rename(submission / "a.py")
     (submission / "b.py").touch()
     refuse("name those that count with --code")

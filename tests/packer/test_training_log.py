@@ -77,7 +77,7 @@ def test_an_april_log() -> None:
         "ttt_sliding:done val_loss=2.790000 val_bpb=1.080000 elapsed=365.2s\n",
         "train_seed999.log",
     )
-    assert (log.model_bytes, log.total_bytes, log.label) == (
+    assert (log.model_bytes, log.total_bytes, log.labels[-1]) == (
         15_976_325,
         15_992_919,
         "quantized+brotli",

@@ -1,0 +1,83 @@
+"""What the keys of a submission.json mean: one table for the checker and for `packer fix`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 10**3, "mb": 10**6, "kib": 2**10, "mib": 2**20}
+SIZE_WORDS = {"bytes", "byte", "size", "kb", "mb", "mib"}
+# Sizes of something else, limits, and differences.
+OTHERS = frozenset(
+    """raw uncompressed unpacked checkpoint fp32 fp16 bf16 float limit cap allowed budget headroom
+    margin left remaining unused free over under above std stdev delta diff saved saving savings
+    reduction memory gpu vram ram peak batch vocab vocabulary train val eval seq tokenizer tokens
+    data dataset payload per param params context chunk block window hidden embedding bigram head
+    baseline previous old parent sota prior ratio world pre before original seed""".split()  # noqa: SIM905
+)
+MEANS = {"mean", "avg", "average", "median"}
+LEAST = {"min", "smallest", "best"}
+PACKED = {"wrapped", "packed", "compressed", "minified"}
+
+
+class Kind(Enum):
+    """ARTIFACT: the model alone to some authors, the total to others."""
+
+    TOTAL = "total"
+    ARTIFACT = "artifact"
+    MODEL = "model"
+    CODE = "code"
+
+
+@dataclass(frozen=True)
+class SizeKey:
+    """A key that holds a size. unit: bytes of one, where a bare number stands. of: the largest run,
+    or the mean or least of all. preferred: among keys of its kind, the higher.
+    """
+
+    key: str
+    kind: Kind
+    unit: int
+    of: str
+    preferred: int
+
+
+def size_key(key: str) -> SizeKey | None:
+    """What a key asks for; None for one that asks for no size of the submission."""
+    words = re.findall(r"[a-z]+\d*", re.sub(r"seed\d+", "seed", key.lower()))
+    found = set(words)
+    if not found & SIZE_WORDS or found & OTHERS:
+        return None
+    kind = _kind(found)
+    if kind is None:
+        return None
+    unit = next((UNITS[word] for word in words if word in ("kb", "mb", "mib")), 1)
+    of = "mean" if found & MEANS else "least" if found & LEAST else "largest"
+    preferred = 2 * (unit == 1) + bool(found & ({"max"} | PACKED)) - 8 * (of != "largest")
+    return SizeKey(key, kind, unit, of, preferred)
+
+
+def _kind(words: set[str]) -> Kind | None:
+    code = bool(words & {"code", "wrapper", "wrapped", "script", "source"})
+    model = bool(words & {"model", "weights", "quantized"})
+    if code != model:
+        counts = code or (words - {"size"}) & SIZE_WORDS  # a model_size may count weights
+        return Kind.CODE if code else Kind.MODEL if counts else None
+    if code or words & {"total", "submission"}:
+        return Kind.TOTAL
+    named = words & {"artifact", "compressed"} or words <= SIZE_WORDS
+    return Kind.ARTIFACT if named else None
+
+
+def size_keys(keys: Iterable[str]) -> dict[Kind, list[SizeKey]]:
+    """The keys of each kind, the preferred first and else in their order."""
+    found: dict[Kind, list[SizeKey]] = {kind: [] for kind in Kind}
+    for key in keys:
+        meaning = size_key(key)
+        if meaning is not None:
+            found[meaning.kind].append(meaning)
+    for same in found.values():
+        same.sort(key=lambda one: -one.preferred)
+    return found

@@ -1,0 +1,134 @@
+"""Which Python files of a folder run with the script that is submitted, by what its code names."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from packer.code.packing import SourceFile
+from packer.code.wrapper import unwrap
+from packer.errors import CodeError
+
+# For sources that do not parse, such as those of a newer Python.
+IMPORT_LINE = re.compile(r"^\s*(?:from|import)\s+([\w.]+)", re.MULTILINE)
+# Calls that run a file, or a text that was read from one.
+RUNS = {"exec", "run_path", "run", "Popen", "call", "check_call", "check_output", "execv", "execvp"}
+RUNS |= {"system", "spec_from_file_location", "SourceFileLoader", "execfile", "spawn"}
+NAMES_MODULE = {"import_module", "__import__", "run_module"}
+
+
+@dataclass(frozen=True)
+class Reached:
+    """imported: as modules beside the script. executed: read and run by their file names."""
+
+    imported: tuple[SourceFile, ...] = ()
+    executed: tuple[SourceFile, ...] = ()
+
+
+def opened(file: SourceFile) -> tuple[str, ...]:
+    """A file's sources: those inside where it is a self-extracting script."""
+    try:
+        return tuple((unwrap(file.text) or {"": file.text}).values())
+    except CodeError:
+        return (file.text,)
+
+
+def reached(
+    code: Sequence[SourceFile], others: Sequence[SourceFile], has_pack: bool = False
+) -> Reached:
+    """What of the others the code imports or executes, and what these do.
+
+    has_pack: there is an artifact of ours, which a loader.py beside the script is for.
+    """
+    modules = {_importable(file): file for file in others}
+    imported: dict[str, SourceFile] = {}
+    executed: dict[str, SourceFile] = {}
+    waiting = list(code)
+    inside = {name for file in code for name in _bundled(file)}
+    if has_pack and "loader" in modules and "loader" not in inside:
+        imported["loader"] = modules["loader"]
+        waiting.append(modules["loader"])
+    while waiting:
+        file = waiting.pop()
+        for text in opened(file):
+            for name in _imported_names(text):
+                if name in modules and name not in imported and name not in inside:
+                    imported[name] = modules[name]
+                    waiting.append(modules[name])
+            for other in _executed(text, file.path, others):
+                if other.path not in executed and other not in imported.values():
+                    executed[other.path] = other
+                    waiting.append(other)
+    kept = tuple(one for path, one in executed.items() if one not in imported.values())
+    return Reached(tuple(imported.values()), kept)
+
+
+def _importable(file: SourceFile) -> str:
+    return file.module.removesuffix(".__init__")
+
+
+def _bundled(file: SourceFile) -> Iterable[str]:
+    try:
+        return unwrap(file.text) or ()
+    except CodeError:
+        return ()
+
+
+def _imported_names(source: str) -> set[str]:
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set(IMPORT_LINE.findall(source))
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = f"{node.module}." if node.module else ""
+            names |= {f"{base}{alias.name}" for alias in node.names} | {node.module or ""}
+        elif isinstance(node, ast.Call) and _called(node) in NAMES_MODULE:
+            names |= {one.value for one in node.args if _is_text(one)}  # type: ignore[attr-defined]
+    # Importing a module runs the packages around it.
+    return names | {name.rpartition(".")[0] for name in names}
+
+
+def _executed(source: str, path: str, others: Sequence[SourceFile]) -> Iterator[SourceFile]:
+    """Others whose file names stand, whole, among the texts of code that runs files."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    if not any(_called(call) in RUNS for call in calls):
+        return
+    named = set(_texts(tree))
+    for call in calls:
+        if _called(call) == "replace" and len(call.args) == 2 and all(map(_is_text, call.args)):
+            old, new = (one.value for one in call.args)  # type: ignore[attr-defined]
+            named.add(PurePosixPath(path).name.replace(old, new))
+    names = {PurePosixPath(text).name for text in named}
+    yield from (file for file in others if PurePosixPath(file.path).name in names)
+
+
+def _texts(tree: ast.Module) -> Iterator[str]:
+    """Texts in the code that name one .py file and no more, docstrings left out, or that are a
+    command with such names in it."""
+    lone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if _is_text(node) and id(node) not in lone:
+            words = node.value.split()  # type: ignore[attr-defined]
+            command = words and PurePosixPath(words[0]).name.startswith(("python", "torchrun"))
+            if len(words) == 1 or command:
+                yield from (word for word in words if word.endswith(".py"))
+
+
+def _called(node: ast.Call) -> str:
+    function = node.func
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)

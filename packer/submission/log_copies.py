@@ -1,0 +1,54 @@
+"""Logs that are copies of others: one run counts once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from packer.submission.training_log import LoggedScore, TrainingLog
+
+EXACT_DIGITS = 6  # two runs never agree to so many decimals of their bits per byte
+
+
+def exact_scores(log: TrainingLog) -> set[tuple[float, float]]:
+    """(nats, bits per byte) after quantization, with all the decimals that tell runs apart."""
+    return {(one.nats, one.bpb) for one in log.quantized_scores if one.digits >= EXACT_DIGITS}
+
+
+def without_copies(
+    logs: Sequence[TrainingLog],
+) -> tuple[tuple[TrainingLog, ...], tuple[tuple[str, str], ...]]:
+    """(each run's log, the one whose name tells its seed; (copy, log that it is a copy of)).
+
+    A log under another seed's name is none: that is a fault, which a rule of its own finds.
+    """
+    kept: list[TrainingLog] = []
+    copies: list[tuple[str, str]] = []
+    for log in sorted(logs, key=lambda log: log.named_seed is None):
+        original = next((one for one in kept if _same_run(one, log)), None)
+        if original is None:
+            kept.append(log)
+        else:
+            copies.append((log.name, original.name))
+    return tuple(log for log in logs if log in kept), tuple(copies)
+
+
+def _same_run(one: TrainingLog, other: TrainingLog) -> bool:
+    names = {log.named_seed for log in (one, other)} - {None}
+    told = {log.seed for log in (one, other)} - {None}
+    if len(names) > 1 or len(told) > 1:
+        return False
+    if not (_agree(one.models, other.models) and _agree(one.totals, other.totals)):
+        return False
+    scores = [exact_scores(log) for log in (one, other)]
+    if all(scores):
+        return scores[0] <= scores[1] or scores[1] <= scores[0]
+    return bool(one.scores) and _numbers(one.scores) == _numbers(other.scores)
+
+
+def _agree(one: tuple[tuple[str, int], ...], other: tuple[tuple[str, int], ...]) -> bool:
+    """Whether sizes are equal, or one log, of which a part was copied, tells none."""
+    return not one or not other or one == other
+
+
+def _numbers(scores: Sequence[LoggedScore]) -> list[tuple[float, float]]:
+    return [(score.nats, score.bpb) for score in scores]

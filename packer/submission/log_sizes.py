@@ -1,0 +1,124 @@
+"""Sizes in a training log, in the many lines that scripts print them in.
+
+`Total submission size` without a label is the floating-point checkpoint's in the contest's scripts,
+and counts only where the numbers say otherwise. Labels are what the script printed, not what is in
+the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+NUMBER = r"(\d[\d,_]*)"
+LABEL = r"([\w+\-. ]*?)"
+MODELS = (
+    re.compile(rf"Serialized model ?{LABEL}:\s*{NUMBER} bytes"),
+    re.compile(rf"Serialized ([\w\-.]+\+[\w+\-.]+):\s*{NUMBER} bytes"),
+    re.compile(rf"serialized_model_(\w+):\s*{NUMBER} bytes"),
+)
+TOTALS = (
+    re.compile(rf"Total submission size ?{LABEL}:\s*{NUMBER} bytes"),
+    re.compile(rf"Total (submission):\s*{NUMBER} bytes"),
+)
+CODE = re.compile(rf"Code size(?: \((uncompressed|compressed)\))?:\s*{NUMBER} bytes")
+BUDGET = re.compile(rf"budget:\s*{NUMBER}\s*/\s*{NUMBER}\b")
+TRIPLE = re.compile(rf"model:\s*{NUMBER} code:\s*{NUMBER} total:\s*{NUMBER}")
+# artifact:0.87MB code:N total:N/16000000, with other sizes in MB between them
+PARTS = re.compile(rf"artifact:\s*[\d.]+ ?MB\b.*?\bcode:\s*{NUMBER}.*?\btotal:\s*{NUMBER}\s*/")
+# compressed_model_bytes:N code_bytes:N total_artifact_bytes:N, in any order
+PAIR = r"(compressed_model|quantized_model|code|total_artifact|total_submission|total)_bytes"
+PAIRS = re.compile(rf"(?<!\w){PAIR}[:=]\s*{NUMBER}")
+ARTIFACT = re.compile(rf"(?:[\w+\-.:]+ )?artifact(?: size)?[:=]\s*{NUMBER} bytes", re.IGNORECASE)
+WITH_MB = re.compile(rf"{NUMBER} bytes \(((\d+)\.(\d+)) ?MB\)")
+LARGEST_TOTAL = 24_000_000  # without a label and the number of parameters: no checkpoint is smaller
+BYTES_PER_WEIGHT = 1.3  # more takes only a checkpoint
+
+
+@dataclass
+class Sizes:
+    """Bytes by label, the last of each label last. code: by its kind. mib: a number as it is
+    written that counts MiB as MB.
+    """
+
+    models: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=dict)
+    code: dict[str, int] = field(default_factory=dict)
+    artifact: int | None = None
+    mib: str | None = None
+
+
+def integer(text: str) -> int:
+    return int(text.replace(",", "").replace("_", ""))
+
+
+def parse_sizes(lines: Iterable[str], parameters: int | None) -> dict[str, Any]:
+    """Facts by their names in TrainingLog. parameters: of the model, where the log tells them."""
+    sizes = Sizes()
+    for line in lines:
+        _read(line, sizes)
+        if match := WITH_MB.search(line):
+            size, error = integer(match[1]), 0.51 * 10.0 ** -len(match[4])
+            written = float(match[2])
+            if abs(size / 2**20 - written) < error < abs(size / 1e6 - written):
+                sizes.mib = f"{match[2]} MB"
+    code = sizes.code.get("compressed", sizes.code.get("plain", sizes.code.get("uncompressed")))
+    checkpoint = sizes.models.pop("", None)
+    unlabelled = sizes.totals.pop("", None)
+    if unlabelled is not None and not sizes.totals:
+        sums = {model + (code or 0) for model in sizes.models.values()}
+        checkpoints = (checkpoint, (checkpoint or 0) + (code or 0))
+        largest = BYTES_PER_WEIGHT * parameters if parameters else LARGEST_TOTAL
+        likely = not sizes.models and unlabelled not in checkpoints and unlabelled <= largest
+        if unlabelled in sums or likely:
+            sizes.totals["unlabelled"] = unlabelled
+    # Some mean the model by their artifact, others the total.
+    largest_model = max(sizes.models.values(), default=0)
+    if sizes.artifact is not None and not sizes.totals and sizes.artifact > largest_model:
+        sizes.totals["artifact"] = sizes.artifact
+    return {
+        "models": tuple(sizes.models.items()),
+        "totals": tuple(sizes.totals.items()),
+        "checkpoint_bytes": checkpoint,
+        "code_bytes": code,
+        "raw_code_bytes": sizes.code.get("uncompressed") if "compressed" in sizes.code else None,
+        "mib": sizes.mib,
+    }
+
+
+def _read(line: str, sizes: Sizes) -> None:
+    for pattern in MODELS:
+        if match := pattern.match(line):
+            _put(sizes.models, match[1].strip().replace("_", "+"), integer(match[2]))
+    for pattern in TOTALS:
+        if match := pattern.match(line):
+            _put(sizes.totals, match[1].strip(), integer(match[2]))
+    if match := CODE.match(line):
+        sizes.code[match[1] or "plain"] = integer(match[2])
+    elif match := BUDGET.match(line):
+        _put(sizes.totals, "budget", integer(match[1]))
+    elif match := TRIPLE.match(line):
+        _put_parts(sizes, "model", integer(match[1]), integer(match[2]), integer(match[3]))
+    elif match := PARTS.match(line):
+        code, total = integer(match[1]), integer(match[2])
+        _put_parts(sizes, "artifact", total - code, code, total)
+    elif PAIRS.match(line):
+        for key, number in PAIRS.findall(line):
+            kind = sizes.models if key.endswith("model") else sizes.totals
+            _put(sizes.code if key == "code" else kind, "plain", integer(number))
+    elif match := ARTIFACT.match(line):
+        sizes.artifact = integer(match[1])
+
+
+def _put_parts(sizes: Sizes, label: str, model: int, code: int, total: int) -> None:
+    _put(sizes.models, label, model)
+    _put(sizes.totals, label, total)
+    sizes.code["plain"] = code
+
+
+def _put(sizes: dict[str, int], label: str, size: int) -> None:
+    """The last of a label counts, and stands last."""
+    sizes.pop(label, None)
+    sizes[label] = size

@@ -1,0 +1,24 @@
+"""Numbers of a JSON file that a run could have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+LARGEST = 1e15  # of sizes in bytes, steps, seconds and losses
+
+
+def plausible(value: Any) -> float | None:
+    """A number, or the text of one, that a run could have; None for NaN and the absurd."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if abs(number) < LARGEST else None
+
+
+def whole(value: Any) -> int | None:
+    """A number without its fraction; None for texts."""
+    number = None if isinstance(value, str) else plausible(value)
+    return None if number is None else int(number)

@@ -1,0 +1,54 @@
+"""Whether a track has no limits on time, and whether a run was on other hardware."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from packer.submission.claims import Claims
+from packer.submission.training_log import TrainingLog
+
+CONTEST_GPUS = 8
+UNLIMITED = re.compile(r"non[-_ ]?record|unlimited", re.IGNORECASE)
+RECORD = re.compile(r"10[-_ ]?min|(?<!non)[-_ ]record|^record", re.IGNORECASE)
+# In a README the words must be said of this submission: records are compared with such runs.
+README = re.compile(
+    r"^#+ [^\n]*(?:non[-_ ]?record|unlimited[-_ ]compute)|"
+    r"^\W*(?:non[-_ ]record|unlimited[-_ ]compute)\b|"
+    r"(?:this (?:is|was)|as|is) (?:an? )?(?:\w+ ){0,2}(?:non[-_ ]record|unlimited[-_ ]compute)|"
+    r"(?:track|category|type|status)\W{1,8}(?:non[-_ ]record|unlimited)",
+    re.IGNORECASE | re.MULTILINE,
+)
+README_START = 4_000  # letters
+GPUS = re.compile(r"(?<![\w.])(\d{1,4}) ?[x×*] ?(?:nvidia |amd )?[a-z]*\d", re.IGNORECASE)
+
+
+def unlimited_by(folder: str, claims: Claims | None, readme: str | None) -> str | None:
+    """What says that the track has no limits on time; None for records and where nothing says.
+
+    submission.json decides; else the names of the folder and the two around it, or the README.
+    """
+    if claims is not None and UNLIMITED.search(claims.track):
+        return f"submission.json ({claims.track})"
+    if claims is not None and RECORD.search(claims.track):
+        return None
+    for part in Path(folder).resolve().parts[-3:]:
+        if UNLIMITED.search(part):
+            return f"the folder {part}"
+    said = {"README.md": readme or ""}
+    if claims is not None:
+        said |= {key: str(claims.value.get(key, "")) for key in ("name", "blurb")}
+    for where, text in said.items():
+        found = README.search(text[:README_START])
+        if found is not None:
+            return f"{where} ({found[0].strip()[:60]!r})"
+    return None
+
+
+def other_gpus(log: TrainingLog, claims: Claims | None) -> int | None:
+    """The number of GPUs of a run that was not on the contest's eight; None where nothing says."""
+    if log.world_size is not None:
+        return log.world_size if log.world_size != CONTEST_GPUS else None
+    told = GPUS.search(claims.hardware) if claims is not None else None
+    count = int(told[1]) if told else CONTEST_GPUS
+    return count if count != CONTEST_GPUS else None
