@@ -65,14 +65,16 @@ def _largest_of_seeds(claims: Claims) -> ClaimedNumber | None:
 def _without_runs(claim: ClaimedNumber, claims: Claims, submission: Submission) -> Finding:
     """The claimed total against the claimed model and the code that is here."""
     said, code = f"{claim.key} {claim.written}", submission.code_bytes
-    if claims.model is None or claim.error or claims.model.error or claims.total is None:
+    part = claims.model or claims.artifact
+    if part is None or part == claim or claim.error or part.error or claims.total is None:
         return unknown("json-total", f"{said}: no log or artifact to hold it against")
-    model, key = round(claims.model.value), claims.model.key
+    model, key = round(part.value), part.key
     left = round(claim.value) - model
     if left < 0:
         text = f"{said} is less than the claimed model, {key} {model:,}"
         return Finding("json-total", Status.FAIL, text)
-    if code is None or left in (code, submission.own_code_bytes):
+    alike = {code, submission.own_code_bytes} | ({0} if claims.model is None else set())
+    if code is None or left in alike:
         return unknown("json-total", f"{said}: no log or artifact to hold it against")
     return Finding(
         "json-total",

@@ -39,7 +39,8 @@ class ClaimedNumber:
 
 @dataclass(frozen=True)
 class Claims:
-    """total, code, model: sizes. flags: compliance booleans by name. track, hardware: as written.
+    """total, code, model: sizes; artifact: the model, or the total. flags: compliance booleans by
+    name. track, hardware: as written.
 
     problem: why the file is no JSON object; nothing else is set then. odd: values that are not
     what their key asks for, such as "TBD". value: the whole object.
@@ -47,6 +48,7 @@ class Claims:
 
     problem: str | None = None
     total: ClaimedNumber | None = None
+    artifact: ClaimedNumber | None = None
     code: ClaimedNumber | None = None
     model: ClaimedNumber | None = None
     bpb: float | None = None
@@ -86,6 +88,7 @@ def parse_claims(text: str) -> Claims:
     sizes = {kind: _size(value, kinds[kind]) or _size(inner, inner_kinds[kind]) for kind in Kind}
     return Claims(
         total=sizes[Kind.TOTAL] or sizes[Kind.ARTIFACT],
+        artifact=sizes[Kind.ARTIFACT],
         code=sizes[Kind.CODE],
         model=sizes[Kind.MODEL],
         bpb=bpb,

@@ -69,8 +69,10 @@ def read_folder(
         raise SubmissionError(
             f"{root / CLAIMS}: {submission.claims.problem}; correct it by hand first"
         )
-    artifact = _only_artifact(submission)
-    runs = [run for run in accounts(submission) if run.superseded is None]
+    every = accounts(submission)
+    runs = [run for run in every if run.superseded is None]
+    _refuse_stub(submission, runs)
+    artifact = _only_artifact(submission, every)
     sizes = {run.name: _model_bytes(run) for run in runs if run.artifact is None}
     others = {name: size for name, size in sizes.items() if size is not None}
     if artifact is None and not others:
@@ -93,6 +95,18 @@ def read_folder(
     )
 
 
+def _refuse_stub(submission: Submission, runs: Sequence[RunAccount]) -> None:
+    """Raises SubmissionError: the script cannot be the code that a log counts."""
+    stub = next((run for run in runs if run.is_stub), None)
+    if stub is not None:
+        entry = submission.code[0]
+        raise SubmissionError(
+            f"{Path(submission.folder) / entry.path}: has {entry.size_bytes:,} bytes and unpacks "
+            f"nothing, while {stub.name} counts {stub.logged_code:,} bytes of code; name every "
+            "file that runs with --code, this one first"
+        )
+
+
 def _model_bytes(run: RunAccount) -> int | None:
     """A run's model: as logged, or what the logged total leaves beside the code."""
     if run.model_bytes is not None or run.as_logged is None or run.own_code is None:
@@ -101,12 +115,14 @@ def _model_bytes(run: RunAccount) -> int | None:
     return left if left > 0 else None
 
 
-def _only_artifact(submission: Submission) -> ArtifactFile | None:
-    """Raises SubmissionError: several, which are fixed one by one. CheckpointError: damaged."""
-    for one in submission.artifacts:
+def _only_artifact(submission: Submission, runs: Sequence[RunAccount]) -> ArtifactFile | None:
+    """The artifact that is a run's, by its size. Raises SubmissionError: several, which are fixed
+    one by one. CheckpointError: damaged."""
+    counted = {run.artifact.name: run.artifact for run in runs if run.artifact is not None}
+    for one in counted.values():
         if one.problem is not None:
             raise CheckpointError(one.problem)
-    found = [one for one in submission.artifacts if one.layout != "plain weights"]
+    found = [one for one in counted.values() if one.layout != "plain weights"]
     if len(found) > 1:
         root = Path(submission.folder)
         sizes = ", ".join(f"{one.name} {one.size_bytes:,}" for one in found)

@@ -18,7 +18,9 @@ GPTQ_BUDGET = re.compile(
 TOTAL_EVAL = re.compile(rf"total_eval_time[:=]\s*{DURATION}")
 ANY_DURATION = re.compile(rf"(?<![\w.]){DURATION}")
 TRAINED_FOR = re.compile(rf"\btrain(?:ed|ing|_\w+)?\b[^,;|]{{0,24}}?{DURATION}", re.IGNORECASE)
-CALIBRATION = re.compile(r"calibrat|hessian(?![- ]aware)", re.IGNORECASE)
+CALIBRATION = re.compile(
+    r"calib|hessian(?![- ]aware)|(?:activation|input|covariance)s? stat", re.IGNORECASE
+)
 # Nothing was calibrated, or not the weights, or time was only kept free for it.
 NO_CALIBRATION = re.compile(
     r"reserv|skip\w* (?:gptq|calib|hessian)|calib\w* (?:skipped|disabled)|"

@@ -43,7 +43,10 @@ SINGLE = {
     "train_shards": re.compile(rf"(?:train_loader:.*)?train_shards[:=]\s*{NUMBER}"),
     "vocab_size": re.compile(rf"vocab_size[:=]\s*{NUMBER}"),
     "num_layers": re.compile(rf"num_layers[:=]\s*{NUMBER}"),
-    "world_size": re.compile(rf"world_size[:=]\s*{NUMBER}"),
+    "world_size": re.compile(
+        rf"(?:.*\b)?(?:world_size|num_gpus|n_gpus|gpus|nproc_per_node)[:=]\s*{NUMBER}",
+        re.IGNORECASE,
+    ),
     "model_dim": re.compile(rf"model_dim[:=]\s*{NUMBER}"),
 }
 TOKENIZER = re.compile(r"fineweb_(\d+)_bpe|fineweb10B_sp(\d+)")

@@ -96,6 +96,8 @@ def of(submission: Submission, **options: Any) -> dict[str, Finding]:
         ),
         (600_012, "calibration pass over 128 sequences ...", "fail", "over 128 sequences"),
         (600_012, "[rank0]: GPTQ:calibrating on train shard 3", "fail", "on train shard 3"),
+        (600_012, "gptq_calib: 256 train batches", "fail", "256 train"),
+        (600_012, "quantizing: activation statistics on 64 batches", "fail", "on 64 batches"),
         (600_012, "gptq: reserving 4s for calibration", "warn", "12 ms over, the last step's"),
         (600_012, "gptq calibration skipped", "warn", "the last step's"),
         (600_012, "clip: Hessian-aware, lambda 0.175", "warn", "the last step's"),
@@ -160,6 +162,8 @@ def test_a_box_of_the_record_track_is_still_held_against_the_log(make: Make) -> 
     [
         ("world_size:2", {}, "unknown"),
         ("world_size: 1", {}, "unknown"),
+        ("rank:0 WORLD_SIZE=4 local_rank:0", {}, "unknown"),
+        ("torchrun --standalone --nproc_per_node=1 train_gpt.py", {}, "unknown"),
         ("world_size:8", {"hardware": "1x H100"}, "fail"),
         ("", {"hardware": "1xH100 80GB"}, "unknown"),
         ("", {"hardware": "8x H100 SXM"}, "fail"),
@@ -301,6 +305,8 @@ def test_a_total_that_model_and_code_contradict_is_told_without_a_log(make: Make
     assert status == "warn" and "30,000" in text and "15,740,000" in text
     right = {"bytes_total": 15_740_000, "model_bytes": 15_700_000}
     assert said(make(name="b", **right), "json-total")[0] == "unknown"
+    part = {"total_bytes": 15_730_000, "artifact_bytes": 15_700_000}
+    assert said(make(name="d", **part), "json-total")[0] == "warn"
     less = {"bytes_total": 15_600_000, "model_bytes": 15_700_000}
     status, text = said(make(name="c", **less), "json-total")
     assert status == "fail" and "less than the claimed model" in text
