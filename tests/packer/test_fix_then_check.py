@@ -238,3 +238,19 @@ def test_true_sizes_keep_what_a_key_means(
 ) -> None:
     found, _ = corrected_claims(claims, TrueSizes(10_000, models, before), 10**6)
     assert found[next(iter(claims))] == expected
+
+
+def test_a_left_over_file_is_not_the_artifact(make: Callable[..., Path], run: Run) -> None:
+    files = {"train_gpt.py": ENTRY, "a.log": log(15_900_000, len(ENTRY)), "smoke.ptz": artifact(2)}
+    told = fixed_and_checked(run, make(files, bytes_total=3), 16_000_000)
+    assert told["artifact"] is None and told["artifact_bytes"] == 15_900_000
+
+
+def test_a_script_that_cannot_be_what_was_logged_is_refused(
+    make: Callable[..., Path], run: Run
+) -> None:
+    stub = "name = 'train_' + 'all.py'\nexec(open(name).read())\n"
+    folder = make({"train_gpt.py": stub, "train_all.py": ENTRY, "a.log": log(900, len(ENTRY))})
+    refused = run("fix", folder)
+    assert refused.exit_code == 1 and "--code" in refused.output
+    assert f"a.log counts {len(ENTRY):,} bytes" in refused.output
