@@ -17,14 +17,15 @@ from __future__ import annotations
 import _thread
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import torch
 
 T = TypeVar("T")
+WAIT_SECONDS = 0.5
 
 
 class Pending(Generic[T]):
@@ -47,7 +48,7 @@ class Pending(Generic[T]):
         """Waits for ([result], None), or ([], what the call raised)."""
         if self._here:
             self.run()
-        return self._outcome.get()
+        return _taken_from(self._outcome)
 
     def result(self) -> T:
         """Waits for it. Raises what the call raised."""
@@ -95,7 +96,16 @@ def workers(count: int, torch_threads: int) -> Iterator[Submit]:
 
 def _wait(orders: Orders, ended: SimpleQueue[None]) -> None:
     orders.put(None)
-    ended.get()
+    _taken_from(ended)
+
+
+def _taken_from(queue: SimpleQueue[T]) -> T:
+    """The next of a queue. A signal that comes just before the wait begins is seen when it ends,
+    so that no wait is long.
+    """
+    while True:
+        with suppress(Empty):
+            return queue.get(timeout=WAIT_SECONDS)
 
 
 def _started(run: Callable[..., None], *arguments: object) -> bool:

@@ -39,9 +39,15 @@ def run() -> None:
         _end_at_once()
     except SystemExit as ended:
         if not isinstance(ended.code, int) or ended.code == 0:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # as good as ended
+            _heed_no_more()  # as good as ended
             raise
         _end(ended.code)
+
+
+def _heed_no_more() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if AGAIN:  # an alarm that is still to come would end a process that has no handler any more
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class _Interrupt:

@@ -13,6 +13,7 @@ from packer.fingerprint import bytes_of
 
 TIES_KEY = "bytecap.ties"
 SMALLEST_COPY = 256  # bytes; the name of a tied tensor takes some as well
+FEW_VALUES = 16
 SAMPLE_BYTES = 4096  # at either end, which tell most tensors apart without reading the rest
 
 
@@ -108,16 +109,15 @@ def equal_tensors(
 
     mapped: contiguous, on the CPU; files may be mapped there, and few pages of them are touched.
     tensors: the same, to be read one at a time, which is done where another has the same ends.
-    Tensors of one value, such as norms that are still all ones, agree by chance and cost next to
-    nothing: they and those of few bytes stay apart.
+    Tensors of few values, such as masks, and norms and gates that are still as they began, agree
+    without being copies, and cost little: they and those of few bytes stay apart.
     """
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in mapped.items():
         if tensor.nbytes >= SMALLEST_COPY:
             whole = bytes_of(tensor)
             ends = bytes(whole[:SAMPLE_BYTES].numpy()) + bytes(whole[-SAMPLE_BYTES:].numpy())
-            width = tensor.element_size()
-            if ends[width:] != ends[:-width]:
+            if _has_many_values(whole[:SAMPLE_BYTES], tensor.element_size()):
                 groups.setdefault((tensor.dtype, tuple(tensor.shape), ends), []).append(name)
     copies: dict[str, str] = {}
     for names in groups.values():
@@ -127,6 +127,12 @@ def equal_tensors(
             if owner != name:
                 copies[name] = owner
     return copies
+
+
+def _has_many_values(sample: torch.Tensor, width: int) -> bool:
+    """sample: uint8 bytes, `width` an element."""
+    elements = sample[: len(sample) // width * width].numpy().view(f"V{width}")
+    return len(set(elements.tolist())) > FEW_VALUES
 
 
 def _digest(tensor: torch.Tensor) -> bytes:

@@ -88,6 +88,8 @@ def copied(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
         "fc.weight": normal(16, 16, seed=1),
         "norm1.weight": torch.ones(512),
         "norm2.weight": torch.ones(512),
+        "mix1": torch.eye(32),
+        "mix2": torch.eye(32),
         "small": table[0].clone(),
         "small too": table[0].clone(),
     }
