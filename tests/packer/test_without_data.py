@@ -35,15 +35,15 @@ def test_long_tensors_that_repeat_themselves_take_a_few_bytes(
     tmp_path: Path, coder: str | None
 ) -> None:
     weights = {
-        "blocks": torch.block_diag(torch.ones(40, 40), torch.ones(60, 60)),
+        "blocks": torch.block_diag(torch.ones(20, 20), torch.ones(30, 30)),
         "offsets": (torch.arange(300)[:, None] - torch.arange(300)).clamp(-16, 16),
-        "rows": torch.randn(1, 700).expand(64, 700).contiguous(),
-        "soft": torch.full((300, 300), -1e9).triu(1),
-        "w": torch.randn(64, 64) * 0.05,
+        "rows": torch.randn(1, 300).expand(16, 300).contiguous(),
+        "soft": torch.full((60, 60), -1e4).triu(1),
+        "w": torch.randn(16, 16) * 0.05,
     }
     back, _ = packed(weights, 30_000, tmp_path / "m.pack", coder=coder)
     sizes = {t.name: t.size_bytes for t in parse((tmp_path / "m.pack").read_bytes()).tensors}
-    for name, most in {"blocks": 300, "offsets": 1500, "rows": 4000, "soft": 1500}.items():
+    for name, most in {"blocks": 300, "offsets": 1500, "rows": 2000, "soft": 1500}.items():
         assert torch.equal(back[name], weights[name]) and sizes[name] < most, (name, sizes[name])
 
 
