@@ -82,7 +82,7 @@ class DamageMeter:
         Raises:
             ScoreError: settings, model and stream do not fit.
         """
-        with self.holding(weights):
+        with self._holding(weights):
             found = divergence(
                 self.reference,
                 [self.changed],
@@ -94,7 +94,7 @@ class DamageMeter:
         return found[0]
 
     @contextmanager
-    def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    def _holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         """Inside, the changed model has these weights, but for those that it does not use."""
         weights = {name: weight for name, weight in weights.items() if name in self.live}
         kept = {name: self.live[name].detach().clone() for name in weights}

@@ -46,7 +46,6 @@ from packer.fit import Packed, pack_to_cap
 from packer.knob import RecipePlan, recipe_under_cap
 from packer.measuring import Progress, ignore_progress, tensors_of
 from packer.planning import PackPlan, check_curvature, make_plan
-from packer.polishing.polished_file import Polisher, check_room, polished
 from packer.recipes import find_recipe
 from packer.refining import refined
 from packer.ship import loader_source, parts_of
@@ -245,20 +244,16 @@ def pack(
     loader: PathLike | None = None,
     curvature: CurvatureLike | None = None,
     hessians: Mapping[str, torch.Tensor] | None = None,
-    polisher: Polisher | None = None,
     progress: Progress = ignore_progress,
 ) -> Packed:
     """The artifact of a plan, weighed: never over the plan's cap; written to `out` when given.
 
     loader: also write the loader there; the plan must have counted it. curvature, hessians: what
-    the plan's choices with +gptq were measured with, as in `measure`. polisher: tunes all but the
-    codes afterwards, in the room of the plan's margin.
+    the plan's choices with +gptq were measured with, as in `measure`.
     Raises PlanError: the plan is for other contents, counts no loader, or needs curvature that is
-    not there. CapError: nothing fits. PolishError: no room, no text, or no time for one step.
+    not there. CapError: nothing fits.
     """
     made = load_plan(plan)
-    if polisher is not None:
-        check_room(made)
     source = loader_source(parts_of(made.choices.values()))
     if loader is not None and made.limits.loader_bytes != len(source.encode()):
         raise PlanError(
@@ -269,8 +264,6 @@ def pack(
     felt = given_curvature(loaded, curvature, hessians)
     check_curvature(made, _sha256(felt), felt is not None)
     packed = pack_to_cap(loaded, made, progress, tensors_of(felt))
-    if polisher is not None:
-        packed = polished(packed, polisher, progress)
     contents = {out: packed.data, loader: source.encode()}
     with contextlib.ExitStack() as all_or_none:
         for path, data in contents.items():

@@ -38,8 +38,6 @@ from packer.quantizers.step_grid import PER_OCTAVE, nearest_indices
 from packer.step_decoder import STEPPED_BYTE
 from packer.trellis_encoder import encode_trellis
 
-# Metadata of a file whose values beside the codes were tuned after rounding: see polish.py.
-POLISHED_MARK = "polished"
 _PASSTHROUGH = ("raw", "fp32", "fp16", "bf16")
 
 

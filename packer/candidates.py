@@ -15,6 +15,8 @@ from packer.roles import Role, TensorRole
 
 # Metadata of measurements and files whose hidden units were sorted.
 UNITS_MARK = "units"
+# Metadata of files whose scales and floats an earlier version tuned after rounding.
+POLISHED_MARK = "polished"
 KIND = "bytecap candidates"
 VERSION = 1
 

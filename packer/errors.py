@@ -45,10 +45,6 @@ class SubmissionError(PackerError):
     """A submission folder that cannot be checked at all."""
 
 
-class PolishError(PackerError):
-    """A polish that cannot begin: no text, nothing to tune, or no time for one step."""
-
-
 def reason(error: Exception) -> str:
     """The error's first line, short enough for a sentence."""
     # torch puts a page of general advice before what happened.

@@ -15,7 +15,6 @@ from packer.errors import CapError, PlanError
 from packer.hidden_units import in_stored_order
 from packer.measuring import Progress, header_of, ignore_progress, tensor_infos
 from packer.planning import PackPlan, replan
-from packer.polishing.outcome import PolishOutcome
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError, row_shape
@@ -32,8 +31,8 @@ class Packed:
     """An artifact that fits. data: the file. plan: the plan it follows, sizes as weighed.
 
     encoded: what each tensor weighs. rounds: how often planning was needed, 1 when the plan held.
-    roundings: what became of GPTQ, for the tensors that asked for it. polish: what became of one.
-    lost: tensor -> what of it came back as zeros, in words.
+    roundings: what became of GPTQ, for the tensors that asked for it. lost:
+    tensor -> what of it came back as zeros, in words.
     """
 
     data: bytes
@@ -42,7 +41,6 @@ class Packed:
     account: Account
     rounds: int
     roundings: Mapping[str, RoundingReport] = field(default_factory=dict)
-    polish: PolishOutcome | None = None
     lost: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import torch
 
-from packer.artifact import POLISHED_MARK, encode_header, encode_tensor, header_bytes
+from packer.artifact import encode_header, encode_tensor, header_bytes
 from packer.budget.plan import Candidate
-from packer.candidates import UNITS_MARK, Measurement, TensorInfo
+from packer.candidates import POLISHED_MARK, UNITS_MARK, Measurement, TensorInfo
 from packer.checkpoint import Checkpoint, contents_fingerprint, structure_fingerprint
 from packer.curvature.curvature_set import AnyCurvature, CurvatureSet
 from packer.curved_choices import DENSE, StepGrid, curved_choices

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from packer import decoder
-from packer.artifact import POLISHED_MARK, quantized_tensor
-from packer.candidates import UNITS_MARK
+from packer.artifact import quantized_tensor
+from packer.candidates import POLISHED_MARK, UNITS_MARK
 from packer.checkpoint import Checkpoint
 from packer.errors import OutputError
 from packer.files import replacing
@@ -23,7 +23,6 @@ from packer.hidden_units import (
     units_of,
 )
 from packer.measuring import Progress, ignore_progress
-from packer.polishing.tuning import TUNED_SIDES, holds_values
 from packer.quantizers.choice import Choice, parse_choice
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import Passthrough, QuantizedTensor, TensorFormat
@@ -159,10 +158,8 @@ def verify(
 
     With a checkpoint, passthrough tensors must come back as the very bits that their format keeps;
     with choices too, quantizing again must give the very codes in the file. Of a choice with +gptq
-    that takes curvature too; without, only its format is compared. Of a polished file neither
-    scales and reconstruction points are compared nor small tensors, which were tuned themselves.
-    Hidden units of MLPs that were sorted are compared in that order; without curvature it is
-    recovered from the weights.
+    that takes curvature too; without, only its format is compared. Hidden units of MLPs that were
+    sorted are compared in that order; without curvature it is recovered from the weights.
     Raises decoder.ArtifactError: not an artifact, or damaged. Differences are returned as problems.
     """
     stored = decoder.parse(data)
@@ -171,7 +168,6 @@ def verify(
     if against is not None and not problems and UNITS_MARK in stored.metadata:
         against, curvature = _in_the_files_order(stored, against, curvature)
     checks = []
-    polished = POLISHED_MARK in stored.metadata
     with one_torch_thread():
         for done, tensor in enumerate(stored.tensors):
             progress(tensor.name, done, len(stored.tensors))
@@ -179,9 +175,11 @@ def verify(
             choice = choices.get(tensor.name) if choices else None
             felt = curvature.get(tensor.name) if curvature else None
             found = quantized_tensor(tensor)
-            checks.append(check_tensor(found, tensor.name, weight, choice, felt, polished))
+            checks.append(check_tensor(found, tensor.name, weight, choice, felt))
     progress("verified", len(stored.tensors), len(stored.tensors))
     problems += [f"{check.name}: {check.problem}" for check in checks if check.problem]
+    if problems and POLISHED_MARK in stored.metadata:
+        problems.insert(0, "an earlier version tuned its scales and floats after rounding")
     return Verification(len(data), tuple(checks), tuple(problems))
 
 
@@ -233,7 +231,6 @@ def check_tensor(
     weight: torch.Tensor | None,
     choice: str | None,
     curvature: Curvature | None = None,
-    polished: bool = False,
 ) -> TensorCheck:
     """One tensor against its original weight and choice, as far as they are given."""
     decoded = dequantize(quantized)
@@ -242,13 +239,12 @@ def check_tensor(
         problem = "some decoded weights are not finite"
     if weight is None:
         return TensorCheck(name, str(quantized.format), None, None, None, problem)
-    tuned = polished and holds_values(quantized)
     if isinstance(quantized.format, Passthrough):
         kept = dequantize(quantize(weight, Choice(quantized.format)))
-        if not tuned and not _same_bits(kept, decoded):
+        if not _same_bits(kept, decoded):
             problem = f"{quantized.format} did not come back bit for bit"
     elif choice is not None:
-        problem = problem or _requantize_problem(quantized, weight, choice, curvature, polished)
+        problem = problem or _requantize_problem(quantized, weight, choice, curvature)
     max_error, relative_error = _errors(weight, decoded)
     exact = _same_bits(weight, decoded)
     return TensorCheck(name, str(quantized.format), max_error, relative_error, exact, problem)
@@ -267,22 +263,18 @@ def _requantize_problem(
     weight: torch.Tensor,
     choice: str,
     curvature: Curvature | None,
-    polished: bool,
 ) -> str | None:
     parsed = parse_choice(choice)
     if parsed.format != quantized.format:
         return f"the plan says {choice}, the file holds {quantized.format}"
     if parsed.rounding != "nearest" and curvature is None:
         return None
-    if polished and holds_values(quantized):
-        return None
     again = quantize(weight, parsed, curvature)
     if not torch.equal(again.codes, quantized.codes):
         count = int((again.codes != quantized.codes).sum())
         return f"{count} of {again.codes.numel()} codes differ from what {choice} gives"
     for name, values in quantized.side.items():
-        moved = polished and name in TUNED_SIDES
-        if not moved and not _same_bits(again.side[name], values):
+        if not _same_bits(again.side[name], values):
             what = SIDE_NAMES.get(name, f"correction's {name}")
             return f"the {what} differ from what {choice} gives"
     return None

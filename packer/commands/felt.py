@@ -17,21 +17,16 @@ if TYPE_CHECKING:
     from packer.candidates import Measurement
     from packer.checkpoint import Checkpoint
     from packer.curvature.curvature_set import CurvatureSet
-    from packer.eval.shards import TokenStream
     from packer.planning import PackPlan
     from packer.trials import DamageBench
 
 
 @dataclass(frozen=True)
 class Felt:
-    """Curvature of a checkpoint, and with a text the bench that predictions are fitted on.
-
-    text: its tokens, without those of the bench at its end.
-    """
+    """Curvature of a checkpoint, and with a text the bench that predictions are fitted on."""
 
     curvature: CurvatureSet | None
     bench: DamageBench | None
-    text: TokenStream | None = None
 
     def measure(
         self,
@@ -98,10 +93,9 @@ class Felt:
             return fit_to_model(measured, self.bench, progress)
 
 
-def feel(source: str, loaded: Checkpoint, options: CurvatureOptions, *, make: bool = True) -> Felt:
+def feel(source: str, loaded: Checkpoint, options: CurvatureOptions) -> Felt:
     """Reads or makes the curvature that a command was told to use.
 
-    make: where there is a text and no file.
     Raises PackerError: see `read_curvature`, `calibrate` and `open_data`.
     """
     curvature = options.read(loaded)
@@ -115,14 +109,13 @@ def feel(source: str, loaded: Checkpoint, options: CurvatureOptions, *, make: bo
         model = load_model(source, options.built)
         if data is None:
             data, text, spent = written_for_trials(model, text)
-        first, _ = held_out_part(len(data.stream), text.tokens, text.window)
-        if curvature is None and make:
+        if curvature is None:
+            first, _ = held_out_part(len(data.stream), text.tokens, text.window)
             seen = replace(text, tokens=max(min(text.tokens, first), text.window))
             curvature = curvature_of(model, source, loaded, data, seen)
             curvature = replace(curvature, seconds=curvature.seconds + spent)
             say_notes([f"calibrated on {curvature.spell()}", *curvature.warnings])
-        bench = bench_of(model, loaded, curvature, data, text, held_out=True)
-        return Felt(curvature, bench, data.stream[:first])
+        return Felt(curvature, bench_of(model, loaded, curvature, data, text, held_out=True))
 
 
 def kept_curvature(felt: Felt, options: CurvatureOptions, output: str | None) -> str | None:

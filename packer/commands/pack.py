@@ -11,7 +11,6 @@ import click
 from packer.commands.curvature_options import CURVATURE, CurvatureOptions
 from packer.commands.felt import Felt, feel
 from packer.commands.limit_options import LimitOptions
-from packer.commands.models import refusals, running_foreign
 from packer.commands.option_groups import OptionGroup
 from packer.commands.options import (
     CODE,
@@ -29,7 +28,6 @@ from packer.commands.options import (
     say,
     with_options,
 )
-from packer.commands.polishing import POLISH, PolishOptions, say_polish
 
 if TYPE_CHECKING:
     from packer.candidates import Measurement
@@ -51,7 +49,7 @@ class Deciding:
     def given(self) -> bool:
         return (self.plan_file, self.policy, self.recipe) != (None, None, None)
 
-    def check(self, limits: LimitOptions, curvature: CurvatureOptions, polished: bool) -> None:
+    def check(self, limits: LimitOptions, curvature: CurvatureOptions) -> None:
         """Raises UsageError: options that are already decided, or of two ways at once."""
         decides = limits.code or limits.margin or limits.pins or curvature.built.config
         others = self.plan_file is not None or self.policy is not None
@@ -65,7 +63,7 @@ class Deciding:
             )
         if self.plan_file is None and limits.cap is None:
             raise click.UsageError("give --plan, or --cap to plan for (and --policy to follow one)")
-        if self.plan_file is not None and curvature.text.data and not polished:
+        if self.plan_file is not None and curvature.text.data:
             raise click.UsageError(
                 "a --plan is packed with the curvature it was made with: --curvature"
             )
@@ -95,7 +93,7 @@ DECIDING = OptionGroup(
 @DECIDING
 @OptionGroup("limits", LimitOptions, cap_option(required=False), CODE, MARGIN, PINS, *WAYS)
 @click.option("--loader", type=WRITABLE, help="Write (and count) the loader, a Python file, too.")
-@with_options(CURVATURE, POLISH, JSON)
+@with_options(CURVATURE, JSON)
 def pack(
     checkpoint: str,
     output: str,
@@ -103,7 +101,6 @@ def pack(
     limits: LimitOptions,
     loader: str | None,
     curvature: CurvatureOptions,
-    polish: PolishOptions,
     as_json: bool,
 ) -> None:
     """Pack CHECKPOINT into an artifact that is never over the cap.
@@ -112,24 +109,21 @@ def pack(
     With --policy and --cap, the choices of another run of the same structure, stepping down only
     where they do not fit. With --recipe and --cap, a recipe that people know, its size knob turned
     until the file fits: baseline-int8-zlib, int6-rowmax-zstd, int5mlp-int6-zstd, gptq-lite-int6,
-    full-gptq-int6 or sdclip-gptq-brotli. With --cap alone, plan first. With --polish, all but the
-    codes is tuned afterwards.
+    full-gptq-int6 or sdclip-gptq-brotli. With --cap alone, plan first.
     """
     from packer import api
     from packer.progress import shown
 
     curvature.check()
-    deciding.check(limits, curvature, polish.minutes is not None)
-    polish.check(deciding.recipe, curvature)
+    deciding.check(limits, curvature)
     for written in (output, loader):
         inputs = [checkpoint, deciding.plan_file, deciding.policy, *curvature.inputs, *limits.code]
         refuse_overwriting(inputs, written)
     _refuse_one_for_both(output, loader)
     metadata = read_config(curvature.built.config)
     made = None if deciding.plan_file is None else api.load_plan(deciding.plan_file)
-    polish.check_plan(made)
     loaded = curvature.built.opening.read(checkpoint)
-    felt = feel(checkpoint, loaded, curvature, make=made is None)
+    felt = feel(checkpoint, loaded, curvature)
     turned, source = None, loaded if deciding.given else _to_plan(loaded, felt, limits, metadata)
     with shown("packing") as progress:
         if made is None:
@@ -137,22 +131,15 @@ def pack(
                 "cap_bytes": limits.cap,
                 "code": limits.code,
                 "loader": loader is not None,
-                "margin_bytes": limits.margin + polish.room_bytes,
+                "margin_bytes": limits.margin,
                 "pins": limits.pinned,
                 "metadata": metadata,
                 "progress": progress,
             }
             made, turned = _planned(deciding, loaded, source, felt, limits, told)
-        with refusals(), running_foreign(curvature.built.model):
-            packed = api.pack(
-                loaded,
-                made,
-                out=output,
-                loader=loader,
-                curvature=felt.curvature,
-                polisher=polish.polisher(felt, curvature.text.window),
-                progress=progress,
-            )
+        packed = api.pack(
+            loaded, made, out=output, loader=loader, curvature=felt.curvature, progress=progress
+        )
     _show(packed, output, loader, as_json, deciding.policy is not None, turned)
 
 
@@ -220,8 +207,6 @@ def _show(
         if turned is not None:
             value["recipe"] = turned.recipe.name
             value["knob"] = {turned.position.knob: turned.position.value}
-        if packed.polish is not None:
-            value["polish"] = packed.polish.to_json()
         print_json({**value, "output": output, "loader": loader})
         return
     tables.print_report(report, every_tensor=False)
@@ -233,8 +218,6 @@ def _show(
         say(f"real sizes differed from the plan; planned again, {packed.rounds} rounds")
     if turned is not None:
         say(f"{turned.recipe.name} with its knob at {turned.position}")
-    if packed.polish is not None:
-        say_polish(packed.polish)
     for name, problem in (*packed.lost.items(), *_problems(packed, turned).items()):
         say(f"{name}: {problem}")
     if policy:

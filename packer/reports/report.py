@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from packer.checkpoint import Checkpoint
     from packer.fit import Packed
 
-POLISHED = (
-    "polished: all but the codes was tuned to the logits of the unquantized model on calibration "
-    "text"
-)
 SORTED = "hidden units of MLPs lie in another order than in the checkpoint; the model is the same"
 
 
@@ -174,7 +170,7 @@ def _with_coder(choice: str, coder: str) -> str:
 def report_artifact(data: bytes, source: str) -> Report:
     """An artifact's file. Raises decoder.ArtifactError: not an artifact, or damaged."""
     from packer import decoder
-    from packer.artifact import POLISHED_MARK, coder_name, stored_format
+    from packer.artifact import coder_name, stored_format
     from packer.roles import roles_of
 
     stored = decoder.parse(data)
@@ -191,7 +187,6 @@ def report_artifact(data: bytes, source: str) -> Report:
     account = Account(
         stored.cap_bytes, stored.code_bytes, len(data) - side - payload, side, payload
     )
-    marks = {POLISHED_MARK: POLISHED, UNITS_MARK: SORTED}
     return Report(
         source=source,
         kind="artifact",
@@ -201,7 +196,7 @@ def report_artifact(data: bytes, source: str) -> Report:
         artifact_bytes=len(data),
         header_bytes=stored.header_bytes,
         account=account,
-        notes=tuple(words for mark, words in marks.items() if mark in stored.metadata),
+        notes=(SORTED,) if UNITS_MARK in stored.metadata else (),
     )
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from packer.quantizers.quantize import dequantize
 
 import packer
 from packer import api
+from packer.artifact import Artifact
 from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
 from packer.decoder import DTYPES
 from packer.errors import CapError, CheckpointError, OutputError, PackerError, PlanError
@@ -76,6 +79,27 @@ def test_a_model_goes_in_and_comes_back() -> None:
     tokens = torch.arange(32)
     assert torch.equal(again(tokens), model(tokens))  # a cap this wide keeps every bit
     assert packer.verify(packed.data, model.state_dict(), packed.plan).problems == ()
+
+
+def test_a_file_tuned_after_rounding_unpacks_and_verify_says_so(
+    weights: Weights, tmp_path: Path
+) -> None:
+    name = "blocks.0.mlp.fc.weight"
+    plan = packer.plan(weights, CAP, pins={name: "int4.row"})
+    whole = Artifact.from_bytes(packer.pack(weights, plan).data)
+    rounded = whole.tensors[name]
+    tuned = replace(rounded, side={"scale": 1.25 * rounded.side["scale"]})
+    tensors, path = {**whole.tensors, name: tuned}, tmp_path / "w.safetensors"
+    data = replace(whole, tensors=tensors, metadata={"polished": "1"}).to_bytes()
+    packer.unpack(data, path)
+    unpacked = read_checkpoint(path)
+    assert torch.equal(unpacked.tensors[name], dequantize(tuned))
+    assert "polished" in unpacked.metadata
+    assert "polished" not in packer.measure(unpacked).metadata
+    assert packer.verify(data, weights, plan).problems == (
+        "an earlier version tuned its scales and floats after rounding",
+        f"{name}: the scales differ from what int4.row gives",
+    )
 
 
 def test_training_goes_on_unharmed(weights: Weights) -> None:
