@@ -200,12 +200,14 @@ def json_seeds(submission: Submission, options: Options) -> Finding | None:
 
 def _seed_size(claim: SeedClaim, submission: Submission) -> Iterator[Point]:
     runs = accounts(submission)
-    own = [run for run in runs if str(run.seed) == claim.seed]
+    later = {run.superseded for run in runs if str(run.seed) == claim.seed}
+    own = [run for run in runs if str(run.seed) == claim.seed or run.name in later]
     found = {size for run in own for size in (run.as_logged, run.as_shipped, run.model_bytes)}
     sizes = sorted(size for size in found if size is not None)
     if claim.size_bytes is None or not sizes or claim.size_bytes in sizes:
         return
-    others = [run.seed for run in runs if claim.size_bytes in (run.as_logged, run.as_shipped)]
+    equal = [run for run in runs if claim.size_bytes in (run.as_logged, run.as_shipped)]
+    others = [run.seed for run in equal if run.seed is not None]
     whose = f", it is seed {others[0]}'s" if others else ""
     spelled = ", ".join(f"{size:,}" for size in sizes)
     text = f"seed {claim.seed}: claims {claim.size_bytes:,}, logged {spelled}{whose}"

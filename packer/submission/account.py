@@ -14,6 +14,8 @@ from packer.submission.training_log import TrainingLog
 LEAST_SHARE = 0.5
 # A script that is so much smaller than what the log counted, and unpacks nothing, is another one.
 STUB_SHARE = 0.2
+# One that unpacks holds no source in less than this: it unpacks another file.
+LEAST_PACKED_SHARE = 0.03
 UNPACKS = re.compile(r"decompress|b85decode|b64decode|a85decode|zipfile|marshal")
 
 
@@ -106,9 +108,9 @@ def accounts(submission: Submission) -> tuple[RunAccount, ...]:
 
 def _is_stub(submission: Submission, log: TrainingLog) -> bool:
     counted = max(log.code_bytes or 0, log.raw_code_bytes or 0)
-    if not submission.code or (submission.code_bytes or 0) >= STUB_SHARE * counted:
-        return False
-    return not any(UNPACKS.search(file.text) for file in submission.whole_code)
+    unpacks = any(UNPACKS.search(file.text) for file in submission.whole_code)
+    least = LEAST_PACKED_SHARE if unpacks else STUB_SHARE
+    return bool(submission.code) and (submission.code_bytes or 0) < least * counted
 
 
 def _is_of(artifact: ArtifactFile, run: RunAccount) -> bool:

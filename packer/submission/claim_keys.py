@@ -15,7 +15,8 @@ OTHERS = frozenset(
     margin left remaining unused free over under above std stdev delta diff saved saving savings
     reduction memory gpu vram ram peak batch vocab vocabulary train val eval seq tokenizer tokens
     data dataset payload per param params context chunk block window hidden embedding bigram head
-    baseline previous old parent sota prior ratio world pre before original seed""".split()  # noqa: SIM905
+    baseline previous old parent sota prior ratio world pre before original seed seen
+    processed scored read""".split()  # noqa: SIM905
 )
 MEANS = {"mean", "avg", "average", "median"}
 LEAST = {"min", "smallest", "best"}

@@ -22,14 +22,14 @@ class SeedClaim:
     steps: int | None
 
 
-def seed_entries(value: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def seed_entries(value: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Seed -> what is said of it, from the first value that says it of every one of them."""
     keys = [key for key in PREFERRED if key in value] + list(value)
     return next((found for key in keys if (found := _entries(value[key]))), {})
 
 
-def _entries(value: Any) -> dict[str, Mapping[str, Any]]:
-    pairs: list[tuple[str, Mapping[str, Any]]]
+def _entries(value: Any) -> dict[str, dict[str, Any]]:
+    pairs: list[tuple[str, dict[str, Any]]]
     if isinstance(value, list):
         pairs = [(str(one.get("seed", "")), one) for one in value if isinstance(one, dict)]
         if len(pairs) < len(value):

@@ -18,10 +18,16 @@ OTHER_BPB_KEYS = ("final_val_bpb", "val_bpb_final", "final_bpb", "mean_bpb", "bp
 NATS_KEYS = ("val_loss", "mean_val_loss", "val_loss_mean")
 TRACK_KEYS = ("track", "category", "submission_type", "record_type", "type")
 FLAGS_OF_TRACK = ("non_record", "is_non_record", "unlimited_compute")
-# Numbers of other runs than the one that is submitted.
-OF_OTHERS = re.compile(r"compliance|baseline|previous|parent|prior|sota|ablation|compar", re.I)
+# Objects with numbers of other runs, or of something else than what is submitted.
+OF_OTHERS = re.compile(
+    r"compliance|baseline|previous|parent|prior|sota|ablation|compar|memory|hardware|gpu|tokenizer|"
+    r"data|train|eval|checkpoint",
+    re.IGNORECASE,
+)
 PLACEHOLDER = re.compile(r"tbd|pending|todo|fill|verify|unknown|n/?a|\?", re.IGNORECASE)
-WITH_UNIT = re.compile(r"([\d,_]*\d(?:\.\d+)?)\s*([a-zA-Z]*)")
+# 16,265,723 bytes (15.51 MiB): the exact number first
+WITH_UNIT = re.compile(r"[~≈]?\s*([\d,_]*\d(?:\.\d+)?)\s*([a-zA-Z]*)(?:\s*\([^)]*\))?")
+LARGEST_MODEL = 24_000_000  # bytes; a larger "model" is the checkpoint before quantization
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,10 @@ def parse_claims(text: str) -> Claims:
         odd += [f"it claims {bpb} as {key}; the contest reads val_bpb"] if key else []
     entries = seed_entries(value)
     sizes = {kind: _size(value, kinds[kind]) or _size(inner, inner_kinds[kind]) for kind in Kind}
+    model = sizes[Kind.MODEL]
+    if model is not None and model.value > LARGEST_MODEL:
+        odd.append(f"{model.key} is {model.written}, the checkpoint's rather than an artifact's")
+        sizes[Kind.MODEL] = None
     return Claims(
         total=sizes[Kind.TOTAL] or sizes[Kind.ARTIFACT],
         artifact=sizes[Kind.ARTIFACT],

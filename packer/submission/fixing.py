@@ -17,10 +17,11 @@ from packer.account import CodeFile, Limits
 from packer.checkpoint import Checkpoint
 from packer.code.packing import SourceFile, pack_code
 from packer.code.wrapper import ENTRY
-from packer.errors import CapError
+from packer.errors import CapError, SubmissionError
 from packer.foreign.repack import Repacked, assembled, repack
 from packer.measuring import Progress, ignore_progress
 from packer.ship import RE_ENCODED, loader_source
+from packer.submission.claimed_seeds import seed_entries
 from packer.submission.claims import CLAIMS
 from packer.submission.fixable_folder import Folder
 from packer.submission.offers import Offer, offers_under
@@ -152,6 +153,7 @@ def _re_encoded(
     assert folder.foreign is not None and folder.artifact is not None
     text = loader_source(RE_ENCODED)
     loader = SourceFile("loader.py", "loader", text, len(text.encode()))
+    _refuse_own_loader(folder, loader)
     beside = folder.code_bytes + loader.size_bytes
     packed = _packed(folder, loader)
     packs = beside + len(same.data) > allowed and packed.size_bytes + EDIT_BYTES < beside
@@ -191,6 +193,16 @@ def _re_encoded(
     return replace(fixed, offers=tuple(offers), artifact=name)
 
 
+def _refuse_own_loader(folder: Folder, loader: SourceFile) -> None:
+    """Raises SubmissionError: the folder has another file where the loader goes."""
+    path = folder.root / _beside(folder, loader)
+    if path.exists() and path.read_bytes() != loader.text.encode():
+        raise SubmissionError(
+            f"{path}: has {path.stat().st_size:,} bytes and another text than the loader that goes "
+            "there; nothing was written. Rename it and what imports it, and fix the folder again"
+        )
+
+
 def _to_do(folder: Folder, name: str, packs: bool, lossy: bool) -> tuple[str, ...]:
     entry = Path(folder.code[0].path).name
     lines = decompressing_lines(folder.code[0].text)
@@ -215,8 +227,6 @@ def _to_do(folder: Folder, name: str, packs: bool, lossy: bool) -> tuple[str, ..
             f"the totals are of this artifact; fix those of {', '.join(folder.others)} alike, and "
             "claim the largest"
         )
-    if "seed_results" in (folder.claims or {}):
-        told.append("seed_results in submission.json are as they were: correct their sizes")
     return tuple(told)
 
 
@@ -257,4 +267,8 @@ def _fixed(
         claims, changed = corrected_claims(folder.claims, sizes, cap_bytes)
         contents[CLAIMS] = (json.dumps(claims, indent=2, ensure_ascii=False) + "\n").encode()
     model = folder.largest_model if new_bytes is None else new_bytes
+    is_as_it_was = new_bytes is None and code_bytes == folder.code_bytes
+    if len(before) > 1 and not is_as_it_was and seed_entries(folder.claims or {}):
+        told = "what submission.json says of each seed is as it was: correct the sizes there"
+        to_do = (*to_do, told)
     return FixedFolder(contents, dropped, what, code_bytes, model, cap_bytes, to_do, changed)

@@ -19,7 +19,9 @@ TOTAL_EVAL = re.compile(rf"total_eval_time[:=]\s*{DURATION}")
 ANY_DURATION = re.compile(rf"(?<![\w.]){DURATION}")
 TRAINED_FOR = re.compile(rf"\btrain(?:ed|ing|_\w+)?\b[^,;|]{{0,24}}?{DURATION}", re.IGNORECASE)
 CALIBRATION = re.compile(
-    r"calib|hessian(?![- ]aware)|(?:activation|input|covariance)s? stat", re.IGNORECASE
+    r"calib|hessian(?![- ]aware)|(?:activation|input|covariance)s? (?:stat|scale)|"
+    r"\b(?:gptq|awq)\b.{0,60}\b(?:batch|sample|sequence|forward pass)(?:e?s)\b",
+    re.IGNORECASE,
 )
 # Nothing was calibrated, or not the weights, or time was only kept free for it.
 NO_CALIBRATION = re.compile(
@@ -46,8 +48,12 @@ def parse_times(lines: Sequence[str]) -> dict[str, Any]:
     calibration: list[float] = []
     for line in lines:
         if match := STEP.match(line) or STOP.match(line):
-            found["step"], found["steps"] = (int(number) for number in match.groups()[:2])
-            found.pop("calibration_line", None)  # inside the loop, whose clock runs on
+            step, found["steps"] = (int(number) for number in match.groups()[:2])
+            if step > found.get("step", -1):  # settings, or inside the loop, whose clock runs on
+                found.pop("calibrated", None)
+                calibration = []
+            found.pop("calibration_line", None)
+            found["step"] = step
         if match := TRAIN_TIME.search(line):
             found["train_seconds"] = max(found.get("train_seconds", 0.0), seconds(match))
         if match := GPTQ_BUDGET.match(line):

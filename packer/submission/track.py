@@ -12,15 +12,21 @@ CONTEST_GPUS = 8
 UNLIMITED = re.compile(r"non[-_ ]?record|unlimited", re.IGNORECASE)
 RECORD = re.compile(r"10[-_ ]?min|(?<!non)[-_ ]record|^record", re.IGNORECASE)
 # In a README the words must be said of this submission: records are compared with such runs.
+THESE = r"(?<!not a )(?:non[-_ ]?record|unlimited[-_ ]compute)\b"
 README = re.compile(
-    r"^#+ [^\n]*(?:non[-_ ]?record|unlimited[-_ ]compute)|"
-    r"^\W*(?:non[-_ ]record|unlimited[-_ ]compute)\b|"
-    r"(?:this (?:is|was)|as|is) (?:an? )?(?:\w+ ){0,2}(?:non[-_ ]record|unlimited[-_ ]compute)|"
+    rf"\A\s*# [^\n]*{THESE}|"
+    rf"^[\s>*_#]*{THESE}(?=\W*(?:$|[:,.(—–]|submission|track|entry|16))|"
+    rf"\b(?:this (?:is|was)|as|is) (?:an? )?(?:(?!the )\w+ ){{0,2}}{THESE}|"
+    r"\b(?:submitted|submission|intended|meant) (?:is )?(?:intended )?(?:to|for|in|under) "
+    rf"(?:the )?{THESE}|"
     r"(?:track|category|type|status)\W{1,8}(?:non[-_ ]record|unlimited)",
     re.IGNORECASE | re.MULTILINE,
 )
 README_START = 4_000  # letters
-GPUS = re.compile(r"(?<![\w.])(\d{1,4}) ?[x×*] ?(?:nvidia |amd )?[a-z]*\d", re.IGNORECASE)
+GPUS = re.compile(
+    r"(?<![\w.])(\d{1,4})(?: ?[x×*] ?(?:nvidia |amd |geforce )*(?:rtx |gtx )?[a-z]*\d| gpus?\b)",
+    re.IGNORECASE,
+)
 
 
 def unlimited_by(folder: str, claims: Claims | None, readme: str | None) -> str | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from packer.submission.claim_keys import Kind, SizeKey, size_key
+from packer.submission.claimed_seeds import seed_entries
 from packer.submission.claims import size_of
 
 BOX = "artifact_under_16mb"
@@ -47,12 +49,34 @@ def corrected_claims(
     changed = {
         key: (claims.get(key), value) for key, value in wanted.items() if claims.get(key) != value
     }
+    if len(sizes.before) == 1:
+        found, of_the_seed = _corrected_seed(found, sizes)
+        changed |= of_the_seed
     compliance = claims.get("compliance")
     if isinstance(compliance, dict) and BOX in compliance:
         fits = sizes.total <= cap_bytes
         if compliance[BOX] is not fits:
             changed[f"compliance.{BOX}"] = (compliance[BOX], fits)
         found["compliance"] = {**compliance, BOX: fits}
+    return found, changed
+
+
+def _corrected_seed(
+    claims: Mapping[str, Any], sizes: TrueSizes
+) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
+    """The same of what is said of one seed, where there is one, and one run, which is its."""
+    found = copy.deepcopy(dict(claims))
+    entries = seed_entries(found)
+    changed: dict[str, tuple[Any, Any]] = {}
+    if len(entries) == 1:
+        ((seed, entry),) = entries.items()
+        for key, old in list(entry.items()):
+            meaning = size_key(key)
+            size = None if meaning is None else _true_size(meaning, old, sizes)
+            if meaning is not None and size is not None:
+                entry[key] = _spelled(meaning, old, size)
+                if entry[key] != old:
+                    changed[f"seed {seed}: {key}"] = (old, entry[key])
     return found, changed
 
 

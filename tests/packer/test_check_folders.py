@@ -318,6 +318,18 @@ def test_a_stub_that_runs_nothing_that_is_here_is_not_believed(make: Make) -> No
     assert said(make(files, name="b"), "code-files")[0] == "warn"
 
 
+@pytest.mark.parametrize("packed", ["code.xz", "source.bin"])
+def test_a_stub_that_unpacks_another_file_is_not_believed(make: Make, packed: str) -> None:
+    script = f"import lzma\nexec(lzma.decompress(open({packed!r}, 'rb').read()))\n"
+    files = {"train_gpt.py": script, packed: lzma.compress(BIG.encode())}
+    folder = make({**files, "a.log": log(model=15_990_000, code=len(BIG))})
+    status, text = said(folder, "cap")
+    assert status == "fail" and f"{len(BIG):,} bytes of code, of which the folder has" in text
+    whole = wrap({"__main__": BIG}).text
+    fits = make({"train_gpt.py": whole, "a.log": log(code=len(BIG))}, name="whole")
+    assert said(fits, "cap")[0] == "pass"
+
+
 def test_a_helper_that_no_log_counts_is_a_warning_where_it_is_too_much(make: Make) -> None:
     script = "import lossless\n" + CODE
     files = {"train_gpt.py": script, "lossless.py": BIG}

@@ -254,3 +254,37 @@ def test_a_script_that_cannot_be_what_was_logged_is_refused(
     refused = run("fix", folder)
     assert refused.exit_code == 1 and "--code" in refused.output
     assert f"a.log counts {len(ENTRY):,} bytes" in refused.output
+
+
+@pytest.mark.parametrize(
+    "claimed",
+    [
+        lambda size: {"seeds": [{"seed": 7, "artifact_bytes": size}]},
+        lambda size: {"results_by_seed": {"seed_7": {"total_bytes": size, "val_bpb": 1.17}}},
+        lambda size: {"seed_results": {"7": {"size_bytes": size, "val_loss": 2.07}}},
+    ],
+)
+@pytest.mark.parametrize("spared", [100, 1500])
+def test_the_size_of_the_only_seed_is_corrected(
+    make: Callable[..., Path], run: Run, claimed: Callable[[int], dict[str, Any]], spared: int
+) -> None:
+    """With packed code alone, and with the artifact re-encoded."""
+    model = artifact()
+    files = {"train_gpt.py": ENTRY, "m.ptz": model, "a.log": log(len(model), len(ENTRY))}
+    total = len(model) + len(ENTRY)
+    folder = make(files, bytes_total=total, **claimed(total))
+    cap = total - spared if spared < 1000 else len(model) - spared
+    told = fixed_and_checked(run, folder, cap)
+    assert str(told["total_bytes"]) in Path("new/submission.json").read_text().partition("seed")[2]
+
+
+@pytest.mark.parametrize("entry", ["import loader\n", "x = 1\n"])
+def test_the_loader_replaces_no_file_of_its_name(
+    make: Callable[..., Path], run: Run, entry: str
+) -> None:
+    model = artifact()
+    files = {"train_gpt.py": entry, "loader.py": "batches = 3\n", "m.ptz": model}
+    folder = make({**files, "a.log": log(len(model), len(entry))})
+    refused = run("fix", folder, "--cap", len(model) - 1500, "-o", "new")
+    assert refused.exit_code == 1 and "loader.py: has 12 bytes" in refused.output
+    assert not Path("new").exists()
