@@ -25,6 +25,7 @@ USERS_FILES = {
     "bundle.py",
     "packed.py",
     "train_packed.py",
+    "calibrating.py",
 }
 OTHER_TOOLS = {"--cov"}  # of pytest
 
