@@ -178,7 +178,10 @@ def read_a_checkpoint(data: bytes, folder: Path) -> str:
     path.write_bytes(data)
     found = read_checkpoint(path, max_memory=MAX_BYTES)
     for name, tensor in found.tensors.items():
-        assert not tensor.is_floating_point() or bool(tensor.float().isfinite().all()), name
+        if tensor.is_floating_point():  # infinities as masks have them are read, all of one sign
+            values = tensor.float()
+            assert not values.isnan().any(), name
+            assert not (values.isposinf().any() and values.isneginf().any()), name
     return digest_of({**found.tensors, **{t: found.tensors[k] for t, k in found.ties.items()}})
 
 
