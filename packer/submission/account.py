@@ -120,7 +120,7 @@ def _is_of(artifact: ArtifactFile, run: RunAccount) -> bool:
         return True
     weights = sum(math.prod(shape) for shape in artifact.shapes.values())
     parameters = run.log.parameters if run.log is not None else None
-    return parameters is not None and abs(weights / parameters - 1) < 0.05
+    return parameters is not None and abs(weights - parameters) < 0.05 * parameters
 
 
 def _superseder(run: RunAccount, runs: list[RunAccount], submission: Submission) -> str | None:
