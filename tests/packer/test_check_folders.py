@@ -380,3 +380,10 @@ def test_what_needs_a_newer_python_is_unknown(make: Make, source: str, packed: b
 def test_what_no_python_parses_is_not_blamed_on_this_one(make: Make, source: str) -> None:
     status, text = said(make({"train_gpt.py": source}), "pointers")
     assert status == "unknown" and "does not parse as Python" in text
+
+
+def test_a_log_that_says_no_parameters_is_held_against_an_artifact(make: Make) -> None:
+    lines = ("model_params:0", "Total submission size: 16100000 bytes")
+    folder = make({"train.log": log(sizes=lines)})
+    (folder / "final_model.int6.ptz").write_bytes(lzma.compress(bytes(range(256)) * 9))
+    assert said(folder, "cap")[0] == "fail"
