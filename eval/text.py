@@ -77,7 +77,7 @@ def check_separator(separator: str | None) -> None:
 def absent_separator(separator: str) -> str:
     """A warning in words about a separator that is nowhere in the text."""
     words = (
-        f"the document separator {separator!r} occurs nowhere in the text, so every file is one "
+        f"the document separator '{separator}' occurs nowhere in the text, so every file is one "
         "document"
     )
     if re.search(r"\\[nrt]", separator):

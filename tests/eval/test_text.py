@@ -54,6 +54,6 @@ def test_a_separator_that_is_nowhere_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("ab\n\ncd")
     assert encode_files([tmp_path / "a.txt"], Letters(), "\n\n").warnings == ()
     (warning,) = encode_files([tmp_path / "a.txt"], Letters(), r"\n\n").warnings
-    assert "occurs nowhere" in warning and "line feed" in warning
+    assert r"'\n\n' occurs nowhere" in warning and "line feed" in warning
     (warning,) = encode_files([tmp_path / "a.txt"], Letters(), "###").warnings
     assert "'###'" in warning and "line feed" not in warning
