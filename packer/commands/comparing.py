@@ -32,14 +32,15 @@ class Sizes(click.ParamType):  # type: ignore[type-arg]
             return value
         parts = [part.strip() for part in str(value).split(",")]
         sizes = tuple(Size().convert(part, param, ctx) for part in parts)
-        if min(sizes) <= 0:
-            self.fail(f"{value!r}: a cap is at least 1 byte", param, ctx)
-        if len(parts) > 1 and any(part.isdecimal() and int(part) < 1000 for part in parts):
+        grouped = (part == "000" or (part.isdecimal() and 0 < int(part) < 1000) for part in parts)
+        if len(parts) > 1 and any(grouped):
             self.fail(
                 f"{value!r}: commas stand between sizes; write each without, as 16000000 or 15.5MB",
                 param,
                 ctx,
             )
+        if min(sizes) <= 0:
+            self.fail(f"{value!r}: a cap is at least 1 byte", param, ctx)
         return sizes
 
 
