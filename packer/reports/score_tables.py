@@ -9,8 +9,6 @@ from packer.evaluation import Data, Evaluated
 from packer.printable import spelled
 from packer.reports import tables
 
-SCORE_COLUMNS = 5  # the first ones: the source and its score; those of the comparison follow
-
 
 def print_scores(found: Sequence[Evaluated], data: Data, *, markdown: bool) -> None:
     """One line per source, and what was scored."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from packer.eval.damage import second_order_nats
 from packer.quantizers.curvature import Curvature
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -300,6 +301,7 @@ def test_predicted_damage_of_convolutions_is_the_true_divergence(name: str) -> N
     model = Around(normal(*shape, seed=1), use).requires_grad_(False)
     model.table.weight[:, ::2] *= 3
     found = calibrate(model, tokens.split(5)).by_tensor["w"]
+    assert found.fisher is not None
     kept, measured, predicted = model.w.clone(), 0.0, 0.0
     with torch.no_grad():
         before = torch.log_softmax(model(tokens), dim=-1)
@@ -307,16 +309,9 @@ def test_predicted_damage_of_convolutions_is_the_true_divergence(name: str) -> N
             model.w.copy_(kept + 0.02 * normal(*shape, seed=draw))
             after = torch.log_softmax(model(tokens), dim=-1)
             measured += float((before.exp() * (before - after)).sum(-1).mean())
-            predicted += half_form(found, model.w - kept)
+            change = (model.w - kept).reshape(-1, found.columns)
+            predicted += second_order_nats(change, found.hessian, found.fisher)
     assert predicted == pytest.approx(measured, rel=0.35)
-
-
-def half_form(curvature: Curvature, change: Tensor) -> float:
-    assert curvature.fisher is not None
-    banks = curvature.hessian.reshape(-1, curvature.columns, curvature.columns)
-    rows = change.reshape(len(banks), -1, curvature.columns)
-    forms = torch.einsum("bri,bij,brj->br", rows, banks, rows).flatten()
-    return 0.5 * float((curvature.fisher * forms).sum())
 
 
 @pytest.mark.parametrize(
