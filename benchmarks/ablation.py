@@ -15,12 +15,13 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 
 from benchmarks.ablation_points import Bench, Meter
+from benchmarks.ablation_rows import Row, Worth
 from benchmarks.ablation_ways import EVERYTHING, PARTS, Way, spell, ways
 from benchmarks.bracketing import around, between, next_multiplier
 from packer.checkpoint import Checkpoint, read_checkpoint
@@ -32,19 +33,6 @@ WINDOW, WINDOWS = 256, 128
 SMALLEST = 16_384
 MOST_POINTS = 9
 CSV = Path("benchmarks/ablation.csv")
-
-
-@dataclass(frozen=True)
-class Row:
-    """Bits per weight of a way at the predicted damage, bits per byte, and at the measured KL."""
-
-    checkpoint: str
-    weights: int
-    way: str
-    predicted: float
-    bits_at_predicted: float
-    kl: float | None
-    bits_at_kl: float | None
 
 
 def main() -> None:
@@ -161,17 +149,6 @@ def meter(arguments: argparse.Namespace, checkpoint: Checkpoint) -> Meter:
         held_out=False,
     )
     return lambda weights: bench.meter.divergence(weights).kl_bits_per_byte
-
-
-@dataclass(frozen=True)
-class Worth:
-    """Percent of the bits of what is there besides. removed: more bits without the part; alone:
-    fewer bits with it.
-    """
-
-    label: str
-    removed: float
-    alone: float
 
 
 def worths(rows: Sequence[Row], checkpoint: str, *, measured: bool) -> list[Worth]:

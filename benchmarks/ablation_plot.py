@@ -12,7 +12,7 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from benchmarks.ablation import Worth
+    from benchmarks.ablation_rows import Worth
 
 COLOURS = ("#4477aa", "#ee9944")  # of checkpoints
 THICKNESS = 0.78  # of all bars of a part

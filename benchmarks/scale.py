@@ -16,10 +16,11 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from benchmarks.pack_speed import Run, run
+from benchmarks.scale_rows import Row
 
 SHAPES = {
     "9M": (12, 288),
@@ -33,30 +34,6 @@ STEPS = ("measure", "plan", "pack", "unpack", "verify")
 BYTES_PER_PARAMETER = 0.6  # of the cap: 16 MB for 27 M parameters
 CSV = Path(__file__).with_name("scale.csv")
 PICTURE = Path(__file__).parents[1] / "docs" / "scale.png"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One step of one checkpoint. start_seconds, start_peak_bytes: of the step on a tiny one."""
-
-    parameters: int
-    layers: int
-    width: int
-    curvature: bool
-    step: str
-    seconds: float
-    cpu_seconds: float
-    start_seconds: float
-    peak_bytes: int
-    start_peak_bytes: int
-    checkpoint_bytes: int
-    largest_tensor_bytes: int
-    output_bytes: int
-
-    @property
-    def of(self) -> tuple[int, bool, str]:
-        """What was measured."""
-        return self.parameters, self.curvature, self.step
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.scale import Row
+    from benchmarks.scale_rows import Row
 
 # A model of 7 B parameters: 32 layers of width 4,096, MLPs of 11,008 with a gate, 32,000 tokens.
 LAYERS, WIDTH, HIDDEN, VOCABULARY = 32, 4096, 11_008, 32_000

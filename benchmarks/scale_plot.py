@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 if TYPE_CHECKING:
-    from benchmarks.scale import Row
+    from benchmarks.scale_rows import Row
 
 COLOURS = {
     "measure": "#4477aa",

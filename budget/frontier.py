@@ -12,13 +12,9 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from .plan import Plan
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -64,17 +60,6 @@ class Curve:
     price: Floats
     start: tuple[Candidate, ...]
     moves: tuple[Candidate, ...]
-
-
-@dataclass(frozen=True)
-class WhatIf:
-    """The best plan under another cap; ``total_bytes`` and the damages are None where none fits."""
-
-    offset_bytes: int
-    cap_bytes: int
-    total_bytes: int | None
-    damage: float | None
-    damage_change: float | None  # against the plan at hand: negative is better
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,39 +194,6 @@ def solution_at(curve: Curve, total_bytes: int) -> tuple[Candidate, ...]:
         )
     chosen = {candidate.tensor: candidate for candidate in curve.start + curve.moves[:steps]}
     return tuple(chosen.values())
-
-
-def what_if(
-    candidates: Iterable[Candidate],
-    plan: Plan,
-    offsets: Sequence[int] = (-200_000, -50_000, 50_000, 200_000),
-) -> tuple[WhatIf, ...]:
-    """What the plan would become with its cap moved by each offset, by solving exactly anew.
-
-    ``candidates`` are those the plan was made from. Raises PlanningError as plan_to_cap does, but
-    for a cap that nothing fits under: that is an answer.
-    """
-    candidates = tuple(candidates)
-    return tuple(_plan_moved(candidates, plan, offset) for offset in offsets)
-
-
-def _plan_moved(candidates: tuple[Candidate, ...], plan: Plan, offset: int) -> WhatIf:
-    from .plan import InfeasibleCap, plan_to_cap  # plan.py stands on this module
-
-    cap_bytes = plan.cap_bytes + offset
-    if cap_bytes <= 0:
-        return WhatIf(offset, cap_bytes, None, None, None)
-    try:
-        moved = plan_to_cap(
-            candidates,
-            cap_bytes=cap_bytes,
-            code_bytes=plan.code_bytes,
-            header_bytes=plan.header_bytes,
-            margin_bytes=plan.margin_bytes,
-        )
-    except InfeasibleCap:
-        return WhatIf(offset, cap_bytes, None, None, None)
-    return WhatIf(offset, cap_bytes, moved.total_bytes, moved.damage, moved.damage - plan.damage)
 
 
 def _hull(front: Sequence[Candidate]) -> list[int]:

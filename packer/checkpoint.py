@@ -12,7 +12,6 @@ import torch
 
 from packer.checkpoint_files import load
 from packer.errors import CheckpointError, SelectorError, listed
-from packer.fingerprint import contents_fingerprint, structure_fingerprint
 from packer.foreign.reading import ForeignArtifact, foreign_of
 from packer.nesting import find_state_dict, left_out
 from packer.packable import (
@@ -24,14 +23,6 @@ from packer.packable import (
 from packer.roles import matching, nearest
 from packer.stored_tensors import StoredTensor, StoredTensors, outlines_of
 from packer.ties import apply_declared_ties, equal_tensors, without_ties
-
-__all__ = [
-    "Checkpoint",
-    "contents_fingerprint",
-    "from_state_dict",
-    "read_checkpoint",
-    "structure_fingerprint",
-]
 
 
 @dataclass(frozen=True)

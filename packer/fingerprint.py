@@ -6,13 +6,9 @@ A plan fits a checkpoint of equal structure; sizes and damages fit only equal co
 from __future__ import annotations
 
 import hashlib
-import sys
-from typing import TYPE_CHECKING
 
-import torch
-
-if TYPE_CHECKING:
-    from packer.checkpoint import Checkpoint
+from packer.checkpoint import Checkpoint
+from packer.tensor_bytes import little_endian
 
 
 def structure_fingerprint(checkpoint: Checkpoint) -> str:
@@ -26,11 +22,6 @@ def structure_fingerprint(checkpoint: Checkpoint) -> str:
 def contents_fingerprint(checkpoint: Checkpoint) -> str:
     """sha256 (hex) over the structure and the little-endian bytes of every tensor."""
     return _fingerprint(checkpoint, contents=True)
-
-
-def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
-    """The elements of any dense CPU tensor as uint8 [bytes], without a copy where contiguous."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _fingerprint(checkpoint: Checkpoint, *, contents: bool) -> str:
@@ -49,17 +40,9 @@ def _fingerprint(checkpoint: Checkpoint, *, contents: bool) -> str:
         text(",".join(map(str, outline.shape)))
         if contents:
             # Shape and dtype already fix the number of bytes.
-            digest.update(_little_endian(checkpoint.tensors[name]).numpy().data)
+            digest.update(little_endian(checkpoint.tensors[name]).numpy().data)
     text(str(len(checkpoint.ties)))
     for tied, kept in sorted(checkpoint.ties.items()):
         text(tied)
         text(kept)
     return digest.hexdigest()
-
-
-def _little_endian(tensor: torch.Tensor) -> torch.Tensor:
-    stored = bytes_of(tensor)
-    if sys.byteorder == "little":
-        return stored
-    width = tensor.element_size() // (2 if tensor.is_complex() else 1)
-    return stored.reshape(-1, width).flip(1).reshape(-1).contiguous()

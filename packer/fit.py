@@ -10,8 +10,9 @@ import torch
 from packer.account import Account
 from packer.artifact import EncodedTensor, assemble, encode_tensor, header_bytes
 from packer.budget.plan import Candidate
-from packer.checkpoint import Checkpoint, contents_fingerprint
+from packer.checkpoint import Checkpoint
 from packer.errors import CapError, PlanError
+from packer.fingerprint import contents_fingerprint
 from packer.hidden_units import in_stored_order
 from packer.measuring import Progress, header_of, ignore_progress, tensor_infos
 from packer.planning import PackPlan, replan

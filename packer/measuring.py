@@ -12,10 +12,11 @@ import torch
 from packer.artifact import encode_header, encode_tensor, header_bytes
 from packer.budget.plan import Candidate
 from packer.candidates import POLISHED_MARK, UNITS_MARK, Measurement, TensorInfo
-from packer.checkpoint import Checkpoint, contents_fingerprint, structure_fingerprint
+from packer.checkpoint import Checkpoint
 from packer.curvature.curvature_set import AnyCurvature, CurvatureSet
 from packer.curved_choices import DENSE, StepGrid, curved_choices
 from packer.errors import PlanError
+from packer.fingerprint import contents_fingerprint, structure_fingerprint
 from packer.hidden_units import MARKED, in_stored_order, may_be_sorted
 from packer.predicted_damage import (
     bits_per_byte,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from packer.account import CodeFile, Limits, spell_rest
-from packer.budget.frontier import what_if
 from packer.budget.plan import Candidate, Plan
+from packer.budget.what_if import what_if
 from packer.candidates import KIND as CANDIDATES_KIND
 from packer.candidates import Measurement, check_kind, whole_number
 from packer.counted_code import readable, solve, solve_with_code

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from packer.fingerprint import bytes_of
 from packer.stored_tensors import outlines_of
+from packer.tensor_bytes import bytes_of
 
 RESERVED = "__metadata__"  # the header's own entry, beside those of tensors
 MAX_HEADER = 100_000_000  # bytes that the safetensors library reads

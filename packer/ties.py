@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 
 from packer.errors import CheckpointError, reason
-from packer.fingerprint import bytes_of
+from packer.tensor_bytes import bytes_of
 
 TIES_KEY = "bytecap.ties"
 SMALLEST_COPY = 256  # bytes; the name of a tied tensor takes some as well

@@ -38,13 +38,14 @@ from benchmarks.fuzz.layouts import (
 from benchmarks.fuzz.mutations import mutate_bytes, mutate_json_text, mutate_text
 from packer import api, decoder
 from packer.account import Limits
-from packer.checkpoint import contents_fingerprint, from_state_dict, read_checkpoint
+from packer.checkpoint import from_state_dict, read_checkpoint
 from packer.commands.model_options import ModelOptions
 from packer.commands.models import load_subjects
 from packer.commands.options import read_config as read_settings
 from packer.curvature.file import read_curvature
 from packer.curvature.unfinished import UnfinishedFile
 from packer.errors import PackerError
+from packer.fingerprint import contents_fingerprint
 from packer.fit import pack_to_cap
 from packer.planning import PackPlan, make_plan, read_measurement, read_plan
 from packer.rules import check

@@ -26,8 +26,9 @@ from safetensors.torch import save
 
 from packer import api
 from packer.artifact import Artifact
-from packer.checkpoint import contents_fingerprint, from_state_dict
+from packer.checkpoint import from_state_dict
 from packer.curvature.unfinished import Unfinished, UnfinishedFile
+from packer.fingerprint import contents_fingerprint
 
 Files = dict[str, bytes]
 CAP = 6_000

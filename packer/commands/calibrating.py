@@ -78,9 +78,9 @@ def what_makes_it(
     """What tells one calibration from another, in words by what they are about."""
     import hashlib
 
-    from packer.checkpoint import contents_fingerprint
     from packer.eval.foreign_forward import named_module
     from packer.eval.forward import device_of
+    from packer.fingerprint import contents_fingerprint
 
     module, tokens = named_module(model), hashlib.sha256()
     for batch in batches:

@@ -14,7 +14,7 @@ from packer.errors import CapError
 if TYPE_CHECKING:
     from packer.account import Limits
     from packer.checkpoint import Checkpoint
-    from packer.commands.fix import Asked
+    from packer.commands.fix_options import FixOptions
     from packer.evaluation import Evaluated
     from packer.foreign.repack import Repacked
     from packer.foreign.repairs import Step
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Scores = Mapping[str, "Evaluated"]
 
 
-def fix_artifact(artifact: str, asked: Asked) -> None:
+def fix_artifact(artifact: str, options: FixOptions) -> None:
     """Reads, repairs, measures, writes and says so. Raises PackerError."""
     from packer.checkpoint import read_checkpoint
     from packer.foreign.own_layout import refuse_unwritable
@@ -32,22 +32,22 @@ def fix_artifact(artifact: str, asked: Asked) -> None:
     from packer.progress import shown
     from packer.submission.offers import offers_under
 
-    inputs = [artifact, *asked.scoring.built.inputs, asked.checkpoint, *asked.limits.code]
-    for written in (asked.output, asked.loader):
+    inputs = [artifact, *options.scoring.built.inputs, options.checkpoint, *options.limits.code]
+    for written in (options.output, options.loader):
         refuse_overwriting(inputs, written)
-    limits = asked.count()
-    loaded = read_checkpoint(artifact, **asked.opening.arguments, artifact=True)
+    limits = options.count()
+    loaded = read_checkpoint(artifact, **options.opening.arguments, artifact=True)
     foreign = loaded.foreign
     assert foreign is not None
-    if asked.no_recode:
-        refuse_unwritable(Path(artifact), foreign, asked.opening.max_memory)
+    if options.no_recode:
+        refuse_unwritable(Path(artifact), foreign, options.opening.max_memory)
     say_notes(loaded.notes)
-    original = read_original(foreign, asked.checkpoint)
-    bench = asked.bench(artifact)
+    original = read_original(foreign, options.checkpoint)
+    bench = options.bench(artifact)
     if bench is not None:
         bench.check()
     say_notes([_spell_start(foreign, limits)])
-    metadata = read_config(asked.config)
+    metadata = read_config(options.config)
     with shown("re-encoding") as progress:
         same = repack(
             foreign,
@@ -59,11 +59,11 @@ def fix_artifact(artifact: str, asked: Asked) -> None:
     say_notes([_spell_lossless(foreign, same)])
     offers: list[Offer] = []
     scores: Scores | None = None
-    if asked.no_recode:
-        offers = [_in_own_layout(foreign, same, limits, asked)]
+    if options.no_recode:
+        offers = [_in_own_layout(foreign, same, limits, options)]
         offers, scores = measured(offers, bench)
     elif same.account.unused_bytes < limits.margin_bytes:
-        if asked.lossless:
+        if options.lossless:
             raise CapError(
                 f"{foreign.source}: re-encoded without loss it takes {same.account}; nothing was "
                 "written. Without --lossless, tensors would be stored more coarsely."
@@ -73,10 +73,10 @@ def fix_artifact(artifact: str, asked: Asked) -> None:
         offers, scores = measured(offers, bench)
     data = offers[0].data if offers else same.data
     _refuse_larger(foreign, data)
-    _write(asked.output, asked.loader, data)
+    _write(options.output, options.loader, data)
     if bench is not None and scores is None:
         scores = bench.run({"re-encoded": data})
-    _show(foreign, same, offers, scores, asked)
+    _show(foreign, same, offers, scores, options)
 
 
 def _refuse_larger(foreign: ForeignArtifact, data: bytes) -> None:
@@ -98,7 +98,9 @@ def _refuse_larger(foreign: ForeignArtifact, data: bytes) -> None:
     )
 
 
-def _in_own_layout(foreign: ForeignArtifact, same: Repacked, limits: Limits, asked: Asked) -> Offer:
+def _in_own_layout(
+    foreign: ForeignArtifact, same: Repacked, limits: Limits, options: FixOptions
+) -> Offer:
     """The artifact as its author writes it, with coarser codes."""
     from packer.account import Account
     from packer.foreign.own_layout import requantize
@@ -108,7 +110,7 @@ def _in_own_layout(foreign: ForeignArtifact, same: Repacked, limits: Limits, ask
     allowed = limits.cap_bytes - limits.code_bytes - limits.margin_bytes
     with shown("looking for bytes") as progress:
         made = requantize(
-            Path(foreign.source), foreign, same, allowed, asked.opening.max_memory, progress
+            Path(foreign.source), foreign, same, allowed, options.opening.max_memory, progress
         )
     account = Account(limits.cap_bytes, limits.code_bytes, 0, 0, len(made.data))
     return Offer("its own layout", made.data, account, made.damage, made.steps)
@@ -174,21 +176,21 @@ def _show(
     same: Repacked,
     offers: Sequence[Offer],
     scores: Scores | None,
-    asked: Asked,
+    options: FixOptions,
 ) -> None:
-    if asked.as_json:
-        print_json(_json(foreign, same, offers, scores, asked))
+    if options.as_json:
+        print_json(_json(foreign, same, offers, scores, options))
         return
     show_offers(offers)
     account = offers[0].account if offers else same.account
-    say(f"{asked.output or 'not written (no -o)'}: {account}")
+    say(f"{options.output or 'not written (no -o)'}: {account}")
     if scores is not None:
         name = offers[0].name if offers else "re-encoded"
-        say(spell_scores(scores, name, asked.checkpoint or "the artifact as submitted"))
+        say(spell_scores(scores, name, options.checkpoint or "the artifact as submitted"))
     elif offers:
         hint = (
             ""
-            if asked.checkpoint or asked.no_recode
+            if options.checkpoint or options.no_recode
             else "; --checkpoint CKPT, where there is one, loses less"
         )
         say(f"what it costs: the same command with --data TEXT --tokenizer MODEL{hint}")
@@ -260,14 +262,14 @@ def _json(
     same: Repacked,
     offers: Sequence[Offer],
     scores: Scores | None,
-    asked: Asked,
+    options: FixOptions,
 ) -> dict[str, Any]:
     account = offers[0].account if offers else same.account
     return {
         "source": foreign.source,
         "layout": foreign.layout,
         "codec": foreign.codec,
-        "output": asked.output,
+        "output": options.output,
         "file_bytes": foreign.file_bytes,
         "lossless_bytes": len(same.data),
         "artifact_bytes": account.artifact_bytes,

@@ -24,29 +24,31 @@ from packer.commands.options import print_json, say, say_notes
 from packer.errors import OutputError
 
 if TYPE_CHECKING:
-    from packer.commands.fix import Asked
     from packer.commands.fix_artifact import Scores
+    from packer.commands.fix_options import FixOptions
     from packer.submission.fixable_folder import Folder
     from packer.submission.fixing import FixedFolder
     from packer.submission.offers import Offer
 
 
-def fix_submission(source: str, asked: Asked) -> None:
+def fix_submission(source: str, options: FixOptions) -> None:
     """Reads, repairs, measures, writes and says so. Raises PackerError."""
     from packer.progress import shown
     from packer.submission.fixable_folder import read_folder
     from packer.submission.fixing import fix_folder
 
-    if asked.loader is not None:
+    if options.loader is not None:
         raise click.UsageError("a folder gets its loader by itself; --loader is for artifacts")
-    if asked.output is not None:
-        refuse_output(source, asked.output)
+    if options.output is not None:
+        refuse_output(source, options.output)
     folder = read_folder(
-        Path(source), asked.limits.code, asked.opening.template, asked.opening.max_memory
+        Path(source), options.limits.code, options.opening.template, options.opening.max_memory
     )
-    say_notes([*(folder.foreign.notes if folder.foreign else ()), _spell_start(folder, asked.cap)])
-    original = read_original(folder.foreign, asked.checkpoint) if folder.foreign else None
-    bench = asked.bench(str(folder.root / folder.artifact)) if folder.artifact else None
+    say_notes(
+        [*(folder.foreign.notes if folder.foreign else ()), _spell_start(folder, options.cap)]
+    )
+    original = read_original(folder.foreign, options.checkpoint) if folder.foreign else None
+    bench = options.bench(str(folder.root / folder.artifact)) if folder.artifact else None
     if bench is not None:
         bench.check()
     scores: Scores | None = None
@@ -59,19 +61,19 @@ def fix_submission(source: str, asked: Asked) -> None:
     with shown("fixing") as progress:
         fixed = fix_folder(
             folder,
-            asked.cap,
-            asked.limits.margin,
-            lossless=asked.lossless,
+            options.cap,
+            options.limits.margin,
+            lossless=options.lossless,
             original=original,
             judge=judge,
             progress=progress,
         )
-    if asked.output is not None:
-        write_folder(folder, fixed, asked.output)
-    if asked.as_json:
-        print_json(_json(folder, fixed, scores, asked.output))
+    if options.output is not None:
+        write_folder(folder, fixed, options.output)
+    if options.as_json:
+        print_json(_json(folder, fixed, scores, options.output))
     else:
-        _show(fixed, scores, asked)
+        _show(fixed, scores, options)
 
 
 def _spell_start(folder: Folder, cap: int) -> str:
@@ -127,7 +129,7 @@ def making_folder(output: str) -> Iterator[Path]:
         raise OutputError(f"{output}: {reason}; nothing was written. Name another folder") from None
 
 
-def _show(fixed: FixedFolder, scores: Scores | None, asked: Asked) -> None:
+def _show(fixed: FixedFolder, scores: Scores | None, options: FixOptions) -> None:
     from packer.account import spell_rest
 
     show_offers(fixed.offers)
@@ -136,9 +138,9 @@ def _show(fixed: FixedFolder, scores: Scores | None, asked: Asked) -> None:
     for number, line in enumerate(fixed.to_do, 1):
         say(f"to do {number}: {line}")
     if scores is not None:
-        reference = asked.checkpoint or "the artifact as submitted"
+        reference = options.checkpoint or "the artifact as submitted"
         say(spell_scores(scores, fixed.offers[0].name, reference))
-    where = f"{asked.output}{os.sep}" if asked.output else "not written (no -o)"
+    where = f"{options.output}{os.sep}" if options.output else "not written (no -o)"
     say(
         f"{where}: {fixed.what}: code {fixed.code_bytes:,} + artifact {fixed.artifact_bytes:,} = "
         f"{fixed.total_bytes:,}{spell_rest(fixed.cap_bytes, fixed.cap_bytes - fixed.total_bytes)}"

@@ -37,7 +37,7 @@ from packer.files import is_json, write_json
 
 if TYPE_CHECKING:
     from packer.account import Limits
-    from packer.budget.frontier import WhatIf
+    from packer.budget.what_if import WhatIf
     from packer.commands.model_options import ModelOptions
     from packer.commands.text_options import TextOptions
     from packer.planning import PackPlan
@@ -160,7 +160,7 @@ def _checked(
 
 
 def _what_if(made: PackPlan) -> tuple[WhatIf, ...]:
-    from packer.budget.frontier import what_if
+    from packer.budget.what_if import what_if
     from packer.planning import restrict
 
     return what_if(restrict(made.measurement, made.pins), made.plan)

@@ -70,8 +70,9 @@ def measured_from(
 
 def _with_checkpoint(found: Measured, options: CurvatureOptions) -> Measured:
     """Measurements and the checkpoint they name. Raises PlanError: that has changed since."""
-    from packer.checkpoint import contents_fingerprint, read_checkpoint
+    from packer.checkpoint import read_checkpoint
     from packer.errors import PlanError
+    from packer.fingerprint import contents_fingerprint
 
     measurement = found.measurement
     loaded = read_checkpoint(measurement.source)

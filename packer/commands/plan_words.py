@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from packer.commands.options import print_json, say
 
 if TYPE_CHECKING:
-    from packer.budget.frontier import WhatIf
+    from packer.budget.what_if import WhatIf
     from packer.planning import PackPlan
     from packer.trials import CheckedPlan
 

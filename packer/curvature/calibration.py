@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from packer.checkpoint import Checkpoint, contents_fingerprint, from_state_dict
+from packer.checkpoint import Checkpoint, from_state_dict
 from packer.curvature.bundled import MAY_TAKE
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.free_order import order_is_free
@@ -34,6 +34,7 @@ from packer.errors import CurvatureError
 from packer.eval.foreign_forward import named_module
 from packer.eval.forward import AnyModel, device_of, evaluation_mode, tail_logits
 from packer.eval.shards import TokenStream
+from packer.fingerprint import contents_fingerprint
 from packer.quantizers.curvature import Curvature
 
 Progress = Callable[[str, int, int], None]

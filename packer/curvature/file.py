@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from packer.checkpoint import Checkpoint, contents_fingerprint
+from packer.checkpoint import Checkpoint
 from packer.checkpoint_files import load
 from packer.curvature.curvature_set import FIELDS, CurvatureSet
 from packer.errors import CheckpointError, CurvatureError
 from packer.files import replacing
+from packer.fingerprint import contents_fingerprint
 from packer.made_when_asked import MadeWhenAsked
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError

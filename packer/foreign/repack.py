@@ -12,11 +12,11 @@ from packer import decoder
 from packer.account import Account
 from packer.artifact import EncodedTensor, assemble, encode_header, encode_tensor
 from packer.errors import PackerError
-from packer.fingerprint import bytes_of
 from packer.foreign.tensors import ForeignArtifact
 from packer.measuring import Progress, ignore_progress
 from packer.quantizers.formats import Passthrough, QuantizedTensor
 from packer.quantizers.quantize import dequantize
+from packer.tensor_bytes import bytes_of
 
 
 class RepackError(PackerError):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from packer.errors import CheckpointError
-from packer.fingerprint import bytes_of
 from packer.quantizers.formats import (
     FormatError,
     Passthrough,
@@ -18,6 +17,7 @@ from packer.quantizers.formats import (
     row_shape,
 )
 from packer.quantizers.quantize import dequantize
+from packer.tensor_bytes import bytes_of
 
 PASSTHROUGHS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 Parts = Mapping[str, torch.Tensor]

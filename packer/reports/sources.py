@@ -120,8 +120,9 @@ def load_bounded(
     Raises PlanError: the checkpoint has other contents, or the plan was made with other curvature
     or none. CheckpointError, CurvatureError: damaged.
     """
-    from packer.checkpoint import contents_fingerprint, read_checkpoint
+    from packer.checkpoint import read_checkpoint
     from packer.curvature.file import read_curvature
+    from packer.fingerprint import contents_fingerprint
     from packer.fit import stale_plan
     from packer.shannon_bound import bounded_plan
 

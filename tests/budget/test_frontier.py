@@ -16,9 +16,9 @@ from packer.budget.frontier import (
     solution_at,
     sweep,
     undominated,
-    what_if,
 )
 from packer.budget.plan import plan_to_cap
+from packer.budget.what_if import what_if
 
 points = st.tuples(st.integers(0, 40), st.integers(0, 60))  # few values, so that ties happen
 tensors = st.lists(st.lists(points, min_size=1, max_size=5), min_size=1, max_size=5)

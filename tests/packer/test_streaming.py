@@ -17,10 +17,11 @@ from packer.quantizers.curvature import Curvature
 from safetensors.torch import load_file, save_file
 
 from packer import api, decoder
-from packer.checkpoint import contents_fingerprint, from_state_dict, read_checkpoint
+from packer.checkpoint import from_state_dict, read_checkpoint
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.file import read_curvature, write_curvature
 from packer.errors import CheckpointError, CurvatureError, OutputError
+from packer.fingerprint import contents_fingerprint
 from packer.safetensors_writing import write_all, write_safetensors
 from packer.stored_tensors import StoredTensor
 from packer.threads import MAX_SIDE_BY_SIDE, usable_cores
@@ -125,7 +126,8 @@ def test_a_tie_is_one_tensor_when_all_are_in_memory(tmp_path: Path) -> None:
 
 PEAK = """
 import sys
-from packer.checkpoint import contents_fingerprint, read_checkpoint
+from packer.checkpoint import read_checkpoint
+from packer.fingerprint import contents_fingerprint
 from packer.inspection import inspect
 def kib(field):
     lines = dict(line.split(":") for line in open("/proc/self/status"))
