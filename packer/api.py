@@ -83,7 +83,6 @@ def measure(
     hessians: Mapping[str, torch.Tensor] | None = None,
     coder: str | None = None,
     trellis: bool = False,
-    reorder: bool = True,
     out: PathLike | None = None,
     progress: Progress = ignore_progress,
 ) -> Measurement:
@@ -94,8 +93,7 @@ def measure(
     round; or Curvature by tensor. hessians: in its place second moments of the inputs alone,
     [columns, columns] by tensor, with which GPTQ rounds. coder: of every tensor; "numpy" is read
     where constriction is not installed; None lets the packer choose. trellis: with curvature, codes
-    on a trellis too: fewer bytes, slower. reorder: without a trellis, hidden units of MLPs may lie
-    in another order in the file, where `calibrate` saw the model compute the same.
+    on a trellis too: fewer bytes, slower.
     """
     loaded = load(checkpoint)
     felt = given_curvature(loaded, curvature, hessians)
@@ -106,7 +104,6 @@ def measure(
         curvature=felt,
         coder=coder,
         trellis=trellis,
-        reorder=reorder,
         progress=progress,
     )
     if out is not None:
@@ -131,7 +128,6 @@ def plan(
     hessians: Mapping[str, torch.Tensor] | None = None,
     coder: str | None = None,
     trellis: bool = False,
-    reorder: bool = True,
     out: PathLike | None = None,
     progress: Progress = ignore_progress,
 ) -> PackPlan:
@@ -142,8 +138,7 @@ def plan(
     inline: what it adds to this script. calibrates: the bundle makes its own curvature of batches.
     margin_bytes: left free on purpose.
     pins: selector -> choice. policy: another run's plan, whose choices and pins are kept; tensors
-    step down only where they do not fit. curvature, hessians, coder, trellis, reorder: as in
-    `measure`.
+    step down only where they do not fit. curvature, hessians, coder, trellis: as in `measure`.
     Raises CapError: nothing fits; says the smallest size reachable. PlanError, SelectorError.
     """
     bundle = bundle or inline is not None or calibrates
@@ -162,7 +157,7 @@ def plan(
         made = under_policy(load_plan(policy), source, limits, metadata, felt, progress)
     else:
         measurement, earlier = measurement_of(
-            source, pins, metadata, felt, coder, trellis, reorder, progress
+            source, pins, metadata, felt, coder, trellis, progress
         )
         made = make_plan(measurement, limits, {**earlier, **(pins or {})})
         if felt is not None:

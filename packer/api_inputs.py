@@ -15,7 +15,6 @@ from packer.curvature.curvature_set import AnyCurvature, CurvatureSet
 from packer.curved_choices import SPARSE
 from packer.errors import CapError, PlanError
 from packer.files import is_json
-from packer.hidden_units import MARKED, may_be_sorted
 from packer.measuring import Progress
 from packer.planning import PackPlan, follow_policy, read_measurement, read_plan
 from packer.quantizers.curvature import Curvature
@@ -58,7 +57,6 @@ def measurement_of(
     curvature: AnyCurvature | None,
     coder: str | None,
     trellis: bool,
-    reorder: bool,
     progress: Progress,
 ) -> tuple[Measurement, Mapping[str, str]]:
     """(measurements, pins of an earlier plan). A checkpoint is measured for a plan to refine."""
@@ -76,7 +74,6 @@ def measurement_of(
         coder=coder,
         trellis=trellis,
         grid=SPARSE,
-        reorder=reorder,
         progress=progress,
     )
     return measured, {}
@@ -90,16 +87,12 @@ def under_policy(
     curvature: AnyCurvature | None,
     progress: Progress,
 ) -> PackPlan:
-    """Measures the policy's own choices first, and all others only when those do not fit; hidden
-    units are sorted where the policy has them so and may be.
-    """
+    """Measures the policy's own choices first, and all others only when those do not fit."""
     if not isinstance(source, str | os.PathLike | Mapping | Checkpoint):
-        measured, _ = measurement_of(source, None, None, None, None, False, False, progress)
+        measured, _ = measurement_of(source, None, None, None, None, False, progress)
         return follow_policy(policy, measured, limits)
     checkpoint = load(source)
-    reorder = policy.measurement.units_sorted and may_be_sorted(checkpoint, curvature)
-    texts = {**(metadata or {}), **(MARKED if reorder else {})}
-    quick = measuring.measure_choices(checkpoint, policy.choices, texts, progress, curvature)
+    quick = measuring.measure_choices(checkpoint, policy.choices, metadata, progress, curvature)
     try:
         return follow_policy(policy, quick, limits)
     except CapError:
@@ -108,7 +101,6 @@ def under_policy(
             pins=policy.choices,
             metadata=metadata,
             curvature=curvature,
-            reorder=reorder,
             progress=progress,
         )
         return follow_policy(policy, whole, limits)

@@ -39,7 +39,6 @@ ENCODERS: tuple[Module, ...] = tuple(
         "entropy",
         "trellis_encoder",
         "artifact",
-        "unit_order",
         "filling",
     )
 )
@@ -113,7 +112,7 @@ GLUE = """
 def encode_weights(weights, curvature, cap_bytes, code_bytes):
     choices = {{name: Choice(*_KINDS[kind], step) for name, kind, step in _PLAN}}
     return filled(
-        weights, choices, _TIES, _METADATA, curvature, cap_bytes, code_bytes, {threads}{groups})
+        weights, choices, _TIES, _METADATA, curvature, cap_bytes, code_bytes, {threads})
 
 _KINDS = {kinds}
 _PLAN = {plan}
@@ -221,7 +220,6 @@ def _source(plan: PackPlan, command: str, calibrate: bool) -> str:
     never = [name for part in sorted(EVERYTHING - parts) for name in PARTS[part]]
     never += [name for part in sorted(EVERYTHING - parts) for name in ENCODER_PARTS[part]]
     never += [name for way in sorted(WAYS.keys() - _ways(choices)) for name in WAYS[way]]
-    never += [] if plan.measurement.units_sorted else ["sorted_units"]
     never += NOT_COMPILED if "trellis" in parts else COMPILED
     entries = [*BUNDLE_ENTRIES, *classes, *(["read_tensors"] if command else [])]
     modules, names = (*DECODERS, *ENCODERS), [*ENTRIES, *DEFINED]
@@ -261,21 +259,12 @@ def _glue(plan: PackPlan, choices: Mapping[str, Choice]) -> str:
     rows = [(name, kinds.index(spelled[name]), choices[name].step) for name in choices]
     measured = plan.measurement
     return GLUE.format(
-        groups=f", {_groups(plan)!r}" if measured.units_sorted else "",
         kinds="[" + ",".join(kinds) + "]",
         plan=rows,
         ties=dict(measured.ties),
         metadata=dict(measured.metadata),
         threads=THREADS if any("trellis" in kind for kind in plan.choices.values()) else 1,
     )
-
-
-def _groups(plan: PackPlan) -> list[dict[str, int]]:
-    """Tensors and axes of the hidden units that the plan sorts."""
-    from packer.hidden_units import hidden_units
-
-    shapes = {tensor.name: tensor.shape for tensor in plan.measurement.tensors}
-    return hidden_units(shapes, plan.measurement.ties)
 
 
 def _spell(choice: Choice) -> str:

@@ -10,13 +10,10 @@ from typing import Any
 from packer.account import MAX_SIZE_BYTES
 from packer.budget.plan import Candidate
 from packer.damage_fit import DamageFit
+from packer.earlier_versions import PERMUTED_MARK
 from packer.errors import PlanError
 from packer.roles import Role, TensorRole
 
-# Metadata of measurements and files whose hidden units were sorted.
-UNITS_MARK = "units"
-# Metadata of files whose scales and floats an earlier version tuned after rounding.
-POLISHED_MARK = "polished"
 KIND = "bytecap candidates"
 VERSION = 1
 
@@ -69,13 +66,6 @@ class Measurement:
     @property
     def roles(self) -> dict[str, TensorRole]:
         return {tensor.name: TensorRole(Role(tensor.role), tensor.layer) for tensor in self.tensors}
-
-    @property
-    def units_sorted(self) -> bool:
-        """Whether hidden units of MLPs lie in the order of `packer.unit_order`, which needs the
-        curvature that was measured with.
-        """
-        return UNITS_MARK in self.metadata
 
     def corrected(self, sizes: Mapping[tuple[str, str], int]) -> Measurement:
         """The same with real sizes put in place of measured ones, by (tensor, choice)."""
@@ -143,12 +133,20 @@ class Measurement:
 
     @staticmethod
     def from_json(value: Mapping[str, Any], source: str) -> Measurement:
-        """Raises PlanError: not a candidates file of this version, or fields of wrong type."""
+        """Raises PlanError: not a candidates file of this version, fields of wrong type, or
+        measured with hidden units in another order, as earlier versions did.
+        """
         check_kind(value, KIND, VERSION, source, "Measure again with `packer measure`.")
         try:
-            return _measurement(value)
+            found = _measurement(value)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise PlanError(f"{source} is damaged: {error!r}. Measure again.") from None
+        if PERMUTED_MARK in found.metadata:
+            raise PlanError(
+                f"{source} was measured by an earlier version, with the hidden units of MLPs in "
+                "another order; sizes in the checkpoint's order differ. Measure again."
+            )
+        return found
 
 
 def check_kind(value: Mapping[str, Any], kind: str, version: int, source: str, next: str) -> None:

@@ -106,7 +106,7 @@ class Row:
 class Workbench:
     """One checkpoint and what every contender shares. code: counted beside the file, and its
     margin; the cap in it is not read. trials: to fit our predicted damage on, None for as it is.
-    trellis: whether ours may use one. reorder: whether ours may sort hidden units.
+    trellis: whether ours may use one.
     """
 
     checkpoint: Checkpoint
@@ -115,7 +115,6 @@ class Workbench:
     pins: Mapping[str, str]
     trials: DamageBench | None = None
     trellis: bool = False
-    reorder: bool = True
     progress: Progress = ignore_progress
 
     def recipes_under(self, cap_bytes: int) -> Iterator[Contender | Refused]:
@@ -162,7 +161,6 @@ class Workbench:
             curvature=self.curvature,
             trellis=self.trellis,
             grid=SPARSE,
-            reorder=self.reorder,
             progress=self.progress,
         )
         if self.trials is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +23,6 @@ from packer.quantizers.choice import Choice
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import Passthrough
 from packer.quantizers.quantize import quantize
-from packer.unit_order import sorted_units
 
 ROUNDS = 12  # of quantizing everything, at most
 CLOSE = 40  # bytes left are few enough to stop
@@ -54,19 +53,15 @@ def filled(
     cap_bytes: int,
     code_bytes: int,
     threads: int = 1,
-    groups: Sequence[dict[str, int]] = (),
 ) -> bytes:
     """The artifact of weights under choices, steps multiplied so that file and code fill the cap.
 
-    threads: how many tensors are worked on at once, of use where loops are compiled. groups: of
-    hidden units to be sorted (`packer.unit_order`).
+    threads: how many tensors are worked on at once, of use where loops are compiled.
     Raises ArtifactError: it does not fit, however coarse; weights or curvature are missing, of
     another shape, or not finite.
     """
     for name, choice in choices.items():
         keep_usable(name, weights.get(name), choice, curvature.get(name))
-    if groups:
-        weights, curvature = sorted_units(groups, weights, curvature)
     shapes = {name: (str(weights[name].dtype)[6:], weights[name].shape) for name in choices}
     coder = "numpy" if any(one.coder == "numpy" for one in choices.values()) else None
     header = encode_header(shapes, ties, metadata, coder)

@@ -13,7 +13,6 @@ from packer.budget.plan import Candidate
 from packer.checkpoint import Checkpoint
 from packer.errors import CapError, PlanError
 from packer.fingerprint import contents_fingerprint
-from packer.hidden_units import in_stored_order
 from packer.measuring import Progress, header_of, ignore_progress, tensor_infos
 from packer.planning import PackPlan, replan
 from packer.quantizers.choice import parse_choice
@@ -83,10 +82,9 @@ def pack_to_cap(
     measurement = replace(pack_plan.measurement, header_bytes=header_bytes(header))
     if measurement != pack_plan.measurement:
         pack_plan = replan(pack_plan, measurement)
-    stored, felt = in_stored_order(checkpoint, curvature or {}, measurement.metadata)
     done: dict[str, _Done] = {}
     for rounds in range(1, MAX_ROUNDS + 1):
-        _encode_chosen(stored, pack_plan, felt, done, progress)
+        _encode_chosen(checkpoint, pack_plan, curvature or {}, done, progress)
         sizes = {(name, one.choice): one.encoded.size_bytes for name, one in done.items()}
         planned = {(c.tensor, c.choice): c.size_bytes for c in pack_plan.plan.chosen}
         if sizes == planned:

@@ -11,13 +11,13 @@ import torch
 
 from packer.artifact import encode_header, encode_tensor, header_bytes
 from packer.budget.plan import Candidate
-from packer.candidates import POLISHED_MARK, UNITS_MARK, Measurement, TensorInfo
+from packer.candidates import Measurement, TensorInfo
 from packer.checkpoint import Checkpoint
 from packer.curvature.curvature_set import AnyCurvature, CurvatureSet
 from packer.curved_choices import DENSE, StepGrid, curved_choices
+from packer.earlier_versions import without_marks
 from packer.errors import PlanError
 from packer.fingerprint import contents_fingerprint, structure_fingerprint
-from packer.hidden_units import MARKED, in_stored_order, may_be_sorted
 from packer.predicted_damage import (
     bits_per_byte,
     complete,
@@ -58,9 +58,6 @@ GIVEN_HESSIANS = (
     "squared error of the outputs under the second moments given, and of weights without one, "
     "times a weight per role"
 )
-
-# Metadata that tells of a file and not of the model: nothing of it goes into another file.
-MARKS_OF_FILES = (UNITS_MARK, POLISHED_MARK)
 
 
 def ignore_progress(what: str, done: int, total: int) -> None:
@@ -124,7 +121,6 @@ def measure(
     coder: str | None = None,
     trellis: bool = False,
     grid: StepGrid = DENSE,
-    reorder: bool = True,
     progress: Progress = ignore_progress,
 ) -> Measurement:
     """Candidates for every tensor: real coded bytes and damage under each choice.
@@ -132,9 +128,7 @@ def measure(
     pins: selector -> choice; a pinned tensor is measured under that choice as well. metadata: text
     for the artifact, added to the checkpoint's own. curvature: a set gives damage in bits per byte
     and choices with +gptq; second moments by tensor give those choices alone. coder: of every
-    choice; None lets the packer choose. trellis, grid: as of `default_choices`. reorder: hidden
-    units of MLPs may be stored in another order, where the curvature says that it is free; on a
-    trellis that gains nothing.
+    choice; None lets the packer choose. trellis, grid: as of `default_choices`.
     Raises SelectorError: a pin matches nothing. PlanError: a pinned choice cannot hold the tensor.
     """
     infos = tensor_infos(checkpoint)
@@ -146,10 +140,7 @@ def measure(
         chosen = [replace(choice, coder=coder) for choice in offered] if coder else offered
         return with_pinned(chosen, pinned.get(name))
 
-    texts = {key: text for key, text in (metadata or {}).items() if key not in MARKS_OF_FILES}
-    if reorder and not trellis and may_be_sorted(checkpoint, curvature):
-        texts |= MARKED
-    return _measurement(checkpoint, infos, choices_of, pinned, texts, curvature, progress)
+    return _measurement(checkpoint, infos, choices_of, pinned, metadata or {}, curvature, progress)
 
 
 def measure_choices(
@@ -159,8 +150,7 @@ def measure_choices(
     progress: Progress = ignore_progress,
     curvature: AnyCurvature | None = None,
 ) -> Measurement:
-    """One candidate for every tensor: the choice given for its name. metadata: as of `measure`;
-    with the mark of sorted units these are sorted by the curvature.
+    """One candidate for every tensor: the choice given for its name. metadata: as of `measure`.
 
     Raises PlanError: a tensor has no choice, or its choice cannot be read or cannot hold it.
     """
@@ -187,14 +177,13 @@ def _measurement(
 ) -> Measurement:
     """required: choices that must hold their tensors; others are left out where they cannot."""
     whole = whole_set(curvature)
-    own = {key: text for key, text in checkpoint.metadata.items() if key not in MARKS_OF_FILES}
-    all_metadata = dict(sorted({**own, **metadata}.items()))
-    stored, by_tensor = in_stored_order(checkpoint, tensors_of(curvature), all_metadata)
+    all_metadata = dict(sorted(without_marks({**checkpoint.metadata, **metadata}).items()))
+    by_tensor = tensors_of(curvature)
 
     levels: dict[str, float] = {}
 
     def candidates_of(info: TensorInfo) -> list[Candidate]:
-        weight, felt = stored.tensors[info.name], by_tensor.get(info.name)
+        weight, felt = checkpoint.tensors[info.name], by_tensor.get(info.name)
         choices, errors = choices_of(info.name, weight, felt), None
         by_size = not by_tensor or (felt is None and is_formula(info, weight))
         if by_size and quantizable(weight) and bool(weight.isfinite().all()):

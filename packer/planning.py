@@ -250,18 +250,13 @@ def check_curvature(pack_plan: PackPlan, sha256: str | None, given: bool) -> Non
     sha256: of the curvature given, None where that is not known.
     """
     wanted = pack_plan.measurement.curvature
-    rounded, ordered = rounded_with_curvature(pack_plan), pack_plan.measurement.units_sorted
+    rounded = rounded_with_curvature(pack_plan)
     if rounded and not given:
         raise PlanError(
             f"{rounded[0].tensor}: {rounded[0].choice} needs curvature, as {len(rounded)} of the "
             "plan's tensors do: give the file that it was made with, --curvature FILE"
         )
-    if ordered and not given:
-        raise PlanError(
-            "the plan sorts hidden units by curvature: give the file that it was made with, "
-            "--curvature FILE"
-        )
-    if (rounded or ordered) and wanted is not None and sha256 is not None and sha256 != wanted:
+    if rounded and wanted is not None and sha256 is not None and sha256 != wanted:
         raise PlanError(
             f"the plan was made with curvature {wanted[:12]}, and this is {sha256[:12]}: its codes "
             "and sizes would differ. Give the file it was made with, or plan again"

@@ -15,7 +15,6 @@ from packer.budget.step_curve import StepPoint, best_step
 from packer.candidates import Measurement, TensorInfo
 from packer.checkpoint import Checkpoint
 from packer.curvature.curvature_set import AnyCurvature, CurvatureSet
-from packer.hidden_units import in_stored_order
 from packer.measuring import (
     Progress,
     ignore_progress,
@@ -45,12 +44,11 @@ def refined(
     `measure`. Raises CapError, PlanError.
     """
     felt, whole = tensors_of(curvature), whole_set(curvature)
-    stored, felt = in_stored_order(checkpoint, felt, made.measurement.metadata)
     for number in range(1, PASSES + 1):
         wanted = _wanted(made)
         if wanted:
             told = _named(progress, f"pass {number} of {PASSES}")
-            found = _measured(stored, made.measurement, wanted, felt, whole, told)
+            found = _measured(checkpoint, made.measurement, wanted, felt, whole, told)
             made = make_plan(_with(made.measurement, found), made.limits, made.pins)
     return made
 
@@ -60,18 +58,17 @@ def _named(progress: Progress, pass_name: str) -> Progress:
 
 
 def _measured(
-    stored: Checkpoint,
+    checkpoint: Checkpoint,
     measurement: Measurement,
     wanted: Mapping[str, str],
     felt: Mapping[str, Curvature],
     whole: CurvatureSet | None,
     progress: Progress,
 ) -> list[Candidate]:
-    """stored, felt: with their units as the file has them."""
     infos = [info for info in measurement.tensors if info.name in wanted]
 
     def measure(info: TensorInfo) -> list[Candidate]:
-        weight, choice = stored.tensors[info.name], parse_choice(wanted[info.name])
+        weight, choice = checkpoint.tensors[info.name], parse_choice(wanted[info.name])
         return measure_tensor(info, weight, [choice], felt.get(info.name), whole)
 
     return measured_side_by_side(infos, measure, progress)

@@ -24,12 +24,6 @@ from packer.eval.damage import DamageMeter
 from packer.eval.foreign_forward import named_module
 from packer.eval.forward import AnyModel
 from packer.evaluation import Data
-from packer.hidden_units import (
-    in_checkpoints_order,
-    ordered_checkpoint,
-    ordered_curvatures,
-    orders_of,
-)
 from packer.measuring import Progress, ignore_progress, tensors_of
 from packer.planning import PackPlan, make_plan
 from packer.quantizers.choice import parse_choice
@@ -57,24 +51,17 @@ class DamageBench:
     def trial(self, measurement: Measurement, changed: Sequence[Candidate], what: str) -> Trial:
         """The divergence when these candidates take the place of their weights."""
         with one_torch_thread():
-            weights = self._decoded(measurement, changed)
+            weights = self._decoded(changed)
         measured = self.meter.divergence(weights).kl_bits_per_byte
         return Trial(what, measurement.unfitted(changed), measured)
 
-    def _decoded(
-        self, measurement: Measurement, changed: Sequence[Candidate]
-    ) -> dict[str, torch.Tensor]:
-        """What a file would hold, units of MLPs in the model's own order: some tensors of an MLP
-        may be as they were.
-        """
-        known = tensors_of(self.curvature)
-        orders = orders_of(self.checkpoint, measurement.metadata, known)
-        stored = ordered_checkpoint(self.checkpoint, orders)
-        felt = ordered_curvatures(self.checkpoint, known, orders)
+    def _decoded(self, changed: Sequence[Candidate]) -> dict[str, torch.Tensor]:
+        """What a file would hold."""
+        felt = tensors_of(self.curvature)
         found = {}
         for name, text in ((one.tensor, one.choice) for one in changed):
-            quantized = quantize(stored.tensors[name], parse_choice(text), felt.get(name))
-            found[name] = in_checkpoints_order(dequantize(quantized), name, orders)
+            weight = self.checkpoint.tensors[name]
+            found[name] = dequantize(quantize(weight, parse_choice(text), felt.get(name)))
         return found
 
 

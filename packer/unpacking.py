@@ -12,16 +12,10 @@ import torch
 
 from packer import decoder
 from packer.artifact import quantized_tensor
-from packer.candidates import POLISHED_MARK, UNITS_MARK
 from packer.checkpoint import Checkpoint
+from packer.earlier_versions import PERMUTED_MARK, POLISHED_MARK
 from packer.errors import OutputError
 from packer.files import replacing
-from packer.hidden_units import (
-    in_stored_order,
-    ordered_checkpoint,
-    recovered_orders,
-    units_of,
-)
 from packer.measuring import Progress, ignore_progress
 from packer.quantizers.choice import Choice, parse_choice
 from packer.quantizers.curvature import Curvature
@@ -158,15 +152,15 @@ def verify(
 
     With a checkpoint, passthrough tensors must come back as the very bits that their format keeps;
     with choices too, quantizing again must give the very codes in the file. Of a choice with +gptq
-    that takes curvature too; without, only its format is compared. Hidden units of MLPs that were
-    sorted are compared in that order; without curvature it is recovered from the weights.
+    that takes curvature too; without, only its format is compared.
     Raises decoder.ArtifactError: not an artifact, or damaged. Differences are returned as problems.
     """
     stored = decoder.parse(data)
     against = _named_as_stored(against, stored) if against else None
     problems = _structure_problems(stored, against) if against else []
-    if against is not None and not problems and UNITS_MARK in stored.metadata:
-        against, curvature = _in_the_files_order(stored, against, curvature)
+    if against is not None and PERMUTED_MARK in stored.metadata:
+        problems.append(_not_comparable(against))
+        against = None
     checks = []
     with one_torch_thread():
         for done, tensor in enumerate(stored.tensors):
@@ -201,17 +195,12 @@ def _named_as_stored(against: Checkpoint, stored: decoder.StoredArtifact) -> Che
     return replace(against, tensors=Renamed(against.tensors, names), ties={**ties, **lacking})
 
 
-def _in_the_files_order(
-    stored: decoder.StoredArtifact,
-    against: Checkpoint,
-    curvature: Mapping[str, Curvature] | None,
-) -> tuple[Checkpoint, Mapping[str, Curvature] | None]:
-    """Both with their units as the file has them."""
-    if curvature:
-        return in_stored_order(against, curvature, stored.metadata)
-    wanted = {name for axes in units_of(against) for name in axes}
-    decoded = {t.name: decoder.decode_weight(t) for t in stored.tensors if t.name in wanted}
-    return ordered_checkpoint(against, recovered_orders(against, decoded)), None
+def _not_comparable(against: Checkpoint) -> str:
+    return (
+        "an earlier version wrote it with the hidden units of MLPs in another order, so its "
+        f"tensors cannot be compared with those of {against.source} element by element; leave "
+        "--against out, or compare what both predict with packer eval"
+    )
 
 
 def _comparable(tensor: decoder.StoredTensor, against: Checkpoint | None) -> torch.Tensor | None:

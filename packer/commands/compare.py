@@ -145,15 +145,7 @@ def _workbench(
     loaded = options.built.opening.read(source)
     felt = feel(source, loaded, options)
     assert felt.curvature is not None
-    return Workbench(
-        loaded,
-        counted,
-        felt.curvature,
-        limits.pinned,
-        felt.bench,
-        limits.trellis,
-        not limits.keep_units,
-    )
+    return Workbench(loaded, counted, felt.curvature, limits.pinned, felt.bench, limits.trellis)
 
 
 def _all(bench: Workbench, cap: int, caps: Sequence[int]) -> Iterator[Contender | Refused]:

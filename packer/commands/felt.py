@@ -35,13 +35,11 @@ class Felt:
         metadata: Mapping[str, str],
         coder: str | None,
         trellis: bool,
-        reorder: bool,
         to_refine: bool = False,
     ) -> Measurement:
         """The checkpoint measured, and fitted where there is a bench; with progress bars.
 
-        reorder: as of `packer.measuring.measure`. to_refine: for one plan, which is refined; few
-        steps are measured.
+        to_refine: for one plan, which is refined; few steps are measured.
         """
         from packer.curved_choices import DENSE, SPARSE
         from packer.measuring import measure
@@ -56,7 +54,6 @@ class Felt:
                 coder=coder,
                 trellis=trellis,
                 grid=SPARSE if to_refine else DENSE,
-                reorder=reorder,
                 progress=progress,
             )
         return self._fitted(measured)
@@ -71,7 +68,6 @@ class Felt:
             metadata,
             limits.coder,
             limits.trellis,
-            not limits.keep_units,
             to_refine=True,
         )
 

@@ -15,7 +15,6 @@ class LimitOptions:
     tensor; None: the smallest. trellis: whether codes on a trellis are offered. bundle: whether a
     bundle's bytes count. inline: the script that it is put into; None: a file of its own.
     calibrate: whether a bundle calibrates too, which asks for one.
-    keep_units: whether hidden units stay in the checkpoint's order.
     """
 
     cap: int | None
@@ -27,13 +26,12 @@ class LimitOptions:
     trellis: bool = False
     bundle: bool = False
     inline: str | None = None
-    keep_units: bool = False
     calibrate: bool = False
 
     @property
     def ways(self) -> bool:
         """Whether anything says how codes are to be chosen and stored."""
-        return bool(self.coder or self.trellis or self.keep_units)
+        return bool(self.coder or self.trellis)
 
     @property
     def pinned(self) -> dict[str, str]:

@@ -30,7 +30,6 @@ def measure(
     pins: tuple[tuple[str, str], ...],
     coder: str | None,
     trellis: bool,
-    keep_units: bool,
     curvature: CurvatureOptions,
     as_json: bool,
 ) -> None:
@@ -47,7 +46,7 @@ def measure(
     metadata = read_config(curvature.built.config)
     loaded = curvature.built.opening.read(checkpoint)
     felt = feel(checkpoint, loaded, curvature)
-    found = felt.measure(loaded, dict(pins), metadata, coder, trellis, not keep_units)
+    found = felt.measure(loaded, dict(pins), metadata, coder, trellis)
     write_json(output, found.to_json())
     kept = kept_curvature(felt, curvature, output)
     if as_json:

@@ -136,13 +136,7 @@ TRELLIS = click.option(
     help="With curvature: codes on a trellis too, about 5 % fewer bytes for some 25 microseconds a "
     "weight. Related methods may be patented: see docs/methods.md.",
 )
-KEEP_UNITS = click.option(
-    "--keep-units",
-    is_flag=True,
-    help="Hidden units of MLPs stay in the checkpoint's order; sorted they take about 0.2 % fewer "
-    "bytes, with curvature and without a trellis.",
-)
-WAYS = (CODER, TRELLIS, KEEP_UNITS)
+WAYS = (CODER, TRELLIS)
 CONFIG = click.option(
     "--config",
     type=EXISTING_FILE,

@@ -69,13 +69,11 @@ class Deciding:
             )
         if self.policy is not None and (limits.pins or limits.ways):
             raise click.UsageError(
-                "--policy carries its own choices; leave --pin, --coder, --trellis and "
-                "--keep-units out, or plan anew"
+                "--policy carries its own choices; leave --pin, --coder and --trellis out, or "
+                "plan anew"
             )
         if self.recipe is not None and limits.ways:
-            raise click.UsageError(
-                "--recipe carries its own ways; leave --coder, --trellis and --keep-units out"
-            )
+            raise click.UsageError("--recipe carries its own ways; leave --coder and --trellis out")
 
 
 DECIDING = OptionGroup(
@@ -175,7 +173,6 @@ def _planned(
             curvature=felt.curvature,
             coder=limits.coder,
             trellis=limits.trellis,
-            reorder=not limits.keep_units,
             **told,
         )
         return made, None

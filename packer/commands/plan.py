@@ -138,7 +138,7 @@ def _next_command(made: PackPlan, plan: str, curvature: str | None, opening: Ope
     from packer.planning import rounded_with_curvature
 
     words = ["packer", "pack", made.measurement.source, "--plan", plan, "-o", "model.pack"]
-    if rounded_with_curvature(made) or made.measurement.units_sorted:
+    if rounded_with_curvature(made):
         words += ["--curvature", curvature or "curvature.safetensors"]
     return shlex.join([*words, *opening.words])
 

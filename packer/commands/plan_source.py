@@ -54,8 +54,8 @@ def measured_from(
     if is_json(source):  # nothing of this path needs torch: a new cap takes under a second
         if metadata or curvature.text.data or opening.given or limits.ways:
             raise click.UsageError(
-                "--weights, --drop, --template, --max-memory, --config, --calibration, --coder, "
-                "--trellis and --keep-units need the checkpoint as SOURCE"
+                "--weights, --drop, --template, --max-memory, --config, --calibration, --coder "
+                "and --trellis need the checkpoint as SOURCE"
             )
         from packer.planning import read_measurement
 

@@ -41,7 +41,7 @@ def verify(
 
     With --against, the error of each tensor, and passthrough tensors bit for bit. With --plan too,
     quantizing again must give the very codes in the file; those of choices with +gptq are compared
-    where --curvature is given. An artifact whose hidden units were sorted is compared in its order.
+    where --curvature is given.
     """
     from packer import api
     from packer.progress import shown

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,12 +15,10 @@ from torch import Tensor, nn
 from packer.checkpoint import Checkpoint, from_state_dict
 from packer.curvature.bundled import MAY_TAKE
 from packer.curvature.curvature_set import CurvatureSet
-from packer.curvature.free_order import order_is_free
 from packer.curvature.observing import (
     WORKING_SHARE,
     collect,
     gradients_for,
-    keep_tokens,
     live_tensors,
     observe,
 )
@@ -85,13 +82,11 @@ def calibrate(
     module = _module_of(model)
     checkpoint = checkpoint or from_state_dict(module.state_dict())
     contents = contents_fingerprint(checkpoint)
-    sample, batches = _first_of(batches)
     with sharing_copies(module, checkpoint.ties), evaluation_mode([model]):
         uses = WeightUses(live_weights(module, checkpoint))
         run = _Run(model, uses, OwnLabels(seed, device_of(model)), ranks)
         started -= run.go_on(unfinished)
         with gradients_for(uses.weights.values()):
-            free_order = ranks.first_says(run.order_is_free(sample, checkpoint))
             for group, until in within(batches, seconds, started, progress, run.batches, ranks):
                 if not run.read(group, until):
                     break
@@ -112,17 +107,7 @@ def calibrate(
         text.bytes_per_token,
         unreached,
         warnings(by_tensor, unreached, uses.met),
-        free_order,
     )
-
-
-def _first_of(batches: Iterable[Tensor]) -> tuple[Tensor | None, Iterable[Tensor]]:
-    """(the first batch, all of them)."""
-    if isinstance(batches, Sequence):
-        return (batches[0] if len(batches) else None), batches
-    rest = iter(batches)
-    first = next(rest, None)
-    return first, rest if first is None else itertools.chain([first], rest)
 
 
 class _Run:
@@ -155,13 +140,6 @@ class _Run:
         self.batches, self.tokens = found.batches, found.tokens
         self.vocab_size = found.vocab_size
         return found.seconds
-
-    def order_is_free(self, sample: Tensor | None, checkpoint: Checkpoint) -> bool:
-        """Whether the hidden units of MLPs may change places; False without a batch to try on."""
-        if sample is None:
-            return False
-        tokens = keep_tokens(sample).to(self.device)
-        return order_is_free(self.model, self.uses.weights, checkpoint, tokens)
 
     def read(self, group: Sequence[Tensor], until: float) -> bool:
         """A round of batches, of which one is this process's, if there are enough; whether it ended

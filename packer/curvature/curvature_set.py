@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ class CurvatureSet:
     words. tokens: how many were read; seconds: what that took. vocab_size: of the model's logits.
     bytes_per_token: of the text; None where nobody said. unreached: matrices that no linear map or
     lookup used that could be followed, whose curvature, if any, is of their gradients.
-    warnings: what to know before trusting it, in words. free_order: the model was seen to compute
-    the same with the hidden units of its MLPs in another order.
+    warnings: what to know before trusting it, in words. earlier_notes: what else the file of an
+    earlier version says, kept because plans made with that file name its sha256.
     """
 
     by_tensor: Mapping[str, Curvature]
@@ -38,7 +38,7 @@ class CurvatureSet:
     bytes_per_token: float | None
     unreached: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    free_order: bool = False
+    earlier_notes: Mapping[str, bool] = field(default_factory=dict)
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -62,7 +62,7 @@ class CurvatureSet:
             "bytes_per_token": self.bytes_per_token,
             "unreached": list(self.unreached),
             "warnings": list(self.warnings),
-            **({"free_order": True} if self.free_order else {}),
+            **self.earlier_notes,
         }
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -72,10 +72,10 @@ class CurvatureSet:
             for prefix, curvature in (("", one), ("lookup.", one.lookup)):
                 if curvature is None:
                     continue
-                for field in FIELDS:
-                    value = getattr(curvature, field)
+                for part in FIELDS:
+                    value = getattr(curvature, part)
                     if value is not None:
-                        yield f"{name}/{prefix}{field}", value
+                        yield f"{name}/{prefix}{part}", value
 
     def spell(self) -> str:
         """One line: of what, how much, how long."""

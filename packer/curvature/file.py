@@ -24,6 +24,7 @@ from packer.safetensors_writing import write_all
 
 KIND = "bytecap curvature 1"
 AGAIN = "Calibrate again with `packer calibrate`."
+EARLIER_NOTES = ("free_order",)  # whether hidden units of MLPs may lie in any order
 PARTS = tuple(prefix + field for prefix in ("", "lookup.") for field in FIELDS)
 
 
@@ -117,7 +118,7 @@ def _provenance(source: str, metadata: Mapping[str, str]) -> dict[str, Any]:
             "bytes_per_token": None if ratio is None else _positive(float(ratio)),
             "unreached": tuple(map(str, value["unreached"])),
             "warnings": tuple(map(str, value["warnings"])),
-            "free_order": value.get("free_order", False) is True,
+            "earlier_notes": {key: True for key in EARLIER_NOTES if value.get(key) is True},
         }
     except (
         ValueError,

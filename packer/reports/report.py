@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from packer.account import Account, Limits
-from packer.candidates import UNITS_MARK, TensorInfo
+from packer.candidates import TensorInfo
 from packer.planning import PackPlan, saved_by
 
 if TYPE_CHECKING:
     from packer.checkpoint import Checkpoint
     from packer.fit import Packed
-
-SORTED = "hidden units of MLPs lie in another order than in the checkpoint; the model is the same"
 
 
 @dataclass(frozen=True)
@@ -196,7 +194,6 @@ def report_artifact(data: bytes, source: str) -> Report:
         artifact_bytes=len(data),
         header_bytes=stored.header_bytes,
         account=account,
-        notes=(SORTED,) if UNITS_MARK in stored.metadata else (),
     )
 
 

@@ -35,8 +35,6 @@ def spell_quality(made: PackPlan) -> str:
     price = "" if saved is None else f"; 1,000 more bytes would save {saved:.3g}"
     text = f"predicted damage ({plan.damage_kind}) {plan.damage:.4g}{price}; {spell_proof(made)}"
     text += f"\ndamage is the {made.measurement.damage_source}"
-    if made.measurement.units_sorted:
-        text += "\nhidden units of MLPs lie in another order in the file; the model is the same"
     if made.measurement.damage_fit is not None:
         text += f"\nfitted to {made.measurement.damage_fit.spell()}"
     return text
