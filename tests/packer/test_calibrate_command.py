@@ -318,6 +318,8 @@ def test_a_plan_with_curvature_is_packed_with_it(lab: Path, curvature_file: Path
     packed = run("pack", model, "--plan", "p", *felt, "-o", "model.pack")
     assert packed.exit_code == 0, packed.output
     assert Path("model.pack").stat().st_size <= 12_000
+    against = ("verify", "model.pack", "--against", model, "--plan", "p")
+    assert run(*against, *felt).exit_code == run(*against).exit_code == 0
     other = run("plan", lab / "banked.pt", "--cap", "12KB", *felt)
     assert other.exit_code == 1 and "contents" in other.stderr
 

@@ -335,6 +335,13 @@ def test_the_file_holds_what_was_found(tmp_path: Path, tokens: Tensor) -> None:
     assert read.by_tensor["table"].lookup is not None
 
 
+def test_batches_that_come_only_once_are_all_read(tokens: Tensor) -> None:
+    batches = tokens[:50].split(10)
+    found = calibrate(Banked(), iter(batches))
+    assert found.tokens == 250
+    assert found.sha256 == calibrate(Banked(), batches).sha256
+
+
 def test_curvature_of_another_checkpoint_is_refused(tmp_path: Path, tokens: Tensor) -> None:
     model = Banked()
     write_curvature(tmp_path / "c.safetensors", calibrate(model, [tokens[:50]]))
