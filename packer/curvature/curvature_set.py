@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class CurvatureSet:
     bytes_per_token: of the text; None where nobody said. unreached: matrices that no linear map or
     lookup used that could be followed, whose curvature, if any, is of their gradients.
     warnings: what to know before trusting it, in words. earlier_notes: what else the file of an
-    earlier version says, kept because plans made with that file name its sha256.
+    earlier version says is true, kept because plans made with that file name its sha256.
     """
 
     by_tensor: Mapping[str, Curvature]
@@ -38,7 +38,7 @@ class CurvatureSet:
     bytes_per_token: float | None
     unreached: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    earlier_notes: Mapping[str, bool] = field(default_factory=dict)
+    earlier_notes: tuple[str, ...] = ()
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -62,7 +62,7 @@ class CurvatureSet:
             "bytes_per_token": self.bytes_per_token,
             "unreached": list(self.unreached),
             "warnings": list(self.warnings),
-            **self.earlier_notes,
+            **dict.fromkeys(self.earlier_notes, True),
         }
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -72,10 +72,10 @@ class CurvatureSet:
             for prefix, curvature in (("", one), ("lookup.", one.lookup)):
                 if curvature is None:
                     continue
-                for part in FIELDS:
-                    value = getattr(curvature, part)
+                for field in FIELDS:
+                    value = getattr(curvature, field)
                     if value is not None:
-                        yield f"{name}/{prefix}{part}", value
+                        yield f"{name}/{prefix}{field}", value
 
     def spell(self) -> str:
         """One line: of what, how much, how long."""

@@ -118,7 +118,7 @@ def _provenance(source: str, metadata: Mapping[str, str]) -> dict[str, Any]:
             "bytes_per_token": None if ratio is None else _positive(float(ratio)),
             "unreached": tuple(map(str, value["unreached"])),
             "warnings": tuple(map(str, value["warnings"])),
-            "earlier_notes": {key: True for key in EARLIER_NOTES if value.get(key) is True},
+            "earlier_notes": tuple(key for key in EARLIER_NOTES if value.get(key) is True),
         }
     except (
         ValueError,
