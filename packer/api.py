@@ -1,8 +1,9 @@
 """What the commands do, callable with values: inspect, calibrate, measure, plan, pack, and so on.
 
-    from packer import pack, plan
+    from packer import PlanLimits, pack, plan
     weights = model.state_dict()
-    packed = pack(weights, plan(weights, 16_000_000, code=["train_gpt.py"]), out="model.pack")
+    limits = PlanLimits(16_000_000, code=["train_gpt.py"])
+    packed = pack(weights, plan(weights, limits), out="model.pack")
     print(packed.account)
 
 A checkpoint is a path, a state dict, or a Checkpoint; a plan is a path or a PackPlan.
@@ -11,49 +12,54 @@ A checkpoint is a path, a state dict, or a Checkpoint; a plan is a path or a Pac
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from packer import codes_file, inspection, measuring, unpacking
-from packer.api_inputs import (
-    CheckpointLike,
-    CurvatureLike,
-    PathLike,
-    checkpoint_of,
-    load,
-    load_plan,
-    measurement_of,
-    under_policy,
-)
 from packer.artifact_files import reading_artifact
+from packer.calibrated import NO_CALIBRATION, Calibration
 from packer.candidates import Measurement
-from packer.checkpoint import read_checkpoint
-from packer.counted_code import limits_of
+from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
+from packer.counted_code import weigh_limits
 from packer.curvature import calibration
 from packer.curvature.calibration import TextSource
-from packer.curvature.curvature_set import AnyCurvature, CurvatureSet
+from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.file import write_curvature
-from packer.curvature.given import given_curvature
+from packer.curvature.given import CurvatureLike, resolve_curvature
 from packer.decoder import MAX_DECODED_BYTES, decode_weights, parse
 from packer.errors import PlanError
 from packer.eval.forward import AnyModel, TailLogits
 from packer.eval.forward_probe import adapt
-from packer.files import replacing, write_json
+from packer.files import is_json, replacing, write_json
 from packer.fit import Packed, pack_to_cap
 from packer.knob import RecipePlan, recipe_under_cap
-from packer.measuring import Progress, ignore_progress, tensors_of
-from packer.planning import PackPlan, check_curvature, make_plan
+from packer.measuring import DEFAULT_OPTIONS, Progress, ignore_progress
+from packer.pipeline import always, fit_measurement, plan_checkpoint, plan_under_policy
+from packer.plan_options import MeasureOptions, PathLike, PlanLimits
+from packer.planning import (
+    PackPlan,
+    check_curvature,
+    follow_policy,
+    make_plan,
+    read_measurement,
+    read_plan,
+)
 from packer.recipes import find_recipe
-from packer.refining import refined
 from packer.ship import loader_source, parts_of
 
+CheckpointLike = PathLike | Mapping[str, torch.Tensor] | Checkpoint
+
 __all__ = [
+    "Calibration",
     "CheckpointLike",
     "CurvatureLike",
+    "MeasureOptions",
     "PathLike",
+    "PlanLimits",
     "calibrate",
     "inspect",
     "load",
@@ -69,6 +75,20 @@ __all__ = [
 ]
 
 
+def load(checkpoint: CheckpointLike) -> Checkpoint:
+    """A Checkpoint of whatever describes one. Raises CheckpointError."""
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    if isinstance(checkpoint, Mapping):
+        return from_state_dict(checkpoint)
+    return read_checkpoint(checkpoint)
+
+
+def load_plan(plan: PathLike | PackPlan) -> PackPlan:
+    """A PackPlan of whatever describes one. Raises PlanError."""
+    return plan if isinstance(plan, PackPlan) else read_plan(plan)
+
+
 def inspect(checkpoint: CheckpointLike) -> tuple[inspection.TensorStatistics, ...]:
     """Role, shape, dtype, bytes, share, rms and kurtosis of every tensor."""
     return inspection.inspect(load(checkpoint))
@@ -76,92 +96,68 @@ def inspect(checkpoint: CheckpointLike) -> tuple[inspection.TensorStatistics, ..
 
 def measure(
     checkpoint: CheckpointLike,
+    options: MeasureOptions = DEFAULT_OPTIONS,
     *,
-    pins: Mapping[str, str] | None = None,
-    metadata: Mapping[str, str] | None = None,
-    curvature: CurvatureLike | None = None,
-    hessians: Mapping[str, torch.Tensor] | None = None,
-    coder: str | None = None,
-    trellis: bool = False,
+    curvature: CurvatureLike | Calibration | None = None,
     out: PathLike | None = None,
     progress: Progress = ignore_progress,
 ) -> Measurement:
     """Every tensor under every choice; written to `out` (candidates.json) when given.
 
-    pins: selector -> choice, measured as well. metadata: text that goes into the artifact.
-    curvature: what `calibrate` gave or wrote, which predicts damage in bits per byte and lets GPTQ
-    round; or Curvature by tensor. hessians: in its place second moments of the inputs alone,
-    [columns, columns] by tensor, with which GPTQ rounds. coder: of every tensor; "numpy" is read
-    where constriction is not installed; None lets the packer choose. trellis: with curvature, codes
-    on a trellis too: fewer bytes, slower.
+    curvature: what `calibrate` returned or wrote, which predicts damage in bits per byte and lets
+    GPTQ round; or by tensor a Curvature or just second moments of its inputs, [columns, columns],
+    with which GPTQ rounds. A Calibration also fits the predictions to true measurements.
+    Raises CheckpointError, CurvatureError, SelectorError, PlanError.
     """
     loaded = load(checkpoint)
-    felt = given_curvature(loaded, curvature, hessians)
-    measured = measuring.measure(
-        loaded,
-        pins=pins,
-        metadata=metadata,
-        curvature=felt,
-        coder=coder,
-        trellis=trellis,
-        progress=progress,
-    )
+    calibration = _calibration_of(loaded, curvature)
+    measurement = measuring.measure(loaded, options, calibration.curvature, progress=progress)
+    measurement = fit_measurement(measurement, calibration, always(progress))
     if out is not None:
-        write_json(out, measured.to_json())
-    return measured
+        write_json(out, measurement.to_json())
+    return measurement
 
 
 def plan(
     source: CheckpointLike | Measurement | PackPlan,
-    cap_bytes: int,
+    limits: int | PlanLimits,
+    options: MeasureOptions = DEFAULT_OPTIONS,
     *,
-    code: Sequence[PathLike] = (),
-    loader: bool = False,
-    bundle: bool = False,
-    inline: PathLike | None = None,
-    calibrates: bool = False,
-    margin_bytes: int = 0,
-    pins: Mapping[str, str] | None = None,
+    curvature: CurvatureLike | Calibration | None = None,
     policy: PathLike | PackPlan | None = None,
-    metadata: Mapping[str, str] | None = None,
-    curvature: CurvatureLike | None = None,
-    hessians: Mapping[str, torch.Tensor] | None = None,
-    coder: str | None = None,
-    trellis: bool = False,
     out: PathLike | None = None,
     progress: Progress = ignore_progress,
 ) -> PackPlan:
     """The plan of least damage under the cap; written to `out` (plan.json) when given.
 
     source: a checkpoint, which is measured first, or measurements (candidates.json, plan.json).
-    code: files counted as code. loader: count the loader too. bundle: count a bundle instead, or
-    inline: what it adds to this script. calibrates: the bundle makes its own curvature of batches.
-    margin_bytes: left free on purpose.
-    pins: selector -> choice. policy: another run's plan, whose choices and pins are kept; tensors
-    step down only where they do not fit. curvature, hessians, coder, trellis: as in `measure`.
+    limits: the cap in bytes, or with what counts beside the artifact. policy: another run's plan,
+    whose choices and pins are kept; tensors step down only where they do not fit. curvature: as of
+    `measure`.
     Raises CapError: nothing fits; says the smallest size reachable. PlanError, SelectorError.
     """
-    bundle = bundle or inline is not None or calibrates
-    limits = limits_of(cap_bytes, code, loader, margin_bytes, bundle, inline, calibrates)
-    if policy is not None and (pins or coder):
+    limits = limits if isinstance(limits, PlanLimits) else PlanLimits(limits)
+    weighed = weigh_limits(limits)
+    if policy is not None and (options.pins or options.coder):
         raise PlanError(
             "a policy carries its own pins and coders; plan without it to choose others"
         )
-    felt: AnyCurvature | None = None
-    if coder is not None:
-        source = checkpoint_of(source, "coder")
-    if curvature is not None or hessians is not None:
-        source = checkpoint_of(source, "curvature")
-        felt = given_curvature(source, curvature, hessians)
-    if policy is not None:
-        made = under_policy(load_plan(policy), source, limits, metadata, felt, progress)
+    measured = _measurement_in(source)
+    if measured is not None:
+        _check_measured(options, curvature)
+        measurement, earlier_pins = measured
+        if policy is not None:
+            made = follow_policy(load_plan(policy), measurement, weighed)
+        else:
+            made = make_plan(measurement, weighed, {**earlier_pins, **options.pins})
     else:
-        measurement, earlier = measurement_of(
-            source, pins, metadata, felt, coder, trellis, progress
-        )
-        made = make_plan(measurement, limits, {**earlier, **(pins or {})})
-        if felt is not None:
-            made = refined(checkpoint_of(source, "curvature"), made, felt, progress)
+        checkpoint = load(source)  # type: ignore[arg-type]
+        found = _calibration_of(checkpoint, curvature)
+        with_all = (checkpoint, weighed, options, found, always(progress))
+        if policy is not None:
+            made = plan_under_policy(load_plan(policy), *with_all)
+        else:
+            made = plan_checkpoint(*with_all)
     if out is not None:
         write_json(out, made.to_json())
     return made
@@ -170,33 +166,26 @@ def plan(
 def plan_recipe(
     checkpoint: CheckpointLike,
     recipe: str,
-    cap_bytes: int,
+    limits: int | PlanLimits,
+    options: MeasureOptions = DEFAULT_OPTIONS,
     *,
-    code: Sequence[PathLike] = (),
-    loader: bool = False,
-    margin_bytes: int = 0,
-    pins: Mapping[str, str] | None = None,
-    metadata: Mapping[str, str] | None = None,
     curvature: CurvatureLike | None = None,
-    hessians: Mapping[str, torch.Tensor] | None = None,
     progress: Progress = ignore_progress,
 ) -> RecipePlan:
-    """The plan of a named recipe (`packer.recipes`) whose knob was turned until its file fits.
+    """The plan of a named recipe (`packer.recipes`), its size parameter turned until its file fits.
 
-    Arguments as of `plan`. Raises CapError: it fits at no position of its knob. PlanError: no such
-    recipe, or it rounds with GPTQ and there is no curvature.
+    Arguments as of `plan`. Raises CapError: it fits at no position. PlanError: no such recipe, or
+    it rounds with GPTQ and there is no curvature.
     """
-    limits = limits_of(cap_bytes, code, loader, margin_bytes)
+    limits = limits if isinstance(limits, PlanLimits) else PlanLimits(limits)
     loaded = load(checkpoint)
-    felt = given_curvature(loaded, curvature, hessians)
     return recipe_under_cap(
         loaded,
         find_recipe(recipe),
-        limits,
-        curvature=None if felt is None else tensors_of(felt),
-        pins=pins,
-        metadata=metadata,
-        progress=progress,
+        weigh_limits(limits),
+        options,
+        resolve_curvature(loaded, curvature),
+        progress,
     )
 
 
@@ -238,13 +227,12 @@ def pack(
     out: PathLike | None = None,
     loader: PathLike | None = None,
     curvature: CurvatureLike | None = None,
-    hessians: Mapping[str, torch.Tensor] | None = None,
     progress: Progress = ignore_progress,
 ) -> Packed:
     """The artifact of a plan, weighed: never over the plan's cap; written to `out` when given.
 
-    loader: also write the loader there; the plan must have counted it. curvature, hessians: what
-    the plan's choices with +gptq were measured with, as in `measure`.
+    loader: also write the loader there; the plan must have counted it. curvature: what the
+    plan's choices with +gptq were measured with, as in `measure`.
     Raises PlanError: the plan is for other contents, counts no loader, or needs curvature that is
     not there. CapError: nothing fits.
     """
@@ -256,9 +244,9 @@ def pack(
             f"{len(source.encode()):,}. Plan again with --loader."
         )
     loaded = load(checkpoint)
-    felt = given_curvature(loaded, curvature, hessians)
-    check_curvature(made, _sha256(felt), felt is not None)
-    packed = pack_to_cap(loaded, made, progress, tensors_of(felt))
+    found = resolve_curvature(loaded, curvature)
+    check_curvature(made, None if found is None else found.sha256)
+    packed = pack_to_cap(loaded, made, found, progress)
     contents = {out: packed.data, loader: source.encode()}
     with contextlib.ExitStack() as all_or_none:
         for path, data in contents.items():
@@ -344,7 +332,6 @@ def verify(
     progress: Progress = ignore_progress,
     *,
     curvature: CurvatureLike | None = None,
-    hessians: Mapping[str, torch.Tensor] | None = None,
 ) -> unpacking.Verification:
     """Checksum and decoding; with a checkpoint the error of every tensor; with a plan its codes.
 
@@ -354,18 +341,49 @@ def verify(
     """
     checkpoint = None if against is None else load(against)
     made = None if plan is None else load_plan(plan)
-    felt = None if checkpoint is None else given_curvature(checkpoint, curvature, hessians)
-    if made is not None and felt is not None:
-        check_curvature(made, _sha256(felt), given=True)
+    found = None if checkpoint is None else resolve_curvature(checkpoint, curvature)
+    if made is not None and found is not None:
+        check_curvature(made, found.sha256)
     choices = None if made is None else made.choices
     with _reading(artifact):
-        return unpacking.verify(
-            _bytes_of(artifact), checkpoint, choices, progress, tensors_of(felt) or None
+        return unpacking.verify(_bytes_of(artifact), checkpoint, choices, found, progress)
+
+
+def _measurement_in(
+    source: CheckpointLike | Measurement | PackPlan,
+) -> tuple[Measurement, Mapping[str, str]] | None:
+    """(measurements, pins of the plan they are in); None for a checkpoint."""
+    if isinstance(source, Measurement):
+        return source, {}
+    if isinstance(source, PackPlan):
+        return source.measurement, source.pins
+    if isinstance(source, str | os.PathLike) and is_json(source):
+        return read_measurement(source)
+    return None
+
+
+def _check_measured(options: MeasureOptions, curvature: CurvatureLike | Calibration | None) -> None:
+    """Raises PlanError: measurements cannot be measured otherwise than they are."""
+    asked = {
+        "curvature": curvature is not None,
+        "coder": options.coder is not None,
+        "trellis": options.trellis,
+        "metadata": bool(options.metadata),
+    }
+    for what in (name for name, given in asked.items() if given):
+        raise PlanError(
+            "measurements carry the damage and sizes they were measured with; give the checkpoint "
+            f"to measure it with another {what}"
         )
 
 
-def _sha256(felt: AnyCurvature | None) -> str | None:
-    return felt.sha256 if isinstance(felt, CurvatureSet) else None
+def _calibration_of(
+    checkpoint: Checkpoint, curvature: CurvatureLike | Calibration | None
+) -> Calibration:
+    if isinstance(curvature, Calibration):
+        return curvature
+    resolved = resolve_curvature(checkpoint, curvature)
+    return NO_CALIBRATION if resolved is None else Calibration(resolved)
 
 
 def _bytes_of(artifact: PathLike | bytes) -> bytes:

@@ -5,24 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from packer.account import Limits
+from packer.calibrated import Calibration
 from packer.checkpoint import Checkpoint
-from packer.curvature.curvature_set import CurvatureSet
-from packer.curved_choices import SPARSE
 from packer.errors import CapError
 from packer.evaluation import Evaluated
 from packer.fit import Packed, pack_to_cap
 from packer.knob import RecipePlan, recipe_at, recipe_under_cap
-from packer.measuring import Progress, ignore_progress, measure
-from packer.planning import make_plan
+from packer.measuring import Progress, ignore_progress
+from packer.pipeline import always, measure_to_plan, refine_plan
+from packer.plan_options import MeasureOptions
+from packer.planning import PackPlan, make_plan
 from packer.recipes import RECIPES, K, Position, Recipe
-from packer.refining import refined
-from packer.trials import DamageBench, fit_to_model
 
 OURS = "ours"
 CURVE_K = (8.0, 10.0, 12.85, 16.0, 20.0)
@@ -104,74 +103,66 @@ class Row:
 
 @dataclass(frozen=True)
 class Workbench:
-    """One checkpoint and what every contender shares. code: counted beside the file, and its
-    margin; the cap in it is not read. trials: to fit our predicted damage on, None for as it is.
-    trellis: whether ours may use one.
+    """One checkpoint and what every contender shares.
+
+    code: counted beside the file, and its margin; the cap in it is not read. calibration: with
+    curvature; recipes round with it as well. options: of ours; recipes take its pins.
     """
 
     checkpoint: Checkpoint
     code: Limits
-    curvature: CurvatureSet
-    pins: Mapping[str, str]
-    trials: DamageBench | None = None
-    trellis: bool = False
+    calibration: Calibration
+    options: MeasureOptions
     progress: Progress = ignore_progress
 
     def recipes_under(self, cap_bytes: int) -> Iterator[Contender | Refused]:
-        """Every named recipe, its knob turned until its file fits."""
+        """Every named recipe, its size parameter turned until its file fits."""
         for recipe in RECIPES.values():
             started = time.perf_counter()
             try:
-                turned = recipe_under_cap(
+                fitted = recipe_under_cap(
                     self.checkpoint,
                     recipe,
                     self._limits(cap_bytes),
-                    curvature=self.curvature,
-                    pins=self.pins,
-                    progress=self.progress,
+                    MeasureOptions(self.options.pins),
+                    self.calibration.curvature,
+                    self.progress,
                 )
             except CapError as error:
                 yield Refused(recipe.name, cap_bytes, str(error))
                 continue
-            yield self._packed(turned, cap_bytes, started)
+            yield self._packed_recipe(fitted, cap_bytes, started)
 
     def recipe_curve(self, recipe: Recipe) -> Iterator[Contender]:
         """A recipe with a k at every k of the common curve."""
         for k in CURVE_K:
             started = time.perf_counter()
-            turned = recipe_at(
+            fitted = recipe_at(
                 self.checkpoint,
                 recipe,
                 Position(K, k),
                 self.code,
-                curvature=self.curvature,
-                pins=self.pins,
-                progress=self.progress,
+                MeasureOptions(self.options.pins),
+                self.calibration.curvature,
+                self.progress,
             )
-            yield self._packed(turned, None, started)
+            yield self._packed_recipe(fitted, None, started)
 
     def ours_under(self, caps: Sequence[int]) -> Iterator[Contender | Refused]:
         """Our planner at every cap; measured and fitted once."""
         if not caps:
             return
         started = time.perf_counter()
-        measured = measure(
-            self.checkpoint,
-            pins=self.pins,
-            curvature=self.curvature,
-            trellis=self.trellis,
-            grid=SPARSE,
-            progress=self.progress,
+        measurement = measure_to_plan(
+            self.checkpoint, self.options, self.calibration, always(self.progress)
         )
-        if self.trials is not None:
-            measured = fit_to_model(measured, self.trials, self.progress)
         measuring = time.perf_counter() - started
         for cap_bytes in caps:
             started = time.perf_counter()
             try:
-                plan = make_plan(measured, self._limits(cap_bytes), self.pins)
-                plan = refined(self.checkpoint, plan, self.curvature, self.progress)
-                packed = pack_to_cap(self.checkpoint, plan, self.progress, self.curvature.by_tensor)
+                plan = make_plan(measurement, self._limits(cap_bytes), self.options.pins)
+                plan = refine_plan(plan, self.checkpoint, self.calibration, always(self.progress))
+                packed = self._pack(plan)
             except CapError as error:
                 yield Refused(OURS, cap_bytes, str(error))
                 continue
@@ -179,14 +170,18 @@ class Workbench:
             yield Contender(OURS, None, cap_bytes, packed, seconds, packed.rounding_problems)
 
     def _limits(self, cap_bytes: int) -> Limits:
-        code = self.code
-        return Limits(cap_bytes, code.code, code.loader_bytes, code.margin_bytes)
+        return replace(self.code, cap_bytes=cap_bytes)
 
-    def _packed(self, turned: RecipePlan, cap_bytes: int | None, started: float) -> Contender:
-        packed = pack_to_cap(self.checkpoint, turned.plan, self.progress, self.curvature.by_tensor)
-        problems = {**turned.problems, **packed.rounding_problems}
+    def _pack(self, plan: PackPlan) -> Packed:
+        return pack_to_cap(self.checkpoint, plan, self.calibration.curvature, self.progress)
+
+    def _packed_recipe(
+        self, fitted: RecipePlan, cap_bytes: int | None, started: float
+    ) -> Contender:
+        packed = self._pack(fitted.plan)
+        problems = {**fitted.problems, **packed.rounding_problems}
         seconds = time.perf_counter() - started
-        return Contender(turned.recipe.name, turned.position, cap_bytes, packed, seconds, problems)
+        return Contender(fitted.recipe.name, fitted.position, cap_bytes, packed, seconds, problems)
 
 
 def recipes_with_k() -> tuple[Recipe, ...]:

@@ -5,7 +5,6 @@ How large it is depends on the choices, and these on the bytes that it leaves.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from packer.account import MAX_SIZE_BYTES, Limits, count_code
 from packer.budget.plan import Candidate, InfeasibleCap, Plan, PlanningError, plan_to_cap
 from packer.errors import CapError, PlanError
+from packer.plan_options import PlanLimits
 from packer.ship import (
     LARGEST_CALIBRATION,
     LARGEST_ENCODER,
@@ -28,27 +28,17 @@ Weigh = Callable[[Plan], tuple[int, int]]
 """(bytes of the decoder, of the encoder) in the bundle of a plan."""
 
 
-def limits_of(
-    cap_bytes: int,
-    code: Sequence[str | os.PathLike[str]],
-    loader: bool,
-    margin_bytes: int,
-    bundle: bool = False,
-    inline: str | os.PathLike[str] | None = None,
-    calibrate: bool = False,
-) -> Limits:
-    """The limits, every file weighed; of a loader or bundle the most that it can be, in place of
-    which a plan counts its own. inline: the script that the bundle is put into, which is code.
-    calibrate: whether the bundle calibrates too.
-
-    Raises PackerError: a file of code cannot be read.
+def weigh_limits(limits: PlanLimits) -> Limits:
+    """The limits in bytes, every file of code weighed; of a loader or bundle the most that it can
+    be, in place of which a plan counts its own. Raises PackerError: a file cannot be read.
     """
-    script = None if inline is None else str(Path(inline).resolve())
-    files = count_code([*code, *([] if inline is None else [inline])])
-    if not bundle:
-        return Limits(cap_bytes, files, LARGEST_LOADER * loader, margin_bytes)
-    encoder = LARGEST_ENCODER + LARGEST_CALIBRATION * calibrate
-    return Limits(cap_bytes, files, LARGEST_LOADER, margin_bytes, encoder, script, calibrate)
+    script = None if limits.inline is None else str(Path(limits.inline).resolve())
+    files = count_code([*limits.code, *([] if limits.inline is None else [limits.inline])])
+    cap, margin = limits.cap_bytes, limits.margin_bytes
+    if not limits.bundles:
+        return Limits(cap, files, LARGEST_LOADER * limits.loader, margin)
+    encoder = LARGEST_ENCODER + LARGEST_CALIBRATION * limits.calibrate
+    return Limits(cap, files, LARGEST_LOADER, margin, encoder, script, limits.calibrate)
 
 
 def solve_with_code(

@@ -11,6 +11,7 @@ from packer.account import Account
 from packer.artifact import EncodedTensor, assemble, encode_tensor, header_bytes
 from packer.budget.plan import Candidate
 from packer.checkpoint import Checkpoint
+from packer.curvature.curvature_set import CurvatureSet, by_tensor_of
 from packer.errors import CapError, PlanError
 from packer.fingerprint import contents_fingerprint
 from packer.measuring import Progress, header_of, ignore_progress, tensor_infos
@@ -63,12 +64,12 @@ class _Done:
 def pack_to_cap(
     checkpoint: Checkpoint,
     pack_plan: PackPlan,
+    curvature: CurvatureSet | None = None,
     progress: Progress = ignore_progress,
-    curvature: Mapping[str, Curvature] | None = None,
 ) -> Packed:
     """The artifact of a plan; its real bytes, code and margin included, are at most the cap.
 
-    curvature: by tensor, what choices with +gptq were measured with.
+    curvature: what choices with +gptq were measured with.
 
     Our coder's sizes repeat exactly, so the first round lands. Sizes that differ (another version
     of a compressor) are put into the plan, which is solved again.
@@ -84,7 +85,7 @@ def pack_to_cap(
         pack_plan = replan(pack_plan, measurement)
     done: dict[str, _Done] = {}
     for rounds in range(1, MAX_ROUNDS + 1):
-        _encode_chosen(checkpoint, pack_plan, curvature or {}, done, progress)
+        _encode_chosen(checkpoint, pack_plan, by_tensor_of(curvature), done, progress)
         sizes = {(name, one.choice): one.encoded.size_bytes for name, one in done.items()}
         planned = {(c.tensor, c.choice): c.size_bytes for c in pack_plan.plan.chosen}
         if sizes == planned:

@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 from packer.account import Limits
 from packer.candidates import Measurement
 from packer.checkpoint import Checkpoint
-from packer.curvature.curvature_set import AnyCurvature
+from packer.curvature.curvature_set import CurvatureSet, by_tensor_of
 from packer.errors import CapError
 from packer.measuring import (
+    DEFAULT_OPTIONS,
     Progress,
     ignore_progress,
     measure_choices,
     pinned_choices,
     tensor_infos,
-    tensors_of,
 )
+from packer.plan_options import MeasureOptions
 from packer.planning import PackPlan, make_plan
 from packer.recipes import PRUNED, K, Position, Recipe, recipe_choices
 from packer.roles import Role, TensorRole
@@ -50,25 +51,21 @@ def recipe_under_cap(
     checkpoint: Checkpoint,
     recipe: Recipe,
     limits: Limits,
-    *,
-    curvature: AnyCurvature | None = None,
-    pins: Mapping[str, str] | None = None,
-    metadata: Mapping[str, str] | None = None,
+    options: MeasureOptions = DEFAULT_OPTIONS,
+    curvature: CurvatureSet | None = None,
     progress: Progress = ignore_progress,
 ) -> RecipePlan:
     """The recipe at the position with the largest file that fits, or one that fills the cap nearly.
 
-    pins: selector -> choice, instead of the recipe's. Raises CapError: nothing fits, even at the
-    knob's end; PlanError: GPTQ without curvature.
+    options: its pins take the place of the recipe's choices.
+    Raises CapError: nothing fits, even at the end; PlanError: GPTQ without curvature.
     """
     found: dict[int, tuple[Measurement, tuple[str, ...]]] = {}
     positions = recipe.positions
 
     def total_bytes(index: int) -> int:
         nonlocal limits
-        found[index] = _measured(
-            checkpoint, recipe, positions[index], curvature, pins, metadata, progress
-        )
+        found[index] = _measured(checkpoint, recipe, positions[index], options, curvature, progress)
         if limits.loader_bytes:  # the same at every position, which changes no format
             choices = (candidate.choice for candidate in found[index][0].candidates)
             limits = replace(limits, loader_bytes=loader_bytes(choices))
@@ -86,7 +83,9 @@ def recipe_under_cap(
             f"({positions[-1]}) it takes {_total(found[len(positions) - 1][0], limits):,}"
         )
     measurement, nearest = found[chosen]
-    return RecipePlan(recipe, positions[chosen], make_plan(measurement, limits, pins), nearest)
+    return RecipePlan(
+        recipe, positions[chosen], make_plan(measurement, limits, options.pins), nearest
+    )
 
 
 def recipe_at(
@@ -94,41 +93,39 @@ def recipe_at(
     recipe: Recipe,
     position: Position,
     code: Limits,
-    *,
-    curvature: AnyCurvature | None = None,
-    pins: Mapping[str, str] | None = None,
+    options: MeasureOptions = DEFAULT_OPTIONS,
+    curvature: CurvatureSet | None = None,
     progress: Progress = ignore_progress,
 ) -> RecipePlan:
     """The recipe with its knob at a position, whatever it weighs: its cap is its own size.
 
     code: what counts beside the file; its cap is not read.
     """
-    measurement, nearest = _measured(checkpoint, recipe, position, curvature, pins, {}, progress)
+    measurement, nearest = _measured(checkpoint, recipe, position, options, curvature, progress)
     limits = Limits(_total(measurement, code), code.code, code.loader_bytes)
-    return RecipePlan(recipe, position, make_plan(measurement, limits, pins), nearest)
+    return RecipePlan(recipe, position, make_plan(measurement, limits, options.pins), nearest)
 
 
 def _measured(
     checkpoint: Checkpoint,
     recipe: Recipe,
     position: Position,
-    curvature: AnyCurvature | None,
-    pins: Mapping[str, str] | None,
-    metadata: Mapping[str, str] | None,
+    options: MeasureOptions,
+    curvature: CurvatureSet | None,
     progress: Progress,
 ) -> tuple[Measurement, tuple[str, ...]]:
     """(one candidate a tensor, tensors rounded to nearest for want of curvature)."""
     infos = tensor_infos(checkpoint)
-    made = recipe_choices(recipe, infos, position, set(tensors_of(curvature)))
+    made = recipe_choices(recipe, infos, position, set(by_tensor_of(curvature)))
     roles = {info.name: TensorRole(Role(info.role), info.layer) for info in infos}
-    pinned = {name: str(choice) for name, choice in pinned_choices(pins or {}, roles).items()}
+    pinned = {name: str(choice) for name, choice in pinned_choices(options.pins, roles).items()}
     choices = {**made.choices, **pinned}
     label = f"{recipe.name} at {position}"
 
     def tell(what: str, done: int, total: int) -> None:
         progress(f"{label}: {what}", done, total)
 
-    measurement = measure_choices(checkpoint, choices, metadata, tell, curvature)
+    measurement = measure_choices(checkpoint, choices, options.metadata, curvature, tell)
     return measurement, tuple(name for name in made.nearest if name not in pinned)
 
 

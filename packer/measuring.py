@@ -13,11 +13,12 @@ from packer.artifact import encode_header, encode_tensor, header_bytes
 from packer.budget.plan import Candidate
 from packer.candidates import Measurement, TensorInfo
 from packer.checkpoint import Checkpoint
-from packer.curvature.curvature_set import AnyCurvature, CurvatureSet
+from packer.curvature.curvature_set import CurvatureSet, by_tensor_of
 from packer.curved_choices import DENSE, StepGrid, curved_choices
 from packer.earlier_versions import without_marks
 from packer.errors import PlanError
 from packer.fingerprint import contents_fingerprint, structure_fingerprint
+from packer.plan_options import MeasureOptions
 from packer.predicted_damage import (
     bits_per_byte,
     complete,
@@ -58,6 +59,8 @@ GIVEN_HESSIANS = (
     "squared error of the outputs under the second moments given, and of weights without one, "
     "times a weight per role"
 )
+
+DEFAULT_OPTIONS = MeasureOptions()
 
 
 def ignore_progress(what: str, done: int, total: int) -> None:
@@ -114,41 +117,39 @@ def exact_choice(dtype: torch.dtype) -> Choice:
 
 def measure(
     checkpoint: Checkpoint,
+    options: MeasureOptions = DEFAULT_OPTIONS,
+    curvature: CurvatureSet | None = None,
     *,
-    pins: Mapping[str, str] | None = None,
-    metadata: Mapping[str, str] | None = None,
-    curvature: AnyCurvature | None = None,
-    coder: str | None = None,
-    trellis: bool = False,
     grid: StepGrid = DENSE,
     progress: Progress = ignore_progress,
 ) -> Measurement:
     """Candidates for every tensor: real coded bytes and damage under each choice.
 
-    pins: selector -> choice; a pinned tensor is measured under that choice as well. metadata: text
-    for the artifact, added to the checkpoint's own. curvature: a set gives damage in bits per byte
-    and choices with +gptq; second moments by tensor give those choices alone. coder: of every
-    choice; None lets the packer choose. trellis, grid: as of `default_choices`.
+    curvature: damage in bits per byte and choices with +gptq; a set of second moments alone gives
+    those choices and squared errors. grid: at which steps choices that follow it are measured.
     Raises SelectorError: a pin matches nothing. PlanError: a pinned choice cannot hold the tensor.
     """
     infos = tensor_infos(checkpoint)
     roles = {info.name: TensorRole(Role(info.role), info.layer) for info in infos}
-    pinned = pinned_choices(pins or {}, roles)
+    pinned = pinned_choices(options.pins, roles)
+    coder = options.coder
 
-    def choices_of(name: str, weight: torch.Tensor, felt: Curvature | None) -> tuple[Choice, ...]:
-        offered = default_choices(weight, felt, trellis, grid)
+    def choices_of(name: str, weight: torch.Tensor, known: Curvature | None) -> tuple[Choice, ...]:
+        offered = default_choices(weight, known, options.trellis, grid)
         chosen = [replace(choice, coder=coder) for choice in offered] if coder else offered
         return with_pinned(chosen, pinned.get(name))
 
-    return _measurement(checkpoint, infos, choices_of, pinned, metadata or {}, curvature, progress)
+    return _measurement(
+        checkpoint, infos, choices_of, pinned, options.metadata, curvature, progress
+    )
 
 
 def measure_choices(
     checkpoint: Checkpoint,
     choices: Mapping[str, str],
     metadata: Mapping[str, str] | None = None,
+    curvature: CurvatureSet | None = None,
     progress: Progress = ignore_progress,
-    curvature: AnyCurvature | None = None,
 ) -> Measurement:
     """One candidate for every tensor: the choice given for its name. metadata: as of `measure`.
 
@@ -172,24 +173,23 @@ def _measurement(
     choices_of: Callable[[str, torch.Tensor, Curvature | None], Sequence[Choice]],
     required: Mapping[str, Choice],
     metadata: Mapping[str, str],
-    curvature: AnyCurvature | None,
+    curvature: CurvatureSet | None,
     progress: Progress,
 ) -> Measurement:
     """required: choices that must hold their tensors; others are left out where they cannot."""
-    whole = whole_set(curvature)
+    by_tensor = by_tensor_of(curvature)
+    whole = curvature if curvature is not None and curvature.predicts_damage else None
     all_metadata = dict(sorted(without_marks({**checkpoint.metadata, **metadata}).items()))
-    by_tensor = tensors_of(curvature)
-
     levels: dict[str, float] = {}
 
     def candidates_of(info: TensorInfo) -> list[Candidate]:
-        weight, felt = checkpoint.tensors[info.name], by_tensor.get(info.name)
-        choices, errors = choices_of(info.name, weight, felt), None
-        by_size = not by_tensor or (felt is None and is_formula(info, weight))
+        weight, known = checkpoint.tensors[info.name], by_tensor.get(info.name)
+        choices, errors = choices_of(info.name, weight, known), None
+        by_size = not by_tensor or (known is None and is_formula(info, weight))
         if by_size and quantizable(weight) and bool(weight.isfinite().all()):
             errors = error_measure(info, weight)
             levels[info.name] = errors.level
-        return measure_tensor(info, weight, choices, felt, whole, errors, required.get(info.name))
+        return measure_tensor(info, weight, choices, known, whole, errors, required.get(info.name))
 
     candidates = measured_side_by_side(infos, candidates_of, progress)
     if not by_tensor:
@@ -205,7 +205,7 @@ def _measurement(
         ties=checkpoint.ties,
         metadata=all_metadata,
         damage_source=spell_damage(finished, by_tensor, whole, guessed),
-        curvature=curvature.sha256 if isinstance(curvature, CurvatureSet) else None,
+        curvature=None if curvature is None else curvature.sha256,
     )
 
 
@@ -233,23 +233,6 @@ def spell_damage(
     if whole is not None and candidates and candidates[0].damage_bpb is not None:
         return spell_source(whole, guessed)
     return GIVEN_HESSIANS if by_tensor else NO_DATA
-
-
-def whole_set(curvature: AnyCurvature | None) -> CurvatureSet | None:
-    """What damage in bits per byte can be computed from; None without the Fisher of any rows."""
-    if curvature is None or isinstance(curvature, CurvatureSet):
-        return curvature
-    if all(one.fisher is None for one in curvature.values()):
-        return None
-    tokens = max(one.tokens for one in curvature.values())
-    return CurvatureSet(curvature, None, "curvature that was given", tokens, 0.0, None, None)
-
-
-def tensors_of(curvature: AnyCurvature | None) -> Mapping[str, Curvature]:
-    """Curvature by tensor, however it was given."""
-    if isinstance(curvature, CurvatureSet):
-        return curvature.by_tensor
-    return curvature or {}
 
 
 def tensor_infos(checkpoint: Checkpoint) -> tuple[TensorInfo, ...]:

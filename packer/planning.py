@@ -244,22 +244,22 @@ def rounded_with_curvature(pack_plan: PackPlan) -> list[Candidate]:
     ]
 
 
-def check_curvature(pack_plan: PackPlan, sha256: str | None, given: bool) -> None:
+def check_curvature(pack_plan: PackPlan, sha256: str | None) -> None:
     """Raises PlanError: the plan rounds with curvature, and there is none, or another.
 
-    sha256: of the curvature given, None where that is not known.
+    sha256: of the curvature at hand; None: there is none.
     """
     wanted = pack_plan.measurement.curvature
     rounded = rounded_with_curvature(pack_plan)
-    if rounded and not given:
+    if rounded and sha256 is None:
         raise PlanError(
             f"{rounded[0].tensor}: {rounded[0].choice} needs curvature, as {len(rounded)} of the "
             "plan's tensors do: give the file that it was made with, --curvature FILE"
         )
-    if rounded and wanted is not None and sha256 is not None and sha256 != wanted:
+    if rounded and sha256 is not None and wanted not in (None, sha256):
         raise PlanError(
-            f"the plan was made with curvature {wanted[:12]}, and this is {sha256[:12]}: its codes "
-            "and sizes would differ. Give the file it was made with, or plan again"
+            f"the plan was made with curvature {str(wanted)[:12]}, and this is {sha256[:12]}: its "
+            "codes and sizes would differ. Give the file it was made with, or plan again"
         )
 
 

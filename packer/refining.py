@@ -14,18 +14,15 @@ from packer.budget.plan import Candidate
 from packer.budget.step_curve import StepPoint, best_step
 from packer.candidates import Measurement, TensorInfo
 from packer.checkpoint import Checkpoint
-from packer.curvature.curvature_set import AnyCurvature, CurvatureSet
+from packer.curvature.curvature_set import CurvatureSet, by_tensor_of
 from packer.measuring import (
     Progress,
     ignore_progress,
     measure_tensor,
     measured_side_by_side,
-    tensors_of,
-    whole_set,
 )
 from packer.planning import PackPlan, make_plan
 from packer.quantizers.choice import parse_choice
-from packer.quantizers.curvature import Curvature
 
 PASSES = 2
 STEPPED = ("step", "trellis")
@@ -34,7 +31,7 @@ STEPPED = ("step", "trellis")
 def refined(
     checkpoint: Checkpoint,
     made: PackPlan,
-    curvature: AnyCurvature | None,
+    curvature: CurvatureSet | None,
     progress: Progress = ignore_progress,
 ) -> PackPlan:
     """The plan over its own candidates and two more for every tensor whose codes follow curvature;
@@ -43,12 +40,11 @@ def refined(
     It is never worse, where no loader is counted. Pinned tensors stay as they are. Arguments as of
     `measure`. Raises CapError, PlanError.
     """
-    felt, whole = tensors_of(curvature), whole_set(curvature)
     for number in range(1, PASSES + 1):
         wanted = _wanted(made)
         if wanted:
             told = _named(progress, f"pass {number} of {PASSES}")
-            found = _measured(checkpoint, made.measurement, wanted, felt, whole, told)
+            found = _measured(checkpoint, made.measurement, wanted, curvature, told)
             made = make_plan(_with(made.measurement, found), made.limits, made.pins)
     return made
 
@@ -61,15 +57,16 @@ def _measured(
     checkpoint: Checkpoint,
     measurement: Measurement,
     wanted: Mapping[str, str],
-    felt: Mapping[str, Curvature],
-    whole: CurvatureSet | None,
+    curvature: CurvatureSet | None,
     progress: Progress,
 ) -> list[Candidate]:
     infos = [info for info in measurement.tensors if info.name in wanted]
+    by_tensor = by_tensor_of(curvature)
+    whole = curvature if curvature is not None and curvature.predicts_damage else None
 
     def measure(info: TensorInfo) -> list[Candidate]:
         weight, choice = checkpoint.tensors[info.name], parse_choice(wanted[info.name])
-        return measure_tensor(info, weight, [choice], felt.get(info.name), whole)
+        return measure_tensor(info, weight, [choice], by_tensor.get(info.name), whole)
 
     return measured_side_by_side(infos, measure, progress)
 

@@ -15,7 +15,7 @@ from packer.budget.plan import Candidate
 from packer.candidates import Measurement
 from packer.checkpoint import Checkpoint
 from packer.curvature.calibration import live_weights
-from packer.curvature.curvature_set import CurvatureSet
+from packer.curvature.curvature_set import CurvatureSet, by_tensor_of
 from packer.curvature.shared_copies import share_copies
 from packer.damage_fit import DamageFit, Trial, fit_damage
 from packer.errors import CurvatureError
@@ -24,7 +24,7 @@ from packer.eval.damage import DamageMeter
 from packer.eval.foreign_forward import named_module
 from packer.eval.forward import AnyModel
 from packer.evaluation import Data
-from packer.measuring import Progress, ignore_progress, tensors_of
+from packer.measuring import Progress, ignore_progress
 from packer.planning import PackPlan, make_plan
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.quantize import dequantize, quantize
@@ -57,11 +57,11 @@ class DamageBench:
 
     def _decoded(self, changed: Sequence[Candidate]) -> dict[str, torch.Tensor]:
         """What a file would hold."""
-        felt = tensors_of(self.curvature)
+        by_tensor = by_tensor_of(self.curvature)
         found = {}
         for name, text in ((one.tensor, one.choice) for one in changed):
             weight = self.checkpoint.tensors[name]
-            found[name] = dequantize(quantize(weight, parse_choice(text), felt.get(name)))
+            found[name] = dequantize(quantize(weight, parse_choice(text), by_tensor.get(name)))
         return found
 
 

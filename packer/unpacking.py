@@ -13,6 +13,7 @@ import torch
 from packer import decoder
 from packer.artifact import quantized_tensor
 from packer.checkpoint import Checkpoint
+from packer.curvature.curvature_set import CurvatureSet, by_tensor_of
 from packer.earlier_versions import PERMUTED_MARK, POLISHED_MARK
 from packer.errors import OutputError
 from packer.files import replacing
@@ -145,8 +146,8 @@ def verify(
     data: bytes,
     against: Checkpoint | None = None,
     choices: Mapping[str, str] | None = None,
+    curvature: CurvatureSet | None = None,
     progress: Progress = ignore_progress,
-    curvature: Mapping[str, Curvature] | None = None,
 ) -> Verification:
     """Decode everything, and compare with a checkpoint and a plan's choices where given.
 
@@ -167,9 +168,9 @@ def verify(
             progress(tensor.name, done, len(stored.tensors))
             weight = _comparable(tensor, against)
             choice = choices.get(tensor.name) if choices else None
-            felt = curvature.get(tensor.name) if curvature else None
+            known = by_tensor_of(curvature).get(tensor.name)
             found = quantized_tensor(tensor)
-            checks.append(check_tensor(found, tensor.name, weight, choice, felt))
+            checks.append(check_tensor(found, tensor.name, weight, choice, known))
     progress("verified", len(stored.tensors), len(stored.tensors))
     problems += [f"{check.name}: {check.problem}" for check in checks if check.problem]
     if problems and POLISHED_MARK in stored.metadata:

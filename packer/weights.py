@@ -13,7 +13,7 @@ import torch
 
 from packer import decoder
 from packer.artifact_files import is_artifact, reading_artifact
-from packer.checkpoint import read_checkpoint
+from packer.checkpoint import Checkpoint, read_checkpoint
 from packer.errors import CheckpointError
 
 
@@ -66,12 +66,16 @@ def load_weights(
             stored = decoder.parse(data)
             decoded = decoder.decode_weights(stored)
         return NamedWeights(source, "artifact", decoded, stored.metadata, len(data))
-    checkpoint = read_checkpoint(
-        path, weights=weights, drop=drop, template=template, max_memory=max_memory
+    return weights_of(
+        read_checkpoint(path, weights=weights, drop=drop, template=template, max_memory=max_memory)
     )
+
+
+def weights_of(checkpoint: Checkpoint) -> NamedWeights:
+    """All weights of a checkpoint that has been read, in memory."""
     foreign = checkpoint.foreign
     return NamedWeights(
-        source,
+        checkpoint.source,
         "checkpoint" if foreign is None else "foreign",
         checkpoint.all_weights(),
         checkpoint.metadata,

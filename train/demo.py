@@ -220,7 +220,7 @@ def _plan(
 ) -> tuple[PackPlan, str]:
     """The plan that keeps the formats trained for, where they fit, and what it gave up."""
     with shown("measuring") as progress:
-        measured = api.measure(weights, pins=pins, metadata=metadata, progress=progress)
+        measured = api.measure(weights, api.MeasureOptions(pins, metadata), progress=progress)
     try:
         return plan_as_trained(measured, cap_bytes, pins, out=folder / PLAN)
     except CapError as error:

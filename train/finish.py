@@ -131,7 +131,8 @@ def _pack(
     if curvature is None:
         pins = {name: without_gptq(choice) for name, choice in pins.items()}
     with ledger.time("quantization"):
-        measured = api.measure(weights, pins=pins, metadata=metadata, curvature=curvature)
+        options = api.MeasureOptions(pins, metadata)
+        measured = api.measure(weights, options, curvature=curvature)
         plan, note = plan_as_trained(measured, config.pack.cap, pins, code=config.pack.code)
     with ledger.time("packing"):
         return api.pack(weights, plan, out=artifact, curvature=curvature).account, note

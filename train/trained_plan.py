@@ -23,11 +23,12 @@ def plan_as_trained(
 
     Raises CapError: not even a free plan fits.
     """
+    limits = api.PlanLimits(cap_bytes, code)
     try:
-        return api.plan(measured, cap_bytes, code=code, pins=pins, out=out), ""
+        return api.plan(measured, limits, api.MeasureOptions(pins), out=out), ""
     except CapError as error:
         if not pins:
             raise
         refused = error
-    free = api.plan(measured, cap_bytes, code=code, out=out)
+    free = api.plan(measured, limits, out=out)
     return free, f"the formats trained for do not fit ({refused}); planned without them"

@@ -10,7 +10,7 @@ import click
 
 from packer.commands.calibrating import curvature_of
 from packer.commands.model_options import COMPANION, MODEL, ModelOptions
-from packer.commands.models import load_subjects, refusals, running_foreign
+from packer.commands.models import refusals, running_foreign, subjects_of
 from packer.commands.opening import CHECKPOINT_OPENING
 from packer.commands.option_groups import OptionGroup
 from packer.commands.options import (
@@ -92,6 +92,7 @@ def calibrate(
     from packer.checkpoint import read_checkpoint
     from packer.curvature.file import write_curvature
     from packer.eval.batches import ignore
+    from packer.weights import weights_of
 
     if bool(text.data) == (text.self_generate is not None):
         raise click.UsageError("give --data, or --self-generate TOKENS in its place")
@@ -105,12 +106,14 @@ def calibrate(
             raise click.UsageError("--self-generate is for one process; calibrate on --data")
         opened = text.open() if text.self_generate is None else None
         loaded = read_checkpoint(checkpoint, **built.opening.arguments)
-        made = load_subjects([checkpoint], built, place, say_notes if ranks[0] == 0 else ignore)
-        model, spent = made[0].model, 0.0
+        say_first = say_notes if ranks[0] == 0 else ignore
+        say_first(loaded.notes)
+        (subject,) = subjects_of([weights_of(loaded)], built, place, say_first)
+        model, spent = subject.model, 0.0
         if text.self_generate is not None:
             opened, text, spent = written_by(model, replace(text, tokens=text.self_generate))
         assert opened is not None
-        found = curvature_of(model, checkpoint, loaded, opened, text, kept_at, ranks)
+        found = curvature_of(model, loaded, opened, text, kept_at, ranks)
     if ranks[0] > 0:
         return
     found = replace(found, seconds=found.seconds + spent)

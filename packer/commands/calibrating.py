@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 def curvature_of(
     model: AnyModel,
-    name: str,
     checkpoint: Checkpoint,
     data: Data,
     text: TextOptions,
@@ -40,7 +39,7 @@ def curvature_of(
     from packer.evaluation import Subject, check_models
     from packer.progress import shown
 
-    subject = Subject(name, "checkpoint", model, 0)
+    subject = Subject(checkpoint.source, "checkpoint", model, 0)
     check_models([subject], data, Setting(text.window), lambda text: say_notes([text]))
     batches = token_batches(data.stream, text.window, text.tokens, device_of(model))
     count = sum(batch.numel() for batch in batches)

@@ -12,8 +12,8 @@ import click
 
 from packer.commands.comparing import CALIBRATION, SCORED, Sizes
 from packer.commands.curvature_options import CurvatureOptions
-from packer.commands.felt import feel
-from packer.commands.limit_options import LimitOptions
+from packer.commands.limit_options import LimitOptions, measure_options
+from packer.commands.load_calibration import load_calibration
 from packer.commands.model_options import COMPANION, MODEL, ModelOptions
 from packer.commands.models import load_subjects, refusals, running_foreign
 from packer.commands.opening import CHECKPOINT_OPENING
@@ -35,6 +35,7 @@ from packer.commands.options import (
 from packer.commands.processes import choose_device
 from packer.commands.text_options import TextOptions
 from packer.errors import PackerError
+from packer.plan_options import MeasureOptions
 
 if TYPE_CHECKING:
     from packer.account import Limits
@@ -56,7 +57,8 @@ class Scoring:
 
 @click.command("compare", short_help="Named recipes against our plan, through the file.")
 @click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
-@OptionGroup("limits", LimitOptions, cap_option(required=True), CODE, MARGIN, PINS, TRELLIS)
+@OptionGroup("limits", LimitOptions, cap_option(required=True), CODE, MARGIN)
+@OptionGroup("options", measure_options, PINS, TRELLIS)
 @click.option(
     "--caps",
     type=Sizes(),
@@ -77,6 +79,7 @@ class Scoring:
 def compare(
     checkpoints: tuple[str, ...],
     limits: LimitOptions,
+    options: MeasureOptions,
     caps: tuple[int, ...],
     curvature_files: tuple[str, ...],
     calibration: TextOptions,
@@ -94,11 +97,13 @@ def compare(
     back from the file. Several checkpoints are each packed under the cap by our planner and ranked
     by bits per byte through the file.
     """
+    from packer.counted_code import weigh_limits
+
     _check_usage(checkpoints, caps, calibration, curvature_files)
     built.check()
     text = replace(calibration, tokenizer=scored.tokenizer, bytes_table=scored.bytes_table)
-    counted = limits.count()
-    cap = counted.cap_bytes
+    weighed = weigh_limits(limits.limits)
+    cap = weighed.cap_bytes
     with refusals(), running_foreign(built.model):
         data = scored.open()
         say_warnings(data.warnings)
@@ -107,8 +112,8 @@ def compare(
         refused: list[Refused] = []
         for number, source in enumerate(checkpoints):
             file = curvature_files[number] if curvature_files else None
-            options = CurvatureOptions(file, text, built)
-            bench = _workbench(source, options, counted, limits)
+            curvature = CurvatureOptions(file, text, built)
+            bench = _workbench(source, curvature, weighed, options)
             wanted = _ours_alone(bench, cap) if len(checkpoints) > 1 else _all(bench, cap, caps)
             found, failed = _scored(source, wanted, scoring)
             rows += found
@@ -138,14 +143,12 @@ def _check_usage(
 
 
 def _workbench(
-    source: str, options: CurvatureOptions, counted: Limits, limits: LimitOptions
+    source: str, curvature: CurvatureOptions, limits: Limits, options: MeasureOptions
 ) -> Workbench:
     from packer.comparison import Workbench
 
-    loaded = options.built.opening.read(source)
-    felt = feel(source, loaded, options)
-    assert felt.curvature is not None
-    return Workbench(loaded, counted, felt.curvature, limits.pinned, felt.bench, limits.trellis)
+    checkpoint = curvature.built.opening.read(source)
+    return Workbench(checkpoint, limits, load_calibration(checkpoint, curvature), options)
 
 
 def _all(bench: Workbench, cap: int, caps: Sequence[int]) -> Iterator[Contender | Refused]:

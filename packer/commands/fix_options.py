@@ -19,6 +19,7 @@ from packer.commands.options import (
     MARGIN,
     cap_option,
 )
+from packer.plan_options import PlanLimits
 
 if TYPE_CHECKING:
     from packer.account import Limits
@@ -45,10 +46,15 @@ class FixOptions:
 
     def count(self) -> Limits:
         """The limits in bytes, every file weighed. Raises PackerError: a file cannot be read."""
+        from packer.counted_code import weigh_limits
         from packer.ship import RE_ENCODED, loader_source
 
         loader = len(loader_source(RE_ENCODED).encode()) if self.loader is not None else 0
-        return replace(replace(self.limits, cap=self.cap).count(), loader_bytes=loader)
+        limits = self.limits
+        return replace(
+            weigh_limits(PlanLimits(self.cap, limits.code, margin_bytes=limits.margin)),
+            loader_bytes=loader,
+        )
 
     @property
     def config(self) -> str | None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
 from packer.commands.curvature_options import CURVATURE_KEPT, CurvatureOptions
-from packer.commands.felt import feel, kept_curvature
+from packer.commands.limit_options import measure_options
+from packer.commands.load_calibration import kept_curvature, load_calibration
+from packer.commands.option_groups import OptionGroup
 from packer.commands.options import (
+    CODER,
     EXISTING,
     JSON,
     PINS,
-    WAYS,
+    TRELLIS,
     WRITABLE,
     print_json,
     read_config,
@@ -18,18 +23,18 @@ from packer.commands.options import (
     say,
     with_options,
 )
+from packer.plan_options import MeasureOptions
 
 
 @click.command(short_help="Every tensor under every format.")
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--output", type=WRITABLE, default="candidates.json", show_default=True)
-@with_options(PINS, *WAYS, CURVATURE_KEPT, JSON)
+@OptionGroup("options", measure_options, PINS, CODER, TRELLIS)
+@with_options(CURVATURE_KEPT, JSON)
 def measure(
     checkpoint: str,
     output: str,
-    pins: tuple[tuple[str, str], ...],
-    coder: str | None,
-    trellis: bool,
+    options: MeasureOptions,
     curvature: CurvatureOptions,
     as_json: bool,
 ) -> None:
@@ -39,16 +44,21 @@ def measure(
     With --calibration or --curvature, damage is predicted in bits per byte and GPTQ rounds.
     """
     from packer.files import write_json
+    from packer.measuring import measure as measure_checkpoint
+    from packer.pipeline import fit_measurement
+    from packer.progress import shown
 
     curvature.check()
     for written in curvature.writes(output):
         refuse_overwriting([checkpoint, *curvature.inputs], written)
-    metadata = read_config(curvature.built.config)
+    options = replace(options, metadata=read_config(curvature.built.config))
     loaded = curvature.built.opening.read(checkpoint)
-    felt = feel(checkpoint, loaded, curvature)
-    found = felt.measure(loaded, dict(pins), metadata, coder, trellis)
+    calibration = load_calibration(loaded, curvature)
+    with shown("measuring") as progress:
+        found = measure_checkpoint(loaded, options, calibration.curvature, progress=progress)
+    found = fit_measurement(found, calibration, shown)
     write_json(output, found.to_json())
-    kept = kept_curvature(felt, curvature, output)
+    kept = kept_curvature(calibration, curvature, output)
     if as_json:
         print_json({**found.to_json(), "output": output, "curvature_file": kept})
         return

@@ -19,6 +19,7 @@ from packer.errors import PackerError
 if TYPE_CHECKING:
     import torch
 
+    from packer.checkpoint import Checkpoint
     from packer.commands.model_options import ModelOptions
     from packer.eval.forward import AnyModel
     from packer.evaluation import Subject
@@ -31,20 +32,31 @@ Say = Callable[[Sequence[str]], None]
 def load_subjects(
     sources: Sequence[str], built: ModelOptions, device: torch.device, say: Say
 ) -> list[Subject]:
-    """The model of every source, on a device.
+    """The model of every file or folder, on a device; see `subjects_of`.
 
-    The companion model, or by `built.model` (FILE.py:NAME) a class or function in somebody's file.
-    Its configuration or arguments are in the file that `built` names, else what the source carries
-    or has beside it, else what another source does. say: told where they come from.
     Raises PackerError, ConfigError: a source is damaged, or does not fit its model.
     """
-    from packer.evaluation import Subject
     from packer.weights import load_weights
 
     loaded = []
     for source in sources:
         loaded.append(load_weights(source, **built.opening.arguments))
         say(loaded[-1].notes)
+    return subjects_of(loaded, built, device, say)
+
+
+def subjects_of(
+    loaded: Sequence[NamedWeights], built: ModelOptions, device: torch.device, say: Say
+) -> list[Subject]:
+    """The model of every set of weights, on a device.
+
+    The companion model, or by `built.model` (FILE.py:NAME) a class or function in somebody's file.
+    Its configuration or arguments are in the file that `built` names, else what the source carries
+    or has beside it, else what another source does. say: called with where they come from.
+    Raises PackerError, ConfigError: weights that do not fit their model.
+    """
+    from packer.evaluation import Subject
+
     if built.model is None:
         models = _companions(loaded, built.config, say)
     else:
@@ -55,9 +67,12 @@ def load_subjects(
     ]
 
 
-def load_model(checkpoint: str, built: ModelOptions) -> AnyModel:
-    """The model with the checkpoint's weights. Raises PackerError, ConfigError."""
-    return load_subjects([checkpoint], built, choose_device(built.device), say_notes)[0].model
+def model_of(checkpoint: Checkpoint, built: ModelOptions) -> AnyModel:
+    """The model with the weights of a checkpoint that has been read. Raises as `subjects_of`."""
+    from packer.weights import weights_of
+
+    place = choose_device(built.device)
+    return subjects_of([weights_of(checkpoint)], built, place, say_notes)[0].model
 
 
 @contextlib.contextmanager

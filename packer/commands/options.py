@@ -136,7 +136,6 @@ TRELLIS = click.option(
     help="With curvature: codes on a trellis too, about 5 % fewer bytes for some 25 microseconds a "
     "weight. Related methods may be patented: see docs/methods.md.",
 )
-WAYS = (CODER, TRELLIS)
 CONFIG = click.option(
     "--config",
     type=EXISTING_FILE,

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from packer.commands.curvature_options import CURVATURE, CurvatureOptions
-from packer.commands.felt import Felt, feel
-from packer.commands.limit_options import LimitOptions
+from packer.commands.limit_options import LimitOptions, measure_options
+from packer.commands.load_calibration import load_calibration
 from packer.commands.option_groups import OptionGroup
 from packer.commands.options import (
     CODE,
+    CODER,
     EXISTING,
     EXISTING_FILE,
     JSON,
     MARGIN,
     PINS,
-    WAYS,
+    TRELLIS,
     WRITABLE,
     cap_option,
     print_json,
@@ -28,9 +29,10 @@ from packer.commands.options import (
     say,
     with_options,
 )
+from packer.plan_options import MeasureOptions, PlanLimits
 
 if TYPE_CHECKING:
-    from packer.candidates import Measurement
+    from packer.calibrated import Calibration
     from packer.checkpoint import Checkpoint
     from packer.fit import Packed
     from packer.knob import RecipePlan
@@ -49,9 +51,12 @@ class Deciding:
     def given(self) -> bool:
         return (self.plan_file, self.policy, self.recipe) != (None, None, None)
 
-    def check(self, limits: LimitOptions, curvature: CurvatureOptions) -> None:
+    def check(
+        self, limits: LimitOptions, options: MeasureOptions, curvature: CurvatureOptions
+    ) -> None:
         """Raises UsageError: options that are already decided, or of two ways at once."""
-        decides = limits.code or limits.margin or limits.pins or curvature.built.config
+        coded = options.coder or options.trellis
+        decides = limits.code or limits.margin or options.pins or curvature.built.config
         others = self.plan_file is not None or self.policy is not None
         if self.recipe is not None and (others or limits.cap is None):
             raise click.UsageError("--recipe goes with --cap, and without --plan or --policy")
@@ -67,12 +72,12 @@ class Deciding:
             raise click.UsageError(
                 "a --plan is packed with the curvature it was made with: --curvature"
             )
-        if self.policy is not None and (limits.pins or limits.ways):
+        if self.policy is not None and (options.pins or coded):
             raise click.UsageError(
                 "--policy carries its own choices; leave --pin, --coder and --trellis out, or "
                 "plan anew"
             )
-        if self.recipe is not None and limits.ways:
+        if self.recipe is not None and coded:
             raise click.UsageError("--recipe carries its own ways; leave --coder and --trellis out")
 
 
@@ -89,7 +94,8 @@ DECIDING = OptionGroup(
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--output", type=WRITABLE, required=True, help="The artifact to write.")
 @DECIDING
-@OptionGroup("limits", LimitOptions, cap_option(required=False), CODE, MARGIN, PINS, *WAYS)
+@OptionGroup("limits", LimitOptions, cap_option(required=False), CODE, MARGIN)
+@OptionGroup("options", measure_options, PINS, CODER, TRELLIS)
 @click.option("--loader", type=WRITABLE, help="Write (and count) the loader, a Python file, too.")
 @with_options(CURVATURE, JSON)
 def pack(
@@ -97,6 +103,7 @@ def pack(
     output: str,
     deciding: Deciding,
     limits: LimitOptions,
+    options: MeasureOptions,
     loader: str | None,
     curvature: CurvatureOptions,
     as_json: bool,
@@ -113,71 +120,56 @@ def pack(
     from packer.progress import shown
 
     curvature.check()
-    deciding.check(limits, curvature)
+    deciding.check(limits, options, curvature)
     for written in (output, loader):
         inputs = [checkpoint, deciding.plan_file, deciding.policy, *curvature.inputs, *limits.code]
         refuse_overwriting(inputs, written)
     _refuse_one_for_both(output, loader)
-    metadata = read_config(curvature.built.config)
-    made = None if deciding.plan_file is None else api.load_plan(deciding.plan_file)
+    options = replace(options, metadata=read_config(curvature.built.config))
+    plan = None if deciding.plan_file is None else api.load_plan(deciding.plan_file)
     loaded = curvature.built.opening.read(checkpoint)
-    felt = feel(checkpoint, loaded, curvature)
-    turned, source = None, loaded if deciding.given else _to_plan(loaded, felt, limits, metadata)
+    calibration = load_calibration(loaded, curvature)
+    recipe = None
+    if plan is None:
+        allowed = replace(limits.limits, loader=loader is not None)
+        plan, recipe = _plan(deciding, loaded, allowed, options, calibration)
     with shown("packing") as progress:
-        if made is None:
-            told = {
-                "cap_bytes": limits.cap,
-                "code": limits.code,
-                "loader": loader is not None,
-                "margin_bytes": limits.margin,
-                "pins": limits.pinned,
-                "metadata": metadata,
-                "progress": progress,
-            }
-            made, turned = _planned(deciding, loaded, source, felt, limits, told)
         packed = api.pack(
-            loaded, made, out=output, loader=loader, curvature=felt.curvature, progress=progress
+            loaded,
+            plan,
+            out=output,
+            loader=loader,
+            curvature=calibration.curvature,
+            progress=progress,
         )
-    _show(packed, output, loader, as_json, deciding.policy is not None, turned)
+    _show(packed, output, loader, as_json, deciding.policy is not None, recipe)
 
 
-def _to_plan(
-    loaded: Checkpoint, felt: Felt, limits: LimitOptions, metadata: dict[str, str]
-) -> Checkpoint | Measurement:
-    """The checkpoint, or where damage can be fitted to a model, its fitted measurements."""
-    if felt.bench is None:
-        return loaded
-    return felt.measure_to_plan(loaded, limits, metadata)
-
-
-def _planned(
+def _plan(
     deciding: Deciding,
-    loaded: Checkpoint,
-    source: Checkpoint | Measurement,
-    felt: Felt,
-    limits: LimitOptions,
-    told: dict[str, Any],
+    checkpoint: Checkpoint,
+    limits: PlanLimits,
+    options: MeasureOptions,
+    calibration: Calibration,
 ) -> tuple[PackPlan, RecipePlan | None]:
     """The plan, and the recipe that it is of, if any. Raises CapError, PlanError."""
     from packer import api
-    from packer.candidates import Measurement
-    from packer.refining import refined
+    from packer.counted_code import weigh_limits
+    from packer.pipeline import plan_checkpoint, plan_under_policy
+    from packer.progress import shown
 
-    if isinstance(source, Measurement):
-        made = api.plan(source, **told)
-        return refined(loaded, made, felt.curvature, told["progress"]), None
-    if deciding.recipe is None:
-        made = api.plan(
-            source,
-            policy=deciding.policy,
-            curvature=felt.curvature,
-            coder=limits.coder,
-            trellis=limits.trellis,
-            **told,
-        )
-        return made, None
-    turned = api.plan_recipe(source, deciding.recipe, curvature=felt.curvature, **told)
-    return turned.plan, turned
+    if deciding.recipe is not None:
+        curvature = calibration.curvature
+        with shown("measuring") as progress:
+            recipe = api.plan_recipe(
+                checkpoint, deciding.recipe, limits, options, curvature=curvature, progress=progress
+            )
+        return recipe.plan, recipe
+    weighed = weigh_limits(limits)
+    if deciding.policy is not None:
+        policy = api.load_plan(deciding.policy)
+        return plan_under_policy(policy, checkpoint, weighed, options, calibration, shown), None
+    return plan_checkpoint(checkpoint, weighed, options, calibration, shown), None
 
 
 def _refuse_one_for_both(output: str, loader: str | None) -> None:
@@ -191,7 +183,7 @@ def _show(
     loader: str | None,
     as_json: bool,
     policy: bool,
-    turned: RecipePlan | None,
+    recipe: RecipePlan | None,
 ) -> None:
     from packer.reports import tables
     from packer.reports.report import report_packed
@@ -199,11 +191,11 @@ def _show(
 
     report = report_packed(packed, output)
     if as_json:
-        value = {**report.to_json(), "rounding_problems": _problems(packed, turned)}
+        value = {**report.to_json(), "rounding_problems": _problems(packed, recipe)}
         value["lost"] = dict(packed.lost)
-        if turned is not None:
-            value["recipe"] = turned.recipe.name
-            value["knob"] = {turned.position.knob: turned.position.value}
+        if recipe is not None:
+            value["recipe"] = recipe.recipe.name
+            value["knob"] = {recipe.position.knob: recipe.position.value}
         print_json({**value, "output": output, "loader": loader})
         return
     tables.print_report(report, every_tensor=False)
@@ -213,17 +205,17 @@ def _show(
     say(spell_quality(packed.plan), lines=True)
     if packed.rounds > 1:
         say(f"real sizes differed from the plan; planned again, {packed.rounds} rounds")
-    if turned is not None:
-        say(f"{turned.recipe.name} with its knob at {turned.position}")
-    for name, problem in (*packed.lost.items(), *_problems(packed, turned).items()):
+    if recipe is not None:
+        say(f"{recipe.recipe.name} with its knob at {recipe.position}")
+    for name, problem in (*packed.lost.items(), *_problems(packed, recipe).items()):
         say(f"{name}: {problem}")
     if policy:
         _say_steps_down(packed.plan)
 
 
-def _problems(packed: Packed, turned: RecipePlan | None) -> dict[str, str]:
+def _problems(packed: Packed, recipe: RecipePlan | None) -> dict[str, str]:
     """Tensor -> why it was not rounded as it should be."""
-    return {**(turned.problems if turned else {}), **packed.rounding_problems}
+    return {**(recipe.problems if recipe else {}), **packed.rounding_problems}
 
 
 def _say_steps_down(made: PackPlan) -> None:

@@ -11,19 +11,20 @@ import click
 
 from packer.commands.calibrating import bench_of
 from packer.commands.curvature_options import CURVATURE_KEPT, CurvatureOptions, beside
-from packer.commands.felt import kept_curvature
-from packer.commands.limit_options import LimitOptions
-from packer.commands.models import load_model, refusals, running_foreign
+from packer.commands.limit_options import LimitOptions, measure_options
+from packer.commands.load_calibration import kept_curvature
+from packer.commands.models import model_of, refusals, running_foreign
 from packer.commands.opening import Opening
 from packer.commands.option_groups import OptionGroup
 from packer.commands.options import (
     CODE,
+    CODER,
     EXISTING,
     EXISTING_FILE,
     JSON,
     MARGIN,
     PINS,
-    WAYS,
+    TRELLIS,
     WRITABLE,
     cap_option,
     read_config,
@@ -34,6 +35,7 @@ from packer.commands.options import (
 from packer.commands.plan_source import Measured, measured_from
 from packer.commands.plan_words import show_plan
 from packer.files import is_json, write_json
+from packer.plan_options import MeasureOptions
 
 if TYPE_CHECKING:
     from packer.account import Limits
@@ -73,9 +75,8 @@ WHAT_IF = click.option(
     INLINE,
     CALIBRATE,
     MARGIN,
-    PINS,
-    *WAYS,
 )
+@OptionGroup("options", measure_options, PINS, CODER, TRELLIS)
 @click.option("-o", "--output", type=WRITABLE, help="Write the plan here, for `packer pack`.")
 @click.option(
     "--measure-on",
@@ -88,6 +89,7 @@ WHAT_IF = click.option(
 def plan(
     source: str,
     limits: LimitOptions,
+    options: MeasureOptions,
     output: str | None,
     measure_on: tuple[str, ...],
     curvature: CurvatureOptions,
@@ -100,18 +102,21 @@ def plan(
     measurements (candidates.json, or an earlier plan.json), which is planned anew in a second. With
     --calibration or --curvature, damage is predicted in bits per byte and GPTQ rounds.
     """
+    from packer.counted_code import weigh_limits
+
     curvature.check()
     for written in curvature.writes(output):
         refuse_overwriting([source, *limits.code, *curvature.inputs, *measure_on], written)
-    counted = limits.count()
+    weighed = weigh_limits(limits.limits)
     built = curvature.built
-    metadata = {} if measure_on and is_json(source) else read_config(built.config)
-    measured = measured_from(source, curvature, limits, metadata, measure_on)
-    made = measured.plan(counted)
+    if not (measure_on and is_json(source)):
+        options = replace(options, metadata=read_config(built.config))
+    measured = measured_from(source, curvature, options, measure_on)
+    made = measured.plan(weighed)
     checked: tuple[CheckedPlan, ...] = ()
     if measure_on:
         measured = replace(measured, measurement=made.measurement)
-        checked = _checked(measured, counted, replace(curvature.text, data=measure_on), built)
+        checked = _checked(measured, weighed, replace(curvature.text, data=measure_on), built)
         made = min(checked, key=lambda one: one.measured).plan
     if output:
         write_json(output, made.to_json())
@@ -126,8 +131,8 @@ def _kept(
     source: str, measured: Measured, curvature: CurvatureOptions, output: str | None
 ) -> str | None:
     """The file of curvature that the plan was made with, written if it was made here."""
-    if measured.felt is not None:
-        return kept_curvature(measured.felt, curvature, output)
+    if measured.calibration is not None:
+        return kept_curvature(measured.calibration, curvature, output)
     if curvature.file is None and Path(beside(source)).is_file():
         return beside(source)
     return curvature.file
@@ -150,11 +155,11 @@ def _checked(
     from packer.progress import shown
     from packer.trials import plan_and_check
 
-    assert measured.loaded is not None and measured.felt is not None
+    checkpoint, calibration = measured.checkpoint, measured.calibration
+    assert checkpoint is not None and calibration is not None
     with refusals(), running_foreign(built.model):
-        data, model = text.open(), load_model(measured.measurement.source, built)
-        curvature = measured.felt.curvature
-        bench = bench_of(model, measured.loaded, curvature, data, text, held_out=False)
+        data, model = text.open(), model_of(checkpoint, built)
+        bench = bench_of(model, checkpoint, calibration.curvature, data, text, held_out=False)
         with shown("measuring plans") as progress:
             return plan_and_check(measured.measurement, limits, measured.pins, bench, progress)
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from packer.commands.curvature_options import CurvatureOptions
-from packer.commands.felt import Felt, feel
-from packer.commands.limit_options import LimitOptions
+from packer.commands.load_calibration import load_calibration
 from packer.files import is_json
+from packer.plan_options import MeasureOptions
 
 if TYPE_CHECKING:
     from packer.account import Limits
+    from packer.calibrated import Calibration
     from packer.candidates import Measurement
     from packer.checkpoint import Checkpoint
     from packer.planning import PackPlan
@@ -21,29 +22,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is planned from, and what it was measured with; loaded is None where nobody asked."""
+    """What is planned from, and what it was measured with; None where a file was enough."""
 
     measurement: Measurement
     pins: dict[str, str]
-    loaded: Checkpoint | None
-    felt: Felt | None
+    checkpoint: Checkpoint | None = None
+    calibration: Calibration | None = None
 
     def plan(self, limits: Limits) -> PackPlan:
         """The best plan; where the checkpoint is there, refined. Raises CapError, PlanError."""
         from packer.planning import make_plan
 
-        made = make_plan(self.measurement, limits, self.pins)
-        if self.loaded is None or self.felt is None:
-            return made
-        return self.felt.refine(self.loaded, made)
+        plan = make_plan(self.measurement, limits, self.pins)
+        if self.checkpoint is None or self.calibration is None:
+            return plan
+        from packer.pipeline import refine_plan
+        from packer.progress import shown
+
+        return refine_plan(plan, self.checkpoint, self.calibration, shown)
 
 
 def measured_from(
-    source: str,
-    curvature: CurvatureOptions,
-    limits: LimitOptions,
-    metadata: dict[str, str],
-    measure_on: tuple[str, ...],
+    source: str, curvature: CurvatureOptions, options: MeasureOptions, measure_on: tuple[str, ...]
 ) -> Measured:
     """Measures a checkpoint, or reads the file of its measurements.
 
@@ -52,7 +52,8 @@ def measured_from(
     """
     opening = curvature.built.opening
     if is_json(source):  # nothing of this path needs torch: a new cap takes under a second
-        if metadata or curvature.text.data or opening.given or limits.ways:
+        measured_so = options.metadata or options.coder or options.trellis
+        if measured_so or curvature.text.data or opening.given:
             raise click.UsageError(
                 "--weights, --drop, --template, --max-memory, --config, --calibration, --coder "
                 "and --trellis need the checkpoint as SOURCE"
@@ -60,21 +61,25 @@ def measured_from(
         from packer.planning import read_measurement
 
         measurement, earlier = read_measurement(source)
-        found = Measured(measurement, {**earlier, **limits.pinned}, None, None)
-        return _with_checkpoint(found, curvature) if measure_on else found
-    loaded = opening.read(source)
-    felt = feel(source, loaded, curvature)
-    measured = felt.measure_to_plan(loaded, limits, metadata)
-    return Measured(measured, limits.pinned, loaded, felt)
+        measured = Measured(measurement, {**earlier, **options.pins})
+        return _with_checkpoint(measured, curvature) if measure_on else measured
+    from packer.pipeline import measure_to_plan
+    from packer.progress import shown
+
+    checkpoint = opening.read(source)
+    calibration = load_calibration(checkpoint, curvature)
+    measurement = measure_to_plan(checkpoint, options, calibration, shown)
+    return Measured(measurement, dict(options.pins), checkpoint, calibration)
 
 
-def _with_checkpoint(found: Measured, options: CurvatureOptions) -> Measured:
+def _with_checkpoint(measured: Measured, options: CurvatureOptions) -> Measured:
     """Measurements and the checkpoint they name. Raises PlanError: that has changed since."""
+    from packer.calibrated import Calibration
     from packer.checkpoint import read_checkpoint
     from packer.errors import PlanError
     from packer.fingerprint import contents_fingerprint
 
-    measurement = found.measurement
+    measurement = measured.measurement
     loaded = read_checkpoint(measurement.source)
     if contents_fingerprint(loaded) != measurement.contents:
         raise PlanError(
@@ -87,4 +92,4 @@ def _with_checkpoint(found: Measured, options: CurvatureOptions) -> Measured:
             "the measurements were made with curvature "
             f"{measurement.curvature[:12]}: give that file, --curvature FILE"
         )
-    return replace(found, loaded=loaded, felt=Felt(curvature, None))
+    return replace(measured, checkpoint=loaded, calibration=Calibration(curvature))

@@ -40,6 +40,11 @@ class CurvatureSet:
     warnings: tuple[str, ...] = ()
     earlier_notes: tuple[str, ...] = ()
 
+    @property
+    def predicts_damage(self) -> bool:
+        """Whether the Fisher of any rows is known, without which damage is no divergence."""
+        return any(curvature.fisher is not None for curvature in self.by_tensor.values())
+
     @functools.cached_property
     def sha256(self) -> str:
         """Of all values, and of nothing that changes from run to run, such as the seconds."""
@@ -82,5 +87,6 @@ class CurvatureSet:
         return f"{self.tokens:,} tokens of {self.source} in {self.seconds:.1f} s"
 
 
-AnyCurvature = CurvatureSet | Mapping[str, Curvature]
-"""A calibrated set, or just second moments by tensor."""
+def by_tensor_of(curvature: CurvatureSet | None) -> Mapping[str, Curvature]:
+    """By tensor name; empty without any."""
+    return {} if curvature is None else curvature.by_tensor

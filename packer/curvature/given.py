@@ -1,4 +1,4 @@
-"""Curvature however the user gives it, checked against the checkpoint."""
+"""Curvature however the user gives it, as one type that is checked against the checkpoint."""
 
 from __future__ import annotations
 
@@ -15,37 +15,42 @@ from packer.fingerprint import contents_fingerprint
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError
 
+CurvatureLike = str | os.PathLike[str] | CurvatureSet | Mapping[str, Curvature | torch.Tensor]
 
-def given_curvature(
-    checkpoint: Checkpoint,
-    curvature: str | os.PathLike[str] | CurvatureSet | Mapping[str, Curvature] | None,
-    hessians: Mapping[str, torch.Tensor] | None,
-) -> CurvatureSet | Mapping[str, Curvature] | None:
-    """A file read, a set checked, or second moments put in their type; None without any.
 
-    hessians: [columns, columns] by tensor, or [banks, columns, columns]; means over tokens.
-    Raises CurvatureError: both, of another checkpoint, of a tensor that is not there or another
-    shape, not finite or not symmetric.
+def resolve_curvature(
+    checkpoint: Checkpoint, curvature: CurvatureLike | None
+) -> CurvatureSet | None:
+    """A file read, a set checked, or curvature by tensor made a set; None without any.
+
+    By tensor there may be just second moments of its inputs: [columns, columns], or [banks,
+    columns, columns], means over tokens; with them GPTQ rounds, and damage is a squared error.
+    Raises CurvatureError: of another checkpoint, of a tensor that is not there or another shape,
+    not finite or not symmetric.
     """
-    if hessians is not None:
-        if curvature is not None:
-            raise CurvatureError("curvature and hessians are both given; give one of the two")
-        curvature = {name: _of_hessian(name, value) for name, value in hessians.items()}
     if curvature is None:
         return None
     if isinstance(curvature, str | os.PathLike):
         return read_curvature(curvature, checkpoint)
-    if isinstance(curvature, CurvatureSet):
-        found = contents_fingerprint(checkpoint)
-        if curvature.contents not in (None, found):
-            raise CurvatureError(
-                f"the curvature is of weights with contents {str(curvature.contents)[:12]}, and "
-                f"{checkpoint.source} has {found[:12]}. {AGAIN}"
-            )
-        check_tensors(curvature.by_tensor, checkpoint)
-        return curvature
-    check_tensors(curvature, checkpoint)
+    if not isinstance(curvature, CurvatureSet):
+        curvature = _set_of(curvature)
+    contents = contents_fingerprint(checkpoint)
+    if curvature.contents not in (None, contents):
+        raise CurvatureError(
+            f"the curvature is of weights with contents {str(curvature.contents)[:12]}, and "
+            f"{checkpoint.source} has {contents[:12]}. {AGAIN}"
+        )
+    check_tensors(curvature.by_tensor, checkpoint)
     return curvature
+
+
+def _set_of(curvature: Mapping[str, Curvature | torch.Tensor]) -> CurvatureSet:
+    by_tensor = {
+        name: value if isinstance(value, Curvature) else _of_hessian(name, value)
+        for name, value in curvature.items()
+    }
+    tokens = max((one.tokens for one in by_tensor.values()), default=0)
+    return CurvatureSet(by_tensor, None, "curvature that was given", tokens, 0.0, None, None)
 
 
 def _of_hessian(name: str, hessian: torch.Tensor) -> Curvature:

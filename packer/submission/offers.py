@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from packer import measuring
 from packer.account import Account, Limits
 from packer.checkpoint import Checkpoint, from_state_dict
 from packer.decoder import read_weights
@@ -17,7 +16,8 @@ from packer.foreign.reading import ForeignArtifact, without_banks
 from packer.foreign.repack import Repacked
 from packer.foreign.repairs import Repair, Step, repair
 from packer.measuring import Progress, ignore_progress
-from packer.planning import make_plan
+from packer.pipeline import always, plan_checkpoint
+from packer.plan_options import MeasureOptions
 from packer.roles import roles_of
 from packer.threads import one_torch_thread
 from packer.weight_errors import ROLE_WEIGHT, weight_error
@@ -96,8 +96,9 @@ def plan_original(
     progress: Progress = ignore_progress,
 ) -> Offer:
     """The plan of least damage under the cap, packed. Raises CapError: nothing fits."""
-    measured = measuring.measure(original, metadata=metadata, progress=progress)
-    packed = pack_to_cap(original, make_plan(measured, limits), progress)
+    options = MeasureOptions(metadata=metadata or {})
+    plan = plan_checkpoint(original, limits, options, shown=always(progress))
+    packed = pack_to_cap(original, plan, progress=progress)
     return Offer(PLANNED, packed.data, packed.account, damage_of(original, packed.data))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import textwrap
@@ -61,11 +62,28 @@ def test_the_five_lines_of_the_documentation(
 
 
 def test_the_module_offers_what_it_lists() -> None:
-    assert packer.__all__ == ["calibrate", "inspect", "measure", "pack", "plan", "unpack", "verify"]
+    values = {"Calibration", "MeasureOptions", "PlanLimits"}
+    commands = {
+        "calibrate",
+        "inspect",
+        "measure",
+        "pack",
+        "plan",
+        "plan_recipe",
+        "unpack",
+        "verify",
+    }
+    assert set(packer.__all__) == values | commands
     for name in packer.__all__:
-        function = getattr(packer, name)
-        assert function is getattr(api, name)
-        assert function.__doc__
+        offered = getattr(packer, name)
+        assert offered is getattr(api, name)
+        assert offered.__doc__
+
+
+def test_no_public_function_takes_more_than_seven_arguments() -> None:
+    for name in {*packer.__all__, *api.__all__}:
+        taken = inspect.signature(getattr(api, name)).parameters if name[0].islower() else {}
+        assert len(taken) <= 7, name
     with pytest.raises(AttributeError, match="no attribute 'paсk'"):
         packer.paсk  # noqa: B018  (a Cyrillic letter)
 
@@ -85,7 +103,7 @@ def test_a_file_tuned_after_rounding_unpacks_and_verify_says_so(
     weights: Weights, tmp_path: Path
 ) -> None:
     name = "blocks.0.mlp.fc.weight"
-    plan = packer.plan(weights, CAP, pins={name: "int4.row"})
+    plan = packer.plan(weights, CAP, packer.MeasureOptions(pins={name: "int4.row"}))
     whole = Artifact.from_bytes(packer.pack(weights, plan).data)
     rounded = whole.tensors[name]
     tuned = replace(rounded, side={"scale": 1.25 * rounded.side["scale"]})
@@ -159,13 +177,13 @@ def test_progress_is_told(weights: Weights) -> None:
 def test_code_loader_and_margin_are_counted(weights: Weights, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_bytes(b"#" * 321)
     code = [tmp_path / "train.py"]
-    plan = packer.plan(weights, 40_000, code=code, loader=True, margin_bytes=9)
+    plan = packer.plan(weights, packer.PlanLimits(40_000, code=code, loader=True, margin_bytes=9))
     packed = packer.pack(weights, plan, out=tmp_path / "m.pack", loader=tmp_path / "loader.py")
     loader = (tmp_path / "loader.py").stat().st_size
     assert packed.account.code_bytes == 321 + loader
     assert (tmp_path / "m.pack").stat().st_size + 321 + loader <= 40_000 - 9
     with pytest.raises(PackerError, match=r"code file .*missing\.py cannot be read"):
-        packer.plan(weights, CAP, code=[tmp_path / "missing.py"])
+        packer.plan(weights, packer.PlanLimits(CAP, code=[tmp_path / "missing.py"]))
 
 
 @pytest.mark.parametrize("cap", [0, -1])
@@ -290,7 +308,7 @@ def test_names_of_any_kind(tmp_path: Path) -> None:
 
 def test_a_configuration_travels_inside_the_artifact(weights: Weights, tmp_path: Path) -> None:
     config = json.dumps({"layers": 2})
-    plan = packer.plan(weights, CAP, metadata={"config": config, "run": "é"})
+    plan = packer.plan(weights, CAP, packer.MeasureOptions(metadata={"config": config, "run": "é"}))
     packed = packer.pack(weights, plan)
     packer.unpack(packed.data, tmp_path / "w.safetensors")
     metadata = read_checkpoint(tmp_path / "w.safetensors").metadata

@@ -22,6 +22,7 @@ from packer.cli import main
 from packer.code.wrapper import unwrap_payload, wrap
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.file import write_curvature
+from packer.curvature.given import resolve_curvature
 from packer.decoder import parse
 from packer.errors import CapError
 from packer.filling import CLOSE, keep_usable, largest_filling, read_curvatures
@@ -168,7 +169,7 @@ def test_a_plan_makes_room_for_its_own_bundle(made, tmp_path, script):
     assert plan.plan.damage > earlier.plan.damage
     assert f"encoder {done.encoder_bytes:,}" in limits.spell_code()
     with pytest.raises(CapError):
-        packer.plan(earlier.measurement, 14_000, bundle=True)
+        packer.plan(earlier.measurement, packer.PlanLimits(14_000, bundle=True))
 
 
 def test_what_a_plan_counts_is_told_apart(made):
@@ -225,12 +226,13 @@ def test_other_formats_are_encoded_too():
         "norm.weight": "ternary.row",
     }
     felt = {name: curvature_of(weights[name]).hessian for name in pins if "fc" in name}
-    plan = packer.plan(weights, 200_000, pins=pins, hessians=felt)
+    options = packer.MeasureOptions(pins=pins)
+    plan = packer.plan(weights, 200_000, options, curvature=felt)
     space: dict = {"__name__": "bundle"}
     exec(make_bundle(plan).script, space)
     known = {name: space["Curvature"](hessian, None, 1) for name, hessian in felt.items()}
     data = space["encode_weights"](weights, known, 200_000, 0)
-    packed = packer.pack(weights, plan, hessians=felt).data
+    packed = packer.pack(weights, plan, curvature=felt).data
     theirs, ours = packer.unpack(data), packer.unpack(packed)
     assert theirs.keys() == ours.keys() and "head.weight" in ours
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
@@ -242,7 +244,7 @@ def test_codes_on_a_trellis_are_searched_for_without_a_compiler_too(monkeypatch)
     weights = {name: seeded()[name][:40, :24].clone(), "norm.weight": seeded()["norm.weight"]}
     felt = curvature_of(weights[name])
     pins = {name: "trellis.row.col+gptq2@1", "norm.weight": "fp16"}
-    plan = packer.plan(weights, 30_000, pins=pins, curvature={name: felt})
+    plan = packer.plan(weights, 30_000, packer.MeasureOptions(pins=pins), curvature={name: felt})
     packed = packer.pack(weights, plan, curvature={name: felt}).data
     script = make_bundle(plan).script
     for compiler in (sys.modules["numba"], None):
@@ -287,7 +289,7 @@ def test_on_the_reference_checkpoint(shared, tmp_path):
     choices = dict.fromkeys(loaded.tensors, "fp16")
     choices |= dict.fromkeys(matrices, "step.row+nearest@0.5")
     choices |= dict.fromkeys(rounded, "step.row.col+gptq2@0.5")
-    measured = measure_choices(loaded, choices, curvature=felt)
+    measured = measure_choices(loaded, choices, curvature=resolve_curvature(loaded, felt))
     size = measured.header_bytes + sum(one.size_bytes for one in measured.candidates)
     plan = make_plan(measured, Limits(size))
     script = tmp_path / "bundle.py"

@@ -318,7 +318,7 @@ def test_of_the_reference_checkpoint(shared):
     names = from_state_dict(weights).tensors
     pins = {name: ("step.row.col+gptq2@0.5" if "attn.c_k" in name else "fp16") for name in names}
     loaded = api.load(weights)
-    measured = packer.measuring.measure_choices(loaded, pins, curvature=ours.by_tensor)
+    measured = packer.measuring.measure_choices(loaded, pins, curvature=ours)
     size = measured.header_bytes + sum(one.size_bytes for one in measured.candidates)
     plan = packer.planning.make_plan(measured, packer.account.Limits(size + CLOSE))
     packed = packer.pack(weights, plan, curvature=ours).data

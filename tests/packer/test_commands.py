@@ -299,9 +299,14 @@ def test_verify_against_another_checkpoint_ends_in_a_refusal(
 def test_verify_finds_codes_that_the_plan_does_not_give(
     run: Run, made: Path, tmp_path: Path
 ) -> None:
-    pinned = api.plan(made / "model.pt", 20_000, pins={"mlp-in": "int6.row"})
+    pinned = api.plan(made / "model.pt", 20_000, api.MeasureOptions(pins={"mlp-in": "int6.row"}))
     api.pack(made / "model.pt", pinned, out=tmp_path / "m.pack")
-    api.plan(made / "model.pt", 20_000, pins={"mlp-in": "int6.row+percentile"}, out="p.json")
+    api.plan(
+        made / "model.pt",
+        20_000,
+        api.MeasureOptions(pins={"mlp-in": "int6.row+percentile"}),
+        out="p.json",
+    )
     result = run("verify", "m.pack", "--against", made / "model.pt", "--plan", "p.json", "--json")
     assert result.exit_code == 1
     assert any("codes differ" in problem for problem in json.loads(result.stdout)["problems"])

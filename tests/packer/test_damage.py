@@ -173,6 +173,23 @@ def test_predicted_damage_comes_true(felt, measured: Measurement) -> None:
         assert trial.measured == pytest.approx(trial.total, rel=0.6)
 
 
+def test_predictions_are_fitted_from_python_too(felt, measured: Measurement) -> None:
+    model, checkpoint, data, curvature = felt
+    bench = damage_bench(
+        model, checkpoint, curvature, data, "noise", tokens=1024, window=64, held_out=True
+    )
+    cap = int(sum(tensor.elements for tensor in measured.tensors) * 3 / 8)
+    plain = api.plan(checkpoint, cap, curvature=curvature)
+    fitted = api.plan(checkpoint, cap, curvature=api.Calibration(curvature, bench))
+    assert plain.measurement.damage_fit is None
+    fit = fitted.measurement.damage_fit
+    assert fit is not None and "noise" in fit.source
+    assert len(fitted.measurement.candidates) > len(measured.candidates) / 4
+    truth = bench.trial(fitted.measurement, fitted.plan.chosen, "the plan")
+    assert fitted.plan.damage == pytest.approx(truth.measured, rel=0.35)
+    assert api.measure(checkpoint, curvature=api.Calibration(curvature, bench)).damage_fit
+
+
 def test_plans_are_checked_and_the_best_is_known(felt, measured: Measurement) -> None:
     model, checkpoint, data, curvature = felt
     bench = damage_bench(
@@ -206,7 +223,7 @@ def test_gptq_plans_are_packed_with_their_curvature_only(
 
 
 def test_a_training_script_brings_its_own(felt) -> None:
-    """calibrate(model, batches, seconds) and plan(state_dict, hessians=...)."""
+    """calibrate(model, batches, seconds) and plan(state_dict, curvature=second moments)."""
     model, _, data, _ = felt
     weights = model.state_dict()
     batches = token_batches(np.asarray(data.stream), 64, 512, torch.device("cpu"))
@@ -215,11 +232,11 @@ def test_a_training_script_brings_its_own(felt) -> None:
     assert plan.plan.damage_kind == "damage_bpb"
     assert api.pack(weights, plan, curvature=curvature).account.total_bytes <= 28_000
     hessians = {name: one.hessian for name, one in curvature.by_tensor.items() if ".mlp." in name}
-    plain = api.plan(weights, 28_000, hessians=hessians)
+    plain = api.plan(weights, 28_000, curvature=hessians)
     assert plain.plan.damage_kind == "weight_error"
     assert "second moments given" in plain.measurement.damage_source
     assert any("+gptq" in choice for choice in plain.choices.values())
-    assert api.pack(weights, plain, hessians=hessians).account.total_bytes <= 28_000
+    assert api.pack(weights, plain, curvature=hessians).account.total_bytes <= 28_000
     name = next(iter(hessians))
     bad = hessians[name].clone()
     bad[0, 1] += 5
@@ -231,7 +248,7 @@ def test_a_training_script_brings_its_own(felt) -> None:
     ]
     for given_hessians, said in cases:
         with pytest.raises(CurvatureError, match=said):
-            api.plan(weights, 28_000, hessians=given_hessians)
+            api.plan(weights, 28_000, curvature=given_hessians)
     changed = {**weights, name: weights[name] + 1}
     with pytest.raises(CurvatureError, match="contents"):
         api.plan(changed, 28_000, curvature=curvature)

@@ -81,7 +81,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, train_bpe: Callable[[Path, int
         torch.save(make_model(seed).state_dict(), folder / f"{name}.pt")
     spelled = json.dumps(settings_of(CONFIG))
     (folder / "a.config.json").write_text(spelled)
-    plan = api.plan(folder / "a.pt", 20_000, metadata={"config": spelled})
+    plan = api.plan(folder / "a.pt", 20_000, api.MeasureOptions(metadata={"config": spelled}))
     api.pack(folder / "a.pt", plan, out=folder / "a.pack")
     (folder / "strange.py").write_text(STRANGE)
     torch.save({"table": torch.randn(64, 64)}, folder / "table.pt")
@@ -585,7 +585,7 @@ def test_wrong_usage(score: Run, lab: Path, bad: Path, arguments: str, words: st
 
 
 def test_a_carried_configuration_that_is_damaged(score: Run, lab: Path) -> None:
-    plan = api.plan(lab / "a.pt", 20_000, metadata={"config": "{"})
+    plan = api.plan(lab / "a.pt", 20_000, api.MeasureOptions(metadata={"config": "{"}))
     api.pack(lab / "a.pt", plan, out="odd.pack")
     refused(score("odd.pack"), "odd.pack: its config is not JSON")
 

@@ -181,7 +181,7 @@ def test_reasons_are_true(plan: PackPlan) -> None:
 
 
 def test_pins_are_named_as_the_reason(made: Path) -> None:
-    pinned = api.plan(made / "candidates.json", CAP, pins={"late-k": "fp16"})
+    pinned = api.plan(made / "candidates.json", CAP, api.MeasureOptions(pins={"late-k": "fp16"}))
     lines = explain(pinned, "blocks.1.attn.c_k.weight")
     assert [(line.choice, line.verdict) for line in lines if line.chosen] == [("fp16", "pinned")]
     with pytest.raises(SelectorError, match=r"no tensor 'tok'; the nearest is 'tok_emb\.weight'"):

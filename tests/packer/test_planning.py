@@ -282,7 +282,7 @@ def test_the_frontier_of_a_real_checkpoint_is_met(shared: Path, tmp_path: Path) 
     (tmp_path / "code.py").write_bytes(b"#" * 50_000)
     for cap in (1_500_000, 2_000_000, 2_500_000):
         for code in ((), (tmp_path / "code.py",)):
-            plan = api.plan(measured, cap, code=code)
+            plan = api.plan(measured, api.PlanLimits(cap, code=code))
             packed = api.pack(checkpoint, plan)
             check_packed(packed, plan, whole)
             assert 0 <= packed.account.unused_bytes <= 2_000
@@ -342,13 +342,13 @@ def _finite(values: torch.Tensor) -> torch.Tensor:
 def test_no_state_dict_is_ever_packed_over_a_cap(weights: Weights, cap: int, margin: int) -> None:
     measured = api.measure(weights)
     try:
-        plan = api.plan(measured, cap, margin_bytes=margin)
+        plan = api.plan(measured, api.PlanLimits(cap, margin_bytes=margin))
     except CapError as error:
         told = re.search(r"the smallest possible total is ([\d,]+)", str(error))
         assert told is not None
         smallest = int(told[1].replace(",", ""))
         assert smallest == _smallest(measured) + margin > cap
-        plan = api.plan(measured, smallest, margin_bytes=margin)
+        plan = api.plan(measured, api.PlanLimits(smallest, margin_bytes=margin))
     packed = api.pack(weights, plan)
     check_packed(packed, plan, weights)
     assert packed.plan == plan
@@ -364,28 +364,30 @@ def test_refusals_are_of_one_family() -> None:
 
 
 def test_an_earlier_plans_pins_are_kept(measured: Measurement, tmp_path: Path) -> None:
-    pinned = api.plan(measured, CAP, pins={"late-k": "fp16"}, out=tmp_path / "plan.json")
+    pinned = api.plan(
+        measured, CAP, api.MeasureOptions(pins={"late-k": "fp16"}), out=tmp_path / "plan.json"
+    )
     assert pinned.pins
     assert api.plan(pinned, CAP + 500).pins == pinned.pins
     assert api.plan(tmp_path / "plan.json", CAP + 500).pins == pinned.pins
-    other = api.plan(pinned, CAP + 500, pins={"late-k": "bf16"})
+    other = api.plan(pinned, CAP + 500, api.MeasureOptions(pins={"late-k": "bf16"}))
     assert set(other.pins) == set(pinned.pins) and set(other.pins.values()) == {"bf16"}
 
 
 def test_a_policy_takes_no_other_pins(measured: Measurement) -> None:
     made = api.plan(measured, CAP)
     with pytest.raises(PlanError, match="carries its own pins"):
-        api.plan(measured, CAP, policy=made, pins={"late-k": "fp16"})
+        api.plan(measured, CAP, api.MeasureOptions(pins={"late-k": "fp16"}), policy=made)
 
 
 def test_a_pin_may_be_spelled_in_another_way(weights: Weights) -> None:
-    measured = api.measure(weights, pins={"late-k": "int6.row+kstd@20.0000"})
+    measured = api.measure(weights, api.MeasureOptions(pins={"late-k": "int6.row+kstd@20.0000"}))
     for spelled in ("int6.row+kstd@20.0000", "int6.row+kstd@2e1", "int6.row+kstd@20"):
-        made = api.plan(measured, CAP, pins={"late-k": spelled})
+        made = api.plan(measured, CAP, api.MeasureOptions(pins={"late-k": spelled}))
         assert made.pins == {"blocks.1.attn.c_k.weight": "int6.row+kstd@20"}
         assert made.choices["blocks.1.attn.c_k.weight"] == "int6.row+kstd@20"
     with pytest.raises(PlanError, match="pin late-k: "):
-        api.plan(measured, CAP, pins={"late-k": "int6.row+kstd@twenty"})
+        api.plan(measured, CAP, api.MeasureOptions(pins={"late-k": "int6.row+kstd@twenty"}))
 
 
 def test_a_plan_with_gptq_needs_the_curvature_it_was_measured_with(weights: Weights) -> None:
@@ -394,17 +396,17 @@ def test_a_plan_with_gptq_needs_the_curvature_it_was_measured_with(weights: Weig
     inputs[:, 1] = inputs[:, 0] + 0.1 * inputs[:, 1]
     curvature = {name: Curvature(inputs.T @ inputs / 200, None, 200)}
     pins = {name: "int4.row+gptq"}
-    plan = api.plan(weights, CAP, pins=pins, curvature=curvature)
+    plan = api.plan(weights, CAP, api.MeasureOptions(pins=pins), curvature=curvature)
     packed = api.pack(weights, plan, curvature=curvature)
     assert packed.rounds == 1
     assert packed.rounding_problems == {}
     assert list(packed.roundings) == [name]
-    nearest = api.pack(weights, api.plan(weights, CAP, pins={name: "int4.row"}))
+    nearest = api.pack(weights, api.plan(weights, CAP, api.MeasureOptions(pins={name: "int4.row"})))
     assert packed.encoded[name].block != nearest.encoded[name].block
     assert api.verify(packed.data, weights, plan, curvature=curvature).problems == ()
     assert api.verify(packed.data, weights, plan).problems == ()
     with pytest.raises(PlanError, match=rf"{name}: int4.row\+gptq needs curvature"):
-        api.plan(weights, CAP, pins=pins)
+        api.plan(weights, CAP, api.MeasureOptions(pins=pins))
     with pytest.raises(PlanError, match=rf"{name}: int4.row\+gptq needs curvature, as 1 of"):
         api.pack(weights, plan)
 
@@ -412,21 +414,35 @@ def test_a_plan_with_gptq_needs_the_curvature_it_was_measured_with(weights: Weig
 def test_the_summary_names_every_tensor_that_gptq_could_not_round(weights: Weights) -> None:
     name = "blocks.1.mlp.proj.weight"
     curvature = {name: Curvature(torch.zeros(64, 64), None, 200)}
-    plan = api.plan(weights, CAP, pins={name: "int4.row+gptq"}, curvature=curvature)
+    plan = api.plan(
+        weights, CAP, api.MeasureOptions(pins={name: "int4.row+gptq"}), curvature=curvature
+    )
     packed = api.pack(weights, plan, curvature=curvature)
     assert packed.rounding_problems == {name: "rounded to nearest: all of its inputs are zero"}
 
 
 def test_a_pinned_correction_is_packed_weighed_and_verified(weights: Weights) -> None:
     pins = {"mlp-in": "int3.row.rank4x8", "mlp-out": "ternary.row.rank2x2"}
-    plan = api.plan(weights, CAP, pins=pins)
+    plan = api.plan(weights, CAP, api.MeasureOptions(pins=pins))
     packed = api.pack(weights, plan)
     assert packed.rounds == 1
     assert api.verify(packed.data, weights, plan).problems == ()
-    plain = api.pack(weights, api.plan(weights, CAP, pins={"mlp-in": "int3.row"}))
+    plain = api.pack(
+        weights, api.plan(weights, CAP, api.MeasureOptions(pins={"mlp-in": "int3.row"}))
+    )
     name = "blocks.0.mlp.fc.weight"
     factors = packed.encoded[name].side_bytes - plain.encoded[name].side_bytes
     assert 0.8 * 4 * (64 + 32) < factors < 1.2 * 4 * (64 + 32 + 4)
     decoded = api.unpack(packed.data)
     errors = [(one[name] - weights[name]).norm() for one in (decoded, api.unpack(plain.data))]
     assert errors[0] < errors[1]
+
+
+def test_measurements_are_not_measured_otherwise(measured: Measurement) -> None:
+    for options, what in (
+        (api.MeasureOptions(coder="numpy"), "coder"),
+        (api.MeasureOptions(trellis=True), "trellis"),
+        (api.MeasureOptions(metadata={"a": "b"}), "metadata"),
+    ):
+        with pytest.raises(PlanError, match=f"another {what}"):
+            api.plan(measured, CAP, options)

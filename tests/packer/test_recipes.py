@@ -12,6 +12,7 @@ from packer.quantizers.curvature import Curvature
 from packer import api
 from packer.account import Limits
 from packer.checkpoint import from_state_dict
+from packer.curvature.given import resolve_curvature
 from packer.errors import CapError, PlanError
 from packer.knob import largest_that_fits, recipe_at
 from packer.measuring import tensor_infos
@@ -135,7 +136,7 @@ def test_the_file_fits_and_no_position_that_is_larger_does(name, cap, model, cur
             made.recipe,
             positions[at - 1],
             Limits(1),
-            curvature=curvature,
+            curvature=resolve_curvature(from_state_dict(model), curvature),
         )
         assert larger.plan.plan.total_bytes > cap
     expected = ("blocks.1.mlp.fc.weight",) if made.recipe.rounds_with_gptq else ()
@@ -144,7 +145,9 @@ def test_the_file_fits_and_no_position_that_is_larger_does(name, cap, model, cur
 
 def test_pins_replace_what_the_recipe_chooses(model, curvature):
     pins = {"mlp-in": "int8.row"}
-    made = api.plan_recipe(model, "full-gptq-int6", 60_000, pins=pins, curvature=curvature)
+    made = api.plan_recipe(
+        model, "full-gptq-int6", 60_000, api.MeasureOptions(pins=pins), curvature=curvature
+    )
     assert made.plan.choices["blocks.1.mlp.fc.weight"] == "int8.row"
     assert made.nearest == ()
     assert set(made.plan.pins) == {"blocks.0.mlp.fc.weight", "blocks.1.mlp.fc.weight"}

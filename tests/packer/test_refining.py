@@ -9,20 +9,22 @@ from packer.quantizers.curvature import Curvature
 from packer import api
 from packer.account import Limits
 from packer.checkpoint import from_state_dict
+from packer.curvature.curvature_set import CurvatureSet
+from packer.curvature.given import resolve_curvature
 from packer.curved_choices import DENSE, SPARSE
 from packer.damage_fit import DamageFit
 from packer.measuring import measure, measure_choices
+from packer.plan_options import MeasureOptions
 from packer.planning import make_plan
 from packer.refining import PASSES, refined
 
 CAP = 24_000
 Weights = dict[str, torch.Tensor]
-Curvatures = dict[str, Curvature]
 
 
 @pytest.fixture(scope="module")
-def felt() -> tuple[Weights, Curvatures]:
-    """Eight matrices of 64 x 96 and how they are felt, one of them without a Fisher of rows."""
+def calibrated() -> tuple[Weights, CurvatureSet]:
+    """Eight matrices of 64 x 96 and their curvature, one of them without a Fisher of rows."""
     generator = torch.Generator().manual_seed(3)
     weights, curvature = {}, {}
     for layer in range(8):
@@ -31,11 +33,11 @@ def felt() -> tuple[Weights, Curvatures]:
         inputs = torch.randn(400, 96, generator=generator) * torch.linspace(0.2, 2, 96)
         fisher = torch.rand(64, generator=generator).exp() * 1e-4 if layer else None
         curvature[name] = Curvature(inputs.T @ inputs / 400, fisher, 400)
-    return weights, curvature
+    return weights, resolve_curvature(from_state_dict(weights), curvature)
 
 
-def test_a_refined_plan_is_better_and_its_bytes_are_real(felt):
-    weights, curvature = felt
+def test_a_refined_plan_is_better_and_its_bytes_are_real(calibrated):
+    weights, curvature = calibrated
     checkpoint = from_state_dict(weights)
     sparse = measure(checkpoint, curvature=curvature, grid=SPARSE)
     rough = make_plan(sparse, Limits(CAP), {})
@@ -54,19 +56,19 @@ def test_a_refined_plan_is_better_and_its_bytes_are_real(felt):
     assert packed.account.total_bytes == fine.plan.total_bytes <= CAP
 
 
-def test_pinned_tensors_and_plans_without_curvature_are_left_alone(felt):
-    weights, curvature = felt
+def test_pinned_tensors_and_plans_without_curvature_are_left_alone(calibrated):
+    weights, curvature = calibrated
     checkpoint = from_state_dict(weights)
     pins = dict.fromkeys(weights, "int4.row")
-    sparse = measure(checkpoint, curvature=curvature, grid=SPARSE, pins=pins)
+    sparse = measure(checkpoint, MeasureOptions(pins=pins), curvature=curvature, grid=SPARSE)
     made = make_plan(sparse, Limits(2 * CAP), pins)
     assert refined(checkpoint, made, curvature) == made
     blind = make_plan(measure(checkpoint), Limits(CAP), {})
     assert refined(checkpoint, blind, None) == blind
 
 
-def test_added_damage_is_fitted_as_the_rest_is(felt):
-    weights, curvature = felt
+def test_added_damage_is_fitted_as_the_rest_is(calibrated):
+    weights, curvature = calibrated
     checkpoint = from_state_dict(weights)
     plain = measure(checkpoint, curvature=curvature, grid=SPARSE)
     fit = DamageFit({"mlp_in": 3.0}, 3.0, 0.0, "a text", 400, ())

@@ -27,6 +27,7 @@ from packer.code.wrapper import unwrap
 from packer.decoder import read_weights
 from packer.errors import CodeError
 from packer.measuring import measure
+from packer.plan_options import MeasureOptions
 from packer.planning import make_plan, replan
 from packer.ship import (
     DECODERS,
@@ -157,7 +158,9 @@ def test_a_plan_counts_the_loader_of_its_own_formats():
     weights = {"a.weight": torch.randn(64, 96), "b.weight": torch.randn(96, 64)}
     from packer.checkpoint import from_state_dict
 
-    measured = measure(from_state_dict(weights), pins={"a.weight": "int4.row.rank2x4"})
+    measured = measure(
+        from_state_dict(weights), MeasureOptions(pins={"a.weight": "int4.row.rank2x4"})
+    )
     for cap in (9_000, 12_000, 60_000):
         made = make_plan(measured, Limits(cap, loader_bytes=LARGEST_LOADER))
         assert made.limits.loader_bytes == loader_bytes(made.choices.values())

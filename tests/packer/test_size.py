@@ -298,7 +298,7 @@ def test_ours_is_what_packing_normal_weights_gives() -> None:
     for name, role in roles_of(SHAPES).items():
         if name not in pins:
             pins[name] = f"int8.tensor+kstd@{recipe.rules[class_of(role.role)].k:.6g}"
-    packed = api.pack(weights, api.plan(weights, 10**7, pins=pins))
+    packed = api.pack(weights, api.plan(weights, 10**7, api.MeasureOptions(pins=pins)))
     predicted = estimate_size(SHAPES, recipe)
     coded = predicted.codes / CODERS["ans"][0]
     assert coded == pytest.approx(packed.account.payload_bytes, rel=0.01)

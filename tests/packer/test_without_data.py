@@ -12,6 +12,7 @@ from packer.checkpoint import from_state_dict
 from packer.decoder import parse, read_weights
 from packer.errors import CheckpointError, PlanError
 from packer.measuring import measure
+from packer.plan_options import MeasureOptions
 from packer.reports.report import report_plan
 from packer.reports.spelling import spell_quality
 
@@ -25,7 +26,7 @@ def seeded() -> None:
 
 def packed(weights: Weights, cap: int, out: Path, **options: object) -> tuple[Weights, object]:
     checkpoint = from_state_dict(weights)
-    plan = api.plan(checkpoint, cap_bytes=cap, **options)  # type: ignore[arg-type]
+    plan = api.plan(checkpoint, cap, MeasureOptions(**options))  # type: ignore[arg-type]
     found = api.pack(checkpoint, plan, out=out)
     return read_weights(out.read_bytes()), found
 
@@ -78,7 +79,7 @@ def test_a_choice_that_cannot_hold_a_tensor_is_left_out_and_refused_when_pinned(
     measured = measure(checkpoint)
     assert min(c.weight_error for c in measured.by_tensor["wide"]) == 0
     with pytest.raises(PlanError, match="wide: "):
-        measure(checkpoint, pins={"wide": "int8.row"})
+        measure(checkpoint, MeasureOptions(pins={"wide": "int8.row"}))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_a_price_is_said_only_where_room_is_short() -> None:
     measured = measure(from_state_dict({"emb": torch.randn(900, 32), "w": torch.randn(40, 40)}))
     best = sum(min(c.size_bytes for c in g if c.damage == 0) for g in measured.by_tensor.values())
     for cap, short in ((best * 3, False), (40_000, True)):
-        plan = api.plan(measured, cap_bytes=cap)
+        plan = api.plan(measured, cap)
         said = "more bytes would save" in spell_quality(plan)
         room = plan.plan.unused_bytes < 1000
         assert said == (report_plan(plan, "p").price is not None)

@@ -101,7 +101,7 @@ def test_what_is_packed_is_what_the_forward_saw(
     before = dict(run.pins()) if run.qat.since is not None else None
     run.train()
     assert before is None
-    plan = api.plan(run.weights, 10**6, pins=run.pins())
+    plan = api.plan(run.weights, 10**6, api.MeasureOptions(pins=run.pins()))
     api.pack(run.weights, plan, out=tmp_path / "m.pack")
     decoded = api.unpack(tmp_path / "m.pack")
     seen = run.snapshot().state_dict()

@@ -39,7 +39,7 @@ def test_the_estimate_is_near_what_packing_gives(weights: dict[str, torch.Tensor
     watch.look(weights, training_seconds=1000.0)
     assert set(watch.sizes) == set(weights)
     pins = {name: str(choices.get(name, "fp16")) for name in weights}
-    packed = api.pack(weights, api.plan(weights, 10**7, pins=pins))
+    packed = api.pack(weights, api.plan(weights, 10**7, api.MeasureOptions(pins=pins)))
     assert watch.estimate == pytest.approx(len(packed.data), rel=0.02)
 
 

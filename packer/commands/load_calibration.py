@@ -1,0 +1,60 @@
+"""The curvature that a command measures with, and what its predictions are fitted on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from packer.commands.calibrating import bench_of, curvature_of
+from packer.commands.curvature_options import CurvatureOptions, beside
+from packer.commands.models import model_of, refusals, running_foreign
+from packer.commands.options import say_notes
+from packer.commands.own_text import written_for_trials
+
+if TYPE_CHECKING:
+    from packer.calibrated import Calibration
+    from packer.checkpoint import Checkpoint
+
+
+def load_calibration(checkpoint: Checkpoint, options: CurvatureOptions) -> Calibration:
+    """Reads or makes the curvature that the options name; with a text, also what measures damage.
+
+    Raises PackerError: see `read_curvature`, `calibrate` and `open_data`.
+    """
+    from packer.calibrated import Calibration
+    from packer.trials import held_out_part
+
+    curvature = options.read(checkpoint)
+    text = options.text
+    if not text.given:
+        return Calibration(curvature)
+    with refusals(), running_foreign(options.built.model):
+        spent, data = 0.0, None if text.self_generate else text.open()
+        model = model_of(checkpoint, options.built)
+        if data is None:
+            data, text, spent = written_for_trials(model, text)
+        if curvature is None:
+            first, _ = held_out_part(len(data.stream), text.tokens, text.window)
+            seen = replace(text, tokens=max(min(text.tokens, first), text.window))
+            curvature = curvature_of(model, checkpoint, data, seen)
+            curvature = replace(curvature, seconds=curvature.seconds + spent)
+            say_notes([f"calibrated on {curvature.spell()}", *curvature.warnings])
+        bench = bench_of(model, checkpoint, curvature, data, text, held_out=True)
+    return Calibration(curvature, bench)
+
+
+def kept_curvature(
+    calibration: Calibration, options: CurvatureOptions, output: str | None
+) -> str | None:
+    """The file with the curvature that was used, written where it was made here.
+
+    None where there is none, or nothing is written at all. Raises OutputError.
+    """
+    from packer.curvature.file import write_curvature
+
+    if options.file is not None or calibration.curvature is None:
+        return options.file
+    path = options.out or (None if output is None else beside(output))
+    if path is not None:
+        write_curvature(path, calibration.curvature)
+    return path
