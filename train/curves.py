@@ -6,8 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from packer.reports.agg import EngFormatter, own_style
-from packer.reports.plots import axes_of, save
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
+
+from packer.reports.agg import own_style
+from packer.reports.colours import ACCENT, BOUND, CURVE
+from packer.reports.pictures import save
+from packer.reports.plots import new_panels
 
 PANELS = {
     "loss": "training loss, nats per token",
@@ -25,27 +30,26 @@ def plot_curves(path: Path, lines: Sequence[Mapping[str, Any]], cap_bytes: int) 
     logged = [key for key in PANELS if any(key in line for line in lines)]
     if not logged:
         return
-    axes = axes_of(str(path), panels=len(logged))
+    figure, axes = new_panels(len(logged))
     for axis, key in zip(axes, logged, strict=True):
         draw_logged(axis, key, lines, cap_bytes)
-    save(axes[0], str(path))
+    save(figure, str(path))
 
 
-def draw_logged(axis: Any, key: str, lines: Sequence[Mapping[str, Any]], cap_bytes: int) -> None:
+def draw_logged(axis: Axes, key: str, lines: Sequence[Mapping[str, Any]], cap_bytes: int) -> None:
     """One of `PANELS` against the step, with the step at which quantization set in."""
     points = [(line["step"], line[key]) for line in lines if key in line]
     if points:
-        axis.plot(*zip(*points, strict=True), color="C0", marker="." if len(points) < 40 else "")
+        axis.plot(*zip(*points, strict=True), color=CURVE, marker="." if len(points) < 40 else "")
     since = next((line["step"] for line in lines if line.get("qat_strength", 0) > 0), None)
     if since is not None:
-        axis.axvline(since, color="0.5", linewidth=0.8, linestyle=":", label="QAT on")
+        axis.axvline(since, color=BOUND, linewidth=0.8, linestyle=":", label="QAT on")
     if key == "size_bytes":
         axis.yaxis.set_major_formatter(EngFormatter(unit="B"))
         if cap_bytes:
-            axis.axhline(cap_bytes, color="C3", linewidth=0.8, linestyle="--", label="cap")
+            axis.axhline(cap_bytes, color=ACCENT, linewidth=0.8, linestyle="--", label="cap")
     if axis.get_legend_handles_labels()[1]:
-        axis.legend(fontsize="small", frameon=False)
+        axis.legend(fontsize="small")
     axis.set_xlabel("step")
     axis.set_title(PANELS[key])
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from packer.eval.score import Score
 from packer.train.curves import draw_logged
 from packer.train.demo import ARTIFACT, CHECKPOINT, PLAN, UNPACKED, Demo
@@ -12,9 +14,11 @@ from packer.train.demo_text import Document
 
 from packer.files import write_bytes
 from packer.reports import html as html_report
-from packer.reports.agg import EngFormatter, own_style
+from packer.reports.agg import own_style
+from packer.reports.colours import ACCENT, CURVE, LINE, PAPER
 from packer.reports.html import Html
-from packer.reports.plots import axes_of, draw_bytes, save
+from packer.reports.pictures import inline_svg, save
+from packer.reports.plots import draw_bytes, new_panels
 from packer.reports.report import Report, report_packed
 
 PAGE, PICTURE = "report.html", "report.png"
@@ -25,8 +29,9 @@ OWN = (
 
 
 def write_report(demo: Demo) -> None:
-    """The picture, and the page with the picture in it. Raises OutputError."""
-    draw(demo, demo.folder / PICTURE)
+    """The picture, and the page with the same in it. Raises OutputError."""
+    with own_style():
+        save(draw(demo), str(demo.folder / PICTURE))
     write_bytes(demo.folder / PAGE, spell_page(demo).encode())
 
 
@@ -34,43 +39,44 @@ def byte_report(demo: Demo) -> Report:
     return report_packed(demo.packed, str(demo.folder / ARTIFACT))
 
 
-@own_style()
-def draw(demo: Demo, path: Path) -> None:
-    """Loss and bits per byte while training; bytes by layer and role, and against the cap."""
-    loss, validation, layers, sizes = axes_of(str(path), panels=2, rows=2)
+def draw(demo: Demo) -> Figure:
+    """Loss and bits per byte while training; bytes by layer and role, and against the cap.
+
+    Inside `own_style`.
+    """
+    figure, (loss, validation, layers, sizes) = new_panels(2, 2)
     cap = demo.config.pack.cap
     draw_logged(loss, "loss", demo.metrics, cap)
     draw_logged(validation, "bits_per_byte", demo.metrics, cap)
     draw_bytes(layers, byte_report(demo))
     _draw_sizes(sizes, demo)
-    save(loss, str(path))
+    return figure
 
 
-def _draw_sizes(axes: Any, demo: Demo) -> None:
+def _draw_sizes(axes: Axes, demo: Demo) -> None:
     """Both files as bars, each with its score, and the cap."""
     for place, (one, words) in enumerate(
         ((demo.after, "artifact"), (demo.before, "checkpoint, fp32"))
     ):
-        axes.barh([words], [one.subject.size_bytes], color=("C0", "0.7")[place], height=0.5)
+        axes.barh([words], [one.subject.size_bytes], color=(CURVE, LINE)[place], height=0.5)
         axes.annotate(
             f"{one.subject.size_bytes:,} bytes\n{one.score.bits_per_byte:.4f} bits per byte",
             (one.subject.size_bytes, place),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 2},
         )
-    axes.axvline(demo.config.pack.cap, color="C3", linewidth=0.8, linestyle="--", label="cap")
+    axes.axvline(demo.config.pack.cap, color=ACCENT, linewidth=0.8, linestyle="--", label="cap")
     axes.set_xlim(0, 1.45 * demo.before.subject.size_bytes)
     axes.set_ylim(-0.6, 1.8)
     axes.set_title("before and after")
     axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
-    axes.legend(fontsize="small", frameon=False, loc="upper right")
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize="small", loc="upper right")
 
 
 def spell_page(demo: Demo) -> str:
-    """report.html; the picture is read from the folder."""
+    """report.html."""
     before, after = demo.before, demo.after
     account = demo.packed.account
     lead = (
@@ -83,7 +89,8 @@ def spell_page(demo: Demo) -> str:
 
 def _blocks(demo: Demo, after: Score) -> list[Html]:
     account = demo.packed.account
-    picture = (demo.folder / PICTURE).read_bytes()
+    with own_style():
+        picture = inline_svg(draw(demo), "Training and packing")
     notes = [html_report.paragraph(demo.note)] if demo.note else []
     return [
         html_report.facts(_facts(demo, after)),
@@ -91,7 +98,7 @@ def _blocks(demo: Demo, after: Score) -> list[Html]:
         html_report.account_bar(account),
         *notes,
         html_report.heading("Training and packing"),
-        html_report.picture(
+        html_report.figure(
             picture,
             "Above: training loss and score while training; from the dotted line on, the model "
             "sees its weights as they will be packed. Below: the artifact's bytes, and both files.",

@@ -121,9 +121,9 @@ def _check_picture(plot: str | None) -> None:
     """Refuse before minutes of scoring what would be refused after them."""
     if plot is None:
         return
-    from packer.reports.plots import axes_of
+    from packer.reports.pictures import check_ending
 
-    axes_of(plot, panels=1)
+    check_ending(plot)
     if not Path(plot).resolve().parent.is_dir():
         raise PackerError(f"{plot}: the folder {Path(plot).parent} does not exist; create it first")
 

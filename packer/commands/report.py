@@ -136,14 +136,15 @@ def _bounded(
 
 
 def _write(evidence: Evidence, page: str | None, plot: str | None) -> None:
-    from packer.files import write_bytes
-    from packer.reports.page import figures_of, spell_page
-
     if plot is not None:
-        from packer.reports.pictures import plot_figures
+        from packer.reports.page import pictures_of
+        from packer.reports.pictures import plot_pictures
 
-        plot_figures(plot, figures_of(evidence))
+        plot_pictures(plot, pictures_of(evidence))
     if page is not None:
+        from packer.files import write_bytes
+        from packer.reports.page import spell_page
+
         write_bytes(page, spell_page(evidence).encode())
 
 

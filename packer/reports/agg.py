@@ -1,23 +1,35 @@
-"""matplotlib's object interface with its own settings, drawn by Agg whatever the environment says.
+"""matplotlib's object interface with the project's own settings, whatever the environment says.
 
 Importing matplotlib fails where MPLBACKEND names a backend that is not installed, as it does in
 programs that a notebook starts. Such a name is of no use to anybody in this process, and is left
 out; any other stays what it is, for the caller's own figures.
 """
 
-# ruff: noqa: E402
-
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
-from typing import Literal
 
 from packer.errors import OutputError
+from packer.reports.colours import INK, LINE, SOFT
 
-Layout = Literal["constrained", "compressed", "tight"] | None
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Fonts that are being listed, or have no glyph for a letter, are no news."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _import_matplotlib() -> None:
@@ -41,38 +53,54 @@ def _import_matplotlib() -> None:
             matplotlib.rcParams["backend"] = backend
 
 
-if "matplotlib" not in sys.modules:
-    _import_matplotlib()
+with _silent():
+    if "matplotlib" not in sys.modules:
+        _import_matplotlib()
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Circle, Rectangle
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+SETTINGS = {
+    "figure.dpi": 72,  # a point is a pixel of the page
+    "savefig.dpi": 144,
+    "font.size": 12,
+    "font.sans-serif": ["DejaVu Sans", "Verdana"],  # equally wide, so that words fit in a browser
+    "text.parse_math": False,  # names of tensors may have dollars
+    "text.color": INK,
+    "axes.titlesize": 12,
+    "axes.titlecolor": SOFT,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "grid.color": LINE,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "lines.dashed_pattern": (5, 4),
+    "lines.scale_dashes": False,
+    "legend.frameon": False,
+    "legend.labelcolor": SOFT,
+    "svg.fonttype": "none",
+}
 
 
 @contextlib.contextmanager
-def own_style() -> Iterator[None]:
-    """matplotlib's own settings, whatever a matplotlibrc or the caller has set."""
-    with matplotlib.rc_context():
+def own_style(salt: str = "bytecap") -> Iterator[None]:
+    """The project's settings, whatever a matplotlibrc or the caller has set.
+
+    salt: ids in an SVG are of this and of what they name, so the same picture gives the same bytes.
+    """
+    with matplotlib.rc_context(), _silent():
         matplotlib.rcdefaults()
-        matplotlib.rcParams["svg.hashsalt"] = "bytecap"  # the same picture gives the same bytes
+        matplotlib.rcParams.update({**SETTINGS, "svg.hashsalt": salt})
         yield
 
 
-def new_figure(width: float, height: float, layout: Layout = None) -> Figure:
-    """An empty figure of so many inches."""
-    figure = Figure(figsize=(width, height), layout=layout)
+def new_figure(width: float, height: float, constrained: bool = False) -> Figure:
+    """An empty figure of so many pixels."""
+    layout = "constrained" if constrained else None
+    figure = Figure(figsize=(width / 72, height / 72), layout=layout)
     FigureCanvasAgg(figure)
     return figure
-
-
-__all__ = [
-    "Circle",
-    "EngFormatter",
-    "LogLocator",
-    "NullFormatter",
-    "Rectangle",
-    "new_figure",
-    "own_style",
-]

@@ -2,138 +2,127 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from packer.reports.drawing import Box, Drawing, Mark, Words, fitted, text_on, width_of
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.patches import Rectangle
+
+from packer.reports.colours import SOFT, WASH, in_order
+from packer.reports.pictures import LETTER, Paper, text_on, titled
 from packer.reports.report import Report, TensorRow
-from packer.reports.role_colours import in_order
 from packer.reports.treemap import tensor_title
 
-# Dark to light, even steps of lightness: few bits are dark, in print too.
-RAMP = ("#1b1b4f", "#2b3f8c", "#26699d", "#248d96", "#4cb17d", "#a2cd5a", "#f3e35c")
 SHARE_THAT_COUNTS = 0.01  # of the bytes: smaller tensors do not stretch the colours
-LEFT = 44.0
+LEFT, BELOW = 44.0, 44.0  # for the layers, and for the scale
+COLOURS = 48  # so few are drawn as shapes, more would be an image
 
 
-@dataclass(frozen=True)
-class Colouring:
-    """Colours over log bits per weight; what lies beyond has the colour of the end."""
-
-    low: float
-    high: float
-
-    def colour(self, bits: float) -> str:
-        span = math.log(self.high / self.low)
-        place = math.log(max(bits, 1e-9) / self.low) / span if span > 0 else 0.5
-        at = min(max(place, 0.0), 1.0) * (len(RAMP) - 1)
-        index = min(int(at), len(RAMP) - 2)
-        return mixed(RAMP[index], RAMP[index + 1], at - index)
+def heat_map_height(report: Report, width: float) -> float:
+    layers, roles = _grid(report)
+    return _head(roles, width)[1] + _row_height(layers) * len(layers) + BELOW
 
 
-def colouring_of(report: Report) -> Colouring:
-    """From the fewest to the most bits that a tensor of some weight has."""
+def draw_heat_map(report: Report, paper: Paper) -> None:
+    """A cell per layer and role, a strip in it for each of its tensors."""
+    layers, roles = _grid(report)
+    labels, top = _head(roles, paper.width)
+    axes = paper.figure.add_axes(paper.within(LEFT, top, 0, BELOW))
+    axes.set(xlim=(0, len(roles)), ylim=(len(layers), 0))
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, pad=6)
+    axes.xaxis.tick_top()
+    upright = labels == roles
+    axes.set_xticks([at + 0.5 for at in range(len(roles))], labels, rotation=90 if upright else 0)
+    names = ["none" if layer is None else f"{layer}" for layer in layers]
+    axes.set_yticks([at + 0.5 for at in range(len(layers))], names)
+    corner = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    axes.annotate("layer", (0, 1), (-6, 6), color=SOFT, ha="right", **corner)
+    colours = _colours(report)
+    total = sum(row.size_bytes for row in report.rows)
+    for down, layer in enumerate(layers):
+        for across, role in enumerate(roles):
+            members = [
+                row
+                for row in report.rows
+                if row.elements and (row.layer, row.role) == (layer, role)
+            ]
+            _draw_cell(axes, members, across, down, colours, total)
+    _draw_scale(paper, colours)
+
+
+def _grid(report: Report) -> tuple[list[int | None], list[str]]:
+    """(layers, roles) of tensors that have elements; no layer stands first."""
+    rows = [row for row in report.rows if row.elements]
+    layers = sorted({row.layer for row in rows}, key=lambda one: -1 if one is None else one)
+    return layers, in_order({row.role for row in rows})
+
+
+def _row_height(layers: Sequence[int | None]) -> float:
+    return 30.0 if len(layers) <= 24 else 16.0
+
+
+def _head(roles: list[str], width: float) -> tuple[list[str], float]:
+    """(names of the columns, the height they take): in two lines, or upright in narrow columns."""
+    lines = [role.replace("-", "-\n", 1) for role in roles]
+    longest = max(len(part) for line in lines for part in line.split("\n"))
+    if longest * 12 * LETTER <= (width - LEFT) / len(roles):
+        return lines, 38.0
+    return roles, max(map(len, roles)) * 12 * LETTER + 14
+
+
+def _colours(report: Report) -> ScalarMappable:
+    """From the fewest to the most bits that a tensor of some weight has; few are dark."""
     total = sum(row.size_bytes for row in report.rows)
     counted = [
         row.bits_per_weight
         for row in report.rows
         if row.bits_per_weight and row.size_bytes >= SHARE_THAT_COUNTS * total
-    ]
-    if not counted:
-        return Colouring(1.0, 16.0)
-    return Colouring(min(counted), max(counted))
+    ] or [1.0, 16.0]
+    low, high = min(counted), max(max(counted), 1.001 * min(counted))
+    return ScalarMappable(LogNorm(low, high), colormaps["viridis"].resampled(COLOURS))
 
 
-def mixed(first: str, second: str, share: float) -> str:
-    """A colour between two of #rrggbb."""
-    pairs = [(int(first[at : at + 2], 16), int(second[at : at + 2], 16)) for at in (1, 3, 5)]
-    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
-
-
-def draw_heat_map(report: Report, width: float) -> Drawing:
-    """A cell per layer and role, a strip in it for each of its tensors."""
-    rows = [row for row in report.rows if row.elements]
-    roles = in_order({row.role for row in rows})
-    layers: list[int | None] = sorted(
-        {row.layer for row in rows}, key=lambda layer: -1 if layer is None else layer
-    )
-    cell = (width - LEFT) / max(len(roles), 1)
-    deep = 30.0 if len(layers) <= 24 else 16.0
-    marks, top = _head(roles, cell)
-    colouring = colouring_of(report)
-    total = sum(row.size_bytes for row in report.rows)
-    for index, layer in enumerate(layers):
-        y = top + index * deep
-        name = "none" if layer is None else f"{layer}"
-        marks.append(Words(LEFT - 8, y + deep / 2 + 4, name, 12, "soft", "end"))
-        for column, role in enumerate(roles):
-            members = [row for row in rows if row.layer == layer and row.role == role]
-            x = LEFT + column * cell
-            marks += _cell(members, x, y, cell - 2, deep - 2, colouring, total)
-    marks.append(Words(LEFT - 8, top - 8, "layer", 12, "soft", "end"))
-    bottom = top + len(layers) * deep
-    marks += _scale(colouring, width, bottom + 12)
-    return Drawing(width, bottom + 48, tuple(marks))
-
-
-def _head(roles: Sequence[str], cell: float) -> tuple[list[Mark], float]:
-    """(names of the columns, the height they take): in two lines, or upright where the cells are
-    too narrow.
-    """
-    parts = {role: role.replace("-", "- ", 1).split(" ") for role in roles}
-    longest = max((width_of(part, 12) for role in roles for part in parts[role]), default=0.0)
-    turned = longest > cell - 2
-    top = max((width_of(role, 12) for role in roles), default=0.0) + 14 if turned else 38.0
-    marks: list[Mark] = []
-    for column, role in enumerate(roles):
-        middle = LEFT + (column + 0.5) * cell - 1
-        if turned:
-            marks.append(Words(middle + 4, top - 8, role, 12, "soft", turned=True))
-            continue
-        for line, part in enumerate(reversed(parts[role])):
-            marks.append(Words(middle, top - 8 - 15 * line, part, 12, "soft", "middle"))
-    return marks, top
-
-
-def _cell(
+def _draw_cell(
+    axes: Axes,
     members: Sequence[TensorRow],
-    x: float,
-    y: float,
-    width: float,
-    height: float,
-    colouring: Colouring,
+    x: int,
+    y: int,
+    colours: ScalarMappable,
     total: int,
-) -> list[Mark]:
+) -> None:
+    column, row = axes.bbox.width / axes.get_xlim()[1], axes.bbox.height / axes.get_ylim()[0]
+    width, height = 1 - 2 / column, 1 - 2 / row
     if not members:
-        return [Box(x, y, width, height, "wash")]
+        axes.add_patch(Rectangle((x, y), width, height, facecolor=WASH))
+        return
     strip = width / len(members)
-    marks: list[Mark] = []
-    for index, row in enumerate(members):
-        colour = colouring.colour(row.bits_per_weight or 0.0)
-        marks.append(Box(x + index * strip, y, strip, height, colour, tensor_title(row, total)))
-    bits = 8 * sum(row.size_bytes for row in members) / sum(row.elements for row in members)
-    text = f"{bits:.2f}" if bits < 10 else f"{bits:.1f}"
-    size = 12.0 if width >= 36 else 9.0
-    if height >= 13 and width_of(text, size) <= width:
-        ink = text_on(colouring.colour(bits))
-        marks.append(Words(x + width / 2, y + height / 2 + 4, text, size, ink, "middle"))
-    return marks
+    for index, one in enumerate(members):
+        colour = colours.to_rgba(one.bits_per_weight or 1e-9)
+        box = Rectangle((x + index * strip, y), strip, height, facecolor=colour)
+        titled(box, tensor_title(one, total))
+        axes.add_patch(box)
+    bits = 8 * sum(one.size_bytes for one in members) / sum(one.elements for one in members)
+    text, size = f"{bits:.2f}" if bits < 10 else f"{bits:.1f}", 12 if column >= 38 else 9
+    if len(text) * LETTER * size <= column - 2:
+        ink = text_on(colours.to_rgba(bits or 1e-9))
+        place = x + width / 2, y + height / 2
+        axes.text(*place, text, fontsize=size, color=ink, ha="center", va="center_baseline")
 
 
-def _scale(colouring: Colouring, width: float, y: float) -> list[Mark]:
+def _draw_scale(paper: Paper, colours: ScalarMappable) -> None:
     """The colours, with the bits per weight at either end."""
-    span, parts = min(width - LEFT, 320.0), 64
-    marks: list[Mark] = []
-    for part in range(parts):
-        place = (part + 0.5) / parts
-        bits = colouring.low * (colouring.high / colouring.low) ** place
-        marks.append(
-            Box(LEFT + part * span / parts, y, span / parts + 0.5, 10, colouring.colour(bits))
-        )
-    low, high = f"{colouring.low:.2f} bits per weight or fewer", f"{colouring.high:.2f} or more"
-    if width_of(low + high, 11.5) > span:
-        low = f"≤ {colouring.low:.2f}"
-    marks.append(Words(LEFT, y + 25, fitted(low, 11.5, span), 11.5, "soft"))
-    marks.append(Words(LEFT + span, y + 25, high, 11.5, "soft", "end"))
-    return marks
+    span = min(paper.width - LEFT, 320.0)
+    place = paper.within(LEFT, paper.height - BELOW + 12, paper.width - LEFT - span, BELOW - 22)
+    axes = paper.figure.add_axes(place)
+    low, high = colours.get_clim()
+    bar = paper.figure.colorbar(colours, cax=axes, orientation="horizontal")
+    bar.outline.set_visible(False)
+    bar.solids.set_edgecolor("face")  # no seams
+    axes.minorticks_off()
+    axes.tick_params(length=0, labelsize=11.5, pad=5)
+    axes.set_xticks([low, high], [f"≤ {low:.2f} bits per weight", f"{high:.2f} or more"])
+    for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
+        label.set_ha(side)

@@ -4,73 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from packer.reports.drawing import Box, Drawing, Line, Mark, Words, fitted
+import numpy as np
+
+from packer.reports.colours import CURVE, SOFT
 from packer.reports.evidence import CodeHistogram
+from packer.reports.pictures import Paper, fitted, titled
 
 MOST_BARS = 63
+DEEP = 200.0  # a row of panels
 
 
-def draw_histograms(histograms: Sequence[CodeHistogram], width: float) -> Drawing:
-    """Side by side on wide screens, two in a row on narrow ones."""
-    across = 3 if width > 600 else 2
-    cell, deep = width / across, 200.0
-    marks: list[Mark] = []
+def histograms_height(histograms: Sequence[CodeHistogram], width: float) -> float:
+    return DEEP * -(-len(histograms) // _across(width))
+
+
+def draw_histograms(histograms: Sequence[CodeHistogram], paper: Paper) -> None:
+    """Three in a row on wide screens, two on narrow ones."""
+    across = _across(paper.width)
+    cell = paper.width / across
     for index, one in enumerate(histograms):
-        x, y = (index % across) * cell, (index // across) * deep
-        marks += _panel(one, x, y, cell - 16, deep)
-    lines = -(-len(histograms) // across)
-    return Drawing(width, lines * deep, tuple(marks))
+        x, y = paper.x + index % across * cell, paper.y + index // across * DEEP
+        _draw_panel(one, Paper(paper.figure, x, y, cell - 16, DEEP))
 
 
-def _panel(one: CodeHistogram, x: float, y: float, width: float, deep: float) -> list[Mark]:
+def _across(width: float) -> int:
+    return 3 if width > 600 else 2
+
+
+def _draw_panel(one: CodeHistogram, paper: Paper) -> None:
     bars, per_bar, first = barred(one)
-    base, tallest = y + deep - 34, max(bars)
-    entropy = f"entropy {one.entropy_bits:.2f}, takes {one.bits_per_weight:.2f} bits"
-    if len(entropy) * 6.1 > width:
-        entropy = f"{one.entropy_bits:.2f} → {one.bits_per_weight:.2f} bits"
-    name = fitted(one.tensor, 12, width)
-    marks: list[Mark] = [
-        Words(x, y + 14, name, 12, "ink", bold=True, title=one.tensor),
-        Words(x, y + 30, fitted(entropy, 11, width), 11, "soft", title=one.format),
-    ]
-    step = width / len(bars)
-    for index, count in enumerate(bars):
-        height = (base - y - 44) * count / tallest
+    axes = paper.figure.add_axes(paper.within(0, 44, 0, 34))
+    gap = 1.0 if paper.width >= 4 * len(bars) else 0.0  # pixels
+    thick = 1 - gap * len(bars) / paper.width
+    drawn = axes.bar(range(len(bars)), bars, thick, color=CURVE, linewidth=0)
+    for index, (bar, count) in enumerate(zip(drawn, bars, strict=True)):
         low = first + index * per_bar
         codes = f"code {low}" if per_bar == 1 else f"codes {low} to {low + per_bar - 1}"
-        share = 100 * count / sum(one.counts)
-        title = f"{codes}: {count:,}, {share:.2f} %"
-        gap = 1.0 if step >= 4 else 0.0
-        at = x + index * step
-        marks.append(Box(at, base - height, step - gap, max(height, 0.6), "curve", title))
-    marks.append(Line(((x, base), (x + width, base)), "soft"))
+        titled(bar, f"{codes}: {count:,}, {100 * count / sum(one.counts):.2f} %")
+    axes.set(xlim=(-0.5, len(bars) - 0.5), yticks=[])
+    axes.spines["left"].set_visible(False)
     last = first + len(bars) * per_bar - 1
-    marks.append(Words(x, base + 15, f"{first}", 11, "soft"))
-    marks.append(Words(x + width, base + 15, f"{last}", 11, "soft", "end"))
-    if first < 0 < last and width > 120:
-        zero = x + (-first // per_bar + 0.5) * step
-        marks.append(Words(zero, base + 15, "0", 11, "soft", "middle"))
-    return marks
+    places = {0: first, len(bars) - 1: last}
+    if first < 0 < last and paper.width > 120:
+        places[-first // per_bar] = 0
+    axes.set_xticks(list(places), [f"{code}" for code in places.values()], fontsize=11)
+    axes.tick_params(length=0)
+    entropy = f"entropy {one.entropy_bits:.2f}, takes {one.bits_per_weight:.2f} bits"
+    if fitted(entropy, 11, paper.width) != entropy:
+        entropy = f"{one.entropy_bits:.2f} → {one.bits_per_weight:.2f} bits"
+    name, height = fitted(one.tensor, 13.5, paper.width), axes.bbox.height  # bold letters are wider
+    look = {"transform": axes.transAxes}
+    titled(axes.text(0, 1 + 28 / height, name, fontweight="bold", **look), one.tensor)
+    titled(axes.text(0, 1 + 12 / height, entropy, fontsize=11, color=SOFT, **look), one.format)
 
 
 def barred(one: CodeHistogram) -> tuple[list[int], int, int]:
     """(heights, codes per bar, first code) without the outermost thousandth of the codes."""
-    low, high = _core(one.counts)
+    passed = np.cumsum(one.counts)
+    spare = sum(one.counts) / 2000  # at either end
+    low = int(np.searchsorted(passed, spare, "right"))
+    high = int(np.searchsorted(passed, passed[-1] - spare))
     counts = one.counts[low : high + 1]
     per_bar = -(-len(counts) // MOST_BARS)
     bars = [sum(counts[at : at + per_bar]) for at in range(0, len(counts), per_bar)]
     return bars, per_bar, one.first + low
-
-
-def _core(counts: Sequence[int]) -> tuple[int, int]:
-    spare = sum(counts) / 2000  # at either end
-    low = high = 0
-    passed = 0
-    for index, count in enumerate(counts):
-        if passed <= spare:
-            low = index
-        passed += count
-        high = index
-        if passed >= sum(counts) - spare:
-            break
-    return low, high

@@ -6,28 +6,24 @@ through it does not type-check.
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NewType
 
 from packer.account import Account
-from packer.reports.drawing import COLOURS as NAMED
+from packer.reports.colours import NAMED
 from packer.reports.report import Report, by_role
 from packer.reports.tables import share_rows, tensor_rows
 
 Html = NewType("Html", str)
 
 
-def _variables(dark: bool) -> str:
-    """The named colours of figures and text."""
-    return " ".join(f"--{name}: {pair[dark]};" for name, pair in NAMED.items())
-
-
+LIGHT = " ".join(f"--{name}: {light};" for light, (name, _) in NAMED.items())
+DARK = " ".join(f"--{name}: {dark};" for name, dark in NAMED.values())
 STYLE = (
     f"""
-:root {{ color-scheme: light dark; {_variables(False)} }}
-@media (prefers-color-scheme: dark) {{ :root {{ {_variables(True)} }} }}
+:root {{ color-scheme: light dark; {LIGHT} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {DARK} }} }}
 """
     + """
 body { margin: 0; background: var(--wash); color: var(--ink);
@@ -52,13 +48,10 @@ th, td { padding: 0.28rem 0.7rem 0.28rem 0; text-align: left; white-space: nowra
   border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 th { color: var(--soft); font-weight: 500; }
 .number { text-align: right; }
-img { max-width: 100%; height: auto; }
 figure { margin: 0; }
 figcaption { color: var(--soft); font-size: 0.9rem; margin-top: 0.4rem; max-width: 46rem; }
-svg { display: block; width: 100%; height: auto; }
-svg text { font-family: inherit; }
-svg rect.cut { stroke: var(--paper); stroke-width: 1; }
-svg rect:hover, svg circle:hover { opacity: 0.75; }
+svg { display: block; width: 100%; height: auto; stroke-linejoin: round; }
+svg .titled:hover { opacity: 0.75; }
 .on-narrow { display: none; }
 @media (max-width: 46rem) {
   main { margin: 0; padding: 1rem 1rem 2rem; border: 0; border-radius: 0; }
@@ -85,16 +78,20 @@ COLOURS = {
 }
 
 
+def readable(text: str) -> str:
+    """Text with letters that HTML forbids as U+FFFD."""
+    return "".join(one if one in "\t\n" or one.isprintable() else "\ufffd" for one in text)
+
+
 def escaped(text: str) -> Html:
-    """Text as it is read, in an element or an attribute; letters that HTML forbids as U+FFFD."""
-    readable = (one if one in "\t\n" or one.isprintable() else "\ufffd" for one in text)
-    return Html(html.escape("".join(readable), quote=True))
+    """Text as it is read, in an element or an attribute."""
+    return Html(html.escape(readable(text), quote=True))
 
 
 def page(title: str, lead: str, blocks: Iterable[Html]) -> str:
     """A whole page. The policy in its head lets a browser fetch nothing at all."""
     body = "\n".join(blocks)
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{escaped(policy)}">\n'
@@ -147,13 +144,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
     )
 
 
-def picture(png: bytes, caption: str) -> Html:
-    """A PNG, inside the page."""
-    data = base64.b64encode(png).decode()
-    return Html(
-        f'<figure><img alt="{escaped(caption)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{escaped(caption)}</figcaption></figure>"
-    )
+def figure(picture: Html, caption: str) -> Html:
+    """A picture with what it shows in words."""
+    return Html(f"<figure>{picture}<figcaption>{escaped(caption)}</figcaption></figure>")
 
 
 def account_bar(account: Account) -> Html:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from packer.reports import html
-from packer.reports.drawing import Figure
 from packer.reports.evidence import Evidence
-from packer.reports.heat_map import draw_heat_map
-from packer.reports.histograms import draw_histograms
+from packer.reports.heat_map import draw_heat_map, heat_map_height
+from packer.reports.histograms import draw_histograms, histograms_height
 from packer.reports.html import Html
+from packer.reports.pictures import Picture, figure_html
 from packer.reports.report import by_layer, by_role
-from packer.reports.size_figures import DAMAGE_BPB, draw_curve, draw_trials, has_curve
+from packer.reports.size_figures import (
+    DAMAGE_BPB,
+    curve_height,
+    draw_curve,
+    draw_trials,
+    has_curve,
+)
 from packer.reports.spelling import spell_account, spell_proof
-from packer.reports.svg import figure
 from packer.reports.tables import curve_rows, known, share_rows, tensor_cells
-from packer.reports.treemap import draw_treemap
+from packer.reports.treemap import draw_treemap, treemap_height
 
 KINDS = {
     "checkpoint": "checkpoint, uncompressed",
@@ -26,8 +32,8 @@ KINDS = {
 }
 
 
-def figures_of(evidence: Evidence) -> tuple[Figure, ...]:
-    """What there is to draw; a figure whose numbers nobody knows is left out."""
+def pictures_of(evidence: Evidence) -> tuple[Picture, ...]:
+    """What there is to draw; a picture whose numbers nobody knows is left out."""
     report, plan = evidence.report, evidence.plan
     found = []
     if any(row.size_bytes for row in report.rows):
@@ -39,51 +45,55 @@ def figures_of(evidence: Evidence) -> tuple[Figure, ...]:
     if evidence.histograms:
         drawn = evidence.histograms
         found.append(
-            Figure(
+            Picture(
                 "Codes of the most coarsely stored tensors",
                 "How often each code occurs where weights have the fewest bits; the outermost "
                 "thousandth is left out. Entropy is of order 0; tensors take less than it where "
                 "rows and columns differ, and more where their scales weigh.",
-                lambda width: draw_histograms(drawn, width),
+                partial(histograms_height, drawn),
+                partial(draw_histograms, drawn),
             )
         )
     fit = None if plan is None else plan.measurement.damage_fit
     if fit is not None:
         found.append(
-            Figure(
+            Picture(
                 "Predicted against measured damage",
                 f"Each dot is a true measurement of KL to the unquantized model: {fit.spell()}. "
                 "Rings are predictions before the factors per role were fitted.",
-                lambda width: draw_trials(fit, width),
+                curve_height,
+                partial(draw_trials, fit),
             )
         )
     return tuple(found)
 
 
-def _treemap(evidence: Evidence) -> Figure:
+def _treemap(evidence: Evidence) -> Picture:
     report = evidence.report
     shared = (
         " Another author's compressor took all tensors as one: bytes are shared out by entropy."
     )
-    return Figure(
+    return Picture(
         "Where the bytes go",
         "Every box is a tensor, as large as its bytes; tensors of one layer stand together."
         + shared * (report.kind == "foreign"),
-        lambda width: draw_treemap(report, width),
+        treemap_height,
+        partial(draw_treemap, report),
     )
 
 
-def _heat_map(evidence: Evidence) -> Figure:
+def _heat_map(evidence: Evidence) -> Picture:
     report = evidence.report
-    return Figure(
+    return Picture(
         "Bits per weight",
         "A row per layer and a column per role; where several tensors share both, each has its "
         "strip, and the number is of all of them.",
-        lambda width: draw_heat_map(report, width),
+        partial(heat_map_height, report),
+        partial(draw_heat_map, report),
     )
 
 
-def _curve(evidence: Evidence) -> Figure:
+def _curve(evidence: Evidence) -> Picture:
     plan, bound = evidence.plan, evidence.bound
     words = "Whatever lies lower or further left is better."
     if plan is not None:
@@ -98,7 +108,7 @@ def _curve(evidence: Evidence) -> Figure:
         )
     if evidence.compared:
         words += " Dots are files that were packed, read back and measured."
-    return Figure("Size and damage", words, lambda width: draw_curve(evidence, width))
+    return Picture("Size and damage", words, curve_height, partial(draw_curve, evidence))
 
 
 def spell_page(evidence: Evidence) -> str:
@@ -124,8 +134,8 @@ def _blocks(evidence: Evidence) -> list[Html]:
     if plan is not None:
         blocks.append(html.paragraph(plan.limits.spell_code()))
     blocks += [html.paragraph(note) for note in report.notes]
-    for one in figures_of(evidence):
-        blocks += [html.heading(one.heading), figure(one)]
+    for one in pictures_of(evidence):
+        blocks += [html.heading(one.heading), figure_html(one)]
     if evidence.points:
         blocks += [html.heading("The curve in numbers"), html.table(*curve_rows(evidence))]
     cells = {

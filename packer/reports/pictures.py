@@ -1,105 +1,202 @@
-"""Figures as a picture file: the drawings of a page, put side by side by matplotlib."""
+"""Pictures of a page, each drawn by one function: as SVG inside the page, or all in a file.
+
+Lengths are in pixels, measured from the upper left corner downwards.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
-from packer.reports.agg import Circle, Rectangle, new_figure, own_style
-from packer.reports.drawing import COLOURS, Box, Dot, Drawing, Figure, Line, Mark, Words
-from packer.reports.plots import check_ending, save
+import numpy as np
+import numpy.typing as npt
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
-PIXELS = 100.0  # of a drawing to an inch
-WIDTH, MARGIN, HEADING = 960.0, 28.0, 34.0
-POINTS = 72 / PIXELS
+from packer.errors import OutputError
+from packer.files import replacing
+from packer.reports.agg import new_figure, own_style
+from packer.reports.colours import NAMED
+from packer.reports.html import Html, escaped, figure, readable
+
+ENDINGS = (".png", ".svg", ".pdf")
+WIDE, NARROW = 960.0, 360.0  # what the page shows on a desk and on a phone
+MARGIN, HEADING = 28.0, 34.0  # between the pictures of a file
+LETTER = 0.6  # of the size: how wide a letter is on average
+TITLE, LINE_FEED = "title:", "\u2028"  # an id may hold no line feed
+Bounds = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A drawing with its heading, and its upper left corner on the picture."""
+class Paper:
+    """A place on a figure, [width] × [height] from its corner at (x, y)."""
 
+    figure: Figure
     x: float
     y: float
+    width: float
+    height: float
+
+    @property
+    def wide(self) -> bool:
+        return self.width > 600
+
+    def within(self, left: float, top: float, right: float, bottom: float) -> Bounds:
+        """All but margins of these widths, in shares of the figure as matplotlib has them."""
+        across, down = self.figure.bbox.size
+        width, height = self.width - left - right, self.height - top - bottom
+        x, y = self.x + left, down - self.y - top - height
+        return x / across, y / down, width / across, height / down
+
+    def canvas(self, top: float) -> Axes:
+        """Axes of pixels, with no frame, below a margin."""
+        axes = self.figure.add_axes(self.within(0, top, 0, 0))
+        axes.set(xlim=(0, self.width), ylim=(self.height - top, 0))
+        axes.set_axis_off()
+        return axes
+
+    def columns(self, labels: Sequence[str]) -> tuple[int, float]:
+        """(columns, height) of a legend of these labels, as wide as there is room."""
+        count = len(labels)
+        while count > 1 and self._width_of(np.array_split(labels, count)) > self.width:
+            count -= 1
+        return max(count, 1), 20.0 * -(-len(labels) // max(count, 1))
+
+    def _width_of(self, columns: Sequence[npt.NDArray[np.str_]]) -> float:
+        return sum(12 * LETTER * max(map(len, labels)) + 40 for labels in columns)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a page or a file shows. height: for a width; draw: on a paper of both."""
+
     heading: str
-    drawing: Drawing
+    caption: str
+    height: Callable[[float], float]
+    draw: Callable[[Paper], None]
 
 
-@own_style()
-def plot_figures(path: str, figures: Sequence[Figure]) -> None:
-    """All figures in one picture: one column, or two where there are three or more.
+def legend(axes: Axes, columns: int, x: float, y: float, **more: Any) -> None:
+    """The legend of axes above them, moved by so many pixels to the right and upwards."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(x / axes.bbox.width, 1 + y / axes.bbox.height),
+        ncols=columns,
+        borderaxespad=0,
+        borderpad=0.0,
+        handlelength=1.4,
+        handletextpad=0.5,
+        columnspacing=1.2,
+        labelspacing=0.35,
+        **more,
+    )
+
+
+def titled(artist: Artist, words: str) -> None:
+    """Words that a page shows under the pointer."""
+    lines = (readable(line) for line in words.split("\n"))
+    artist.set_gid(TITLE + LINE_FEED.join(lines))
+
+
+def fitted(text: str, size: float, width: float) -> str:
+    """The text on one line where it fits; else its beginning and end, or nothing."""
+    text = readable(text).replace("\n", "\ufffd")
+    letters = int(width / (LETTER * size))
+    if len(text) <= letters:
+        return text
+    head = (letters - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (letters - 1 - head) :]}" if letters >= 4 else ""
+
+
+def text_on(fill: Any) -> str:
+    """Nearly white or nearly black, whichever is read more easily on a colour of light and dark
+    pages alike.
+    """
+    red, green, blue = (channel**2.2 for channel in to_rgb(fill))
+    return "#fdfdfd" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.25 else "#10161d"
+
+
+def figure_html(picture: Picture) -> Html:
+    """The picture for wide and for narrow screens, of which a page shows one, and its caption."""
+    found = []
+    for kind, width in (("on-wide", WIDE), ("on-narrow", NARROW)):
+        with own_style(f"{picture.heading} {width}"):
+            drawn = new_figure(width, picture.height(width))
+            picture.draw(Paper(drawn, 0, 0, width, picture.height(width)))
+            found.append(f'<div class="{kind}">{inline_svg(drawn, picture.heading)}</div>\n')
+    return figure(Html("".join(found)), picture.caption)
+
+
+def inline_svg(figure: Figure, label: str) -> Html:
+    """A figure inside a page, whose light or dark paper named colours follow."""
+    drawn = BytesIO()
+    figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+    root = ElementTree.fromstring(drawn.getvalue())
+    for one in root.iter():
+        one.tag = one.tag.rpartition("}")[2]  # HTML knows the elements of SVG without namespaces
+        one.text, one.tail = (one.text or "").strip("\n ") or None, None
+        one.attrib = {key.rpartition("}")[2]: value for key, value in one.attrib.items()}
+        one.attrib.pop("clip-path", None)
+        if style := one.get("style"):
+            one.set("style", re.sub("#[0-9a-f]{6}", _variable, style))
+        name = one.attrib.pop("id", "") if one.tag == "g" else ""  # other ids are used
+        if name.startswith(TITLE):
+            one.set("class", "titled")
+            one.insert(0, ElementTree.Element("title"))
+            one[0].text = name.removeprefix(TITLE).replace(LINE_FEED, "\n")
+    parts = [ElementTree.tostring(one, "unicode") for one in root if one.tag == "g"]
+    opening = f'<svg viewBox="{root.get("viewBox")}" role="img" aria-label="{escaped(label)}">'
+    return Html(f"{opening}\n{''.join(parts)}\n</svg>")
+
+
+def _variable(colour: re.Match[str]) -> str:
+    """A named colour as the page's variable; any other is the same on light and dark paper."""
+    return f"var(--{NAMED[colour[0]][0]})" if colour[0] in NAMED else colour[0]
+
+
+def plot_pictures(path: str, pictures: Sequence[Picture]) -> None:
+    """All in one file: one column, or two where there are three or more.
 
     Raises OutputError: an ending that is no picture's, or the file cannot be written.
     """
     check_ending(path)
-    placed, width, height = arranged(figures)
-    canvas = new_figure(width / PIXELS, height / PIXELS)
-    axes = canvas.add_axes((0.0, 0.0, 1.0, 1.0))
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
-    axes.set_axis_off()
-    for one in placed:
-        _draw(axes, one.x, one.y + 18, Words(0, 0, one.heading, 16, bold=True))
-        for mark in one.drawing.marks:
-            _draw(axes, one.x, one.y + HEADING, mark)
-    save(axes, path)
-
-
-def arranged(figures: Sequence[Figure]) -> tuple[list[Placed], float, float]:
-    """(places, width, height): each figure goes to the column that is shorter so far."""
-    columns = 2 if len(figures) > 2 else 1
-    depths = [MARGIN] * columns
-    placed = []
-    for figure in figures:
-        drawing = figure.draw(WIDTH)
+    columns = 2 if len(pictures) > 2 else 1
+    depths, places = [MARGIN] * columns, []
+    for one in pictures:
         column = depths.index(min(depths))
-        x = MARGIN + column * (WIDTH + 2 * MARGIN)
-        placed.append(Placed(x, depths[column], figure.heading, drawing))
-        depths[column] += HEADING + drawing.height + 1.5 * MARGIN
-    return placed, columns * (WIDTH + 2 * MARGIN), max(depths)
+        places.append((MARGIN + column * (WIDE + 2 * MARGIN), depths[column] + HEADING))
+        depths[column] += HEADING + one.height(WIDE) + 1.5 * MARGIN
+    with own_style():
+        height = max(depths)
+        figure = new_figure(columns * (WIDE + 2 * MARGIN), height)
+        for one, (x, y) in zip(pictures, places, strict=True):
+            where = x / figure.bbox.width, 1 - (y - 16) / height
+            figure.text(*where, one.heading, fontsize=16, fontweight="bold")
+            one.draw(Paper(figure, x, y, WIDE, one.height(WIDE)))
+        save(figure, path)
 
 
-def _draw(axes: Any, x: float, y: float, mark: Mark) -> None:
-    if isinstance(mark, Box):
-        edge = {"edgecolor": "white", "linewidth": 0.7} if mark.outline else {"linewidth": 0}
-        corner = (x + mark.x, y + mark.y)
-        axes.add_patch(
-            Rectangle(corner, mark.width, mark.height, facecolor=paint(mark.fill), **edge)
-        )
-    elif isinstance(mark, Line):
-        across, down = zip(*((x + px, y + py) for px, py in mark.points), strict=True)
-        dashes = (0, (4, 3)) if mark.dashed else "-"
-        width = mark.width * POINTS
-        axes.plot(across, down, color=paint(mark.colour), linewidth=width, linestyle=dashes)
-    elif isinstance(mark, Dot):
-        face, edge_colour = paint(mark.colour), "white"
-        if mark.hollow:
-            face, edge_colour = "white", paint(mark.colour)
-        place = (x + mark.x, y + mark.y)
-        axes.add_patch(
-            Circle(place, mark.radius, facecolor=face, edgecolor=edge_colour, linewidth=1, zorder=3)
-        )
-    else:
-        _write(axes, x, y, mark)
+def check_ending(path: str) -> None:
+    """Raises OutputError: `path` does not end like a picture."""
+    if Path(path).suffix.lower() not in ENDINGS:
+        raise OutputError(f"{path}: pictures are written as {', '.join(ENDINGS)}; name such a file")
 
 
-def _write(axes: Any, x: float, y: float, mark: Words) -> None:
-    axes.text(
-        x + mark.x,
-        y + mark.y,
-        "".join(letter if letter.isprintable() else "\ufffd" for letter in mark.text),
-        fontsize=mark.size * POINTS * 0.95,
-        color=paint(mark.colour),
-        ha={"start": "left", "middle": "center", "end": "right"}[mark.anchor],
-        va="baseline",
-        rotation=90 if mark.turned else 0,
-        rotation_mode="anchor",
-        fontweight="bold" if mark.bold else "normal",
-        parse_math=False,
-        zorder=4,
-    )
+def save(figure: Figure, path: str) -> None:
+    """A figure in the format of the path's ending, all or nothing; inside `own_style`.
 
-
-def paint(colour: str) -> str:
-    """A colour on light paper."""
-    return COLOURS[colour][0] if colour in COLOURS else colour
+    No date and no chance is in the file: the same picture gives the same bytes. Raises OutputError.
+    """
+    for artist in figure.findobj():
+        artist.set_gid(None)  # titles are for pages
+    ending = Path(path).suffix.lower()[1:]
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending, {})
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=ending, metadata=undated)

@@ -4,54 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from packer.errors import OutputError
-from packer.files import replacing
 from packer.printable import spelled
-from packer.reports.agg import EngFormatter, LogLocator, NullFormatter, new_figure, own_style
+from packer.reports.agg import new_figure, own_style
+from packer.reports.colours import ROLE_COLOURS
+from packer.reports.pictures import check_ending, save
 from packer.reports.report import Report, TensorRow, by_role
 
 if TYPE_CHECKING:
     from packer.evaluation import Evaluated
 
-ENDINGS = (".png", ".svg", ".pdf")
 SMALL_SHARE = 0.01  # roles below one percent of the bytes share one colour
 
 
-def axes_of(path: str, panels: int, rows: int = 1) -> Any:
-    """Axes [rows * panels] of a new figure, row by row.
-
-    Raises OutputError: `path` does not end like a picture.
-    """
-    check_ending(path)
-    figure = new_figure(7.5 * panels, 4.8 * rows, layout="constrained")
-    rows_of_panels = figure.subfigures(
-        rows, 1, squeeze=False
-    ).ravel()  # a legend widens its own row
-    return np.concatenate([row.subplots(1, panels, squeeze=False)[0] for row in rows_of_panels])
+def new_panels(across: int, down: int = 1) -> tuple[Figure, list[Axes]]:
+    """(figure, axes row by row); inside `own_style`."""
+    figure = new_figure(540 * across, 345 * down, constrained=True)
+    rows = figure.subfigures(down, 1, squeeze=False).ravel()  # a legend widens its own row
+    return figure, [axes for row in rows for axes in row.subplots(1, across, squeeze=False)[0]]
 
 
-def check_ending(path: str) -> None:
-    """Raises OutputError: `path` does not end like a picture."""
-    if Path(path).suffix.lower() not in ENDINGS:
-        raise OutputError(f"{path}: pictures are written as {', '.join(ENDINGS)}; name such a file")
-
-
-def save(axes: Any, path: str) -> None:
-    """The picture that axes are part of, in the format of its ending, all or nothing.
-
-    No date and no chance is in the file: the same picture gives the same bytes. Raises OutputError.
-    """
-    ending = Path(path).suffix.lower()[1:]
-    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending, {})
-    with replacing(path) as temporary, own_style():
-        axes.figure.figure.savefig(temporary, format=ending, dpi=150, metadata=undated)
-
-
-def draw_bytes(axes: Any, report: Report) -> None:
+def draw_bytes(axes: Axes, report: Report) -> None:
     """Bytes per layer, stacked by role; tensors of no layer stand first."""
     layers: list[int | None] = sorted(
         {row.layer for row in report.rows}, key=lambda layer: -1 if layer is None else layer
@@ -62,15 +41,15 @@ def draw_bytes(axes: Any, report: Report) -> None:
         heights = np.array(
             [sum(row.size_bytes for row in members if row.layer == layer) for layer in layers]
         )
-        axes.bar(names, heights, bottom=bottom, label=role, width=0.75)
+        colour = ROLE_COLOURS.get(role, "#9aa3ad")
+        axes.bar(names, heights, bottom=bottom, label=role, width=0.75, color=colour)
         bottom += heights
     axes.set_xlabel("layer")
     axes.yaxis.set_major_formatter(EngFormatter(unit="B"))
     axes.set_title(
         f"{report.total_bytes:,} bytes" + (f" of {report.cap_bytes:,}" * bool(report.cap_bytes))
     )
-    axes.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _roles_to_draw(report: Report) -> list[tuple[str, list[TensorRow]]]:
@@ -89,7 +68,8 @@ def plot_scores(path: str, found: Sequence[Evaluated]) -> None:
     Bars are the standard error of the paired difference, so the reference has none: all sources
     saw the same tokens, and what those have in common says nothing about which source is better.
     """
-    (axes,) = axes_of(path, panels=1)
+    check_ending(path)
+    figure, (axes,) = new_panels(1)
     for one in found:
         difference = one.difference
         error = None if difference is None else difference.stderr_bits_per_byte
@@ -100,7 +80,6 @@ def plot_scores(path: str, found: Sequence[Evaluated]) -> None:
             xytext=(6, 6),
             textcoords="offset points",
             fontsize="small",
-            parse_math=False,
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -108,6 +87,5 @@ def plot_scores(path: str, found: Sequence[Evaluated]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("size")
     axes.set_ylabel("bits per byte (bars: standard error of the difference)")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    save(axes, path)
+    axes.grid()
+    save(figure, path)

@@ -4,54 +4,31 @@ measured damage.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 
 from packer.damage_fit import DamageFit
-from packer.reports.axes import Scale, around, frame, spell_bytes
-from packer.reports.drawing import (
-    Dot,
-    Drawing,
-    Line,
-    Mark,
-    Words,
-    key_dot,
-    key_line,
-    legend,
-    width_of,
-)
+from packer.reports.colours import ACCENT, BOUND, CURVE, LINE, PAPER, SOFT
 from packer.reports.evidence import ComparedFile, Evidence
+from packer.reports.html import readable
+from packer.reports.pictures import Paper, legend, titled
 
 DAMAGE_BPB = "damage_bpb"
 SHOWN = (0.5, 1.6)  # of the plan's size: what the curve is drawn for
 BOUND_POINTS = 12
 RECIPE_COLOURS = ("#b07d21", "#23806f", "#9468b8", "#bd6a35", "#a83f7f", "#788593", "#4d8acb")
 OURS = "ours"
+LEFT = 62.0  # for the numbers at an axis
 Points = list[tuple[float, float]]
 
 
-def draw_curve(evidence: Evidence, width: float) -> Drawing:
-    """Damage against bytes: whatever of curve, plan, bound and compared files there is."""
-    curve, bound = curve_points(evidence), bound_points(evidence)
-    compared = comparable(evidence)
-    keys = _keys(evidence, compared, bool(bound))
-    marks, top = legend(keys, width)
-    shown = [*curve, *bound, *((one.total_bytes, one.kl) for one in compared)]
-    if evidence.plan is not None and evidence.plan.plan.damage > 0:
-        shown.append((evidence.report.total_bytes, evidence.plan.plan.damage))
-    height = 400.0 if width > 600 else 330.0
-    sizes = [size for size, _ in shown] + [evidence.report.total_bytes]
-    room = 0.04 * (max(sizes) - min(sizes)) or 1.0
-    x = Scale(min(sizes) - room, max(sizes) + room, 62, width - 12)
-    low, high = around([damage for _, damage in shown] or [1.0])
-    y = Scale(low, high, top + height, top + 34, log=True)
-    marks += frame(x, y, "total bytes, code included", _damage_name(evidence))
-    marks += _lines(evidence, x, y, curve, bound)
-    marks += _files(compared, x, y)
-    marks += _plan(evidence, x, y)
-    return Drawing(width, top + height + 46, tuple(marks))
+def curve_height(width: float) -> float:
+    return 520.0 if width > 600 else 480.0
 
 
 def has_curve(evidence: Evidence) -> bool:
@@ -94,6 +71,29 @@ def bound_points(evidence: Evidence) -> Points:
     ]
 
 
+def draw_curve(evidence: Evidence, paper: Paper) -> None:
+    """Damage against bytes: whatever of curve, plan, bound and compared files there is."""
+    compared, cap = comparable(evidence), evidence.report.cap_bytes
+    axes = paper.figure.add_axes(paper.within(LEFT, 0, 12, 46))
+    axes.set_yscale("log")
+    if curve := curve_points(evidence):
+        axes.plot(*zip(*curve, strict=True), color=CURVE, linewidth=2.2, label="best at each size")
+    if len(bound := bound_points(evidence)) > 1:
+        line = {"color": BOUND, "linestyle": "--", "linewidth": 1.8}
+        axes.plot(*zip(*bound, strict=True), label="Shannon bound", **line)
+    _draw_files(axes, compared)
+    _draw_plan(axes, evidence)
+    axes.margins(0.04, 0.06)
+    shown = axes.get_xlim()
+    if evidence.plan is None:
+        total = evidence.report.total_bytes
+        axes.axvline(total, color=CURVE, linestyle="--", linewidth=1, label="size of this file")
+    elif cap and shown[0] <= cap <= shown[1]:
+        axes.axvline(cap, color=ACCENT, linestyle="--", linewidth=1, label="cap")
+    _frame(axes, paper, "total bytes, code included", _damage_name(evidence))
+    axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
+
+
 def _damage_name(evidence: Evidence) -> str:
     if evidence.plan is None:
         return "measured KL, bits per byte"
@@ -103,132 +103,104 @@ def _damage_name(evidence: Evidence) -> str:
     return f"predicted damage, bits per byte{measured}"
 
 
-def _colours(compared: Sequence[ComparedFile]) -> dict[str, str]:
-    recipes = sorted({one.recipe for one in compared} - {OURS})
-    named = {name: RECIPE_COLOURS[at % len(RECIPE_COLOURS)] for at, name in enumerate(recipes)}
-    return {OURS: "curve", **named}
-
-
-def _keys(
-    evidence: Evidence, compared: Sequence[ComparedFile], bounded: bool
-) -> list[tuple[str, Mark]]:
-    keys: list[tuple[str, Mark]] = []
-    if evidence.curve is not None:
-        keys.append(("best at each size", key_line("curve")))
-    if evidence.plan is not None:
-        keys.append(("this plan", key_dot("accent")))
-    if bounded:
-        keys.append(("Shannon bound", key_line("bound", dashed=True)))
-    if evidence.report.cap_bytes:
-        keys.append(("cap", key_line("accent", dashed=True)))
-    if evidence.plan is None:
-        keys.append(("size of this file", key_line("curve", dashed=True)))
-    colours = _colours(compared)
-    for recipe in sorted({one.recipe for one in compared}, key=lambda name: (name != OURS, name)):
-        words = "ours, measured" if recipe == OURS else recipe
-        keys.append((words, key_dot(colours[recipe], hollow=recipe == OURS)))
-    return keys
-
-
-def _lines(evidence: Evidence, x: Scale, y: Scale, curve: Points, bound: Points) -> list[Mark]:
-    marks: list[Mark] = []
-    cap, total = evidence.report.cap_bytes, evidence.report.total_bytes
-    if evidence.plan is None:
-        at = x.at(total)
-        marks.append(Line(((at, y.start), (at, y.end)), "curve", 1, dashed=True))
-    if cap and x.within(cap):
-        marks.append(Line(((x.at(cap), y.start), (x.at(cap), y.end)), "accent", 1, dashed=True))
-    if len(curve) > 1:
-        places = thinned([(x.at(size), y.at(damage)) for size, damage in curve])
-        marks.append(Line(tuple(places), "curve", 2.2))
-    if len(bound) > 1:
-        places = [(x.at(size), y.at(damage)) for size, damage in bound]
-        marks.append(Line(tuple(places), "bound", 1.8, dashed=True))
-    return marks
-
-
-def thinned(places: Points) -> Points:
-    """Without points less than a pixel from the one before; first and last stay."""
-    kept = places[:1]
-    for place in places[1:-1]:
-        if math.dist(place, kept[-1]) >= 1.0:
-            kept.append(place)
-    return kept + places[-1:]
-
-
-def _files(compared: Sequence[ComparedFile], x: Scale, y: Scale) -> list[Mark]:
-    marks: list[Mark] = []
-    colours = _colours(compared)
-    for recipe in sorted({one.recipe for one in compared}):
+def _draw_files(axes: Axes, compared: Sequence[ComparedFile]) -> None:
+    """A colour a recipe, whose files are joined in the order of their sizes."""
+    recipes = sorted({one.recipe for one in compared}, key=lambda name: (name != OURS, name))
+    for index, recipe in enumerate(recipes):
         files = sorted(
             (one for one in compared if one.recipe == recipe), key=lambda one: one.total_bytes
         )
-        places = tuple((x.at(one.total_bytes), y.at(one.kl)) for one in files)
-        if len(places) > 1 and recipe != OURS:
-            marks.append(Line(places, colours[recipe], 1))
-        for one, (px, py) in zip(files, places, strict=True):
+        colour = CURVE if recipe == OURS else RECIPE_COLOURS[index % len(RECIPE_COLOURS)]
+        if len(files) > 1 and recipe != OURS:
+            places = [(one.total_bytes, one.kl) for one in files]
+            axes.plot(*zip(*places, strict=True), color=colour, linewidth=1)
+        for number, one in enumerate(files):
+            label = None if number else _label(recipe)
             title = (
                 f"{one.words}\n{one.total_bytes:,} bytes\nmeasured KL {one.kl:.6f} bits per byte"
             )
-            marks.append(Dot(px, py, 4.5, colours[recipe], title, hollow=recipe == OURS))
-    return marks
+            _dot(axes, one.total_bytes, one.kl, colour, title, recipe == OURS, label=label)
 
 
-def _plan(evidence: Evidence, x: Scale, y: Scale) -> list[Mark]:
+def _label(recipe: str) -> str:
+    words = "ours, measured" if recipe == OURS else readable(recipe)
+    return f" {words}" if words.startswith("_") else words  # matplotlib hides those with _
+
+
+def _dot(
+    axes: Axes, x: float, y: float, colour: str, title: str, hollow: bool = False, **more: Any
+) -> None:
+    """One point with its title; hollow ones are a ring of their colour around paper."""
+    face, edge = (PAPER, colour) if hollow else (colour, PAPER)
+    look = {"markersize": 9, "markeredgewidth": 2 if hollow else 1, "zorder": 3, **more}
+    dots = axes.plot(x, y, "o", markerfacecolor=face, markeredgecolor=edge, **look)
+    titled(dots[0], title)
+
+
+def _draw_plan(axes: Axes, evidence: Evidence) -> None:
     """The plan, with its damage beside it, and how far to its left the bound lies."""
-    plan, total = evidence.plan, evidence.report.total_bytes
+    plan, total, bound = evidence.plan, evidence.report.total_bytes, evidence.bound
     if plan is None or not plan.plan.damage > 0:
-        return []
+        return
     damage = plan.plan.damage
+    above = {"textcoords": "offset points", "xytext": (0, 5), "fontsize": 11, "color": SOFT}
+    if bound is not None:
+        axes.plot([bound.total_bytes, total], [damage, damage], color=BOUND, linewidth=1)
+        said = f"Shannon bound\n{bound.total_bytes:,} bytes at the plan's damage"
+        _dot(axes, bound.total_bytes, damage, BOUND, said)
+        middle = (bound.total_bytes + total) / 2, damage
+        axes.annotate(f"{bound.total_bytes / total:.2f} ×", middle, ha="center", **above)
     title = f"this plan\n{total:,} bytes\npredicted damage {damage:.4g}"
-    px, py = x.at(total), y.at(damage)
-    marks: list[Mark] = []
-    bound = evidence.bound
-    if bound is not None and x.within(bound.total_bytes):
-        bx = x.at(bound.total_bytes)
-        words = f"{bound.total_bytes / total:.2f} ×"
-        marks.append(Line(((bx, py), (px, py)), "bound", 1))
-        told = f"Shannon bound\n{bound.total_bytes:,} bytes at the plan's damage"
-        marks.append(Dot(bx, py, 4, "bound", told))
-        marks.append(Words((bx + px) / 2, py - 5, words, 11, "soft", "middle"))
-    marks.append(Dot(px, py, 6, "accent", title))
-    label = f"{spell_bytes(total)}, {damage:.3g}"
-    right = px + 10 + width_of(label, 12) <= x.end
-    marks.append(
-        Words(px + (10 if right else -10), py - 9, label, 12, "ink", "start" if right else "end")
-    )
-    return marks
+    _dot(axes, total, damage, ACCENT, title, markersize=12, zorder=4, label="this plan")
+    beside = {"textcoords": "offset points", "xytext": (10, 9)}
+    size = EngFormatter(unit="B").format_data(total)
+    axes.annotate(f"{size}, {damage:.3g}", (total, damage), **beside)
 
 
-def draw_trials(fit: DamageFit, width: float) -> Drawing:
+def draw_trials(fit: DamageFit, paper: Paper) -> None:
     """Predicted against measured damage of every trial, before and after the fit."""
-    marks, top = legend(
-        [
-            ("fitted", key_dot("curve")),
-            ("before the fit", key_dot("bound", hollow=True)),
-            ("predicted = measured", key_line("bound", dashed=True)),
-        ],
-        width,
-    )
-    height = 400.0 if width > 600 else 330.0
-    after = [(fit.predicted(trial), trial.measured) for trial in fit.trials]
-    before = [(trial.total, trial.measured) for trial in fit.trials]
-    low, high = around(
-        [value for pair in (*after, *before) for value in pair if value > 0] or [1.0]
-    )
-    x = Scale(low, high, 62, width - 12, log=True)
-    y = Scale(low, high, top + height, top + 34, log=True)
-    marks += frame(x, y, "predicted, bits per byte", "measured KL, bits per byte")
-    marks.append(Line(((x.start, y.start), (x.end, y.end)), "bound", 1.2, dashed=True))
-    for (raw, _), (fitted, measured) in zip(before, after, strict=True):
-        if raw > 0 and fitted > 0:
-            places = ((x.at(raw), y.at(measured)), (x.at(fitted), y.at(measured)))
-            marks.append(Line(places, "line", 1.5))
-    for points, hollow in ((before, True), (after, False)):
-        for trial, (predicted, measured) in zip(fit.trials, points, strict=True):
-            if predicted > 0:
-                when = "before the fit" if hollow else "after the fit"
-                title = f"{trial.what}\npredicted {predicted:.4g} {when}\nmeasured {measured:.4g}"
-                place = x.at(predicted), y.at(measured)
-                marks.append(Dot(*place, 5, "bound" if hollow else "curve", title, hollow=hollow))
-    return Drawing(width, top + height + 46, tuple(marks))
+    axes = paper.figure.add_axes(paper.within(LEFT, 0, 12, 46))
+    axes.set(xscale="log", yscale="log")
+    shown = [(trial, trial.total, fit.predicted(trial)) for trial in fit.trials]
+    shown = [one for one in shown if min(one[1:]) > 0 and one[0].measured > 0]
+    for trial, before, after in shown:
+        axes.plot([before, after], [trial.measured] * 2, color=LINE, linewidth=1.5)
+    for number, (trial, before, after) in enumerate(shown):
+        for predicted, when, hollow, label in (
+            (before, "before the fit", True, "before the fit"),
+            (after, "after the fit", False, "fitted"),
+        ):
+            title = f"{trial.what}\npredicted {predicted:.4g} {when}\nmeasured {trial.measured:.4g}"
+            colour = BOUND if hollow else CURVE
+            more = {"label": None if number else label, "zorder": 3 - hollow / 2}
+            _dot(axes, predicted, trial.measured, colour, title, hollow, **more)
+    axes.margins(0.06)
+    ends = [min(*axes.get_xlim(), *axes.get_ylim()), max(*axes.get_xlim(), *axes.get_ylim())]
+    axes.plot(ends, ends, color=BOUND, linestyle="--", linewidth=1.2, label="predicted = measured")
+    axes.set(xlim=ends, ylim=ends)
+    _frame(axes, paper, "predicted, bits per byte", "measured KL, bits per byte")
+    _log_ticks(axes.xaxis)
+
+
+def _frame(axes: Axes, paper: Paper, x: str, y: str) -> None:
+    """Grid, names and legend. The name of y stands above it, where it is read without turning."""
+    labels = axes.get_legend_handles_labels()[1]
+    columns, room = paper.columns(labels)
+    axes.set_position(paper.within(LEFT, room + 34, 12, 46))
+    legend(axes, columns, -LEFT, 34)
+    axes.set_xlabel(x)
+    axes.set_title(y, loc="left", pad=10, x=-LEFT / axes.bbox.width)
+    axes.grid(axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    _log_ticks(axes.yaxis)
+    if axes.get_xscale() == "linear":
+        axes.locator_params(axis="x", nbins=max(2, int(paper.width / 90)))
+
+
+def _log_ticks(axis: Axis) -> None:
+    """Numbers as 0.002 and 5e-05; only powers of ten where there are many."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 2000 * low else (1,)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())

@@ -1,9 +1,24 @@
-"""A colour for every role: embeddings purple, attention blue, MLP green, the rest in earth."""
+"""Colours of pages and pictures by name, and one for every role: embeddings purple, attention blue,
+MLP green, the rest in earth.
+"""
 
 from __future__ import annotations
 
 from packer.roles import Role
 
+INK, SOFT, LINE, PAPER, WASH = "#1d2733", "#5b6773", "#dfe4ea", "#ffffff", "#f6f8fa"
+ACCENT, BOUND, CURVE = "#c2413b", "#6b7785", "#2f6fb5"  # no colour of a role, which stay
+# On light paper -> (name, on dark paper); other colours are the same on both.
+NAMED = {
+    INK: ("ink", "#e6ebf1"),
+    SOFT: ("soft", "#9aa7b5"),
+    LINE: ("line", "#37424e"),
+    PAPER: ("paper", "#161c23"),
+    WASH: ("wash", "#0f1419"),
+    ACCENT: ("accent", "#ff8a7d"),
+    BOUND: ("bound", "#93a1b0"),
+    CURVE: ("curve", "#7fb2ee"),
+}
 ROLE_COLOURS = {
     Role.TOKEN_EMBEDDING.value: "#76489e",
     Role.HEAD.value: "#9468b8",
@@ -22,9 +37,8 @@ ROLE_COLOURS = {
     Role.NORM.value: "#d19a45",
     Role.OTHER.value: "#788593",
 }
-ROLE_ORDER = tuple(ROLE_COLOURS)
 
 
 def in_order(roles: set[str]) -> list[str]:
     """Roles as tables and legends list them."""
-    return [role for role in ROLE_ORDER if role in roles]
+    return [role for role in ROLE_COLOURS if role in roles]
