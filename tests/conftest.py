@@ -101,12 +101,12 @@ class Page(HTMLParser):
 
 
 def read(page: str) -> Page:
-    """The page read, with no tag that fetches or runs anything, and no address but of pictures
-    inside the page."""
+    """The page read, with no tag that fetches or runs anything, and no address but inside
+    the page."""
     reader = Page(page)
     assert not set(reader.tags) & {"script", "link", "iframe", "object", "embed", "base", "form"}
     fetching = [value for name, value in reader.attributes if name in ("src", "href", "srcset")]
-    assert all(value.startswith("data:image/png;base64,") for value in fetching)
+    assert all(value.startswith("#") for value in fetching)
     assert not any(name.startswith("on") for name, _ in reader.attributes)
     style = page.partition("<style>")[2].partition("</style>")[0]
     assert "url(" not in style and "@import" not in style

@@ -6,10 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter
-
-from packer.reports.agg import own_style
+from packer.reports.agg import Axes, EngFormatter, own_style
 from packer.reports.colours import ACCENT, BOUND, CURVE
 from packer.reports.pictures import save
 from packer.reports.plots import new_panels

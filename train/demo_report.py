@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 from packer.eval.score import Score
 from packer.train.curves import draw_logged
 from packer.train.demo import ARTIFACT, CHECKPOINT, PLAN, UNPACKED, Demo
@@ -14,7 +11,7 @@ from packer.train.demo_text import Document
 
 from packer.files import write_bytes
 from packer.reports import html as html_report
-from packer.reports.agg import own_style
+from packer.reports.agg import Axes, EngFormatter, Figure, own_style
 from packer.reports.colours import ACCENT, CURVE, LINE, PAPER
 from packer.reports.html import Html
 from packer.reports.pictures import inline_svg, save

@@ -57,8 +57,16 @@ with _silent():
     if "matplotlib" not in sys.modules:
         _import_matplotlib()
     import matplotlib
+    from matplotlib import colormaps
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm, to_rgb
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch, Rectangle
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 
 SETTINGS = {
     "figure.dpi": 72,  # a point is a pixel of the page
@@ -104,3 +112,23 @@ def new_figure(width: float, height: float, constrained: bool = False) -> Figure
     figure = Figure(figsize=(width / 72, height / 72), layout=layout)
     FigureCanvasAgg(figure)
     return figure
+
+
+__all__ = [
+    "Artist",
+    "Axes",
+    "Axis",
+    "EngFormatter",
+    "Figure",
+    "LogLocator",
+    "LogNorm",
+    "NullLocator",
+    "Patch",
+    "Rectangle",
+    "ScalarMappable",
+    "StrMethodFormatter",
+    "colormaps",
+    "new_figure",
+    "own_style",
+    "to_rgb",
+]

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
-from matplotlib.patches import Rectangle
-
+from packer.reports.agg import Axes, LogNorm, Rectangle, ScalarMappable, colormaps
 from packer.reports.colours import SOFT, WASH, in_order
 from packer.reports.pictures import LETTER, Paper, text_on, titled
 from packer.reports.report import Report, TensorRow

@@ -48,6 +48,8 @@ def _draw_panel(one: CodeHistogram, paper: Paper) -> None:
     if first < 0 < last and paper.width > 120:
         places[-first // per_bar] = 0
     axes.set_xticks(list(places), [f"{code}" for code in places.values()], fontsize=11)
+    for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=False):
+        label.set_ha(side)  # at the ends, which come first
     axes.tick_params(length=0)
     entropy = f"entropy {one.entropy_bits:.2f}, takes {one.bits_per_weight:.2f} bits"
     if fitted(entropy, 11, paper.width) != entropy:

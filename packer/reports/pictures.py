@@ -15,14 +15,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
 from packer.errors import OutputError
 from packer.files import replacing
-from packer.reports.agg import new_figure, own_style
+from packer.reports.agg import Artist, Axes, Figure, new_figure, own_style, to_rgb
 from packer.reports.colours import NAMED
 from packer.reports.html import Html, escaped, figure, readable
 

@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from packer.printable import spelled
-from packer.reports.agg import new_figure, own_style
+from packer.reports.agg import (
+    Axes,
+    EngFormatter,
+    Figure,
+    LogLocator,
+    NullLocator,
+    new_figure,
+    own_style,
+)
 from packer.reports.colours import ROLE_COLOURS
 from packer.reports.pictures import check_ending, save
 from packer.reports.report import Report, TensorRow, by_role
@@ -84,7 +89,7 @@ def plot_scores(path: str, found: Sequence[Evaluated]) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("size")
     axes.set_ylabel("bits per byte (bars: standard error of the difference)")
     axes.grid()

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 
 from packer.damage_fit import DamageFit
+from packer.reports.agg import Axes, Axis, EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 from packer.reports.colours import ACCENT, BOUND, CURVE, LINE, PAPER, SOFT
 from packer.reports.evidence import ComparedFile, Evidence
 from packer.reports.html import readable

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import squarify
-from matplotlib.axes import Axes
-from matplotlib.patches import Patch, Rectangle
 
+from packer.reports.agg import Axes, Patch, Rectangle
 from packer.reports.colours import PAPER, ROLE_COLOURS, SOFT, in_order
 from packer.reports.pictures import Paper, fitted, legend, text_on, titled
 from packer.reports.report import Report, TensorRow
@@ -21,7 +20,7 @@ Place = tuple[float, float, float, float]  # x, y, width, height
 
 
 def treemap_height(width: float) -> float:
-    return (0.48 if width > 600 else 1.55) * width
+    return (0.51 if width > 600 else 1.55) * width
 
 
 def draw_treemap(report: Report, paper: Paper) -> None:
@@ -33,7 +32,7 @@ def draw_treemap(report: Report, paper: Paper) -> None:
     legend(axes, columns, 0, 6, handles=keys, handleheight=1.0)
     layers = _layers(report)
     sizes = [sum(row.size_bytes for row in rows) for _, rows in layers]
-    places = _squarified(sizes, (0, 0, paper.width, paper.height - top - 6))
+    places = squarified(sizes, (0, 0, paper.width, paper.height - top - 6))
     for (title, rows), place in zip(layers, places, strict=True):
         _draw_layer(axes, title, rows, place, sum(sizes))
 
@@ -48,7 +47,7 @@ def _layers(report: Report) -> list[tuple[str, list[TensorRow]]]:
     return sorted(grouped.items(), key=lambda one: -sum(row.size_bytes for row in one[1]))
 
 
-def _squarified(sizes: Sequence[int], place: Place) -> Iterator[Place]:
+def squarified(sizes: Sequence[int], place: Place) -> Iterator[Place]:
     """A rectangle for each size; sizes do not increase."""
     smallest = SMALLEST_SHARE * sum(sizes)
     areas = squarify.normalize_sizes([max(size, smallest) for size in sizes], *place[2:])
@@ -67,7 +66,7 @@ def _draw_layer(
         words = f"{title} · {sum(row.size_bytes for row in rows):,} bytes"
         words = words if fitted(words, 11.5, inner[2]) == words else title
         _write(axes, x + 2.5, inner[1] - 4, fitted(words, 11.5, inner[2]), SOFT, weight="bold")
-    for row, where in zip(rows, _squarified([row.size_bytes for row in rows], inner), strict=True):
+    for row, where in zip(rows, squarified([row.size_bytes for row in rows], inner), strict=True):
         _draw_tensor(axes, row, where, total)
 
 

@@ -18,8 +18,8 @@ from packer.planning import PackPlan
 from packer.reports.difference import compare
 from packer.reports.evidence import evidence_of
 from packer.reports.explain import explain
-from packer.reports.page import figures_of
-from packer.reports.pictures import plot_figures
+from packer.reports.page import pictures_of
+from packer.reports.pictures import plot_pictures
 from packer.reports.report import (
     Report,
     by_layer,
@@ -191,26 +191,25 @@ def test_pins_are_named_as_the_reason(made: Path) -> None:
 @pytest.mark.parametrize("source", ["model.pt", "model.pack", "plan.json"])
 def test_a_png_has_something_on_it(made: Path, tmp_path: Path, source: str) -> None:
     report, plan = load_report(made / source)
-    figures = figures_of(evidence_of(report, plan))
-    plot_figures(str(tmp_path / "bytes.png"), figures)
+    pictures = pictures_of(evidence_of(report, plan))
+    plot_pictures(str(tmp_path / "bytes.png"), pictures)
     data = (tmp_path / "bytes.png").read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", data[16:24])
-    assert width >= 1_000 * (2 if len(figures) > 2 else 1) and height >= 600
+    assert width >= 1_000 * (2 if len(pictures) > 2 else 1) and height >= 600
     assert len(data) > 10_000
 
 
 def test_an_svg_has_every_large_role_and_the_plan(made: Path, tmp_path: Path) -> None:
     report, plan = load_report(made / "plan.json")
-    figures = figures_of(evidence_of(report, plan))
-    plot_figures(str(tmp_path / "bytes.SVG"), figures)
+    pictures = pictures_of(evidence_of(report, plan))
+    plot_pictures(str(tmp_path / "bytes.SVG"), pictures)
     root = ElementTree.parse(tmp_path / "bytes.SVG").getroot()
     assert root.tag.endswith("svg")
     text = (tmp_path / "bytes.SVG").read_text()
-    # matplotlib draws letters as shapes and keeps the words as comments.
     for words in ("Where the bytes go", "mlp-in", "this plan", "cap", "layer 0"):
-        assert f"<!-- {words}" in text
-    plot_figures(str(tmp_path / "again.svg"), figures)
+        assert f">{words}" in text
+    plot_pictures(str(tmp_path / "again.svg"), pictures)
     assert (tmp_path / "again.svg").read_text() == text
 
 
@@ -219,15 +218,15 @@ def test_pictures_of_small_and_odd_models(tmp_path: Path) -> None:
         ({"a": torch.ones(3)}, {"a": torch.zeros(0)}, {"layers.7.$b_{": torch.ones(2, 2)})
     ):
         plan = api.plan(weights, 5_000)
-        figures = figures_of(evidence_of(report_plan(plan, "plan"), plan))
-        plot_figures(str(tmp_path / f"{index}.png"), figures)
+        pictures = pictures_of(evidence_of(report_plan(plan, "plan"), plan))
+        plot_pictures(str(tmp_path / f"{index}.png"), pictures)
         assert (tmp_path / f"{index}.png").stat().st_size > 1_000
 
 
 def test_other_endings_are_refused_before_any_work(made: Path, tmp_path: Path) -> None:
     report, _ = load_report(made / "model.pack")
     with pytest.raises(OutputError, match=r"bytes\.txt: pictures are written as \.png, \.svg"):
-        plot_figures(str(tmp_path / "bytes.txt"), figures_of(evidence_of(report)))
+        plot_pictures(str(tmp_path / "bytes.txt"), pictures_of(evidence_of(report)))
     assert list(tmp_path.iterdir()) == []
 
 

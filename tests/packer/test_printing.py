@@ -126,8 +126,8 @@ assert "matplotlib.pyplot" not in sys.modules
 if sys.argv[1] != "nowhere":
     assert matplotlib.rcParams["backend"] == sys.argv[1]
 with packer.reports.agg.own_style():
-    (axes,) = packer.reports.plots.axes_of("p.png", panels=1)
-    packer.reports.plots.save(axes, "p.png")
+    figure, _ = packer.reports.plots.new_panels(1)
+    packer.reports.plots.save(figure, "p.png")
 """
 
 
@@ -138,6 +138,7 @@ def test_pictures_need_no_backend_and_change_none(backend: str, tmp_path: Path) 
     command = [sys.executable, "-c", BACKEND, backend]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "fonts are listed without a word"
     assert (tmp_path / "p.png").stat().st_size > 0
 
 

@@ -5,7 +5,6 @@ browser shows it.
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import struct
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import Result
@@ -25,15 +25,16 @@ from packer import api
 from packer.artifact import Artifact
 from packer.damage_fit import Trial, fit_damage
 from packer.errors import PackerError
-from packer.reports.drawing import Box, Dot, Drawing, Figure, Line, Words
+from packer.reports.agg import Artist, Figure, new_figure, own_style
+from packer.reports.colours import PAPER
 from packer.reports.evidence import ComparedFile, Evidence, evidence_of, read_compared
-from packer.reports.heat_map import draw_heat_map
 from packer.reports.histograms import barred, draw_histograms
-from packer.reports.page import figures_of, spell_page
+from packer.reports.page import pictures_of, spell_page
+from packer.reports.pictures import LINE_FEED, TITLE, Paper, Picture, figure_html, titled
 from packer.reports.report import Report, TensorRow
 from packer.reports.size_figures import comparable, draw_curve, draw_trials
 from packer.reports.sources import load_histograms, load_report
-from packer.reports.treemap import Place, draw_treemap, squarified
+from packer.reports.treemap import SMALLEST_SHARE, squarified
 
 Read = Callable[..., Any]
 Run = Callable[..., Result]
@@ -48,12 +49,20 @@ def evidence(made: Path, source: str) -> Evidence:
     return evidence_of(report, plan, histograms=load_histograms(made / source, report))
 
 
-def titles(drawing: Drawing) -> list[str]:
-    return [mark.title for mark in drawing.marks if not isinstance(mark, Line) and mark.title]
+def drawn(draw: Callable[[Paper], None], width: float, height: float = 500) -> Figure:
+    with own_style():
+        figure = new_figure(width, height)
+        draw(Paper(figure, 0, 0, width, height))
+    return figure
 
 
-def words(drawing: Drawing) -> list[str]:
-    return [mark.text for mark in drawing.marks if isinstance(mark, Words)]
+def title(artist: Artist) -> str:
+    found = artist.get_gid() or ""
+    return found.removeprefix(TITLE).replace(LINE_FEED, "\n") if found.startswith(TITLE) else ""
+
+
+def titles(figure: Figure) -> list[str]:
+    return [words for artist in figure.findobj() if (words := title(artist))]
 
 
 @pytest.mark.parametrize("source", ["model.pt", "plan.json", "model.pack"])
@@ -71,7 +80,7 @@ def test_the_page_says_what_the_report_says(made: Path, read_page: Read, source:
     for size in (*parts, *(row.size_bytes for row in report.rows)):
         assert f"{size:,}" in text
     assert "://" not in page
-    assert all(one.heading in text for one in figures_of(found))
+    assert all(one.heading in text for one in pictures_of(found))
 
 
 def test_what_a_source_does_not_know_is_left_out(made: Path) -> None:
@@ -79,7 +88,7 @@ def test_what_a_source_does_not_know_is_left_out(made: Path) -> None:
     codes = "Codes of the most coarsely stored tensors"
 
     def headings(found: Evidence) -> list[str]:
-        return [one.heading for one in figures_of(found)]
+        return [one.heading for one in pictures_of(found)]
 
     assert headings(evidence(made, "model.pt")) == always
     assert headings(evidence(made, "plan.json")) == [*always, "Size and damage"]
@@ -95,29 +104,36 @@ def test_what_a_source_does_not_know_is_left_out(made: Path) -> None:
     assert comparable(evidence_of(report, plan, compared=[COMPARED])) == (), "in other units"
 
 
-def test_every_tensor_is_in_the_figures(made: Path) -> None:
+def test_every_tensor_is_in_the_pictures(made: Path) -> None:
     report, _ = load_report(made / "plan.json")
+    treemap, heat_map = pictures_of(evidence_of(report))
     for width in WIDTHS:
-        mapped, heat = titles(draw_treemap(report, width)), titles(draw_heat_map(report, width))
-        for row in report.rows:
-            start = f"{row.name} ({row.role})\n{row.size_bytes:,} bytes"
-            assert any(title.startswith(start) for title in mapped) == (row.size_bytes > 0)
-            assert any(title.startswith(start) for title in heat) == (row.elements > 0)
+        for picture, shown in ((treemap, "size_bytes"), (heat_map, "elements")):
+            found = titles(drawn(picture.draw, width, picture.height(width)))
+            for row in report.rows:
+                start = f"{row.name} ({row.role})\n{row.size_bytes:,} bytes"
+                assert any(one.startswith(start) for one in found) == (getattr(row, shown) > 0)
 
 
-def test_marks_stay_on_the_paper(made: Path) -> None:
+def test_nothing_is_drawn_off_the_paper(made: Path) -> None:
     found = evidence(made, "plan.json")
     for width in WIDTHS:
-        for one in figures_of(found):
-            drawing = one.draw(width)
-            for mark in drawing.marks:
-                points = mark.points if isinstance(mark, Line) else ((mark.x, mark.y),)
-                for x, y in points:
-                    assert -0.01 <= x <= width + 0.01, (one.heading, mark)
-                    assert -0.01 <= y <= drawing.height + 0.01, (one.heading, mark)
-                if isinstance(mark, Box):
-                    assert mark.x + mark.width <= width + 0.6
-                    assert mark.y + mark.height <= drawing.height + 0.6
+        for one in pictures_of(found):
+            figure = drawn(one.draw, width, one.height(width))
+            with own_style():
+                inked = figure.get_tightbbox().padded(-1)
+            assert inked.x0 >= 0 and inked.y0 >= 0, one.heading
+            assert inked.x1 <= width / 72 and inked.y1 <= one.height(width) / 72, one.heading
+
+
+def test_layers_of_a_heat_map_are_in_order() -> None:
+    names = [f"blocks.{layer}.w" for layer in (10, 2, 0, 1)]
+    rows = [TensorRow(name, "other", int(name[7:-2]), (8,), "float32", "c", 9) for name in names]
+    (_, picture) = pictures_of(evidence_of(Report("a", "artifact", tuple(rows), 0, 0, 36, 0)))
+    axes = drawn(picture.draw, 960, picture.height(960)).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "1", "2", "10"]
+    bottom, top = axes.get_ylim()
+    assert bottom > top, "the first is above"
 
 
 sizes_of_maps = st.lists(st.integers(1, 10**9), min_size=1, max_size=40)
@@ -129,21 +145,22 @@ def test_a_treemap_is_exact_and_covers_its_place(
     sizes: list[int], width: float, height: float
 ) -> None:
     sizes.sort(reverse=True)
-    places = squarified(sizes, Place(5, 7, width, height))
-    scale = width * height / sum(sizes)
-    for size, place in zip(sizes, places, strict=True):
-        assert place.area == pytest.approx(size * scale, rel=1e-6, abs=1e-6)
-        assert place.x >= 5 - 1e-6 and place.x + place.width <= 5 + width + 1e-6
-        assert place.y >= 7 - 1e-6 and place.y + place.height <= 7 + height + 1e-6
-    for index, one in enumerate(places):
-        for other in places[:index]:
-            across = min(one.x + one.width, other.x + other.width) - max(one.x, other.x)
-            down = min(one.y + one.height, other.y + other.height) - max(one.y, other.y)
-            assert min(across, down) <= 1e-6 * max(width, height)
+    places = list(squarified(sizes, (5, 7, width, height)))
+    shown = [max(size, SMALLEST_SHARE * sum(sizes)) for size in sizes]
+    for size, (x, y, across, down) in zip(shown, places, strict=True):
+        area = width * height * size / sum(shown)
+        assert across * down == pytest.approx(area, rel=1e-6, abs=1e-6)
+        assert x >= 5 - 1e-6 and x + across <= 5 + width + 1e-6
+        assert y >= 7 - 1e-6 and y + down <= 7 + height + 1e-6
+    for index, (x, y, across, down) in enumerate(places):
+        for left, top, wide, high in places[:index]:
+            over = min(x + across, left + wide) - max(x, left)
+            under = min(y + down, top + high) - max(y, top)
+            assert min(over, under) <= 1e-6 * max(width, height)
 
 
 def test_hostile_names_stay_text(tmp_path: Path, read_page: Read) -> None:
-    name = f"blocks.0.{HOSTILE}\u202e\x07"
+    name = f"blocks.0.$\\frac{HOSTILE}$\u202e\x07\n"
     weights = {name: torch.randn(80, 64, generator=torch.Generator().manual_seed(1))}
     plan = api.plan(weights, 3_000)
     packed = api.pack(weights, plan, out=tmp_path / "m.pack")
@@ -151,23 +168,26 @@ def test_hostile_names_stay_text(tmp_path: Path, read_page: Read) -> None:
     found = evidence_of(
         report,
         histograms=load_histograms(tmp_path / "m.pack", report),
-        compared=[ComparedFile(HOSTILE, None, None, 10, 0.1)],
+        compared=[ComparedFile(f"_{HOSTILE}$_$", None, None, 10, 0.1)],
     )
     assert found.histograms and packed.account.total_bytes <= 3_000
     page = spell_page(found)
     reader = read_page(page)
-    assert HOSTILE in reader.text
-    assert reader.tags.count("img") == 0 and reader.tags.count("title") > 1
+    assert f"_{HOSTILE}$_$" in reader.text and f"blocks.0.$\\frac{HOSTILE}$" in reader.text
+    assert (
+        reader.tags.count("img") == reader.tags.count("script") == 0
+        and reader.tags.count("title") > 1
+    )
     assert "\x07" not in page and "\u202e" not in page
 
 
 def test_a_report_of_nothing_is_a_page(read_page: Read) -> None:
     empty = Report("nothing", "artifact", (), 0, 0, 0, 0)
-    assert figures_of(evidence_of(empty)) == ()
+    assert pictures_of(evidence_of(empty)) == ()
     assert "nothing" in read_page(spell_page(evidence_of(empty))).text
     rows = (TensorRow("a", "other", None, (0,), "float32", "fp32", 5),)
     drawn = evidence_of(Report("a", "artifact", rows, 0, 0, 5, 0))
-    assert [one.heading for one in figures_of(drawn)] == ["Where the bytes go"]
+    assert [one.heading for one in pictures_of(drawn)] == ["Where the bytes go"]
     read_page(spell_page(drawn))
 
 
@@ -176,16 +196,14 @@ def test_the_curve_has_the_plan_on_it(made: Path) -> None:
     plan = found.plan
     assert plan is not None
     for width in WIDTHS:
-        drawing = draw_curve(found, width)
-        told = [title for title in titles(drawing) if title.startswith("this plan")]
-        damage = f"predicted damage {plan.plan.damage:.4g}"
-        assert told == [f"this plan\n{found.report.total_bytes:,} bytes\n{damage}"]
-        (dot,) = [mark for mark in drawing.marks if isinstance(mark, Dot) and mark.title]
-        lines = [mark for mark in drawing.marks if isinstance(mark, Line) and not mark.dashed]
-        curve = max(lines, key=lambda line: len(line.points))
-        near = min(curve.points, key=lambda point: abs(point[0] - dot.x))
-        # The plan lies on the lower hull or a little above it: y grows downwards.
-        assert abs(near[0] - dot.x) < 25 and abs(near[1] - dot.y) < 25
+        (axes,) = drawn(lambda paper: draw_curve(found, paper), width).axes
+        (dot,) = [line for line in axes.lines if title(line)]
+        total, damage = found.report.total_bytes, plan.plan.damage
+        assert title(dot) == f"this plan\n{total:,} bytes\npredicted damage {damage:.4g}"
+        assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (total, damage)
+        (curve,) = [line for line in axes.lines if line.get_label() == "best at each size"]
+        # The plan lies on the lower hull or a little above it.
+        assert damage == pytest.approx(np.interp(total, *curve.get_data()), rel=0.1)
     for point in found.points:
         assert point.bound_bytes is None
         assert point.damage <= found.points[0].damage
@@ -193,16 +211,13 @@ def test_the_curve_has_the_plan_on_it(made: Path) -> None:
 
 def test_trials_stand_at_what_was_predicted_and_measured() -> None:
     trials = [Trial("small", {"a": 1e-3}, 2e-3), Trial("large", {"a": 1e-2}, 1.5e-2)]
-    drawing = draw_trials(fit_damage(trials, "a text", 9), 960.0)
-    rings = [m for m in drawing.marks if isinstance(m, Dot) and m.hollow and m.title]
-    assert [m.title.partition("\n")[0] for m in rings] == ["small", "large"]
-    # A decade is as long on both axes of this scale as between its ticks.
-    small, large = rings
-    decade = large.x - small.x
-    assert decade > 0
-    per_log = (small.y - large.y) / math.log10(1.5e-2 / 2e-3)
-    assert per_log > 0
-    assert "measured 0.002" in small.title and "predicted 0.001 before the fit" in small.title
+    fit = fit_damage(trials, "a text", 9)
+    (axes,) = drawn(lambda paper: draw_trials(fit, paper), 960).axes
+    places = {title(line): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines}
+    assert places["small\npredicted 0.001 before the fit\nmeasured 0.002"] == (1e-3, 2e-3)
+    assert places["large\npredicted 0.01 before the fit\nmeasured 0.015"] == (1e-2, 1.5e-2)
+    assert [words.count("after the fit") for words in places].count(1) == 2
+    assert axes.get_xlim() == axes.get_ylim()
 
 
 def test_histograms_count_the_codes(tmp_path: Path) -> None:
@@ -219,7 +234,8 @@ def test_histograms_count_the_codes(tmp_path: Path) -> None:
     assert one.entropy_bits == pytest.approx(-float((share * share.log2()).sum()))
     bars, per_bar, first = barred(one)
     assert 0.998 * codes.numel() <= sum(bars) <= codes.numel() and first >= one.first
-    shown = [title for title in titles(draw_histograms([one], 360.0)) if title.startswith("code")]
+    figure = drawn(lambda paper: draw_histograms([one], paper), 360)
+    shown = [words for words in titles(figure) if words.startswith("code")]
     assert len(shown) == len(bars) and per_bar == 1
 
 
@@ -337,15 +353,25 @@ def test_a_browser_shows_the_page(made: Path, tmp_path: Path, width: int) -> Non
         assert len(set(drawn[part : part + 400])) > 20, f"nothing between rows {part}, {part + 400}"
 
 
-def test_figures_are_drawn_for_both_widths() -> None:
-    drawn: list[float] = []
+def test_pictures_are_drawn_for_both_widths_and_follow_the_paper() -> None:
+    widths: list[float] = []
 
-    def draw(width: float) -> Drawing:
-        drawn.append(width)
-        return Drawing(width, 10, (Words(0, 5, "a<b", title='"'),))
+    def draw(paper: Paper) -> None:
+        widths.append(paper.width)
+        axes = paper.canvas(0)
+        titled(axes.text(1, 9, "a<b #ffffff", color=PAPER), 'x"\x07\ny')
+        axes.text(1, 9, "$_{", color="#123456")
 
-    from packer.reports.svg import figure
+    text = figure_html(Picture("heading", "caption", lambda width: width / 4, draw))
+    assert widths == [960.0, 360.0]
+    assert text.count("a&lt;b #ffffff") == 2 and text.count('<title>x"\ufffd\ny</title>') == 2
+    assert text.count("fill: var(--paper)") == 2 and text.count("fill: #123456") == 2
+    assert text.count(">$_{<") == 2 and "<metadata" not in text and "<style" not in text
+    assert text == figure_html(Picture("heading", "caption", lambda width: width / 4, draw))
 
-    text = figure(Figure("heading", "caption", draw))
-    assert drawn == [960.0, 360.0]
-    assert text.count("a&lt;b") == 2 and text.count("<title>&quot;</title>") == 2
+
+def test_ids_of_a_page_are_used_once(made: Path) -> None:
+    page = spell_page(evidence(made, "plan.json"))
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]*)"', page)) == set(ids)

@@ -137,7 +137,7 @@ def test_the_page_stands_alone_and_shows_names_as_text(
     page = (made.folder / "report.html").read_text("utf-8")
     reader = read_page(page)
     assert "http:" not in page and "https:" not in page
-    assert reader.tags.count("img") == 1 and "<b>texts</b>" in reader.text
+    assert reader.tags.count("svg") == 1 and "<b>texts</b>" in reader.text
     shown = HOSTILE in {document.name for document in made.corpus.valid}
     assert (HOSTILE in reader.text) == shown
     for row in demo_report.byte_report(made).rows:
