@@ -68,6 +68,7 @@ def _draw_sizes(axes: Axes, demo: Demo) -> None:
     axes.set_xlim(0, 1.45 * demo.before.subject.size_bytes)
     axes.set_ylim(-0.6, 1.8)
     axes.set_title("before and after")
+    axes.locator_params(axis="x", nbins=6)
     axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
     axes.legend(fontsize="small", loc="upper right")
 

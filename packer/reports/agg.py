@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from packer.errors import OutputError
 from packer.reports.colours import INK, LINE, SOFT
@@ -68,7 +69,7 @@ with _silent():
     from matplotlib.patches import Patch, Rectangle
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 
-SETTINGS = {
+SETTINGS: Any = {
     "figure.dpi": 72,  # a point is a pixel of the page
     "savefig.dpi": 144,
     "font.size": 12,
@@ -102,14 +103,15 @@ def own_style(salt: str = "bytecap") -> Iterator[None]:
     """
     with matplotlib.rc_context(), _silent():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**SETTINGS, "svg.hashsalt": salt})
+        matplotlib.rcParams.update(SETTINGS)
+        matplotlib.rcParams["svg.hashsalt"] = salt
         yield
 
 
 def new_figure(width: float, height: float, constrained: bool = False) -> Figure:
     """An empty figure of so many pixels."""
-    layout = "constrained" if constrained else None
-    figure = Figure(figsize=(width / 72, height / 72), layout=layout)
+    size = (width / 72, height / 72)
+    figure = Figure(figsize=size, layout="constrained" if constrained else None)
     FigureCanvasAgg(figure)
     return figure
 

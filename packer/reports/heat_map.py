@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from packer.reports.agg import Axes, LogNorm, Rectangle, ScalarMappable, colormaps
 from packer.reports.colours import SOFT, WASH, in_order
@@ -33,7 +34,7 @@ def draw_heat_map(report: Report, paper: Paper) -> None:
     axes.set_xticks([at + 0.5 for at in range(len(roles))], labels, rotation=90 if upright else 0)
     names = ["none" if layer is None else f"{layer}" for layer in layers]
     axes.set_yticks([at + 0.5 for at in range(len(layers))], names)
-    corner = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    corner: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
     axes.annotate("layer", (0, 1), (-6, 6), color=SOFT, ha="right", **corner)
     colours = _colours(report)
     total = sum(row.size_bytes for row in report.rows)
@@ -80,6 +81,10 @@ def _colours(report: Report) -> ScalarMappable:
     return ScalarMappable(LogNorm(low, high), colormaps["viridis"].resampled(COLOURS))
 
 
+def _colour(colours: ScalarMappable, bits: float) -> Any:
+    return colours.cmap(colours.norm(max(bits, 1e-9)))
+
+
 def _draw_cell(
     axes: Axes,
     members: Sequence[TensorRow],
@@ -95,14 +100,14 @@ def _draw_cell(
         return
     strip = width / len(members)
     for index, one in enumerate(members):
-        colour = colours.to_rgba(one.bits_per_weight or 1e-9)
+        colour = _colour(colours, one.bits_per_weight or 0.0)
         box = Rectangle((x + index * strip, y), strip, height, facecolor=colour)
         titled(box, tensor_title(one, total))
         axes.add_patch(box)
     bits = 8 * sum(one.size_bytes for one in members) / sum(one.elements for one in members)
     text, size = f"{bits:.2f}" if bits < 10 else f"{bits:.1f}", 12 if column >= 38 else 9
     if len(text) * LETTER * size <= column - 2:
-        ink = text_on(colours.to_rgba(bits or 1e-9))
+        ink = text_on(_colour(colours, bits))
         place = x + width / 2, y + height / 2
         axes.text(*place, text, fontsize=size, color=ink, ha="center", va="center_baseline")
 
@@ -115,9 +120,11 @@ def _draw_scale(paper: Paper, colours: ScalarMappable) -> None:
     low, high = colours.get_clim()
     bar = paper.figure.colorbar(colours, cax=axes, orientation="horizontal")
     bar.outline.set_visible(False)
-    bar.solids.set_edgecolor("face")  # no seams
+    if bar.solids is not None:
+        bar.solids.set_edgecolor("face")  # no seams
     axes.minorticks_off()
     axes.tick_params(length=0, labelsize=11.5, pad=5)
     axes.set_xticks([low, high], [f"≤ {low:.2f} bits per weight", f"{high:.2f} or more"])
-    for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
-        label.set_ha(side)
+    start, end = axes.get_xticklabels()
+    start.set_horizontalalignment("left")
+    end.set_horizontalalignment("right")

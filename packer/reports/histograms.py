@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -48,14 +49,15 @@ def _draw_panel(one: CodeHistogram, paper: Paper) -> None:
     if first < 0 < last and paper.width > 120:
         places[-first // per_bar] = 0
     axes.set_xticks(list(places), [f"{code}" for code in places.values()], fontsize=11)
-    for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=False):
-        label.set_ha(side)  # at the ends, which come first
+    start, end, *_ = axes.get_xticklabels() * 2  # of one bar both are the same
+    start.set_horizontalalignment("left")
+    end.set_horizontalalignment("right")
     axes.tick_params(length=0)
     entropy = f"entropy {one.entropy_bits:.2f}, takes {one.bits_per_weight:.2f} bits"
     if fitted(entropy, 11, paper.width) != entropy:
         entropy = f"{one.entropy_bits:.2f} → {one.bits_per_weight:.2f} bits"
     name, height = fitted(one.tensor, 13.5, paper.width), axes.bbox.height  # bold letters are wider
-    look = {"transform": axes.transAxes}
+    look: dict[str, Any] = {"transform": axes.transAxes}
     titled(axes.text(0, 1 + 28 / height, name, fontweight="bold", **look), one.tensor)
     titled(axes.text(0, 1 + 12 / height, entropy, fontsize=11, color=SOFT, **look), one.format)
 

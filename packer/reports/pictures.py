@@ -40,10 +40,6 @@ class Paper:
     width: float
     height: float
 
-    @property
-    def wide(self) -> bool:
-        return self.width > 600
-
     def within(self, left: float, top: float, right: float, bottom: float) -> Bounds:
         """All but margins of these widths, in shares of the figure as matplotlib has them."""
         across, down = self.figure.bbox.size

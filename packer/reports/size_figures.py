@@ -77,7 +77,7 @@ def draw_curve(evidence: Evidence, paper: Paper) -> None:
     if curve := curve_points(evidence):
         axes.plot(*zip(*curve, strict=True), color=CURVE, linewidth=2.2, label="best at each size")
     if len(bound := bound_points(evidence)) > 1:
-        line = {"color": BOUND, "linestyle": "--", "linewidth": 1.8}
+        line: dict[str, Any] = {"color": BOUND, "linestyle": "--", "linewidth": 1.8}
         axes.plot(*zip(*bound, strict=True), label="Shannon bound", **line)
     _draw_files(axes, compared)
     _draw_plan(axes, evidence)
@@ -130,7 +130,12 @@ def _dot(
 ) -> None:
     """One point with its title; hollow ones are a ring of their colour around paper."""
     face, edge = (PAPER, colour) if hollow else (colour, PAPER)
-    look = {"markersize": 9, "markeredgewidth": 2 if hollow else 1, "zorder": 3, **more}
+    look: dict[str, Any] = {
+        "markersize": 9,
+        "markeredgewidth": 2 if hollow else 1,
+        "zorder": 3,
+        **more,
+    }
     dots = axes.plot(x, y, "o", markerfacecolor=face, markeredgecolor=edge, **look)
     titled(dots[0], title)
 
@@ -141,7 +146,12 @@ def _draw_plan(axes: Axes, evidence: Evidence) -> None:
     if plan is None or not plan.plan.damage > 0:
         return
     damage = plan.plan.damage
-    above = {"textcoords": "offset points", "xytext": (0, 5), "fontsize": 11, "color": SOFT}
+    above: dict[str, Any] = {
+        "textcoords": "offset points",
+        "xytext": (0, 5),
+        "fontsize": 11,
+        "color": SOFT,
+    }
     if bound is not None:
         axes.plot([bound.total_bytes, total], [damage, damage], color=BOUND, linewidth=1)
         said = f"Shannon bound\n{bound.total_bytes:,} bytes at the plan's damage"
@@ -150,7 +160,7 @@ def _draw_plan(axes: Axes, evidence: Evidence) -> None:
         axes.annotate(f"{bound.total_bytes / total:.2f} ×", middle, ha="center", **above)
     title = f"this plan\n{total:,} bytes\npredicted damage {damage:.4g}"
     _dot(axes, total, damage, ACCENT, title, markersize=12, zorder=4, label="this plan")
-    beside = {"textcoords": "offset points", "xytext": (10, 9)}
+    beside: dict[str, Any] = {"textcoords": "offset points", "xytext": (10, 9)}
     size = EngFormatter(unit="B").format_data(total)
     axes.annotate(f"{size}, {damage:.3g}", (total, damage), **beside)
 
