@@ -82,7 +82,8 @@ def _colours(report: Report) -> ScalarMappable:
 
 
 def _colour(colours: ScalarMappable, bits: float) -> Any:
-    return colours.cmap(colours.norm(max(bits, 1e-9)))
+    positive: Any = max(bits, 1e-9)  # of a logarithm
+    return colours.cmap(colours.norm(positive))
 
 
 def _draw_cell(
