@@ -19,7 +19,7 @@ from packer.reports.pictures import Paper, legend, titled
 DAMAGE_BPB = "damage_bpb"
 SHOWN = (0.5, 1.6)  # of the plan's size: what the curve is drawn for
 BOUND_POINTS = 12
-RECIPE_COLOURS = ("#b07d21", "#23806f", "#9468b8", "#bd6a35", "#a83f7f", "#788593", "#4d8acb")
+RECIPE_COLOURS = ("#4d8acb", "#b07d21", "#23806f", "#9468b8", "#bd6a35", "#a83f7f", "#788593")
 OURS = "ours"
 LEFT = 62.0  # for the numbers at an axis
 Points = list[tuple[float, float]]
