@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -18,6 +17,7 @@ OTHERS = frozenset(
     baseline previous old parent sota prior ratio world pre before original seed seen
     processed scored read""".split()  # noqa: SIM905
 )
+ONE = {"sizes": "size", "artifacts": "artifact", "totals": "total", "models": "model"}
 MEANS = {"mean", "avg", "average", "median"}
 LEAST = {"min", "smallest", "best"}
 PACKED = {"wrapped", "packed", "compressed", "minified"}
@@ -47,7 +47,7 @@ class SizeKey:
 
 def size_key(key: str) -> SizeKey | None:
     """What a key asks for; None for one that asks for no size of the submission."""
-    words = re.findall(r"[a-z]+\d*", re.sub(r"seed\d+", "seed", key.lower()))
+    words = [ONE.get(word, word) for word in re.findall(r"[a-z]+\d*", key.lower())]
     found = set(words)
     if not found & SIZE_WORDS or found & OTHERS:
         return None
@@ -70,15 +70,3 @@ def _kind(words: set[str]) -> Kind | None:
         return Kind.TOTAL
     named = words & {"artifact", "compressed"} or words <= SIZE_WORDS
     return Kind.ARTIFACT if named else None
-
-
-def size_keys(keys: Iterable[str]) -> dict[Kind, list[SizeKey]]:
-    """The keys of each kind, the preferred first and else in their order."""
-    found: dict[Kind, list[SizeKey]] = {kind: [] for kind in Kind}
-    for key in keys:
-        meaning = size_key(key)
-        if meaning is not None:
-            found[meaning.kind].append(meaning)
-    for same in found.values():
-        same.sort(key=lambda one: -one.preferred)
-    return found

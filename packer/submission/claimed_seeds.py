@@ -1,4 +1,5 @@
-"""What a submission.json says of its seeds: an object by seed, or a list of objects."""
+"""What a submission.json says of its seeds: an object by seed, a list of objects, or keys that name
+one, such as val_bpb_seed42."""
 
 from __future__ import annotations
 
@@ -7,8 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from packer.submission.claim_keys import size_key
+
 SEED = re.compile(r"(?:seed)?[_ -]?(\d{1,9})", re.IGNORECASE)
+IN_KEY = re.compile(r"(?:^|[_ -])seed[_ -]?(\d{1,9})(?=$|[_ -])", re.IGNORECASE)
+BY_SEED = re.compile(r"(?:^|[_ -])(?:by|per|each|all)[_ -]seeds?$", re.IGNORECASE)
 PREFERRED = ("seed_results", "seeds")
+# Objects whose keys are numbers may be of steps or layers as well.
+OF_SEEDS = re.compile(r"seed|run|result", re.IGNORECASE)
+OF_SCORES = ("val_bpb", "val_loss", "bpb")
 
 
 @dataclass(frozen=True)
@@ -22,10 +30,43 @@ class SeedClaim:
     steps: int | None
 
 
+def as_seed(value: object) -> str | None:
+    """A seed as it may be written: 42, "42", "seed_42"."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return None
+    match = SEED.fullmatch(str(value).strip())
+    return match[1] if match else None
+
+
+def seed_in_key(key: str) -> tuple[str, str | None]:
+    """(the key without what it says of seeds, the seed that it names or None); a key that is a
+    seed alone leaves nothing.
+    """
+    if SEED.fullmatch(key.strip()):
+        return "", as_seed(key)
+    match = IN_KEY.search(key)
+    if match is None:
+        return BY_SEED.sub("", key), None
+    return (key[: match.start()] + key[match.end() :]).strip("_ -"), match[1]
+
+
 def seed_entries(value: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Seed -> what is said of it, from the first value that says it of every one of them."""
-    keys = [key for key in PREFERRED if key in value] + list(value)
-    return next((found for key in keys if (found := _entries(value[key]))), {})
+    """Seed -> what is said of it, from the first value that says it of every one of them, and from
+    keys that name it.
+    """
+    keys = [key for key in PREFERRED if key in value]
+    keys += [key for key in value if OF_SEEDS.search(key)]
+    told = next((found for key in keys if (found := _entries(value[key]))), {})
+    entries = {seed: dict(one) for seed, one in told.items()}
+    for key, found in value.items():
+        bare, seed = seed_in_key(key)
+        if seed is not None and bare and not isinstance(found, dict | list):
+            entries.setdefault(seed, {}).setdefault(bare, found)
+        elif isinstance(found, dict) and (bare != key or bare in OF_SCORES or size_key(bare)):
+            for inner, one in found.items():
+                if (seed := as_seed(inner)) and not isinstance(one, dict | list):
+                    entries.setdefault(seed, {}).setdefault(bare, one)
+    return entries
 
 
 def _entries(value: Any) -> dict[str, dict[str, Any]]:
@@ -38,7 +79,7 @@ def _entries(value: Any) -> dict[str, dict[str, Any]]:
         pairs = [(str(key), one) for key, one in value.items() if isinstance(one, dict)]
     else:
         return {}
-    found = {match[1]: one for key, one in pairs if (match := SEED.fullmatch(key.strip()))}
+    found = {seed: one for key, one in pairs if (seed := as_seed(key))}
     return found if len(found) == len(pairs) else {}
 
 
@@ -48,7 +89,7 @@ def claimed_seeds(
     """The seeds by number, wherever they are told."""
     told = value.get("seeds", value.get("seed_results"))
     if isinstance(told, list | dict) and not any(isinstance(one, dict) for one in told):
-        seeds = [SEED.fullmatch(str(one).strip()) for one in told]
+        seeds = [as_seed(one) for one in told]
         if all(seeds):
-            return tuple(match[1] for match in seeds if match)
+            return tuple(seed for seed in seeds if seed)
     return tuple(entries)

@@ -8,8 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from packer.submission.claim_keys import UNITS, Kind, SizeKey, size_keys
+from packer.submission.claim_keys import Kind
 from packer.submission.claimed_seeds import SeedClaim, claimed_seeds, seed_entries
+from packer.submission.claimed_sizes import (
+    LARGEST_MODEL,
+    OF_OTHERS,
+    ClaimedNumber,
+    ClaimedSize,
+    claimed_sizes,
+    of_the_seed,
+    of_the_submission,
+    size_of,
+)
 from packer.submission.plain_numbers import plausible, whole
 
 CLAIMS = "submission.json"
@@ -18,29 +28,7 @@ OTHER_BPB_KEYS = ("final_val_bpb", "val_bpb_final", "final_bpb", "mean_bpb", "bp
 NATS_KEYS = ("val_loss", "mean_val_loss", "val_loss_mean")
 TRACK_KEYS = ("track", "category", "submission_type", "record_type", "type")
 FLAGS_OF_TRACK = ("non_record", "is_non_record", "unlimited_compute")
-# Objects with numbers of other runs, or of something else than what is submitted.
-OF_OTHERS = re.compile(
-    r"compliance|baseline|previous|parent|prior|sota|ablation|compar|memory|hardware|gpu|tokenizer|"
-    r"data|train|eval|checkpoint",
-    re.IGNORECASE,
-)
 PLACEHOLDER = re.compile(r"tbd|pending|todo|fill|verify|unknown|n/?a|\?", re.IGNORECASE)
-# 16,265,723 bytes (15.51 MiB): the exact number first
-WITH_UNIT = re.compile(r"[~≈]?\s*([\d,_]*\d(?:\.\d+)?)\s*([a-zA-Z]*)(?:\s*\([^)]*\))?")
-LARGEST_MODEL = 24_000_000  # bytes; a larger "model" is the checkpoint before quantization
-
-
-@dataclass(frozen=True)
-class ClaimedNumber:
-    """A number as written. error: half of its last digit, in bytes, for sizes in MB."""
-
-    key: str
-    value: float
-    error: float
-    written: str
-
-    def means(self, size: int) -> bool:
-        return abs(self.value - size) <= self.error
 
 
 @dataclass(frozen=True)
@@ -82,16 +70,15 @@ def parse_claims(text: str) -> Claims:
         return Claims(problem=f"it holds a {type(value).__name__} where an object belongs")
     compliance = value.get("compliance")
     flags = compliance if isinstance(compliance, dict) else {}
-    # What stands one level down counts where nothing of its kind stands at the top.
     inner = dict(_one_level_down(value))
-    kinds, inner_kinds = size_keys(value), size_keys(inner)
-    odd = [*_odd_sizes(value, kinds), *_odd_numbers(value, (*BPB_KEYS, *NATS_KEYS))]
+    every = claimed_sizes(value)
+    odd = [*_odd_sizes(value, every), *_odd_numbers(value, (*BPB_KEYS, *NATS_KEYS))]
     bpb = _number(value, BPB_KEYS)
     if bpb is None:
         key, bpb = _bpb_elsewhere(value, inner)
         odd += [f"it claims {bpb} as {key}; the contest reads val_bpb"] if key else []
     entries = seed_entries(value)
-    sizes = {kind: _size(value, kinds[kind]) or _size(inner, inner_kinds[kind]) for kind in Kind}
+    sizes = {kind: of_the_submission(every, kind) for kind in Kind}
     model = sizes[Kind.MODEL]
     if model is not None and model.value > LARGEST_MODEL:
         odd.append(f"{model.key} is {model.written}, the checkpoint's rather than an artifact's")
@@ -104,7 +91,7 @@ def parse_claims(text: str) -> Claims:
         bpb=bpb,
         nats=_number(value, NATS_KEYS),
         seeds=claimed_seeds(value, entries),
-        seed_claims=tuple(_seed_claim(seed, said) for seed, said in entries.items()),
+        seed_claims=tuple(_seed_claim(seed, said, every) for seed, said in entries.items()),
         train_seconds=_number(value, ("wallclock_seconds", "train_time_seconds")),
         eval_seconds=_number(value, ("eval_time_seconds",)),
         steps=whole(value.get("step_stop")),
@@ -140,9 +127,8 @@ def _bpb_elsewhere(
     return None, None
 
 
-def _seed_claim(seed: str, said: Mapping[str, Any]) -> SeedClaim:
-    kinds = size_keys(said)
-    size = _size(said, [*kinds[Kind.ARTIFACT], *kinds[Kind.TOTAL]])
+def _seed_claim(seed: str, said: Mapping[str, Any], sizes: Iterable[ClaimedSize]) -> SeedClaim:
+    size = of_the_seed(sizes, seed)
     return SeedClaim(
         seed,
         _number(said, ("val_bpb", "bpb")),
@@ -152,45 +138,16 @@ def _seed_claim(seed: str, said: Mapping[str, Any]) -> SeedClaim:
     )
 
 
-def _size(value: Mapping[str, Any], keys: Iterable[SizeKey]) -> ClaimedNumber | None:
-    """The first key that holds a size: in bytes, with a unit, or a bare number of megabytes.
-
-    A mean is none: it is no run's.
-    """
-    keys = [key for key in keys if key.of == "largest"]
-    return next((size for key in keys if (size := size_of(value.get(key.key), key))), None)
-
-
-def size_of(found: Any, key: SizeKey) -> ClaimedNumber | None:
-    """What is written under a key, as a size; None where it is none."""
-    if isinstance(found, bool) or not isinstance(found, int | float | str) or not found:
-        return None
-    match = WITH_UNIT.fullmatch(str(found).strip())
-    unit = UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None:
-        return None
-    digits = match[1].replace(",", "").replace("_", "")
-    number = plausible(digits)
-    if number is None:
-        return None
-    unit = unit if match[2] else key.unit
-    in_bytes = match[2] or (key.kind is Kind.CODE and "." not in digits)
-    if unit == 1 and number < 1000 and not in_bytes:
-        unit = UNITS["mb"]
-    decimals = len(digits.partition(".")[2])
-    error = unit * 10.0**-decimals / 2 if unit > 1 else 0.0
-    return ClaimedNumber(key.key, number * unit, error, str(found))
-
-
-def _odd_sizes(value: Mapping[str, Any], kinds: Mapping[Kind, list[SizeKey]]) -> Iterator[str]:
-    for key in (key for same in kinds.values() for key in same):
-        found = value[key.key]
-        if isinstance(found, str) and size_of(found, key) is not None and key.unit > 1:
+def _odd_sizes(value: Mapping[str, Any], sizes: Iterable[ClaimedSize]) -> Iterator[str]:
+    for one in (one for one in sizes if len(one.path) == 1 and one.seed is None):
+        size = size_of(one.written, one.key)
+        if isinstance(one.written, str):
+            if size is None or one.key.unit == 1:
+                yield from _odd_numbers(value, (one.name,))
             continue
-        yield from _odd_numbers(value, (key.key,))
-        size = None if isinstance(found, str) else size_of(found, key)
-        if "bytes" in key.key and size is not None and size.error:
-            yield f"{key.key} is {found}, which is megabytes, not bytes"
+        yield from _odd_numbers(value, (one.name,))
+        if "bytes" in one.name and size is not None and size.error:
+            yield f"{one.name} is {one.written}, which is megabytes, not bytes"
 
 
 def _odd_numbers(value: Mapping[str, Any], keys: Iterable[str]) -> Iterator[str]:

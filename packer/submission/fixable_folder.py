@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class Folder:
     an artifact of ours. artifact_bytes: its size, or the largest that a log names. others: runs
     whose artifacts are not here -> their model bytes. code: all that runs, the entry first;
     executed: those of it that are run by their file names. claims: None without a file.
+    seeds: seed -> model bytes of the runs that tell theirs; own_seed: of the artifact's run.
     """
 
     root: Path
@@ -36,6 +38,8 @@ class Folder:
     code: tuple[SourceFile, ...]
     executed: frozenset[str]
     claims: Mapping[str, Any] | None
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    own_seed: str | None = None
 
     @property
     def code_bytes(self) -> int:
@@ -92,7 +96,18 @@ def read_folder(
         submission.whole_code,
         frozenset(file.path for file in submission.executed),
         None if submission.claims is None else submission.claims.value,
+        _by_seed(runs),
+        next((str(r.seed) for r in runs if r.artifact is artifact and r.seed is not None), None)
+        if artifact
+        else None,
     )
+
+
+def _by_seed(runs: Sequence[RunAccount]) -> dict[str, int]:
+    """Seed -> model bytes, of seeds with one run."""
+    found = [(str(run.seed), _model_bytes(run)) for run in runs if run.seed is not None]
+    seeds = Counter(seed for seed, _ in found)
+    return {seed: size for seed, size in found if size is not None and seeds[seed] == 1}
 
 
 def _refuse_stub(submission: Submission, runs: Sequence[RunAccount]) -> None:

@@ -260,7 +260,11 @@ def _fixed(
     """new_bytes: of a new artifact; None where all models are as they were."""
     here = () if folder.artifact is None else (folder.artifact_bytes,)
     before = (*here, *folder.others.values())
-    sizes = TrueSizes(code_bytes, before if new_bytes is None else (new_bytes,), before)
+    models = before if new_bytes is None else (new_bytes,)
+    seeds = {seed: (size, size) for seed, size in folder.seeds.items()}
+    if new_bytes is not None and folder.own_seed in seeds:
+        seeds[folder.own_seed] = (new_bytes, folder.artifact_bytes)
+    sizes = TrueSizes(code_bytes, models, before, seeds)
     contents = dict(files)
     changed: Mapping[str, tuple[Any, Any]] = {}
     if folder.claims is not None:
@@ -268,7 +272,8 @@ def _fixed(
         contents[CLAIMS] = (json.dumps(claims, indent=2, ensure_ascii=False) + "\n").encode()
     model = folder.largest_model if new_bytes is None else new_bytes
     is_as_it_was = new_bytes is None and code_bytes == folder.code_bytes
-    if len(before) > 1 and not is_as_it_was and seed_entries(folder.claims or {}):
+    unknown = seed_entries(folder.claims or {}).keys() - seeds.keys()
+    if len(before) > 1 and not is_as_it_was and unknown:
         told = "what submission.json says of each seed is as it was: correct the sizes there"
         to_do = (*to_do, told)
     return FixedFolder(contents, dropped, what, code_bytes, model, cap_bytes, to_do, changed)

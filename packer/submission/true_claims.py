@@ -5,27 +5,37 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from packer.submission.claim_keys import Kind, SizeKey, size_key
-from packer.submission.claimed_seeds import seed_entries
-from packer.submission.claims import size_of
+from packer.submission.claim_keys import Kind, SizeKey
+from packer.submission.claimed_sizes import ClaimedSize, claimed_sizes, size_of
 
 BOX = "artifact_under_16mb"
 
 
 @dataclass(frozen=True)
 class TrueSizes:
-    """code: bytes. models: of the runs that are claimed, in bytes. before: all that there were."""
+    """code: bytes. models: of the runs that are claimed, in bytes. before: all that there were.
+
+    seeds: seed -> (model, model before) of the runs whose seeds are known.
+    """
 
     code: int
     models: Sequence[int]
     before: Sequence[int]
+    seeds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
         return self.code + max(self.models)
+
+    def of_seed(self, seed: str) -> TrueSizes | None:
+        """Of one seed's run; None where it is not known which that is."""
+        if seed not in self.seeds:
+            return None
+        model, before = self.seeds[seed]
+        return TrueSizes(self.code, (model,), (before,))
 
 
 def corrected_claims(
@@ -37,21 +47,19 @@ def corrected_claims(
     which of the two is told by the old value. A mean stays one. Means and least values stay as they
     are where some runs changed and others, whose artifacts are not here, did not.
     """
-    meanings = [meaning for key in claims if (meaning := size_key(key)) is not None]
-    wanted: dict[str, Any] = {}
-    if not any(meaning.kind is Kind.TOTAL for meaning in meanings):
-        wanted["bytes_total"] = sizes.total
-    for meaning in meanings:
-        size = _true_size(meaning, claims[meaning.key], sizes)
+    every = claimed_sizes(claims)
+    found = copy.deepcopy(dict(claims))
+    changed: dict[str, tuple[Any, Any]] = {}
+    if not any(one.key.kind is Kind.TOTAL and len(one.path) == 1 for one in every):
+        found["bytes_total"], changed["bytes_total"] = sizes.total, (None, sizes.total)
+    for one in every:
+        own = _sizes_of(one, every, sizes)
+        size = None if own is None else _true_size(one.key, one.written, own)
         if size is not None:
-            wanted[meaning.key] = _spelled(meaning, claims[meaning.key], size)
-    found = {**claims, **wanted}
-    changed = {
-        key: (claims.get(key), value) for key, value in wanted.items() if claims.get(key) != value
-    }
-    if len(sizes.before) == 1:
-        found, of_the_seed = _corrected_seed(found, sizes)
-        changed |= of_the_seed
+            new = _spelled(one.key, one.written, size)
+            if new != one.written:
+                _put(found, one.path, new)
+                changed[one.name] = (one.written, new)
     compliance = claims.get("compliance")
     if isinstance(compliance, dict) and BOX in compliance:
         fits = sizes.total <= cap_bytes
@@ -61,23 +69,23 @@ def corrected_claims(
     return found, changed
 
 
-def _corrected_seed(
-    claims: Mapping[str, Any], sizes: TrueSizes
-) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
-    """The same of what is said of one seed, where there is one, and one run, which is its."""
-    found = copy.deepcopy(dict(claims))
-    entries = seed_entries(found)
-    changed: dict[str, tuple[Any, Any]] = {}
-    if len(entries) == 1:
-        ((seed, entry),) = entries.items()
-        for key, old in list(entry.items()):
-            meaning = size_key(key)
-            size = None if meaning is None else _true_size(meaning, old, sizes)
-            if meaning is not None and size is not None:
-                entry[key] = _spelled(meaning, old, size)
-                if entry[key] != old:
-                    changed[f"seed {seed}: {key}"] = (old, entry[key])
-    return found, changed
+def _sizes_of(one: ClaimedSize, every: Sequence[ClaimedSize], sizes: TrueSizes) -> TrueSizes | None:
+    """The sizes that a claim is of; None where it is of one of several runs, and nothing tells of
+    which."""
+    if one.seed is not None and one.seed in sizes.seeds:
+        return sizes.of_seed(one.seed)
+    several = len(sizes.before) > 1
+    if one.seed is not None:
+        alone = len({other.seed for other in every if other.seed is not None}) == 1
+        return sizes if alone and not several else None
+    in_a_list = any(isinstance(part, int) for part in one.path)
+    return None if in_a_list and several else sizes
+
+
+def _put(found: Any, path: Sequence[str | int], new: Any) -> None:
+    for part in path[:-1]:
+        found = found[part]
+    found[path[-1]] = new
 
 
 def _true_size(key: SizeKey, old: Any, sizes: TrueSizes) -> float | None:

@@ -1,0 +1,145 @@
+"""The sizes in a submission.json: at the top, one level down, by seed, in lists of artifacts.
+
+One walk for the checker, which reads them, and for `packer fix`, which corrects them in place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from packer.submission.claim_keys import UNITS, Kind, SizeKey, size_key
+from packer.submission.claimed_seeds import as_seed, seed_in_key
+from packer.submission.plain_numbers import plausible
+
+# Objects with numbers of other runs, or of something else than what is submitted.
+OF_OTHERS = re.compile(
+    r"compliance|baseline|previous|parent|prior|sota|ablation|compar|memory|hardware|gpu|tokenizer|"
+    r"data|train|eval|checkpoint",
+    re.IGNORECASE,
+)
+# 16,265,723 bytes (15.51 MiB): the exact number first
+WITH_UNIT = re.compile(r"[~≈]?\s*([\d,_]*\d(?:\.\d+)?)\s*([a-zA-Z]*)(?:\s*\([^)]*\))?")
+LARGEST_MODEL = 24_000_000  # bytes; a larger "model" is the checkpoint before quantization
+OF_ARTIFACTS = re.compile(r"artifact|size|submission", re.IGNORECASE)  # lists of them
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class ClaimedNumber:
+    """A number as written. error: half of its last digit, in bytes, for sizes in MB."""
+
+    key: str
+    value: float
+    error: float
+    written: str
+
+    def means(self, size: int) -> bool:
+        return abs(self.value - size) <= self.error
+
+
+@dataclass(frozen=True)
+class ClaimedSize:
+    """One size. path: keys and numbers in lists from the top to it. seed: whose it is; None for
+    the submission's. written: as it stands there.
+    """
+
+    path: Path
+    key: SizeKey
+    seed: str | None
+    written: Any
+
+    @property
+    def name(self) -> str:
+        return ".".join(map(str, self.path))
+
+
+def claimed_sizes(value: Mapping[str, Any]) -> list[ClaimedSize]:
+    """Every size of the submission or of one seed, in file order."""
+    return list(_in_object(value, (), "", None))
+
+
+def _in_object(
+    value: Mapping[str, Any], path: Path, around: str, seed: str | None
+) -> Iterator[ClaimedSize]:
+    """around: the key that the object stands under, where it asks for a size; else empty."""
+    told = as_seed(value.get("seed")) or seed
+    for key, found in value.items():
+        bare, own = seed_in_key(key)
+        whose = own or told
+        meaning = size_key(bare) or (size_key(f"{around}_{bare}") if around else None)
+        if isinstance(found, dict | list):
+            # Deeper down are the numbers of variants, unless they are of a seed.
+            if not OF_OTHERS.search(key) and (not path or whose):
+                yield from _within(found, (*path, key), bare if meaning else "", whose)
+        elif meaning is not None:
+            yield ClaimedSize((*path, key), meaning, whose, found)
+
+
+def _within(found: Any, path: Path, around: str, seed: str | None) -> Iterator[ClaimedSize]:
+    if isinstance(found, dict):
+        yield from _in_object(found, path, around, seed)
+        return
+    of_artifacts = OF_ARTIFACTS.search(str(path[-1])) is not None
+    for number, one in enumerate(found):
+        meaning = size_key(around) if around else None
+        if isinstance(one, dict) and (of_artifacts or as_seed(one.get("seed"))):
+            yield from _in_object(one, (*path, number), around, seed)
+        elif meaning is not None and not isinstance(one, dict | list):
+            yield ClaimedSize((*path, number), meaning, seed, one)
+
+
+def of_the_submission(sizes: Iterable[ClaimedSize], kind: Kind) -> ClaimedNumber | None:
+    """The size of a kind that a reader takes: of the top before deeper ones, of the preferred key
+    before others, and of several numbers under one key the largest. A mean is none: it is no run's.
+    """
+    best: tuple[tuple[bool, int], Path] | None = None
+    found: ClaimedNumber | None = None
+    for one in sizes:
+        size = size_of(one.written, one.key) if one.seed is None else None
+        if one.key.kind is not kind or one.key.of != "largest" or size is None:
+            continue
+        rank, where = (len(one.path) == 1, one.key.preferred), _without_numbers(one.path)
+        is_larger = best is not None and found is not None and size.value > found.value
+        if best is None or rank > best[0] or (rank == best[0] and where == best[1] and is_larger):
+            best, found = (rank, where), replace(size, key=one.name)
+    return found
+
+
+def _without_numbers(path: Path) -> Path:
+    return tuple(part for part in path if isinstance(part, str))
+
+
+def of_the_seed(sizes: Iterable[ClaimedSize], seed: str) -> ClaimedNumber | None:
+    """The size of one seed's run: of its artifact, or else its total."""
+    own = [one for one in sizes if one.seed == seed and one.key.of == "largest"]
+    for kind in (Kind.ARTIFACT, Kind.TOTAL):
+        same = sorted((one for one in own if one.key.kind is kind), key=lambda o: -o.key.preferred)
+        found = next((size for o in same if (size := size_of(o.written, o.key))), None)
+        if found is not None:
+            return found
+    return None
+
+
+def size_of(found: Any, key: SizeKey) -> ClaimedNumber | None:
+    """What is written under a key, as a size: in bytes, with a unit, or a bare number of megabytes;
+    None where it is none."""
+    if isinstance(found, bool) or not isinstance(found, int | float | str) or not found:
+        return None
+    match = WITH_UNIT.fullmatch(str(found).strip())
+    unit = UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        return None
+    digits = match[1].replace(",", "").replace("_", "")
+    number = plausible(digits)
+    if number is None:
+        return None
+    unit = unit if match[2] else key.unit
+    in_bytes = match[2] or (key.kind is Kind.CODE and "." not in digits)
+    if unit == 1 and number < 1000 and not in_bytes:
+        unit = UNITS["mb"]
+    decimals = len(digits.partition(".")[2])
+    error = unit * 10.0**-decimals / 2 if unit > 1 else 0.0
+    return ClaimedNumber(key.key, number * unit, error, str(found))
