@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
 from packer.submission.claims import Claims
 from packer.submission.folder import Submission
-from packer.submission.track import other_gpus
+from packer.submission.track import other_hardware
 from packer.submission.training_log import TrainingLog
 
 # The loop looks at the clock between steps, so the last one may end a little late.
@@ -23,7 +23,7 @@ def train_time(submission: Submission, options: Options) -> Finding:
     if not any(point.status is not Status.UNKNOWN for point in points) and claims is not None:
         if claims.train_seconds is not None and claims.train_seconds > options.train_seconds + 1:
             text = f"submission.json says {claims.train_seconds:g} s of training"
-            points.append(Point(Status.FAIL, text))
+            points.append(_elsewhere(Point(Status.FAIL, text), None, claims))
         elif claims.train_seconds is not None:
             text = f"submission.json says {claims.train_seconds:g} s, and no log confirms it"
             points.append(Point(Status.UNKNOWN, text))
@@ -76,18 +76,18 @@ def eval_time(submission: Submission, options: Options) -> Finding:
     claims = submission.claims
     if claims is not None and (claims.eval_seconds or 0.0) > options.eval_seconds:
         text = f"submission.json says {claims.eval_seconds:g} s of evaluation"
-        points.append(Point(Status.FAIL, text))
+        points.append(_elsewhere(Point(Status.FAIL, text), None, claims))
     if not points:
         return unknown("eval-time", "no log tells the evaluation time")
     return _of_track(submission, "eval-time", points, f"takes at most {options.eval_seconds:g} s")
 
 
-def _elsewhere(point: Point, log: TrainingLog, claims: Claims | None) -> Point:
-    """The limits are for eight GPUs: seconds on other machines do not tell."""
-    gpus = other_gpus(log, claims)
-    if gpus is None or point.status is not Status.FAIL:
+def _elsewhere(point: Point, log: TrainingLog | None, claims: Claims | None) -> Point:
+    """The limits are for eight H100: seconds on other machines do not tell."""
+    other = other_hardware(log, claims)
+    if other is None or point.status is not Status.FAIL:
         return point
-    text = f"{point.text}; but it ran on {gpus} GPU{'s' * (gpus != 1)}, and the limit is for 8"
+    text = f"{point.text}; but it ran on {other}, and the limit is for 8 H100"
     return Point(Status.UNKNOWN, text)
 
 

@@ -20,6 +20,7 @@ from packer.submission.claimed_sizes import (
     of_the_submission,
     size_of,
 )
+from packer.submission.hardware import Hardware, claimed_hardware
 from packer.submission.plain_numbers import plausible, whole
 
 CLAIMS = "submission.json"
@@ -34,7 +35,7 @@ PLACEHOLDER = re.compile(r"tbd|pending|todo|fill|verify|unknown|n/?a|\?", re.IGN
 @dataclass(frozen=True)
 class Claims:
     """total, code, model: sizes; artifact: the model, or the total. flags: compliance booleans by
-    name. track, hardware: as written.
+    name. track: as written.
 
     problem: why the file is no JSON object; nothing else is set then. odd: values that are not
     what their key asks for, such as "TBD". value: the whole object.
@@ -54,7 +55,7 @@ class Claims:
     steps: int | None = None
     flags: Mapping[str, bool] = field(default_factory=dict)
     track: str = ""
-    hardware: str = ""
+    hardware: Hardware = field(default_factory=Hardware)
     text: str = ""
     odd: tuple[str, ...] = ()
     value: Mapping[str, Any] = field(default_factory=dict)
@@ -97,7 +98,7 @@ def parse_claims(text: str) -> Claims:
         steps=whole(value.get("step_stop")),
         flags={key: flag for key, flag in flags.items() if isinstance(flag, bool)},
         track=_track(value),
-        hardware=str(value.get("hardware", "")),
+        hardware=claimed_hardware(value),
         text=" ".join(str(value.get(key, "")) for key in ("name", "blurb", "technique_summary")),
         odd=tuple(odd),
         value=value,

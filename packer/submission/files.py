@@ -8,7 +8,7 @@ from pathlib import Path
 
 from packer.errors import SubmissionError
 from packer.submission.log_copies import without_copies
-from packer.submission.training_log import TrainingLog, parse_log
+from packer.submission.training_log import TrainingLog, parse_logs
 from packer.texts import HEAD_BYTES, TAIL_BYTES, Text, read_text
 
 MAX_FILES = 20_000
@@ -106,16 +106,28 @@ def read_logs(files: Files) -> Logs:
             silent.append(f"{files.name(path)} is compressed; unpack it to have it read")
     for path in named[:MAX_LOGS]:
         text = text_of(files, path, notes)
-        log = parse_log(text.text, files.name(path))
-        if log.says_something:
-            logs.append(log)
-        elif path.suffix.lower() == ".log" or any(w in path.name.lower() for w in CALLED_LOG):
-            silent.append(f"{log.name} {_why_silent(text)}")
+        name = files.name(path)
+        found, count = parse_logs(text.text, name, MAX_LOGS)
+        logs += found
+        if count > 1:
+            notes.append(f"{name} holds {count:,} runs, one after the other{_first_of(count)}")
+        elif not found and _is_called_log(path):
+            silent.append(f"{name} {_why_silent(text)}")
     if len(named) > MAX_LOGS:
         notes.append(f"{len(named):,} files could be logs; the first {MAX_LOGS} are read")
-    kept, copies = without_copies(logs)
+    if len(logs) > MAX_LOGS:
+        notes.append(f"the logs hold {len(logs):,} runs; the first {MAX_LOGS} are read")
+    kept, copies = without_copies(logs[:MAX_LOGS])
     notes += [f"{copy} is a copy of {log}; it counts once" for copy, log in copies]
     return Logs(kept, copies, tuple(silent), (*notes, *silent))
+
+
+def _first_of(count: int) -> str:
+    return f"; the first {MAX_LOGS} are read" if count > MAX_LOGS else ""
+
+
+def _is_called_log(path: Path) -> bool:
+    return path.suffix.lower() == ".log" or any(word in path.name.lower() for word in CALLED_LOG)
 
 
 def _why_silent(text: Text) -> str:

@@ -88,6 +88,13 @@ def parse_sizes(lines: Iterable[str], parameters: int | None) -> dict[str, Any]:
     }
 
 
+def tells_a_size(line: str) -> bool:
+    """Whether a line says what an artifact takes, as scripts do when they have made one."""
+    sizes = Sizes()
+    _read(line, sizes)
+    return bool(sizes.totals or sizes.artifact or set(sizes.models) - {""})
+
+
 def _read(line: str, sizes: Sizes) -> None:
     for pattern in MODELS:
         if match := pattern.match(line):

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from packer.submission.claims import Claims
+from packer.submission.hardware import Hardware, hardware_in
 from packer.submission.training_log import TrainingLog
 
-CONTEST_GPUS = 8
 UNLIMITED = re.compile(r"non[-_ ]?record|unlimited", re.IGNORECASE)
 RECORD = re.compile(r"10[-_ ]?min|(?<!non)[-_ ]record|^record", re.IGNORECASE)
 # In a README the words must be said of this submission: records are compared with such runs.
@@ -23,10 +23,6 @@ README = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 README_START = 4_000  # letters
-GPUS = re.compile(
-    r"(?<![\w.])(\d{1,4})(?: ?[x×*] ?(?:nvidia |amd |geforce )*(?:rtx |gtx )?[a-z]*\d| gpus?\b)",
-    re.IGNORECASE,
-)
 
 
 def unlimited_by(folder: str, claims: Claims | None, readme: str | None) -> str | None:
@@ -51,10 +47,12 @@ def unlimited_by(folder: str, claims: Claims | None, readme: str | None) -> str 
     return None
 
 
-def other_gpus(log: TrainingLog, claims: Claims | None) -> int | None:
-    """The number of GPUs of a run that was not on the contest's eight; None where nothing says."""
-    if log.world_size is not None:
-        return log.world_size if log.world_size != CONTEST_GPUS else None
-    told = GPUS.search(claims.hardware) if claims is not None else None
-    count = int(told[1]) if told else CONTEST_GPUS
-    return count if count != CONTEST_GPUS else None
+def other_hardware(log: TrainingLog | None, claims: Claims | None) -> str | None:
+    """A machine that is not the contest's, in words: by the log, or else by submission.json; None
+    where nothing says so.
+    """
+    claimed = claims.hardware if claims is not None else Hardware()
+    gpus = log.world_size if log is not None and log.world_size is not None else claimed.gpus
+    model = log.gpu if log is not None and log.gpu is not None else None
+    named = claimed.model if model is None else hardware_in(model).model
+    return Hardware(gpus, named).other

@@ -1,9 +1,9 @@
 """What a training log says of sizes, scores, times and seeds, through its known traps.
 
-A log may begin with the whole source of its script, so every pattern stands at the start of a line
-and wants digits, and what lies before the first ruler is left out. The last of several equal lines
-counts: pruning prints a total after every attempt. Names of metrics are what the script printed, as
-labels of sizes are (packer.submission.log_sizes). The companion trainer has lines of its own
+Sources that are dumped into a log are left out (packer.submission.log_lines); still every pattern
+stands at the start of a line and wants digits. The last of several equal lines counts: pruning
+prints a total after every attempt. Names of metrics are what the script printed, as labels of sizes
+are (packer.submission.log_sizes). The companion trainer has lines of its own
 (packer.submission.own_log).
 """
 
@@ -14,15 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from packer.submission.log_lines import lines_of, runs_in
 from packer.submission.log_sizes import NUMBER, integer, parse_sizes
 from packer.submission.log_times import DURATION, STEP, parse_times, seconds
 from packer.submission.own_log import SCORE_NAME, parse_own
-
-MAX_LINE = 2_000  # letters; what no log line needs is not searched
-RULER = re.compile(r"^={60,}\s*$", re.MULTILINE)
-ABSURD = re.compile(r"(?:\d[,_]?){19}")  # digits in a row; no size or count has so many
-PLAIN_STEP = re.compile(r"(?:step:\s*)?\d{1,12}/\d{1,12}:?\s+train_(?:loss|time)")
-PREFIX = re.compile(r"^(?:\[[^\]\n]{1,40}\]:?\s*|\d{4}-\d\d-\d\d[ T][\d:.,]+\s*)+")
 
 SCORE = re.compile(
     r"(?P<name>[A-Za-z][\w\-+.()/\[\]: ]{0,60}?)[: ]+"
@@ -49,6 +44,12 @@ SINGLE = {
     ),
     "model_dim": re.compile(rf"model_dim[:=]\s*{NUMBER}"),
 }
+# A line of nvidia-smi, or what a script prints of its device.
+GPU = re.compile(
+    r"(?:\|\s+\d+\s+|.*\b(?:gpu|device)(?:_name| name| \d)?\s*[:=]\s*)"
+    r"((?:nvidia |amd |apple |tesla )[\w -]{2,40}?)(?:\s{2,}|\s*$|[,;(|])",
+    re.IGNORECASE,
+)
 TOKENIZER = re.compile(r"fineweb_(\d+)_bpe|fineweb10B_sp(\d+)")
 SEED_IN_NAME = re.compile(r"(?:seed|s)[_\-]?(\d{1,6})(?=\D|$)", re.IGNORECASE)
 BEFORE_QUANTIZATION = re.compile(r"diagnostic (?!quantized)|pre-?quant|post_ema|post-ema", re.I)
@@ -81,7 +82,8 @@ class TrainingLog:
     train_seconds: of the training loop; calibration_seconds: of what follows it and reads data,
     None where calibration is spoken of without a time; calibration_line: that first speaks of it
     after the loop's last step; own_text: on self-generated or random text.
-    eval_seconds: of the whole evaluation, where the log adds it up. world_size: GPUs of the run.
+    eval_seconds: of the whole evaluation, where the log adds it up. world_size: GPUs of the
+    run; gpu: their name.
     """
 
     name: str
@@ -111,6 +113,7 @@ class TrainingLog:
     fallback: str | None = None
     mib: str | None = None
     world_size: int | None = None
+    gpu: str | None = None
 
     @property
     def total_bytes(self) -> int | None:
@@ -146,40 +149,39 @@ def _pick(sizes: tuple[tuple[str, int], ...]) -> int | None:
 
 
 def parse_log(text: str, name: str) -> TrainingLog:
-    """The facts in a log; every fact may be missing."""
-    lines = list(_lines(text))
-    facts: dict[str, Any] = {**_singles(lines, name), **parse_times(lines)}
+    """The facts in a log, taken for one run; every fact may be missing."""
+    return _parse(list(lines_of(text)), name, name)
+
+
+def parse_logs(text: str, name: str, most: int) -> tuple[tuple[TrainingLog, ...], int]:
+    """(the logs of the runs in a file, at most so many; the number of runs that say something).
+
+    Where there are several, each has its number in its name, and what the file is called tells no
+    seed.
+    """
+    runs = runs_in(list(lines_of(text)))
+    if len(runs) == 1:
+        log = _parse(runs[0], name, name)
+        return ((log,), 1) if log.says_something else ((), 0)
+    found = [_parse(lines, f"{name} (run {n})", "") for n, lines in enumerate(runs[:most], 1)]
+    return tuple(log for log in found if log.says_something), len(runs)
+
+
+def _parse(lines: list[str], name: str, called: str) -> TrainingLog:
+    """called: what may tell a seed."""
+    facts: dict[str, Any] = {**_singles(lines, called), **parse_times(lines)}
     facts |= parse_sizes(lines, facts.get("parameters"))
     tokenizer = TOKENIZER.search("\n".join(lines))
     if "vocab_size" not in facts and tokenizer is not None:
         facts["vocab_size"] = int(tokenizer[1] or tokenizer[2])
     facts["case_operators"] = any("caseops" in line.lower() for line in lines)
+    facts["gpu"] = next((match[1] for line in lines if (match := GPU.match(line))), None)
     facts["fallback"] = next((line for line in lines if FALLBACK.search(line)), None)
     scores = tuple(_scores(lines))
     own, score = parse_own(lines)
     if score is not None:
         scores += (LoggedScore(SCORE_NAME, score.nats, score.bpb, score.digits, True, None),)
     return TrainingLog(name=name, scores=scores, **{**facts, **own})
-
-
-def _lines(text: str) -> Iterator[str]:
-    """Lines after the dump of the source, without indentation and prefixes of launchers, and
-    without those whose numbers no run could have; of steps in a row only the last."""
-    ruler = RULER.search(text)
-    if ruler is not None and "import " in text[: ruler.start()]:
-        text = text[ruler.end() :]
-    step = None
-    for whole in text.splitlines():
-        line = PREFIX.sub("", whole[:MAX_LINE].strip())
-        if PLAIN_STEP.match(line):
-            step = line
-        elif ABSURD.search(line) is None:
-            if step is not None:
-                yield step
-                step = None
-            yield line
-    if step is not None:
-        yield step
 
 
 def _singles(lines: list[str], name: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packer.submission.training_log import parse_log
+from packer.submission.training_log import parse_log, parse_logs
 
 RULER = "=" * 100
 DUMP = f'''import torch
@@ -191,3 +191,83 @@ def test_any_text_is_read(text: str) -> None:
 def test_any_lines_in_any_order_are_read(lines: list[str]) -> None:
     log = parse_log("\n".join(lines), "any.log")
     assert log.total_bytes in (None, 15_863_489, 88_888_888)
+
+
+def run_of(seed: int, *, steps: int = 7000, header: bool = True, source: str = "") -> str:
+    """One run as it is written behind others; the last step is the same in all."""
+    start = f"{source}seed:{seed}\nworld_size:8\nmodel_params:17059912\n" if header else ""
+    return (
+        f"{start}step:0/20000 val_loss:6.9357 val_bpb:4.1077 train_time:0ms\n"
+        f"step:{steps}/20000 val_loss:2.06{seed} val_bpb:1.21{seed} train_time:59{seed}000ms\n"
+        "Serialized model: 67224983 bytes\nCode size: 47642 bytes\n"
+        f"Serialized model int6+zstd: 1581584{seed} bytes\n"
+        f"Total submission size int6+zstd: 1586348{seed} bytes\n"
+        f"final_int6_roundtrip_exact val_loss:2.0726993{seed} val_bpb:1.2243657{seed}\n"
+    )
+
+
+SOURCE = f"import torch\ntorch.manual_seed(0)\ngenerator = new(seed=77)\nseed:99\n{'=' * 100}\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        run_of(1) + run_of(2) + run_of(3),
+        run_of(1) + run_of(2, header=False) + run_of(3, header=False),
+        "".join(run_of(n, source=SOURCE) for n in (1, 2, 3)),
+        "".join(run_of(n).replace("val_loss:6.9357", "train_loss:6.9") for n in (1, 2, 3)),
+        "\n\n".join("=" * 80 + "\n" + run_of(n) for n in (1, 2, 3)),
+        "".join(run_of(n).replace("\nstep:0/", "\n0/") for n in (1, 2, 3)),
+        "".join(f"seed:{n}\n" + "\n".join(run_of(n).splitlines()[5:]) + "\n" for n in (1, 2, 3)),
+    ],
+)
+def test_runs_that_follow_each_other_in_a_file_are_told_apart(text: str) -> None:
+    logs, count = parse_logs(text, "all.log", 200)
+    assert count == 3 and [log.name for log in logs] == [f"all.log (run {n})" for n in (1, 2, 3)]
+    assert [log.total_bytes for log in logs] == [15863481, 15863482, 15863483]
+    if "seed:2" in text:
+        assert [log.seed for log in logs] == [1, 2, 3]
+    assert [log.scores[-1].bpb for log in logs] == [1.22436571, 1.22436572, 1.22436573]
+    assert len(parse_logs(text, "all.log", 2)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        run_of(1),
+        BASELINE,
+        # Test-time training after the score, and a table of what was found.
+        run_of(1) + "step:0/50 val_loss:2.01 val_bpb:1.2\nfinal_ttt val_loss:2.0 val_bpb:1.19\n",
+        run_of(1) + "seed:1\nfinal_ttt_exact val_loss:2.0 val_bpb:1.19\nttt seed=5\n",
+        # An export in the middle, and a run that was begun again.
+        "seed:1\nstep:9/99 val_loss:2.1 val_bpb:1.3\nSerialized model int6: 15 bytes\n"
+        "step:19/99 val_loss:2.1 val_bpb:1.3\nSerialized model int6: 15 bytes\n",
+        "seed:1\nstep:9/99 val_loss:2.1 val_bpb:1.3\nseed:1\n" + run_of(1),
+    ],
+)
+def test_what_is_one_run_stays_one(text: str) -> None:
+    logs, count = parse_logs(text, "train_seed1.log", 200)
+    assert count == 1 and [log.name for log in logs] == ["train_seed1.log"]
+
+
+def test_the_name_of_a_file_with_several_runs_is_no_seed() -> None:
+    logs, _ = parse_logs(run_of(1) + run_of(2, header=False), "train_seed9.log", 200)
+    assert [(log.seed, log.named_seed) for log in logs] == [(1, None), (None, None)]
+
+
+@pytest.mark.parametrize(
+    ("line", "gpu"),
+    [
+        (
+            "|   0  NVIDIA H100 80GB HBM3          On  |   00000000:19:00.0 Off |",
+            "NVIDIA H100 80GB",
+        ),
+        ("|   1  NVIDIA GeForce RTX 3090        Off |   00000000:19:00.0 Off |", "RTX 3090"),
+        ("device_name: NVIDIA A100-SXM4-80GB", "NVIDIA A100-SXM4-80GB"),
+        ("device:cuda:0", None),
+        ("gpu memory: 10184 MiB", None),
+    ],
+)
+def test_the_gpu_that_a_log_names(line: str, gpu: str | None) -> None:
+    found = parse_log(f"{line}\nstep:1/2 train_time:5ms", "a.log").gpu
+    assert found == gpu or (gpu is not None and found is not None and gpu in found)
