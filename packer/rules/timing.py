@@ -44,9 +44,13 @@ def _trained(log: TrainingLog, limit: float) -> Point:
     elif log.calibrated and log.calibration_seconds is None:
         if total <= limit:
             return Point(Status.UNKNOWN, f"{text}, calibrated for an unknown time")
-        if log.calibration_line is not None:
-            text += f", then calibrated for an unknown time ({log.calibration_line[:100]!r})"
+        line = log.calibration_data or log.calibration_line
+        if line is not None:
+            text += f", then calibrated for an unknown time ({line[:100]!r})"
+        if log.calibration_data is not None:
             return Point(Status.FAIL, f"{text}: {CHARGED}")
+        if line is not None and total <= limit + GRACE_SECONDS:
+            return Point(Status.WARN, f"{text}, which does not say on what: {CHARGED}")
     elif log.calibration_seconds is not None:
         total += log.calibration_seconds
         text += f" + calibration {log.calibration_seconds:.1f} s = {total:.1f} s"

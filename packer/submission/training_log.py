@@ -81,7 +81,8 @@ class TrainingLog:
     mib: a size as it is written that counts MiB as MB.
     train_seconds: of the training loop; calibration_seconds: of what follows it and reads data,
     None where calibration is spoken of without a time; calibration_line: that first speaks of it
-    after the loop's last step; own_text: on self-generated or random text.
+    after the loop's last step, calibration_data: that first says it reads data; own_text:
+    on self-generated or random text.
     eval_seconds: of the whole evaluation, where the log adds it up. world_size: GPUs of the
     run; gpu: their name.
     """
@@ -101,6 +102,7 @@ class TrainingLog:
     calibrated: bool = False
     calibration_seconds: float | None = None
     calibration_line: str | None = None
+    calibration_data: str | None = None
     own_text: bool = False
     eval_seconds: float | None = None
     parameters: int | None = None
