@@ -12,12 +12,14 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 from scipy.integrate import trapezoid
 from scipy.special import ndtr
 
 from packer.errors import PackerError
+from packer.recipes import Stored, find_recipe
 from packer.roles import Role, roles_of
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -106,54 +108,59 @@ def _rules(embedding: ClassRule, mlp: ClassRule, attention: ClassRule) -> dict[s
     return dict(zip(CLASSES, values, strict=True))
 
 
-_INT6 = ClassRule(6, 12.85)
+def _rule(stored: Stored) -> ClassRule:
+    return ClassRule(stored.bits, stored.k)
+
+
+def _of(name: str, about: str, **parts: Any) -> Recipe:
+    """A recipe of packer.recipes, with what its original container took."""
+    recipe = find_recipe(name)
+    matrices = _rule(recipe.matrices)
+    mlps = _rule(recipe.mlps) if recipe.mlps else matrices
+    rules = _rules(_rule(recipe.embeddings), mlps, matrices)
+    return Recipe(name, about, rules, recipe.coder, **parts)
+
+
 # 12.85 / 31 and 20 / 127 deviations a step, as PR #1394; one step for the whole tensor.
 _OURS = _rules(ClassRule(8, 20.0), ClassRule(8, 12.85 * 127 / 31), ClassRule(8, 12.85 * 127 / 31))
 LQER_BYTES = 37_500  # low-rank corrections of three tensors: 30 to 45 KB in the field's logs
+# Spellings of earlier versions.
+RENAMED = {
+    "int8-zlib": "baseline-int8-zlib",
+    "int6-zstd": "gptq-lite-int6",
+    "int6-lzma": "full-gptq-int6",
+    "int6-k": "sdclip-gptq-brotli",
+    "int6-k-int7": "sdclip-int7-brotli",
+    "int6-k-lrzip": "sdclip-int7-lrzip",
+}
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe(
-            "int8-zlib",
-            "row maxima, zlib (the baseline)",
-            _rules(ClassRule(8), ClassRule(8), ClassRule(8)),
-            "zlib",
-            fixed=20_000,
-            floor=True,
-        ),
-        Recipe(
-            "int6-zstd",
+        _of("baseline-int8-zlib", "row maxima, zlib (the baseline)", fixed=20_000, floor=True),
+        _of(
+            "gptq-lite-int6",
             "row maxima, int8 tables, zstd (PR #287 to #414)",
-            _rules(ClassRule(8), ClassRule(6), ClassRule(6)),
-            "zstd",
             kept_bytes=4,
             fixed=10_000,
             floor=True,
         ),
-        Recipe(
-            "int6-lzma",
+        _of(
+            "full-gptq-int6",
             "row maxima, int8 tables, lzma (PR #549 to #1060)",
-            _rules(ClassRule(8), ClassRule(6), ClassRule(6)),
-            "lzma",
             kept_bytes=4,
             fixed=10_000,
             floor=True,
         ),
+        _of("sdclip-gptq-brotli", "k 12.85, int8 tables k 20, brotli (PR #1394)"),
         Recipe(
-            "int6-k",
-            "k 12.85, int8 tables k 20, brotli (PR #1394)",
-            _rules(ClassRule(8, 20.0), _INT6, _INT6),
-            "brotli",
-        ),
-        Recipe(
-            "int6-k-int7",
+            "sdclip-int7-brotli",
             "k 12 and 13, int7 tables k 15, brotli (PR #1586)",
             _rules(ClassRule(7, 15.0), ClassRule(6, 12.0), ClassRule(6, 13.0)),
             "brotli",
         ),
         Recipe(
-            "int6-k-lrzip",
+            "sdclip-int7-lrzip",
             "k 11.5 and 13, int7 tables k 14, LQER, lrzip (PR #1855)",
             _rules(ClassRule(7, 14.0), ClassRule(6, 11.5), ClassRule(6, 13.0)),
             "lrzip",
@@ -288,6 +295,8 @@ def recipes_named(names: Iterable[str]) -> tuple[Recipe, ...]:
     """Recipes by name; all of them for no name. Raises PackerError."""
     names = tuple(names)
     for name in names:
+        if name in RENAMED:
+            raise PackerError(f"the recipe {name!r} is called {RENAMED[name]} now")
         if name not in RECIPES:
             raise PackerError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
     return tuple(RECIPES[name] for name in names or RECIPES)

@@ -17,6 +17,7 @@ from packer.commands.options import (
     say_notes,
     with_options,
 )
+from packer.contest import CAP_BYTES
 from packer.printable import spelled
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from packer.submission.folder import Submission
 
 COLORS = {"pass": "green", "warn": "yellow", "unknown": "cyan", "fail": "red"}
-DEFAULT_CAP = 16_000_000
 
 
 @click.command(short_help="What a reviewer would find in a submission.")
@@ -78,7 +78,7 @@ def check(
     with shown("reading") as progress:
         submission = read_submission(folder, code=code, max_memory=max_memory, progress=progress)
     options = Options(
-        cap_bytes=cap or DEFAULT_CAP,
+        cap_bytes=cap or CAP_BYTES,
         sota_nats=sota_nats,
         replicated_nats=replicated_nats,
         probe=_probe(submission, import_seconds) if run_import else None,

@@ -19,12 +19,11 @@ from packer.commands.options import (
     MARGIN,
     cap_option,
 )
+from packer.contest import CAP_BYTES
 from packer.plan_options import PlanLimits
 
 if TYPE_CHECKING:
     from packer.account import Limits
-
-CONTEST_CAP = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class FixOptions:
 
     @property
     def cap(self) -> int:
-        return self.limits.cap or CONTEST_CAP
+        return self.limits.cap or CAP_BYTES
 
     def count(self) -> Limits:
         """The limits in bytes, every file weighed. Raises PackerError: a file cannot be read."""

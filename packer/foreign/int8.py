@@ -35,7 +35,8 @@ INT8_FORMATS = frozenset(
         *("int6_per_row_v1", "int5_int6_clean_per_row_v1", "int6_8_clean_per_row_v1"),
         *("mixed_int6_int8_v1", "mixed_int6_int8_per_row_v1", "mixed_intN_per_row_v1"),
         *("mixed_int_v1", "mixed_int6_clipsearch_v1", "gptq_lite_int6_v1", "gptq_lite_mixed_v2"),
-        "sd_clip_v1",
+        *("sd_clip_v1", "sdclip_int6_int8_v1", "sft_gptq_intN_v1", "int6_gptq_ar_v1"),
+        *("int8_per_row_v1", "int6_fake_per_row_v1", "int6_fp16embed_v1", "mixed_lowbit_v1"),
     )
 )
 REQUIRED = ("quantized", "scales", "passthrough")

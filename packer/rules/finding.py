@@ -8,9 +8,8 @@ from enum import Enum
 from typing import Any
 
 from packer.code.probe import Probe
+from packer.contest import CAP_BYTES, EVAL_SECONDS, TRAIN_SECONDS
 from packer.submission.folder import Submission
-
-CAP_BYTES = 16_000_000
 
 
 class Status(str, Enum):
@@ -50,8 +49,8 @@ class Options:
     """
 
     cap_bytes: int = CAP_BYTES
-    train_seconds: float = 600.0
-    eval_seconds: float = 600.0
+    train_seconds: float = TRAIN_SECONDS
+    eval_seconds: float = EVAL_SECONDS
     sota_nats: tuple[float, ...] = ()
     replicated_nats: tuple[float, ...] = ()
     probe: Probe | None = None

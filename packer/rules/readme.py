@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from packer.contest import CAP_BYTES
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
 from packer.submission.account import accounts
 from packer.submission.folder import Submission
@@ -34,7 +35,7 @@ def _readme_sizes(submission: Submission, text: str) -> Iterator[Point]:
         known |= {size for _, size in (*log.models, *log.totals)}
         known |= {size for size in (log.parameters, log.checkpoint_bytes) if size is not None}
     claim = submission.claims.total if submission.claims else None
-    named = {size for size in named if 12_000_000 < size < 20_000_000 and size != 16_000_000}
+    named = {size for size in named if 12_000_000 < size < 20_000_000 and size != CAP_BYTES}
     if not named or not known:
         return
     matching = sorted(named & known)

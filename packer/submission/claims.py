@@ -28,7 +28,8 @@ BPB_KEYS = ("val_bpb", "mean_val_bpb", "val_bpb_mean")
 OTHER_BPB_KEYS = ("final_val_bpb", "val_bpb_final", "final_bpb", "mean_bpb", "bpb")
 NATS_KEYS = ("val_loss", "mean_val_loss", "val_loss_mean")
 TRACK_KEYS = ("track", "category", "submission_type", "record_type", "type")
-FLAGS_OF_TRACK = ("non_record", "is_non_record", "unlimited_compute")
+FLAGS_OF_TRACK = ("non_record", "is_non_record", "non_record_submission", "unlimited_compute")
+FLAGS_OF_RECORDS = ("record", "is_record", "record_submission")
 PLACEHOLDER = re.compile(r"tbd|pending|todo|fill|verify|unknown|n/?a|\?", re.IGNORECASE)
 
 
@@ -114,6 +115,7 @@ def _one_level_down(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _track(value: Mapping[str, Any]) -> str:
     said = [value[key] for key in TRACK_KEYS if isinstance(value.get(key), str)]
     said += [key for key in FLAGS_OF_TRACK if value.get(key) is True]
+    said += [f"non-record: {key} is false" for key in FLAGS_OF_RECORDS if value.get(key) is False]
     return " ".join(said)
 
 

@@ -107,8 +107,10 @@ def read_logs(files: Files) -> Logs:
     for path in named[:MAX_LOGS]:
         text = text_of(files, path, notes)
         name = files.name(path)
-        found, count = parse_logs(text.text, name, MAX_LOGS)
+        found, count, left = parse_logs(text.text, name, MAX_LOGS)
         logs += found
+        if left:
+            notes.append(f"{name}: {left:,} lines in its middle are not read")
         if count > 1:
             notes.append(f"{name} holds {count:,} runs, one after the other{_first_of(count)}")
         elif not found and _is_called_log(path):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from packer.submission.log_sizes import tells_a_size
 from packer.submission.log_times import STEP
 
+MAX_LINES = (10_000, 20_000)  # the first and the last that are read; runs have fewer
 MAX_LINE = 2_000  # letters; what no log line needs is not searched
 RULER = re.compile(r"^={60,}\s*$", re.MULTILINE)
 IMPORT = re.compile(r"^(?:from [\w.]+ import |import \w)", re.MULTILINE)
@@ -29,11 +30,22 @@ SEED_LINE = re.compile(r"^seed[:=]\s*(\d+)")
 FINAL_SCORE = re.compile(r"(?:final|quantized|ttt)\w*.*val_bpb[:=]\s*\d", re.IGNORECASE)
 
 
+def bounded_lines(text: str) -> tuple[list[str], int]:
+    """(the first and the last lines of a log, the number of lines between them that are left out)."""
+    lines = list(lines_of(text))
+    first, last = MAX_LINES
+    left = max(0, len(lines) - first - last)
+    return (lines[:first] + lines[-last:] if left else lines), left
+
+
 def lines_of(text: str) -> Iterator[str]:
     """Without sources, indentation and prefixes of launchers, and without lines whose numbers no
-    run could have; of steps in a row only the last."""
-    step = None
+    run could have; of equal lines and of steps in a row only one."""
+    step, before = None, None
     for whole in _without_sources(text).splitlines():
+        if whole == before:
+            continue
+        before = whole
         line = PREFIX.sub("", whole[:MAX_LINE].strip())
         if PLAIN_STEP.match(line):
             step = line

@@ -20,8 +20,9 @@ MODELS = (
     re.compile(rf"serialized_model_(\w+):\s*{NUMBER} bytes"),
 )
 TOTALS = (
-    re.compile(rf"Total submission size ?{LABEL}:\s*{NUMBER} bytes"),
+    re.compile(rf"Total submission size ?\(?{LABEL}\)?:\s*{NUMBER} bytes"),
     re.compile(rf"Total (submission):\s*{NUMBER} bytes"),
+    re.compile(rf"(?:[Tt]otal|[Ff]inal) submission size()\s*[:=]\s*{NUMBER} bytes"),
 )
 CODE = re.compile(rf"Code size(?: \((uncompressed|compressed)\))?:\s*{NUMBER} bytes")
 BUDGET = re.compile(rf"budget:\s*{NUMBER}\s*/\s*{NUMBER}\b")
@@ -29,9 +30,16 @@ TRIPLE = re.compile(rf"model:\s*{NUMBER} code:\s*{NUMBER} total:\s*{NUMBER}")
 # artifact:0.87MB code:N total:N/16000000, with other sizes in MB between them
 PARTS = re.compile(rf"artifact:\s*[\d.]+ ?MB\b.*?\bcode:\s*{NUMBER}.*?\btotal:\s*{NUMBER}\s*/")
 # compressed_model_bytes:N code_bytes:N total_artifact_bytes:N, in any order
-PAIR = r"(compressed_model|quantized_model|code|total_artifact|total_submission|total)_bytes"
+PAIR = (
+    r"(compressed_model|quantized_model|code|total_artifact|total_submission|submission|artifact|"
+    r"total)_bytes"
+)
 PAIRS = re.compile(rf"(?<!\w){PAIR}[:=]\s*{NUMBER}")
-ARTIFACT = re.compile(rf"(?:[\w+\-.:]+ )?artifact(?: size)?[:=]\s*{NUMBER} bytes", re.IGNORECASE)
+ARTIFACT = re.compile(
+    rf"(?:(?:[\w+\-.:]+ )?artifact(?: size)?|compressed(?: model)? size)\s*[:=]\s*{NUMBER} bytes",
+    re.IGNORECASE,
+)
+LEAST_ARTIFACT = 1_000_000  # of a compressed size; code has one too
 WITH_MB = re.compile(rf"{NUMBER} bytes \(((\d+)\.(\d+)) ?MB\)")
 LARGEST_TOTAL = 24_000_000  # without a label and the number of parameters: no checkpoint is smaller
 BYTES_PER_WEIGHT = 1.3  # more takes only a checkpoint
@@ -113,9 +121,14 @@ def _read(line: str, sizes: Sizes) -> None:
         _put_parts(sizes, "artifact", total - code, code, total)
     elif PAIRS.match(line):
         for key, number in PAIRS.findall(line):
+            if key == "artifact":
+                sizes.artifact = integer(number)
+                continue
             kind = sizes.models if key.endswith("model") else sizes.totals
             _put(sizes.code if key == "code" else kind, "plain", integer(number))
-    elif match := ARTIFACT.match(line):
+    elif (match := ARTIFACT.match(line)) and (
+        "artifact" in line.lower() or integer(match[1]) >= LEAST_ARTIFACT
+    ):
         sizes.artifact = integer(match[1])
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from packer.submission.log_lines import lines_of, runs_in
+from packer.submission.log_lines import bounded_lines, runs_in
 from packer.submission.log_sizes import NUMBER, integer, parse_sizes
 from packer.submission.log_times import DURATION, STEP, parse_times, seconds
 from packer.submission.own_log import SCORE_NAME, parse_own
@@ -152,21 +152,23 @@ def _pick(sizes: tuple[tuple[str, int], ...]) -> int | None:
 
 def parse_log(text: str, name: str) -> TrainingLog:
     """The facts in a log, taken for one run; every fact may be missing."""
-    return _parse(list(lines_of(text)), name, name)
+    return _parse(bounded_lines(text)[0], name, name)
 
 
-def parse_logs(text: str, name: str, most: int) -> tuple[tuple[TrainingLog, ...], int]:
-    """(the logs of the runs in a file, at most so many; the number of runs that say something).
+def parse_logs(text: str, name: str, most: int) -> tuple[tuple[TrainingLog, ...], int, int]:
+    """(the logs of the runs in a file, at most so many; the number of its runs, and of its lines
+    that are left out).
 
     Where there are several, each has its number in its name, and what the file is called tells no
     seed.
     """
-    runs = runs_in(list(lines_of(text)))
+    lines, left = bounded_lines(text)
+    runs = runs_in(lines)
     if len(runs) == 1:
         log = _parse(runs[0], name, name)
-        return ((log,), 1) if log.says_something else ((), 0)
+        return (log,) * log.says_something, 1, left
     found = [_parse(lines, f"{name} (run {n})", "") for n, lines in enumerate(runs[:most], 1)]
-    return tuple(log for log in found if log.says_something), len(runs)
+    return tuple(log for log in found if log.says_something), len(runs), left
 
 
 def _parse(lines: list[str], name: str, called: str) -> TrainingLog:

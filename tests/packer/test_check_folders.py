@@ -100,6 +100,8 @@ def test_a_calibration_inside_the_loop_is_on_its_clock(make: Make) -> None:
         ("run", "1.2 bpb", {"track": "Non record (16MB)"}, True),
         ("run", "1.2 bpb", {"category": "unlimited_compute"}, True),
         ("run", "1.2 bpb", {"non_record": True}, True),
+        ("run", "1.2 bpb", {"is_record": False}, True),
+        ("run", "1.2 bpb", {"record": True}, False),
         ("track_non_record_16mb/2026-03-01_Run", "1.2 bpb", {}, True),
         ("2026-03-01_NonRecord_Long", "1.2 bpb", {}, True),
         ("run", "# Non-record: four hours\n1.2 bpb", {}, True),
@@ -179,6 +181,13 @@ def test_runs_that_round_alike_are_no_copies(make: Make) -> None:
             16_040_005,
         ),
         (("budget:16000700/16000000 (16.00MB/16.00MB) OVER",), 16_000_700),
+        (("final artifact size = 16,100,000 bytes",), 16_100_000),
+        (("total submission size: 16100000 bytes (15.35 MiB)",), 16_100_000),
+        (("Total submission size (int6+zstd): 16100000 bytes",), 16_100_000),
+        (("Final submission size: 16100000 bytes",), 16_100_000),
+        (("artifact_bytes:16100000 cap:16000000",), 16_100_000),
+        (("submission_bytes=16100000",), 16_100_000),
+        (("compressed size: 16100000 bytes",), 16_100_000),
     ],
 )
 def test_every_line_with_a_size_is_read(make: Make, lines: tuple[str, ...], total: int) -> None:
@@ -193,6 +202,8 @@ def test_every_line_with_a_size_is_read(make: Make, lines: tuple[str, ...], tota
         ("model_params:30000000", "Total submission size: 61000000 bytes"),
         ("Total submission size: 105823807 bytes",),
         ("total_bytes of the artifact are 17000000",),
+        ("compressed size: 16500 bytes",),
+        ("total submission size: 105823807 bytes",),
         ("print(f'Artifact: {size} bytes')",),
     ],
 )

@@ -22,6 +22,7 @@ from packer.roles import roles_of
 from packer.size_estimate import (
     CODERS,
     RECIPES,
+    RENAMED,
     ClassRule,
     class_of,
     coded_bits,
@@ -29,6 +30,7 @@ from packer.size_estimate import (
     factor_to_cap,
     largest_of,
     normal_entropy,
+    recipes_named,
 )
 
 Run = Callable[..., Result]
@@ -47,27 +49,27 @@ APRIL_EXTRA = 4_608
 FIRST_APRIL = 35_943_512
 # (record, recipe, weights, bytes of the compressed model) of every 35.94 M row.
 APRIL_ROWS = [
-    ("04-05 SDClip seed 1", "int6-k", 35_943_512, 15_972_031),
-    ("04-05 SDClip seed 42", "int6-k", 35_943_512, 15_973_467),
-    ("04-05 SDClip seed 1234", "int6-k", 35_943_512, 15_967_802),
-    ("04-05 SDClip seed 1337", "int6-k", 35_943_512, 15_969_408),
-    ("04-06 Hessian clip", "int6-k", 35_943_512, 15_976_275),
-    ("04-06 QK5", "int6-k", 35_943_512, 15_974_299),
-    ("04-08 parallel residual", "int6-k", 35_943_513, 15_973_569),
-    ("04-09 Muon 0.97", "int6-k", 35_944_536, 15_973_959),
-    ("04-09 three-layer loop", "int6-k", 35_944_536, 15_976_325),
-    ("04-10 variable length", "int6-k", 35_944_602, 15_969_354),
-    ("04-14 multi-phase", "int6-k-int7", 35_944_602, 15_912_231),
-    ("04-16 attention gate", "int6-k-int7", 35_945_671, 15_906_856),
-    ("04-18 case operators", "int6-k-int7", 35_944_602, 15_903_987),
-    ("04-19 gated attention", "int6-k-int7", 35_989_658, 15_943_451),
-    ("04-22 gated attention", "int6-k-int7", 35_989_658, 15_951_089),
-    ("04-23 sparse gate", "int6-k-int7", 35_945_658, 15_909_203),
-    ("04-27 LQER", "int6-k-int7", 35_945_671, 15_920_836),
-    ("04-29 LQER, three seeds", "int6-k-int7", 35_945_671, 15_920_392),
-    ("04-27 lrzip seed 42", "int6-k-lrzip", 35_945_671, 15_865_260),
-    ("04-27 lrzip seed 0", "int6-k-lrzip", 35_945_671, 15_868_948),
-    ("04-27 lrzip seed 1234", "int6-k-lrzip", 35_945_671, 15_875_551),
+    ("04-05 SDClip seed 1", "sdclip-gptq-brotli", 35_943_512, 15_972_031),
+    ("04-05 SDClip seed 42", "sdclip-gptq-brotli", 35_943_512, 15_973_467),
+    ("04-05 SDClip seed 1234", "sdclip-gptq-brotli", 35_943_512, 15_967_802),
+    ("04-05 SDClip seed 1337", "sdclip-gptq-brotli", 35_943_512, 15_969_408),
+    ("04-06 Hessian clip", "sdclip-gptq-brotli", 35_943_512, 15_976_275),
+    ("04-06 QK5", "sdclip-gptq-brotli", 35_943_512, 15_974_299),
+    ("04-08 parallel residual", "sdclip-gptq-brotli", 35_943_513, 15_973_569),
+    ("04-09 Muon 0.97", "sdclip-gptq-brotli", 35_944_536, 15_973_959),
+    ("04-09 three-layer loop", "sdclip-gptq-brotli", 35_944_536, 15_976_325),
+    ("04-10 variable length", "sdclip-gptq-brotli", 35_944_602, 15_969_354),
+    ("04-14 multi-phase", "sdclip-int7-brotli", 35_944_602, 15_912_231),
+    ("04-16 attention gate", "sdclip-int7-brotli", 35_945_671, 15_906_856),
+    ("04-18 case operators", "sdclip-int7-brotli", 35_944_602, 15_903_987),
+    ("04-19 gated attention", "sdclip-int7-brotli", 35_989_658, 15_943_451),
+    ("04-22 gated attention", "sdclip-int7-brotli", 35_989_658, 15_951_089),
+    ("04-23 sparse gate", "sdclip-int7-brotli", 35_945_658, 15_909_203),
+    ("04-27 LQER", "sdclip-int7-brotli", 35_945_671, 15_920_836),
+    ("04-29 LQER, three seeds", "sdclip-int7-brotli", 35_945_671, 15_920_392),
+    ("04-27 lrzip seed 42", "sdclip-int7-lrzip", 35_945_671, 15_865_260),
+    ("04-27 lrzip seed 0", "sdclip-int7-lrzip", 35_945_671, 15_868_948),
+    ("04-27 lrzip seed 1234", "sdclip-int7-lrzip", 35_945_671, 15_875_551),
 ]
 # PR #2046, one model at other clips and widths: (bits, k, megabytes of the artifact).
 CLIP_SWEEP = [
@@ -120,13 +122,13 @@ def test_the_logged_35_94_m_artifacts_are_predicted_within_two_percent(
 def test_a_sweep_of_clips_and_widths_is_predicted_within_one_percent(run: Run, april: Path) -> None:
     for bits, k, megabytes in CLIP_SWEEP:
         widths = [f"--set=bits.{name}={bits}" for name in ("mlp", "attention", "other")]
-        (row,) = sizes(run, april, "--recipe", "int6-k", *widths, "--set", f"k={k}")
+        (row,) = sizes(run, april, "--recipe", "sdclip-gptq-brotli", *widths, "--set", f"k={k}")
         assert row["artifact_bytes"] / 1e6 == pytest.approx(megabytes, rel=0.01), (bits, k)
 
 
 def test_the_baseline_is_predicted_within_one_percent(run: Run, tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(BASELINE)
-    (row,) = sizes(run, "b.json", "--recipe", "int8-zlib")
+    (row,) = sizes(run, "b.json", "--recipe", "baseline-int8-zlib")
     assert row["parameters"] == 17_059_912
     assert row["artifact_bytes"] == pytest.approx(15_815_847, rel=0.01)
 
@@ -180,7 +182,7 @@ SHAPES = {
 @settings(deadline=None)
 @given(st.integers(300_000, 1_200_000))
 def test_the_factor_lands_just_under_the_cap(cap: int) -> None:
-    recipe = RECIPES["int6-k"]
+    recipe = RECIPES["sdclip-gptq-brotli"]
     factor = factor_to_cap(SHAPES, recipe, cap)
     assert factor is not None
     landed = estimate_size(SHAPES, recipe.scaled(factor)).artifact_bytes
@@ -188,28 +190,30 @@ def test_the_factor_lands_just_under_the_cap(cap: int) -> None:
 
 
 def test_caps_out_of_reach_have_no_factor() -> None:
-    assert factor_to_cap(SHAPES, RECIPES["int6-k"], 1_000) is None
-    assert factor_to_cap(SHAPES, RECIPES["int6-k"], 10**9) is None
-    assert factor_to_cap(SHAPES, RECIPES["int6-zstd"], 900_000) is None
+    assert factor_to_cap(SHAPES, RECIPES["sdclip-gptq-brotli"], 1_000) is None
+    assert factor_to_cap(SHAPES, RECIPES["sdclip-gptq-brotli"], 10**9) is None
+    assert factor_to_cap(SHAPES, RECIPES["gptq-lite-int6"], 900_000) is None
 
 
 def test_parts_are_where_they_belong() -> None:
-    estimate = estimate_size(SHAPES, RECIPES["int6-k"], extra=100)
+    estimate = estimate_size(SHAPES, RECIPES["sdclip-gptq-brotli"], extra=100)
     assert estimate.parameters == sum(math.prod(shape) for shape in SHAPES.values()) + 100
     assert estimate.kept == 2 * (256 + 100)
     assert estimate.side == 2 * (4096 + 1024 + 512)
     assert set(estimate.bits) == {"embedding", "mlp", "attention"}
-    kept = estimate_size(SHAPES, RECIPES["int6-k"].with_rule("embedding", ClassRule(16)))
+    kept = estimate_size(
+        SHAPES, RECIPES["sdclip-gptq-brotli"].with_rule("embedding", ClassRule(16))
+    )
     assert kept.kept == 2 * (256 + 4096 * 256)
 
 
 def test_small_weights_are_cheap_where_scales_have_a_floor() -> None:
-    recipe = RECIPES["int6-zstd"]
+    recipe = RECIPES["gptq-lite-int6"]
     free = estimate_size(SHAPES, recipe).codes
     assert estimate_size(SHAPES, recipe, weight_std=1.0).codes == free
     assert estimate_size(SHAPES, recipe, weight_std=0.05).codes < 0.7 * free
-    same = estimate_size(SHAPES, RECIPES["int6-k"], weight_std=0.05)
-    assert same.codes == estimate_size(SHAPES, RECIPES["int6-k"]).codes
+    same = estimate_size(SHAPES, RECIPES["sdclip-gptq-brotli"], weight_std=0.05)
+    assert same.codes == estimate_size(SHAPES, RECIPES["sdclip-gptq-brotli"]).codes
 
 
 def combinations(rows: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
@@ -219,16 +223,19 @@ def combinations(rows: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
 
 def test_a_sweep_is_every_combination(run: Run, april: Path) -> None:
     sweep = ("--set", "num_layers=10,11", "--set", "k=10,12.85", "--set", "mlp_mult=3")
-    rows = sizes(run, april, *sweep, "--recipe", "int6-k", "--recipe", "ours")
+    rows = sizes(run, april, *sweep, "--recipe", "sdclip-gptq-brotli", "--recipe", "ours")
     expected = [
-        (n, k, r) for n in ("10", "11") for k in ("10", "12.85") for r in ("int6-k", "ours")
+        (n, k, r)
+        for n in ("10", "11")
+        for k in ("10", "12.85")
+        for r in ("sdclip-gptq-brotli", "ours")
     ]
     assert list(combinations(rows)) == expected
     by = {key: row["total_bytes"] for key, row in zip(expected, rows, strict=True)}
-    assert by["10", "10", "int6-k"] < by["11", "10", "int6-k"]
-    assert by["10", "12.85", "int6-k"] < by["10", "10", "int6-k"]
+    assert by["10", "10", "sdclip-gptq-brotli"] < by["11", "10", "sdclip-gptq-brotli"]
+    assert by["10", "12.85", "sdclip-gptq-brotli"] < by["10", "10", "sdclip-gptq-brotli"]
     ours = [row for row in rows if row["recipe"] == "ours"]
-    text = run("size", april, *sweep, "--recipe", "int6-k", "--cap", "16MB").stdout
+    text = run("size", april, *sweep, "--recipe", "sdclip-gptq-brotli", "--cap", "16MB").stdout
     assert "num_layers" in text and "OVER by" not in text and "left" in text
     assert all(row["k"]["mlp"] == float(row["settings"]["k"]) for row in ours)
 
@@ -242,7 +249,15 @@ def test_a_list_is_one_value(run: Run, april: Path) -> None:
 
 def test_the_cap_says_what_fits(run: Run, april: Path, tmp_path: Path) -> None:
     (tmp_path / "train_gpt.py").write_text("x" * 30_000)
-    arguments = (april, "--set", f"extra={APRIL_EXTRA}", "--recipe", "int6-k", "--cap", "16MB")
+    arguments = (
+        april,
+        "--set",
+        f"extra={APRIL_EXTRA}",
+        "--recipe",
+        "sdclip-gptq-brotli",
+        "--cap",
+        "16MB",
+    )
     (row,) = sizes(run, *arguments, "--code", "train_gpt.py")
     assert row["total_bytes"] == row["artifact_bytes"] + 30_000
     assert row["unused_bytes"] == 16_000_000 - row["total_bytes"] < 0
@@ -303,3 +318,9 @@ def test_ours_is_what_packing_normal_weights_gives() -> None:
     coded = predicted.codes / CODERS["ans"][0]
     assert coded == pytest.approx(packed.account.payload_bytes, rel=0.01)
     assert predicted.artifact_bytes == pytest.approx(packed.account.artifact_bytes, rel=0.02)
+
+
+def test_an_earlier_spelling_of_a_recipe_is_refused_with_the_new_one() -> None:
+    with pytest.raises(PackerError, match="'int6-k' is called sdclip-gptq-brotli now"):
+        recipes_named(["int6-k"])
+    assert set(RENAMED.values()) < set(RECIPES) and not set(RENAMED) & set(RECIPES)

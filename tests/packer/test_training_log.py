@@ -222,7 +222,7 @@ SOURCE = f"import torch\ntorch.manual_seed(0)\ngenerator = new(seed=77)\nseed:99
     ],
 )
 def test_runs_that_follow_each_other_in_a_file_are_told_apart(text: str) -> None:
-    logs, count = parse_logs(text, "all.log", 200)
+    logs, count, _ = parse_logs(text, "all.log", 200)
     assert count == 3 and [log.name for log in logs] == [f"all.log (run {n})" for n in (1, 2, 3)]
     assert [log.total_bytes for log in logs] == [15863481, 15863482, 15863483]
     if "seed:2" in text:
@@ -246,12 +246,12 @@ def test_runs_that_follow_each_other_in_a_file_are_told_apart(text: str) -> None
     ],
 )
 def test_what_is_one_run_stays_one(text: str) -> None:
-    logs, count = parse_logs(text, "train_seed1.log", 200)
+    logs, count, _ = parse_logs(text, "train_seed1.log", 200)
     assert count == 1 and [log.name for log in logs] == ["train_seed1.log"]
 
 
 def test_the_name_of_a_file_with_several_runs_is_no_seed() -> None:
-    logs, _ = parse_logs(run_of(1) + run_of(2, header=False), "train_seed9.log", 200)
+    logs, _, _ = parse_logs(run_of(1) + run_of(2, header=False), "train_seed9.log", 200)
     assert [(log.seed, log.named_seed) for log in logs] == [(1, None), (None, None)]
 
 
@@ -271,3 +271,11 @@ def test_the_name_of_a_file_with_several_runs_is_no_seed() -> None:
 def test_the_gpu_that_a_log_names(line: str, gpu: str | None) -> None:
     found = parse_log(f"{line}\nstep:1/2 train_time:5ms", "a.log").gpu
     assert found == gpu or (gpu is not None and found is not None and gpu in found)
+
+
+def test_of_a_very_long_log_the_middle_is_left_out() -> None:
+    noise = "".join(f"note {number}\n" for number in range(40_000))
+    logs, count, left = parse_logs("seed:4\n" + noise + run_of(1, header=False), "a.log", 200)
+    assert count == 1 and 10_000 < left < 10_020
+    assert (logs[0].seed, logs[0].total_bytes) == (4, 15863481)
+    assert parse_logs(run_of(1) + "the same line\n" * 10**5, "a.log", 200)[2] == 0

@@ -1,0 +1,5 @@
+"""What the contest allows, in one place."""
+
+CAP_BYTES = 16_000_000
+TRAIN_SECONDS = 600.0
+EVAL_SECONDS = 600.0
