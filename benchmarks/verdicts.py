@@ -17,13 +17,13 @@ import io
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from packer.errors import SubmissionError
-from packer.rules import Status, check
+from packer.rules import Finding, Status, check
 from packer.submission.folder import read_submission
 
 if sys.version_info >= (3, 11):
@@ -78,9 +78,15 @@ def cases_in(folder: Path) -> Iterator[Case]:
 
 def judge(case: Case) -> Iterator[tuple[str, str, str]]:
     """(rule, column, what is said) of each verdict that counts."""
-    findings = {one.rule: one for one in check(read_submission(case.folder))}
-    for rule in sorted(findings.keys() | case.expected.keys()):
-        finding, expected = findings.get(rule), case.expected.get(rule)
+    return judged({one.rule: one for one in check(read_submission(case.folder))}, case.expected)
+
+
+def judged(
+    findings: Mapping[str, Finding], wanted: Mapping[str, Status]
+) -> Iterator[tuple[str, str, str]]:
+    """The same of findings that are there."""
+    for rule in sorted(findings.keys() | wanted.keys()):
+        finding, expected = findings.get(rule), wanted.get(rule)
         status = finding.status if finding else None
         if status is expected:
             column = RIGHT[expected]
@@ -93,15 +99,17 @@ def judge(case: Case) -> Iterator[tuple[str, str, str]]:
         yield rule, column, finding.verdict if finding else "no verdict"
 
 
-def count(cases: Iterator[Case]) -> tuple[list[tuple[str | int, ...]], list[str]]:
-    """(a row of the CSV per rule, the wrong verdicts in words)."""
+def count(
+    cases: Iterable[tuple[str, Iterable[tuple[str, str, str]]]],
+) -> tuple[list[tuple[str | int, ...]], list[str]]:
+    """(a row of the CSV per rule, the wrong verdicts in words), of (name, what `judge` gives)."""
     counts: dict[str, Counter[str]] = {}
     wrong: list[str] = []
-    for case in cases:
-        for rule, column, said in judge(case):
+    for name, verdicts in cases:
+        for rule, column, said in verdicts:
             counts.setdefault(rule, Counter())[column] += 1
             if column not in RIGHT.values():
-                wrong.append(f"{case.name}: {column} of {rule}: {said}")
+                wrong.append(f"{name}: {column} of {rule}: {said}")
     rows = [(rule, *(found[column] for column in COLUMNS)) for rule, found in counts.items()]
     return sorted(rows), wrong
 
@@ -120,7 +128,7 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as scratch:
             cases = cases_in(options.cases) if options.cases else cases_of_the_tests(Path(scratch))
-            rows, wrong = count(cases)
+            rows, wrong = count((case.name, judge(case)) for case in cases)
     except SubmissionError as error:
         sys.exit(str(error))
     if options.cases is None:

@@ -31,7 +31,7 @@ FINAL_SCORE = re.compile(r"(?:final|quantized|ttt)\w*.*val_bpb[:=]\s*\d", re.IGN
 
 
 def bounded_lines(text: str) -> tuple[list[str], int]:
-    """(the first and the last lines of a log, the number of lines between them that are left out)."""
+    """(the first and the last lines of a log, the number of those between that are left out)."""
     lines = list(lines_of(text))
     first, last = MAX_LINES
     left = max(0, len(lines) - first - last)

@@ -5,15 +5,19 @@ Both ways: what was wrong is found, and what only looked wrong is not failed.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import random
 import re
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,7 +27,7 @@ from click.testing import Result
 
 from packer.code.wrapper import ENTRY, wrap
 from packer.errors import SubmissionError
-from packer.rules import Finding, Options, check
+from packer.rules import Finding, Options, Status, check
 from packer.rules.record import seeds_needed, significance
 from packer.submission.folder import read_submission
 
@@ -227,14 +231,50 @@ def log_of(model: int | str = 15_900_000, edits: Sequence[Sequence[str]] = (), *
     return text
 
 
-@pytest.mark.parametrize("incident", incidents(), ids=lambda incident: str(incident["name"]))
-def test_an_incident(incident: Mapping[str, Any], tmp_path: Path) -> None:
-    findings = found(folder_of(incident).write(tmp_path / "submission"))
+INCIDENTS = incidents()
+
+
+def module_of_verdicts() -> ModuleType:
+    """benchmarks.verdicts, which is never installed."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "verdicts.py"
+    spec = importlib.util.spec_from_file_location("verdicts", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["verdicts"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def findings_of(number: int) -> dict[str, Finding]:
+    with tempfile.TemporaryDirectory() as scratch:
+        return found(folder_of(INCIDENTS[number]).write(Path(scratch) / "submission"))
+
+
+@pytest.mark.parametrize("number", range(len(INCIDENTS)), ids=lambda n: str(INCIDENTS[n]["name"]))
+def test_an_incident(number: int) -> None:
+    incident, findings = INCIDENTS[number], findings_of(number)
     for rule, (status, part) in incident["expected"].items():
         said = "\n".join([findings[rule].verdict, *findings[rule].evidence])
         assert (findings[rule].status.value, part in said) == (status, True), said
     failed = {rule: one for rule, one in findings.items() if one.status.value == "fail"}
     assert failed.keys() <= incident["expected"].keys(), failed
+
+
+def test_the_committed_table_of_verdicts_is_that_of_the_incidents() -> None:
+    root, verdicts = Path(__file__).resolve().parents[2], module_of_verdicts()
+    committed = (root / "benchmarks" / "verdicts.csv").read_text("utf-8")
+    cases = []
+    for number, incident in enumerate(INCIDENTS):
+        wanted = {rule: Status(status) for rule, (status, _) in incident["expected"].items()}
+        cases.append((str(incident["name"]), verdicts.judged(findings_of(number), wanted)))
+    rows, wrong = verdicts.count(cases)
+    assert not wrong
+    assert verdicts.as_csv(rows) == committed, "run python -m benchmarks.verdicts"
+    assert sum(int(row[1 + verdicts.COLUMNS.index("right_fail")]) for row in rows) > 50
+    documented = (root / "docs" / "checker.md").read_text("utf-8")
+    table = re.findall(r"^\| `([a-z-]+)` \|((?: \d+ \|){7})$", documented, flags=re.MULTILINE)
+    spelled = [[str(one) for one in row] for row in rows]
+    assert [[rule, *re.findall(r"\d+", numbers)] for rule, numbers in table] == spelled
 
 
 def test_a_good_submission_passes_every_rule_that_can_be_told(tmp_path: Path) -> None:
