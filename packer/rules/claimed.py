@@ -9,7 +9,8 @@ from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown,
 from packer.rules.timing import eval_time, train_time
 from packer.submission.account import RunAccount, accounts, largest_total
 from packer.submission.claimed_seeds import SeedClaim
-from packer.submission.claims import ClaimedNumber, Claims
+from packer.submission.claimed_sizes import ClaimedNumber
+from packer.submission.claims import Claims
 from packer.submission.folder import Submission
 from packer.submission.headline import TOLERANCE, headline
 from packer.submission.training_log import TrainingLog

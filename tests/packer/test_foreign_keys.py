@@ -195,7 +195,7 @@ def test_keys_that_change_nothing(tmp_path: Path) -> None:
             "sdclip_int6_int8_v1",
             {"bits": {"a": 6}, "qmeta": {"a": {"scheme": "per_row", "bits": 6}}},
         ),
-        ("sft_gptq_intN_v1", {"qmeta": {"a": {"axis": 0, "bits": 6}}}),
+        ("sft_gptq_intN_v1", {}),
         ("int6_gptq_ar_v1", {"qmeta": {"a": {"scheme": "per_row", "axis": 0}}}),
         ("int8_per_row_v1", {"passthrough_orig_dtypes": {}}),
         ("int6_fake_per_row_v1", {"scale_scheme": "per_row"}),
