@@ -237,22 +237,28 @@ def pack(
     not there. CapError: nothing fits.
     """
     made = load_plan(plan)
-    source = loader_source(parts_of(made.choices.values()))
-    if loader is not None and made.limits.loader_bytes != len(source.encode()):
-        raise PlanError(
-            f"the plan counts {made.limits.loader_bytes:,} bytes of loader, and the loader has "
-            f"{len(source.encode()):,}. Plan again with --loader."
-        )
+    files = {} if loader is None else {loader: _counted_loader(made)}
     loaded = load(checkpoint)
     found = resolve_curvature(loaded, curvature)
     check_curvature(made, None if found is None else found.sha256)
     packed = pack_to_cap(loaded, made, found, progress)
-    contents = {out: packed.data, loader: source.encode()}
+    if out is not None:
+        files[out] = packed.data
     with contextlib.ExitStack() as all_or_none:
-        for path, data in contents.items():
-            if path is not None:
-                all_or_none.enter_context(replacing(path)).write_bytes(data)
+        for path, data in files.items():
+            all_or_none.enter_context(replacing(path)).write_bytes(data)
     return packed
+
+
+def _counted_loader(plan: PackPlan) -> bytes:
+    """Raises PlanError: it is not as large as the plan counts."""
+    source = loader_source(parts_of(plan.choices.values())).encode()
+    if plan.limits.loader_bytes != len(source):
+        raise PlanError(
+            f"the plan counts {plan.limits.loader_bytes:,} bytes of loader, and the loader has "
+            f"{len(source):,}. Plan again with --loader."
+        )
+    return source
 
 
 def unpack(

@@ -15,10 +15,20 @@ from typing import TYPE_CHECKING
 
 from packer.code.extract import Module, extract
 from packer.code.insert import inserted
-from packer.code.shorten import shorten
+from packer.code.minify import minify_closed
+from packer.code.never import Marks
 from packer.code.wrapper import ENTRY, wrap
 from packer.errors import CodeError
-from packer.ship import DECODERS, ENTRIES, EVERYTHING, PARTS, loader_bytes, parts_of
+from packer.ship import (
+    CHECKS,
+    DECODERS,
+    ENTRIES,
+    EVERYTHING,
+    GUARDS,
+    PARTS,
+    loader_bytes,
+    parts_of,
+)
 
 if TYPE_CHECKING:
     from packer.planning import PackPlan
@@ -55,6 +65,15 @@ CALIBRATION: tuple[Module, ...] = (
 )
 BUNDLE_ENTRIES = (*ENTRIES, "filled", "read_curvatures", "Choice", "Curvature")
 DEFINED = ("read_curvatures", "encode_weights", "Curvature")  # beside the loader's entries
+# As CHECKS and GUARDS of packer/ship.py: what a bundle calls no more, and what raises in it.
+ENCODER_CHECKS = CHECKS | {"check_shape"}
+ENCODER_GUARDS = GUARDS | {"keep_fitting", "keep_usable"}
+CALIBRATION_GUARDS = frozenset(
+    {
+        *("keep_finite", "keep_in_time", "keep_logits", "keep_read", "keep_same", "keep_tokens"),
+        "keep_way",
+    }
+)
 # What an encoder needs to know of each part, and the functions that only this needs.
 ENCODER_PARTS = {
     "kept": ("_encode_kept", "_stored_bytes"),
@@ -221,6 +240,7 @@ def _source(plan: PackPlan, command: str, calibrate: bool) -> str:
     never += [name for part in sorted(EVERYTHING - parts) for name in ENCODER_PARTS[part]]
     never += [name for way in sorted(WAYS.keys() - _ways(choices)) for name in WAYS[way]]
     never += NOT_COMPILED if "trellis" in parts else COMPILED
+    guards = ENCODER_GUARDS
     entries = [*BUNDLE_ENTRIES, *classes, *(["read_tensors"] if command else [])]
     modules, names = (*DECODERS, *ENCODERS), [*ENTRIES, *DEFINED]
     if calibrate:
@@ -228,9 +248,10 @@ def _source(plan: PackPlan, command: str, calibrate: bool) -> str:
         command = CALIBRATED + command
         entries.append("curvature_within")
         never.append("note_call")  # only words for people
-    tree = extract(modules, entries, never)
+        guards |= CALIBRATION_GUARDS
+    tree = extract(modules, entries, Marks(frozenset(never), ENCODER_CHECKS, guards))
     tree.body += ast.parse(_glue(plan, choices) + command).body
-    return shorten(tree, names)
+    return minify_closed(tree, names)
 
 
 def _classes(format: object) -> list[str]:

@@ -10,7 +10,8 @@ import functools
 from collections.abc import Iterable
 
 from packer.code.extract import Module, extract
-from packer.code.shorten import shorten
+from packer.code.minify import minify_closed
+from packer.code.never import Marks
 from packer.code.wrapper import ENTRY, wrap
 
 ENTRIES = ("read_weights",)
@@ -26,6 +27,16 @@ DECODERS: tuple[Module, ...] = (
     ("packer", "step_decoder.py"),
     ("packer", "decoder.py"),
 )
+# Functions that only check whether a file is as specified: the file of a submission is known to be,
+# so no loader calls them.
+CHECKS = frozenset(
+    {
+        *("check_magic", "check_header", "check_sizes", "check_format", "check_rank", "check_end"),
+        *("check_lanes", "check_start", "check_used"),
+    }
+)
+# Functions that a loader calls nonetheless, to raise: every other `raise` is left out of it.
+GUARDS = frozenset({"keep_checksum"})
 # What a loader needs to know, and the functions that only this needs.
 PARTS = {
     "kept": ("decode_kept",),
@@ -85,8 +96,8 @@ def loader_source(parts: frozenset[str] = EVERYTHING) -> str:
 @functools.cache
 def minified_loader(parts: frozenset[str] = EVERYTHING) -> str:
     """The loader before it is compressed."""
-    never = [name for part in sorted(EVERYTHING - parts) for name in PARTS[part]]
-    return shorten(extract(DECODERS, ENTRIES, never), ENTRIES)
+    uncalled = frozenset(name for part in EVERYTHING - parts for name in PARTS[part])
+    return minify_closed(extract(DECODERS, ENTRIES, Marks(uncalled, CHECKS, GUARDS)), ENTRIES)
 
 
 def loader_bytes(choices: Iterable[str]) -> int:

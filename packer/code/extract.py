@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from packer.code.minify import is_literal
-from packer.code.never import without
+from packer.code.never import Marks, without
 from packer.errors import CodeError
 
 Module = tuple[str, str]
@@ -27,33 +27,46 @@ class _Definitions:
     """Statements at the top of some modules, by the names that they bind; and their imports."""
 
     by_name: dict[str, ast.stmt] = field(default_factory=dict)
+    file_of: dict[str, str] = field(default_factory=dict)
     imports: dict[str, ast.stmt] = field(default_factory=dict)
     modules: set[str] = field(default_factory=set)  # names that stand for modules of ours
 
-    def add(self, node: ast.stmt) -> None:
+    def add(self, node: ast.stmt, file: str) -> None:
         """Raises CodeError: a name that two modules define."""
         for name in _bound(node):
             if name in self.by_name:
-                raise CodeError(f"two of the modules define {name}")
-            self.by_name[name] = node
+                raise CodeError(
+                    f"{self.file_of[name]} and {file} both define {name}, and what is shipped of "
+                    "them is one source: rename one of the two"
+                )
+            self.by_name[name], self.file_of[name] = node, file
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that neither a statement at the top nor a method has."""
+        classes = (node for node in self.by_name.values() if isinstance(node, ast.ClassDef))
+        parts = (part for node in classes for part in node.body)
+        methods = {part.name for part in parts if isinstance(part, ast.FunctionDef)}
+        return sorted({*names} - self.by_name.keys() - methods)
 
 
 def extract(
     modules: Sequence[Module],
     entries: Iterable[str],
-    never: Collection[str] = (),
+    marks: Marks,
 ) -> ast.Module:
     """The entries of these modules and what they reach, annotations and docstrings left out.
 
-    never: names of functions that are never called; branches that lead there are left out, as are
-    those that raise (see `without`), and calls of functions called check_... .
-    Raises CodeError: an entry or a name of `never` that is not there, a name defined twice.
+    marks: what branches and calls are left out, see `without`.
+    Raises CodeError: an entry or a marked name that is not there, a name defined twice.
     """
     found = _definitions(modules)
     inlined = _WithoutModules(found.modules, found.by_name)
-    missing = [name for name in (*entries, *never) if name not in found.by_name]
+    missing = found.missing((*entries, *marks.names))
     if missing:
-        raise CodeError(f"none of the modules defines {', '.join(missing)}")
+        raise CodeError(
+            f"none of the modules defines {', '.join(missing)}: where it was renamed or is gone, "
+            "mend the list of what is shipped that names it"
+        )
     kept: dict[str, ast.stmt] = {}
     imports: dict[str, ast.stmt] = {}
     waiting = list(entries)
@@ -64,7 +77,7 @@ def extract(
         if name in kept or name not in found.by_name:
             continue
         node = found.by_name[name]
-        pruned = without(inlined.visit(bare(node)), never)
+        pruned = without(inlined.visit(bare(node)), marks)
         kept.update(dict.fromkeys(_bound(node), pruned))
         waiting += _named(pruned)
     drop_unused_methods(list(kept.values()))
@@ -103,7 +116,7 @@ def _definitions(modules: Sequence[Module]) -> _Definitions:
                 if isinstance(node, ast.ImportFrom) and node.module == "packer":
                     found.modules |= {alias.name for alias in node.names}
             elif not is_literal(node):
-                found.add(node)
+                found.add(node, f"{package}/{name}")
     return found
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from packer.code.never import called_name
 from packer.code.newer_python import needs, spell_needs
 from packer.errors import CodeError
 
@@ -70,6 +72,52 @@ def _minified(source: str, name: str, rename: bool) -> str:
         )
     except Exception as error:  # its own classes, and whatever an unknown construct raises
         raise CodeError(f"{name} cannot be minified ({error}); pack it with --no-minify") from None
+
+
+def minify_closed(tree: ast.Module, entries: Collection[str]) -> str:
+    """The text of a source (whose tree is changed) of which only `entries` is called from outside:
+    every other name in it, of globals and of parameters too, is shortened; attributes keep theirs.
+    """
+    import python_minifier
+
+    _by_position_only(ast.fix_missing_locations(tree), entries)
+    text = python_minifier.minify(
+        ast.unparse(tree),
+        remove_literal_statements=True,
+        rename_globals=True,
+        preserve_globals=[*entries],
+        hoist_literals=False,  # a compressor spells them shorter than a name does
+    )
+    return str(text).strip("\n") + "\n"
+
+
+def _by_position_only(tree: ast.Module, entries: Collection[str]) -> None:
+    """Parameters that no call names are marked so: only then python-minifier shortens them."""
+    calls = _own_calls_by_keyword(tree)
+    named = {word.arg for call in calls for word in call.keywords}
+    unpacking = {called_name(call) for call in calls if None in {w.arg for w in call.keywords}}
+    kept = {*entries, *unpacking}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name not in kept:
+            arguments = node.args
+            if named.isdisjoint(one.arg for one in arguments.args):
+                arguments.posonlyargs += arguments.args
+                arguments.args = []
+
+
+def _own_calls_by_keyword(tree: ast.Module) -> list[ast.Call]:
+    """Calls with keywords of whatever is not an imported module's own."""
+    imports = (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
+    names = (one.asname or one.name for node in imports for one in node.names)
+    imported = {name.partition(".")[0] for name in names}
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.keywords)
+    return [call for call in calls if _root(call.func) not in imported]
+
+
+def _root(node: ast.expr) -> str:
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return getattr(node, "id", "")
 
 
 def parse(source: str, name: str) -> ast.Module:

@@ -3,33 +3,50 @@
 A shipped decoder reads one known file: no check of it ever fails, and functions for formats that it
 lacks are never called. A block that is certain to raise, or to call such a function, is then never
 run, so the `if` around it is known to be false. The tests of an `if` are taken to change nothing.
+Which functions these are is listed where modules are shipped (packer/ship.py, packer/bundle.py).
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-KEPT = "keep_"  # functions called so raise nonetheless
-CHECKS = ("check_", "_check")  # functions called so only raise or return nothing
 Block = list[ast.stmt]
 
 
-def without(node: ast.stmt, never: Collection[str]) -> ast.stmt:
+@dataclass(frozen=True)
+class Marks:
+    """What is known of functions and methods, by name.
+
+    uncalled: never called. checks: they only raise or return nothing, so statements that call them
+    are left out. guards: they raise in what is shipped too, and stay whole.
+    """
+
+    uncalled: frozenset[str] = frozenset()
+    checks: frozenset[str] = frozenset()
+    guards: frozenset[str] = frozenset()
+
+    @property
+    def names(self) -> frozenset[str]:
+        return self.uncalled | self.checks | self.guards
+
+
+def without(node: ast.stmt, marks: Marks) -> ast.stmt:
     """The statement at the top of a module (which is changed) without branches that never run."""
-    if isinstance(node, ast.FunctionDef) and not node.name.startswith(KEPT):
-        node.body = _Pruner(never).block(node.body) or [ast.Pass()]
+    if isinstance(node, ast.FunctionDef) and node.name not in marks.guards:
+        node.body = _Pruner(marks).block(node.body) or [ast.Pass()]
     elif isinstance(node, ast.ClassDef):
         for part in node.body:
-            without(part, never)
+            without(part, marks)
     elif isinstance(node, ast.Assign):
-        node.value = _Pruner(never).visit(node.value)
+        node.value = _Pruner(marks).visit(node.value)
     return node
 
 
 class _Pruner(ast.NodeTransformer):
-    def __init__(self, never: Collection[str]) -> None:
-        self.never = never
+    def __init__(self, marks: Marks) -> None:
+        self.marks = marks
 
     def block(self, body: Sequence[ast.stmt]) -> Block | None:
         """What is left of a block; None of one that never runs."""
@@ -62,10 +79,10 @@ class _Pruner(ast.NodeTransformer):
         if isinstance(node, ast.With | ast.For | ast.While):
             node.body = self.block(node.body) or [ast.Pass()]
         elif isinstance(node, ast.FunctionDef):
-            without(node, self.never)
+            without(node, self.marks)
         elif isinstance(node, ast.Raise) or self._calls_never(node):
             return None
-        elif isinstance(node, ast.Pass) or _only_checks(node):
+        elif isinstance(node, ast.Pass) or self._only_checks(node):
             return []
         else:
             self.visit(node)
@@ -107,7 +124,7 @@ class _Pruner(ast.NodeTransformer):
         kept = [
             (key, value)
             for key, value in zip(node.keys, node.values, strict=True)
-            if not (isinstance(value, ast.Name) and value.id in self.never)
+            if not (isinstance(value, ast.Name) and value.id in self.marks.uncalled)
         ]
         node.keys, node.values = [key for key, _ in kept], [value for _, value in kept]
         return self.generic_visit(node)
@@ -123,20 +140,20 @@ class _Pruner(ast.NodeTransformer):
         if isinstance(node, ast.Lambda | ast.FunctionDef | ast.ClassDef | ast.comprehension):
             return False
         called = node.func if isinstance(node, ast.Call) else None
-        if isinstance(called, ast.Name) and called.id in self.never:
+        if isinstance(called, ast.Name) and called.id in self.marks.uncalled:
             return True
         return any(self._calls_never(inner) for inner in ast.iter_child_nodes(node))
+
+    def _only_checks(self, node: ast.stmt) -> bool:
+        call = node.value if isinstance(node, ast.Expr) else None
+        return isinstance(call, ast.Call) and called_name(call) in self.marks.checks
+
+
+def called_name(call: ast.Call) -> str:
+    """Of the function or method; empty where something else is called."""
+    return getattr(call.func, "id", None) or getattr(call.func, "attr", "")
 
 
 def _leaves(body: Block) -> bool:
     """Whether a block always ends the function or the turn of its loop."""
     return isinstance(body[-1], ast.Return | ast.Continue | ast.Break)
-
-
-def _only_checks(node: ast.stmt) -> bool:
-    call = node.value if isinstance(node, ast.Expr) else None
-    return (
-        isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Name | ast.Attribute)
-        and (call.func.id if isinstance(call.func, ast.Name) else call.func.attr).startswith(CHECKS)
-    )

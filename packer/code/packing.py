@@ -6,12 +6,11 @@ import io
 import os
 import re
 import tokenize
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from packer.code.dead_code import DeadCode, dead_code, names_in
 from packer.code.minify import minify, parse
 from packer.code.wrapper import CODECS, ENTRY, unwrap, wrap
 from packer.errors import CodeError
@@ -205,23 +204,3 @@ def _with_packages(sources: dict[str, str]) -> None:
         parts = module.split(".")
         for end in range(1, len(parts)):
             sources.setdefault(".".join(parts[:end]), "")
-
-
-def dead_by_file(
-    files: Iterable[SourceFile], environment: Mapping[str, str]
-) -> dict[str, tuple[DeadCode, ...]]:
-    """Dead code of every Python file, by path; lines of a wrapped script are those inside it.
-
-    Raises CodeError: a file that does not parse.
-    """
-    sources = {
-        file.path: (unwrap(file.text) or {}).get(ENTRY, file.text)
-        for file in files
-        if file.path.endswith(".py")
-    }
-    named = {path: names_in(source, path) for path, source in sources.items()}
-    found = {}
-    for path, source in sources.items():
-        elsewhere = set().union(*(names for other, names in named.items() if other != path))
-        found[path] = dead_code(source, path, environment, elsewhere)
-    return found

@@ -16,24 +16,7 @@ from packer.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from packer.code.dead_code import DeadCode
     from packer.code.packing import PackedCode, SourceFile
-
-DEFAULT_SHOWN = 20
-
-
-class Variable(click.ParamType):  # type: ignore[type-arg]
-    """NAME=VALUE."""
-
-    name = "name=value"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str]:
-        name, equals, text = str(value).partition("=")
-        if not equals or not name:
-            self.fail(f"{value!r} is not NAME=VALUE, such as MTP_NUM_HEADS=1", param, ctx)
-        return name, text
 
 
 @click.command(short_help="Code bytes, minified and wrapped.")
@@ -49,13 +32,6 @@ class Variable(click.ParamType):  # type: ignore[type-arg]
     default="auto",
     help="auto: lzma, which is in every Python, or the shorter of both where FILES import brotli.",
 )
-@click.option(
-    "--env",
-    "environment",
-    multiple=True,
-    type=Variable(),
-    help="An environment variable of the run, for the listing of switches that are off.",
-)
 @JSON
 def code(
     files: tuple[str, ...],
@@ -63,10 +39,9 @@ def code(
     rename: bool,
     no_minify: bool,
     codec: str,
-    environment: tuple[tuple[str, str], ...],
     as_json: bool,
 ) -> None:
-    """The bytes that FILES count as code, what in them never runs, and how small they can be.
+    """The bytes that FILES count as code, and how small they can be.
 
     Code counts as the UTF-8 bytes of every file. The files become one script: the first is what is
     run, every other a module that it imports by its path beside the first (model.py as model,
@@ -74,19 +49,14 @@ def code(
     parse to the same syntax tree, compressed and spelled in base 85; it is proven to unwrap to
     exactly those sources, and counts with its own length. It is written only where -o says, never
     over an original. Equal input gives equal bytes under equal versions of Python and compressors.
-
-    Dead code is listed and left in: take out what you recognize. Functions count as dead when no
-    code that can run names them; branches when their test is settled by constants and by the
-    defaults of environment variables (--env NAME=VALUE sets one).
     """
-    from packer.code.packing import Packing, dead_by_file, pack_code, read_sources
+    from packer.code.packing import Packing, pack_code, read_sources
     from packer.files import write_bytes
 
     if rename and no_minify:
         raise click.UsageError("--rename is a way to minify; leave out --no-minify")
     refuse_overwriting(files, out)
     sources = read_sources(files)
-    dead = dead_by_file(sources, dict(environment))
     python = all(source.path.endswith(".py") for source in sources)
     packed = None
     if python or out is not None:
@@ -95,16 +65,15 @@ def code(
     if out is not None and packed is not None:
         write_bytes(out, packed.text.encode())
     if as_json:
-        print_json(_json(sources, dead, packed, out))
+        print_json(_json(sources, packed, out))
         return
-    _print(sources, dead, packed)
+    _print(sources, packed)
     if out is not None:
         say(f"written: {out}")
 
 
 def _json(
     sources: tuple[SourceFile, ...],
-    dead: dict[str, tuple[DeadCode, ...]],
     packed: PackedCode | None,
     out: str | None,
 ) -> dict[str, Any]:
@@ -114,33 +83,12 @@ def _json(
             {"path": one.path, "size_bytes": one.size_bytes, "text_bytes": one.text_bytes}
             for one in sources
         ],
-        "dead": [{"path": path, **vars(one)} for path, found in dead.items() for one in found],
         "packed": packed.to_json() if packed else None,
         "out": out,
     }
 
 
-def _print(
-    sources: tuple[SourceFile, ...],
-    dead: dict[str, tuple[DeadCode, ...]],
-    packed: PackedCode | None,
-) -> None:
-    from packer.reports import tables
-
-    rows = [
-        (path, f"{one.first_line}-{one.last_line}", f"{one.size_bytes:,}", one.what, one.reason)
-        for path, found in dead.items()
-        for one in sorted(found, key=lambda one: -one.size_bytes)[:DEFAULT_SHOWN]
-    ]
-    if rows:
-        columns = ("never runs", ">lines", ">bytes", "what", "why")
-        tables.print_table(columns, rows)
-        listed = [one for found in dead.values() for one in found]
-        say(
-            f"{len(listed)} places that never run, {sum(d.size_bytes for d in listed):,} bytes "
-            f"before compression"
-            + (f"; the largest {len(rows)} are shown" if len(rows) < len(listed) else "")
-        )
+def _print(sources: tuple[SourceFile, ...], packed: PackedCode | None) -> None:
     for one in sources:
         logged = one.text_bytes
         note = f" (a script that reads itself logs {logged:,})" if logged != one.size_bytes else ""

@@ -144,11 +144,12 @@ def _write(output: str | None, loader: str | None, data: bytes) -> None:
     from packer.files import replacing
     from packer.ship import RE_ENCODED, loader_source
 
-    contents = {output: data, loader: loader_source(RE_ENCODED).encode()}
+    contents = {} if output is None else {output: data}
+    if loader is not None:
+        contents[loader] = loader_source(RE_ENCODED).encode()
     with contextlib.ExitStack() as all_or_none:
         for path, content in contents.items():
-            if path is not None:
-                all_or_none.enter_context(replacing(path)).write_bytes(content)
+            all_or_none.enter_context(replacing(path)).write_bytes(content)
 
 
 def _spell_start(foreign: ForeignArtifact, limits: Limits) -> str:

@@ -1,4 +1,4 @@
-"""`packer code`: what is counted, what is listed as dead, and what the packed script does."""
+"""`packer code`: what is counted, and what the packed script does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packer.code.dead_code import dead_code
 from packer.code.minify import fingerprint, minify
 from packer.code.packing import Packing, pack_code, read_sources
 from packer.code.wrapper import CODECS, ENTRY, unwrap, wrap
@@ -45,15 +44,6 @@ class Hyperparameters:
 class State:
     """Fields keep their annotations, or they are none."""
     total: float = 0.0
-
-
-def never_called(x):
-    """Nobody names this."""
-    return helper_of_the_dead(x)
-
-
-def helper_of_the_dead(x):
-    return x + 1
 
 
 def main() -> None:
@@ -214,71 +204,6 @@ def test_any_sources_come_back(others: dict[str, str], entry: str, findable: boo
     assert unwrap(wrapped.text) == sources
 
 
-def listed(source: str, **environment: str) -> dict[str, str]:
-    return {one.what: one.reason for one in dead_code(source, "s.py", environment)}
-
-
-def test_dead_functions_and_switches_that_are_off_are_listed() -> None:
-    assert listed(SCRIPT) == {
-        "function never_called": "named by nothing that runs",
-        "function helper_of_the_dead": "named by nothing that runs",
-        "if args.late_qat": "args.late_qat is False",
-        "if args.mtp_heads > 0": "args.mtp_heads > 0 is False",
-    }
-    lines = SCRIPT.splitlines(keepends=True)
-    for one in dead_code(SCRIPT, "s.py"):
-        text = "".join(lines[one.first_line - 1 : one.last_line])
-        assert one.size_bytes == len(text.encode())
-    function = next(one for one in dead_code(SCRIPT, "s.py") if "never" in one.what)
-    assert lines[function.first_line - 1].startswith("def never_called")
-
-
-def test_the_environment_of_the_run_switches_branches_on() -> None:
-    on = listed(SCRIPT, MTP_HEADS="2", LATE_QAT="1")
-    assert "if args.late_qat" not in on
-    assert "else of if args.mtp_heads > 0" in on
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "import os\nX = os.environ.get('X', '0') == '1'\nX = True\nif X:\n  print(1)",
-        "def f(flag=False):\n  if flag: print(1)\nf()",
-        "flag = False\ndef f(**k):\n  if k['flag']: print(1)\nf(flag=True)",
-        "class A:\n  on = False\nA.on = input()\nif A.on: print(1)",
-        "class A:\n  on = False\nsetattr(A, input(), 1)\nif A.on: print(1)",
-        "from dataclasses import dataclass\n@dataclass\nclass A:\n  on: bool = False\n"
-        "def g(a):\n  if a.on: print(1)\ng(A(True))",
-        "items = []\nitems.append(1)\nif items: print(1)",
-        "n = 0\nfor i in range(3):\n  n += 1\nif n: print(1)",
-        "DEBUG = False\ndef on():\n  global DEBUG\n  DEBUG = True\non()\nif DEBUG: print(1)",
-        "def used(): pass\nprint(globals()['used'])",
-        "import registry\n@registry.register\ndef forward(): pass\nprint(1)",
-        "def library_function(): pass\n",
-        "if unknown_name: print(1)\nelse: print(2)",
-        "x = 10 ** 9\nif x ** x ** x: print(1)\nelse: print(2)",
-    ],
-)
-def test_what_may_run_is_not_listed(source: str) -> None:
-    assert listed(source) == {}
-
-
-@pytest.mark.parametrize(
-    ("source", "what"),
-    [
-        ("def f():\n  return 1\n  print(2)\nf()", "after return"),
-        ("if False:\n  print(1)", "if False"),
-        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n  import x", "if TYPE_CHECKING"),
-        ("M = 'a'\nif M in ['b', 'c']:\n  print(1)", "if M in ['b', 'c']"),
-        ("import os\nif os.getenv('Q') and unknown:\n  print(1)", "if os.getenv('Q') and unknown"),
-        ("while 0:\n  print(1)", "while 0"),
-        ("def dead():\n  '''See dead.'''\n  dead()\nprint(1)", "function dead"),
-    ],
-)
-def test_what_never_runs_is(source: str, what: str) -> None:
-    assert set(listed(source)) == {what}
-
-
 def test_the_command(run: Run, script: Path) -> None:
     original = script.read_bytes()
     result = run("code", script, "-o", "packed.py", "--json")
@@ -289,11 +214,9 @@ def test_the_command(run: Run, script: Path) -> None:
     assert len(packed) == value["packed"]["packed_bytes"]
     assert value["packed"]["saved_bytes"] == len(original) - len(packed)
     assert value["packed"]["same_tree"] is True
-    assert {one["what"] for one in value["dead"]} >= {"function never_called"}
     assert script.read_bytes() == original
     text = run("code", script).stdout
     assert f"{len(original):,} -> minified" in text and "same syntax tree" in text
-    assert "function never_called" in text
 
 
 def test_carriage_returns_count_as_the_file_has_them(run: Run, script: Path) -> None:
@@ -314,7 +237,6 @@ def test_carriage_returns_count_as_the_file_has_them(run: Run, script: Path) -> 
         (("latin.py",), "not a text in UTF-8"),
         (("train_gpt.py", "-o", "train_gpt.py"), "is an input"),
         (("train_gpt.py", "--rename", "--no-minify"), "leave out --no-minify"),
-        (("train_gpt.py", "--env", "X"), "not NAME=VALUE"),
     ],
 )
 def test_refusals(run: Run, arguments: tuple[str, ...], message: str) -> None:

@@ -2,13 +2,13 @@
 
 import ast
 import hashlib
+import importlib
 import lzma
 import subprocess
 import sys
 from dataclasses import replace
 
 import brotli
-import numpy as np
 import pytest
 import torch
 from packer.budget.plan import Candidate
@@ -18,11 +18,10 @@ from packer.quantizers.quantize import quantize
 from packer.account import Limits
 from packer.artifact import Artifact
 from packer.candidates import Measurement
-from packer.code.attributes import own_attributes
 from packer.code.extract import bare, extract
-from packer.code.never import without
+from packer.code.minify import minify_closed
+from packer.code.never import Marks, without
 from packer.code.packing import SourceFile, pack_code
-from packer.code.shorten import shorten
 from packer.code.wrapper import unwrap
 from packer.decoder import read_weights
 from packer.errors import CodeError
@@ -30,9 +29,11 @@ from packer.measuring import measure
 from packer.plan_options import MeasureOptions
 from packer.planning import make_plan, replan
 from packer.ship import (
+    CHECKS,
     DECODERS,
     ENTRIES,
     EVERYTHING,
+    GUARDS,
     LARGEST_LOADER,
     RE_ENCODED,
     loader_bytes,
@@ -93,22 +94,13 @@ def artifact_of(texts: tuple[str, ...]) -> Artifact:
     return Artifact(tensors, {"tied": texts[0]}, {}, coders)
 
 
-@pytest.mark.parametrize("coder", ["ans", "numpy"])
-def test_the_loader_of_every_format_compresses_to_three_thousand_bytes(coder):
-    unused = {"ans", "brotli"} if coder == "numpy" else {"numpy"}
-    assert compressed(EVERYTHING - unused - {"trellis"}) <= 3_000
-    # What only foreign recipes use included.
-    assert compressed(EVERYTHING - unused) <= (3_000 if coder == "ans" else 3_100)
-    # All that our own plans hold: trellis and scalar steps, scaled integers, kept floats.
-    assert compressed(EVERYTHING - unused - {"rank", "zstd"}) <= 3_000
+@pytest.mark.parametrize("unused", [set(), {"numpy"}, {"ans", "brotli"}])
+def test_the_loader_of_every_format_compresses_to_3600_bytes(unused):
+    text = minified_loader(EVERYTHING - unused).encode()
+    assert len(brotli.compress(text, quality=11, lgwin=24)) <= 3_600
     raw = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "pb": 0}]
     text = minified_loader(EVERYTHING - unused - {"trellis"}).encode()
-    assert len(lzma.compress(text, lzma.FORMAT_RAW, filters=raw)) <= 3_200
-
-
-def compressed(parts: frozenset[str]) -> int:
-    text = minified_loader(parts).encode()
-    return len(brotli.compress(text, quality=11, lgwin=24))
+    assert len(lzma.compress(text, lzma.FORMAT_RAW, filters=raw)) <= 3_600
 
 
 def test_a_loader_holds_only_the_formats_in_use():
@@ -200,17 +192,9 @@ def test_planning_again_keeps_to_what_the_counted_loader_reads():
     ).choices == {"a.weight": "int4.row.rank2x4"}
 
 
-def test_no_attribute_of_tensors_or_coders_is_renamed():
-    import constriction
-
-    own = set(own_attributes(extract(DECODERS, ENTRIES)))
-    assert {"varint", "metadata"} <= own
-    foreign = (torch.Tensor, np.ndarray, constriction.stream.stack.AnsCoder, torch.dtype)
-    assert not own & {name for one in foreign for name in dir(one)}
-
-
-def pruned(source: str, *never: str) -> str:
-    return ast.unparse(without(bare(ast.parse(source).body[0]), never))
+def pruned(source: str) -> str:
+    marks = Marks(frozenset({"b"}), frozenset({"check_it"}), frozenset({"guard"}))
+    return ast.unparse(without(bare(ast.parse(source).body[0]), marks))
 
 
 @pytest.mark.parametrize(
@@ -226,34 +210,97 @@ def pruned(source: str, *never: str) -> str:
         ("def f(x):\n try:\n  return a(x)\n except E:\n  return 0", "except E"),
         ("def f(x):\n return b(x) if x else a(x)", "return a(x)"),
         ("def f(x):\n check_it(x)\n return x", "def f(x):\n    return x"),
-        ("def keep_it(x):\n if x:\n  raise E", "raise E"),
+        ("def guard(x):\n if x:\n  raise E", "raise E"),
         ("def f(x):\n if x:\n  check_it(x)", "pass"),
+        ("def f(x):\n x.check_it()\n x.check_that()", "x.check_that()"),
     ],
 )
 def test_what_never_happens_is_left_out(source, left):
-    """`b` is never called, nothing raises, and calls of check_ functions only check."""
-    short = pruned(source, "b")
-    assert left in short and "b(" not in short
-    assert ("raise" in short) == ("keep_" in source)
+    """`b` is never called, nothing but `guard` raises, and calls of `check_it` only check."""
+    short = pruned(source)
+    assert left in short and "b(" not in short and "check_it" not in short
+    assert ("raise" in short) == ("guard" in source)
+
+
+MARKS = Marks(checks=CHECKS, guards=GUARDS)
 
 
 def test_names_may_not_be_defined_twice_or_missing():
     with pytest.raises(CodeError, match="none of the modules defines nothing_such"):
-        extract(DECODERS, ("nothing_such",))
-    with pytest.raises(CodeError, match="two of the modules define"):
-        extract((*DECODERS, DECODERS[0]), ENTRIES)
+        extract(DECODERS, ("nothing_such",), MARKS)
+    twice = r"packer/reader\.py and packer/reader\.py both define Reader, .* rename one"
+    with pytest.raises(CodeError, match=twice):
+        extract((*DECODERS, ("packer", "reader.py")), ENTRIES, MARKS)
 
 
-def test_shortening_renames_everything_but_the_entry():
-    tree = ast.parse(
-        "LIMIT = 7\n"
-        "class Box:\n value: 0\n size: 0 = 3\n"
-        "def grown(box, factor=2, *, extra=1):\n return box.value * factor + extra + LIMIT\n"
-        "def run(text):\n return grown(Box(size=1, value=len(text)), extra=5).real\n"
-    )
-    tree.body[1].decorator_list.append(ast.Name("dataclass", ast.Load()))
-    tree.body.insert(0, ast.parse("from dataclasses import dataclass").body[0])
-    text, space = shorten(tree, ("run",)), {}
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("stream_decoder.py", "check_start"),
+        ("decoder.py", "keep_checksum"),
+        ("decoder.py", "decode_kept"),
+    ],
+)
+def test_what_is_listed_may_not_be_renamed_elsewhere_alone(file, name, tmp_path, monkeypatch):
+    """Under any other name it would be shipped, or left out, unseen."""
+    package = tmp_path / f"without_{name}"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    original = importlib.resources.files("packer").joinpath(file).read_text("utf-8")
+    (package / file).write_text(original.replace(name, f"{name}_anew"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    modules = [(package.name, file) if one == ("packer", file) else one for one in DECODERS]
+    marks = Marks(frozenset({"decode_kept"}), CHECKS, GUARDS)
+    with pytest.raises(CodeError, match=f"none of the modules defines {name}: .* mend the list"):
+        extract(modules, ENTRIES, marks)
+
+
+def test_a_name_decides_nothing():
+    """What is called like a check and not listed as one is shipped and called."""
+    source = "def f(x):\n check_other(x)\n keep_other(x)"
+    assert pruned(source) == "def f(x):\n    check_other(x)\n    keep_other(x)"
+    assert "raise" not in pruned("def keep_other(x):\n if x:\n  raise E")
+
+
+def test_a_closed_source_keeps_only_its_entries_and_attributes():
+    source = """
+from dataclasses import dataclass
+LIMIT = 7
+@dataclass
+class Box:
+    value: 0
+    size: 0 = 3
+def scaled(amount, factor):
+    return amount * factor + LIMIT
+def grown(box, *, extra=1):
+    return scaled(box.value, 2) + extra
+def spread(first, second, third):
+    return first + second + third
+def run(text):
+    box = Box(size=1, value=len(text))
+    return grown(box, extra=5) + grown(box=box) + spread(*[1, 1], **{"third": 1})
+"""
+    text, space, same = minify_closed(ast.parse(source), ("run",)), {}, {}
     exec(text, space)
-    assert space["run"]("four") == 4 * 2 + 5 + 7
-    assert not any(word in text for word in ("grown", "factor", "extra", "LIMIT", "Box", "value"))
+    exec(source, same)
+    assert space["run"]("four") == same["run"]("four")
+    assert all(word in text for word in ("run", "value", "size", "box", "third"))
+    assert not any(word in text for word in ("scaled", "grown", "amount", "factor", "LIMIT", "Box"))
+
+
+def test_packing_builds_a_loader_only_where_one_is_asked_for(tmp_path):
+    """python-minifier, which every loader needs, is imported with it."""
+    script = """
+import sys, torch, packer
+weights = {"a.weight": torch.zeros(8, 8)}
+packer.pack(weights, packer.plan(weights, 10_000), out=sys.argv[1] + "/alone.pack")
+print("python_minifier" in sys.modules)
+plan = packer.plan(weights, 10_000, loader=True)
+packer.pack(weights, plan, out=sys.argv[1] + "/m.pack", loader=sys.argv[1] + "/loader.py")
+print("python_minifier" in sys.modules, plan.limits.loader_bytes)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    size = (tmp_path / "loader.py").stat().st_size
+    assert done.stdout.split() == ["False", "True", str(size)]
