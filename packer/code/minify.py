@@ -10,6 +10,9 @@ from packer.code.never import called_name
 from packer.code.newer_python import needs, spell_needs
 from packer.errors import CodeError
 
+# Where one of these is called, python-minifier shortens no name at all.
+READS_NAMES = {"exec", "eval", "locals", "globals", "vars"}
+
 
 @dataclass(frozen=True)
 class Minified:
@@ -77,9 +80,16 @@ def _minified(source: str, name: str, rename: bool) -> str:
 def minify_closed(tree: ast.Module, entries: Collection[str]) -> str:
     """The text of a source (whose tree is changed) of which only `entries` is called from outside:
     every other name in it, of globals and of parameters too, is shortened; attributes keep theirs.
+    Raises CodeError: code that may read names, so that none can be shortened.
     """
     import python_minifier
 
+    reads = READS_NAMES & {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    if reads:
+        raise CodeError(
+            f"what is shipped names {', '.join(sorted(reads))}, so its names cannot be shortened; "
+            "do without (of a module's or object's names, __dict__ has them)"
+        )
     _by_position_only(ast.fix_missing_locations(tree), entries)
     text = python_minifier.minify(
         ast.unparse(tree),

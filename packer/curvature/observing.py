@@ -56,7 +56,7 @@ def seen_once() -> Iterator[None]:
     which would run again in the backward pass.
     """
     eager = getattr(torch.compiler, "set_stance", None)  # from PyTorch 2.6 on
-    module = vars(torch.utils.checkpoint)
+    module = torch.utils.checkpoint.__dict__
     at_once = {
         "CheckpointFunction": types.SimpleNamespace(
             apply=lambda function, _, *args: function(*args)

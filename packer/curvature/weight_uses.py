@@ -26,7 +26,7 @@ COPIES = {
 # The Python source of what calls itself where a mode is active; this copy does not.
 _attention = types.FunctionType(
     F.multi_head_attention_forward.__code__,
-    {**vars(F), "has_torch_function": lambda _: False},
+    {**F.__dict__, "has_torch_function": lambda _: False},
     argdefs=F.multi_head_attention_forward.__defaults__,
 )
 SELECTIONS = {torch.index_select, torch.Tensor.index_select}

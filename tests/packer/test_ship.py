@@ -288,6 +288,12 @@ def run(text):
     assert not any(word in text for word in ("scaled", "grown", "amount", "factor", "LIMIT", "Box"))
 
 
+def test_a_closed_source_that_reads_names_is_refused():
+    """In it python-minifier would leave all names long, unseen."""
+    with pytest.raises(CodeError, match="names vars, so its names cannot be shortened"):
+        minify_closed(ast.parse("def run(module):\n return vars(module)"), ("run",))
+
+
 def test_packing_builds_a_loader_only_where_one_is_asked_for(tmp_path):
     """python-minifier, which every loader needs, is imported with it."""
     script = """
