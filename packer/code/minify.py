@@ -127,7 +127,7 @@ def _own_calls_by_keyword(tree: ast.Module) -> list[ast.Call]:
 def _root(node: ast.expr) -> str:
     while isinstance(node, ast.Attribute):
         node = node.value
-    return getattr(node, "id", "")
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def parse(source: str, name: str) -> ast.Module:

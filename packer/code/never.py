@@ -151,7 +151,10 @@ class _Pruner(ast.NodeTransformer):
 
 def called_name(call: ast.Call) -> str:
     """Of the function or method; empty where something else is called."""
-    return getattr(call.func, "id", None) or getattr(call.func, "attr", "")
+    function = call.func
+    if isinstance(function, ast.Attribute):
+        return function.attr
+    return function.id if isinstance(function, ast.Name) else ""
 
 
 def _leaves(body: Block) -> bool:
