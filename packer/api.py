@@ -24,7 +24,7 @@ from packer.artifact_files import reading_artifact
 from packer.calibrated import NO_CALIBRATION, Calibration
 from packer.candidates import Measurement
 from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
-from packer.counted_code import weigh_limits
+from packer.counted_code import counted_loader, weigh_limits
 from packer.curvature import calibration
 from packer.curvature.calibration import TextSource
 from packer.curvature.curvature_set import CurvatureSet
@@ -49,7 +49,6 @@ from packer.planning import (
     read_plan,
 )
 from packer.recipes import find_recipe
-from packer.ship import loader_source, parts_of
 
 CheckpointLike = PathLike | Mapping[str, torch.Tensor] | Checkpoint
 
@@ -237,7 +236,9 @@ def pack(
     not there. CapError: nothing fits.
     """
     made = load_plan(plan)
-    files = {} if loader is None else {loader: _counted_loader(made)}
+    files: dict[PathLike, bytes] = {}
+    if loader is not None:
+        files[loader] = counted_loader(made.choices.values(), made.limits)
     loaded = load(checkpoint)
     found = resolve_curvature(loaded, curvature)
     check_curvature(made, None if found is None else found.sha256)
@@ -248,17 +249,6 @@ def pack(
         for path, data in files.items():
             all_or_none.enter_context(replacing(path)).write_bytes(data)
     return packed
-
-
-def _counted_loader(plan: PackPlan) -> bytes:
-    """Raises PlanError: it is not as large as the plan counts."""
-    source = loader_source(parts_of(plan.choices.values())).encode()
-    if plan.limits.loader_bytes != len(source):
-        raise PlanError(
-            f"the plan counts {plan.limits.loader_bytes:,} bytes of loader, and the loader has "
-            f"{len(source):,}. Plan again with --loader."
-        )
-    return source
 
 
 def unpack(

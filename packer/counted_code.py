@@ -120,6 +120,17 @@ def _smallest(candidates: Iterable[Candidate]) -> list[Candidate]:
     return [*{candidate.tensor: candidate for candidate in by_size}.values()]
 
 
+def counted_loader(choices: Iterable[str], limits: Limits) -> bytes:
+    """The loader that a plan of these choices counts. Raises PlanError: it counts none such."""
+    source = loader_source(parts_of(choices)).encode()
+    if limits.loader_bytes != len(source):
+        raise PlanError(
+            f"the plan counts {limits.loader_bytes:,} bytes of loader, and the loader has "
+            f"{len(source):,}. Plan again with --loader."
+        )
+    return source
+
+
 def _parts(candidates: Iterable[Candidate]) -> frozenset[str]:
     return parts_of(candidate.choice for candidate in candidates)
 

@@ -301,7 +301,7 @@ import sys, torch, packer
 weights = {"a.weight": torch.zeros(8, 8)}
 packer.pack(weights, packer.plan(weights, 10_000), out=sys.argv[1] + "/alone.pack")
 print("python_minifier" in sys.modules)
-plan = packer.plan(weights, 10_000, loader=True)
+plan = packer.plan(weights, packer.PlanLimits(10_000, loader=True))
 packer.pack(weights, plan, out=sys.argv[1] + "/m.pack", loader=sys.argv[1] + "/loader.py")
 print("python_minifier" in sys.modules, plan.limits.loader_bytes)
 """
