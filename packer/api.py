@@ -36,6 +36,7 @@ from packer.eval.forward import AnyModel, TailLogits
 from packer.eval.forward_probe import adapt
 from packer.files import is_json, replacing, write_json
 from packer.fit import Packed, pack_to_cap
+from packer.foreign.gguf_header import is_gguf
 from packer.knob import RecipePlan, recipe_under_cap
 from packer.measuring import DEFAULT_OPTIONS, Progress, ignore_progress
 from packer.pipeline import always, fit_measurement, plan_checkpoint, plan_under_policy
@@ -49,6 +50,7 @@ from packer.planning import (
     read_plan,
 )
 from packer.recipes import find_recipe
+from packer.stored_tensors import Renamed
 
 CheckpointLike = PathLike | Mapping[str, torch.Tensor] | Checkpoint
 
@@ -307,15 +309,22 @@ def unpack_foreign(
     out: PathLike | None = None,
     template: PathLike | None = None,
     max_memory: int | None = None,
-) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """(weights by name, notes) of another author's artifact; written to `out` when given.
+) -> tuple[Mapping[str, torch.Tensor], tuple[str, ...]]:
+    """(weights by name, notes) of another author's artifact or a GGUF file; written to `out` when
+    given. Those of GGUF are dequantized whenever they are asked for.
 
     template: a checkpoint of the same model, for dtypes that the artifact does not store.
     max_memory: bytes that it may expand to.
     Raises CheckpointError: damaged, of no known layout, or no artifact at all.
     """
-    checkpoint = read_checkpoint(artifact, template=template, max_memory=max_memory, artifact=True)
-    weights = checkpoint.all_weights()
+    checkpoint = read_checkpoint(
+        artifact, template=template, max_memory=max_memory, artifact=not is_gguf(artifact)
+    )
+    if checkpoint.gguf is None:
+        weights: Mapping[str, torch.Tensor] = checkpoint.all_weights()
+    else:
+        holders = {name: name for name in checkpoint.tensors} | checkpoint.ties
+        weights = Renamed(checkpoint.tensors, holders)
     if out is not None:
         unpacking.write_weights(out, weights, checkpoint.ties, checkpoint.metadata)
     return weights, checkpoint.notes

@@ -12,6 +12,7 @@ import torch
 
 from packer.checkpoint_files import load
 from packer.errors import CheckpointError, SelectorError, listed
+from packer.foreign.gguf_tensors import GGUFFile
 from packer.foreign.reading import ForeignArtifact, foreign_of
 from packer.nesting import find_state_dict, left_out
 from packer.packable import (
@@ -31,10 +32,11 @@ class Checkpoint:
 
     source: the path as given, or "state dict". tensors: detached, contiguous, finite CPU tensors in
     file order, names without wrapper prefixes; those of safetensors are read whenever they are
-    asked for and kept by nobody, others may be views of the file (memory-mapped) or of the state
-    dict given. ties: tied name -> the name in `tensors` that holds its values.
-    metadata: text the file carried (safetensors only). notes: what was taken, renamed and left
-    out, in words for people. foreign: what the file is, where it is somebody else's artifact.
+    asked for and kept by nobody, as are those of GGUF, others may be views of the file
+    (memory-mapped) or of the state dict given. ties: tied name -> the name in `tensors` that holds
+    its values. metadata: text the file carried (safetensors and GGUF only). notes: what was taken,
+    renamed and left out, in words for people. foreign: what the file is, where it is
+    somebody else's artifact. gguf: likewise where it is a GGUF file.
     """
 
     source: str
@@ -43,6 +45,7 @@ class Checkpoint:
     metadata: dict[str, str]
     notes: tuple[str, ...]
     foreign: ForeignArtifact | None = None
+    gguf: GGUFFile | None = None
 
     @property
     def outlines(self) -> Mapping[str, torch.Tensor]:
@@ -52,7 +55,15 @@ class Checkpoint:
     @property
     def size_bytes(self) -> int:
         """Bytes of all stored tensors."""
-        return sum(outline.nbytes for outline in self.outlines.values())
+        return sum(self.stored_as(name)[1] for name in self.outlines)
+
+    def stored_as(self, name: str) -> tuple[str, int]:
+        """(dtype, bytes) of a tensor in its file; of GGUF the type that it is dequantized from."""
+        if self.gguf is not None:
+            tensor = self.gguf.tensors[name]
+            return tensor.type.lower(), tensor.size_bytes
+        outline = self.outlines[name]
+        return str(outline.dtype).removeprefix("torch."), outline.nbytes
 
     def all_weights(self) -> dict[str, torch.Tensor]:
         """Every tensor in memory at once; tied names come last and share theirs."""
@@ -69,8 +80,8 @@ def read_checkpoint(
     max_memory: int | None = None,
     artifact: bool = False,
 ) -> Checkpoint:
-    """The weights in a torch file (zip or legacy), a safetensors file, a folder of shards, or
-    another author's artifact.
+    """The weights in a torch file (zip or legacy), a safetensors file, a folder of shards, a GGUF
+    file, or another author's artifact.
 
     weights: the (dotted) key the state dict lies under, where the usual ones will not do; by
     default the first of ema, model, state_dict, model_state_dict that holds tensors, else the file
@@ -92,6 +103,8 @@ def read_checkpoint(
         return _from_foreign(foreign, weights, drop)
     if artifact:
         raise CheckpointError(_no_artifact(source, content.value))
+    if content.gguf is not None:
+        return _from_gguf(content.gguf, weights, drop)
     state_dict, notes = find_state_dict(content.value, weights, source)
     if content.codec != "none":
         notes = [f"decompressed from {content.file_bytes:,} bytes of {content.codec}", *notes]
@@ -121,6 +134,25 @@ def _from_foreign(foreign: ForeignArtifact, weights: str | None, drop: Sequence[
     said = [f"{foreign.layout} artifact, {foreign.file_bytes:,} bytes of {foreign.codec}"]
     decoded = _normalize(foreign.weights(), {}, drop, [*said, *foreign.notes], foreign.source)
     return replace(decoded, foreign=foreign)
+
+
+def _from_gguf(file: GGUFFile, weights: str | None, drop: Sequence[str]) -> Checkpoint:
+    """The weights of a GGUF file, each dequantized whenever it is asked for."""
+    if weights is not None:
+        raise SelectorError(
+            f"{file.source}: is a GGUF file, whose weights lie under no key; leave --weights out"
+        )
+    said = list(file.notes)
+    outlines = {name: tensor.outline for name, tensor in file.tensors.items()}
+    refuse_unspeakable(outlines, file.source)
+    kept = _without_dropped(outlines, drop, said, file.source)
+    refuse_empty(kept, file.source)
+    ties = {tied: name for tied, name in file.ties.items() if name in kept}
+    if ties:
+        said.append(f"tied, stored once: {_pairs(ties)}")
+    tensors = StoredTensors({name: file.tensors[name] for name in kept})
+    refuse_non_finite(tensors, file.source)
+    return Checkpoint(file.source, tensors, ties, file.metadata, tuple(said), gguf=file)
 
 
 def from_state_dict(

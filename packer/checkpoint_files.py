@@ -25,6 +25,8 @@ from packer.errors import CheckpointError
 from packer.foreign.codecs import UnknownBytesError, codec_of, output_limit, unwrap
 from packer.foreign.containers import QGV3, read_qgv3
 from packer.foreign.frames import PGRP, read_pgrp
+from packer.foreign.gguf_header import GGUF
+from packer.foreign.gguf_tensors import GGUFFile, read_gguf
 from packer.foreign.numpy_pickle import read_numpy_pickle
 from packer.known_files import HEAD_BYTES, known_by_start, not_a_checkpoint
 from packer.safetensors_files import Loaded, load_safetensors, safetensors_of
@@ -41,7 +43,7 @@ class Content:
     codec: what it was compressed with, none for plain files. file_bytes: of the file, of a folder
     all its shards. payload_bytes: after decompression. places: where each tensor of the value lies,
     for files whose tensors can be read one by one. notes: which files of a folder were read, and
-    what is known to be missing.
+    what is known to be missing. gguf: the file where it is one; the value is then outlines.
     """
 
     source: str
@@ -52,6 +54,7 @@ class Content:
     payload_bytes: int
     places: Mapping[str, StoredTensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    gguf: GGUFFile | None = None
 
     @property
     def tensors(self) -> Mapping[str, torch.Tensor] | None:
@@ -89,6 +92,8 @@ def _load_file(path: Path, max_memory: int | None) -> Content:
         raise CheckpointError(
             f"{path}: is not a checkpoint but a packed artifact; unpack it first (packer unpack)"
         )
+    if head.startswith(GGUF):
+        return _from_gguf(read_gguf(path))
     if is_torch(head):
         return Content(str(path), load_torch(path, head), {}, "none", size, size)
     if _is_safetensors(head):
@@ -97,6 +102,12 @@ def _load_file(path: Path, max_memory: int | None) -> Content:
     if known is not None and codec_of(head) is None:
         raise CheckpointError(not_a_checkpoint(path, *known))
     return _load_wrapped(path, max_memory)
+
+
+def _from_gguf(file: GGUFFile) -> Content:
+    outlines = {name: tensor.outline for name, tensor in file.tensors.items()}
+    sizes = file.file_bytes, file.file_bytes
+    return Content(file.source, outlines, file.metadata, "none", *sizes, gguf=file)
 
 
 def _joined(shards: Shards, source: Path, max_memory: int | None) -> Content:

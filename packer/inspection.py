@@ -18,10 +18,11 @@ BLOCK_ELEMENTS = 1 << 16  # half a megabyte in float64, which stays in the cache
 class TensorStatistics:
     """One stored tensor.
 
-    size_bytes: as stored in the checkpoint. share: of the bytes of all tensors, 0 to 1. rms: root
-    mean square (of the magnitudes, for complex numbers). kurtosis: the fourth standardized moment,
-    3 for a Gaussian, 1.8 for a uniform distribution. Undefined values are None: both for empty and
-    boolean tensors, kurtosis for complex and constant ones. tied: other names of the same tensor.
+    dtype, size_bytes: as stored in the checkpoint. share: of the bytes of all tensors, 0 to 1.
+    rms: root mean square (of the magnitudes, for complex numbers). kurtosis: the fourth
+    standardized moment, 3 for a Gaussian, 1.8 for a uniform distribution. Undefined
+    values are None: both for empty and boolean tensors, kurtosis for complex and constant ones.
+    tied: other names of the same tensor.
     """
 
     name: str
@@ -47,14 +48,15 @@ def inspect(checkpoint: Checkpoint) -> tuple[TensorStatistics, ...]:
             role=roles[name].role,
             layer=roles[name].layer,
             shape=shapes[name],
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            size_bytes=tensor.nbytes,
-            share=tensor.nbytes / total,
+            dtype=stored,
+            size_bytes=size,
+            share=size / total,
             rms=_rms(tensor),
             kurtosis=_kurtosis(tensor),
             tied=tuple(tied for tied, kept in checkpoint.ties.items() if kept == name),
         )
         for name, tensor in checkpoint.tensors.items()
+        for stored, size in [checkpoint.stored_as(name)]
     )
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -67,6 +68,17 @@ class StoredTensor:
         return values.view(self.outline.dtype).reshape(self.outline.shape)
 
 
+class Readable(Protocol):
+    """A tensor in a file. outline: its shape and dtype, without values (device meta)."""
+
+    @property
+    def outline(self) -> torch.Tensor: ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """The values, in memory of their own. Raises CheckpointError: the file was changed."""
+        ...
+
+
 class ReadLater(MadeWhenAsked[torch.Tensor]):
     """Tensors by name, each made whenever it is asked for.
 
@@ -86,7 +98,7 @@ def outlines_of(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tenso
 class StoredTensors(ReadLater):
     """Tensors by name, each read from its file whenever it is asked for."""
 
-    def __init__(self, places: Mapping[str, StoredTensor]) -> None:
+    def __init__(self, places: Mapping[str, Readable]) -> None:
         super().__init__({name: place.outline for name, place in places.items()})
         self._places = dict(places)
 

@@ -23,7 +23,7 @@ from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import Passthrough, QuantizedTensor, TensorFormat
 from packer.quantizers.quantize import dequantize, quantize
 from packer.safetensors_writing import UnwritableError, write_safetensors
-from packer.stored_tensors import Renamed
+from packer.stored_tensors import Renamed, outlines_of
 from packer.threads import one_torch_thread
 
 BLOCK_ELEMENTS = 1 << 18
@@ -67,11 +67,14 @@ def write_weights(
     Raises OutputError: another ending, a dtype that safetensors lacks, no room, no right to write.
     """
     if _is_safetensors(path):
-        _save_safetensors(path, weights, weights.items(), ties, metadata)
+        _save_safetensors(path, outlines_of(weights), weights.items(), ties, metadata)
         return
     # Empty tensors may lie at one address, which torch refuses for two dtypes. Given a path, torch
     # writes its name into the file, and no two files are equal.
-    whole = {name: w if w.numel() else w.clone() for name, w in weights.items()}
+    whole: dict[str, torch.Tensor] = {}
+    for name in weights:
+        weight = whole[ties[name]] if name in ties else weights[name]
+        whole[name] = weight if weight.numel() else weight.clone()
     with replacing(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(whole, file)

@@ -21,8 +21,8 @@ from packer.errors import CheckpointError
 class NamedWeights:
     """All weights of a model, tied names included.
 
-    kind: checkpoint, artifact, or foreign for another author's artifact. size_bytes: of the
-    artifact's file, or of the checkpoint's tensors as stored.
+    kind: checkpoint, artifact, gguf, or foreign for another author's artifact. size_bytes: of the
+    file, but of a checkpoint of its tensors as stored.
     """
 
     source: str
@@ -73,12 +73,10 @@ def load_weights(
 
 def weights_of(checkpoint: Checkpoint) -> NamedWeights:
     """All weights of a checkpoint that has been read, in memory."""
-    foreign = checkpoint.foreign
-    return NamedWeights(
-        checkpoint.source,
-        "checkpoint" if foreign is None else "foreign",
-        checkpoint.all_weights(),
-        checkpoint.metadata,
-        checkpoint.size_bytes if foreign is None else foreign.file_bytes,
-        checkpoint.notes,
-    )
+    kind, size = "checkpoint", checkpoint.size_bytes
+    if checkpoint.foreign is not None:
+        kind, size = "foreign", checkpoint.foreign.file_bytes
+    if checkpoint.gguf is not None:
+        kind, size = "gguf", checkpoint.gguf.file_bytes
+    whole = checkpoint.all_weights()
+    return NamedWeights(checkpoint.source, kind, whole, checkpoint.metadata, size, checkpoint.notes)

@@ -15,7 +15,7 @@ from packer.commands.options import EXISTING, JSON, print_json, say, say_notes
 def inspect(checkpoint: str, opening: Opening, as_json: bool) -> None:
     """Tensors of CHECKPOINT: role, shape, dtype, bytes, share, rms, kurtosis (Gaussian: 3).
 
-    CHECKPOINT may be another author's artifact (.ptz), which is decoded.
+    CHECKPOINT may be another author's artifact (.ptz), which is decoded, or a GGUF file.
     """
     from packer import api
     from packer.checkpoint import read_checkpoint

@@ -40,15 +40,16 @@ def unpack(
 ) -> None:
     """Write the weights of ARTIFACT with their names, shapes, dtypes and ties.
 
-    ARTIFACT may be one of the layouts that contest submissions use (.ptz): what it holds is then
-    decoded as its own reader does. With --codes, nothing is inflated to floats: NAME/codes and
-    NAME/scale (or NAME/row, NAME/column) stand for each quantized tensor, and what was stored as it
-    is keeps its dtype.
+    ARTIFACT may be one of the layouts that contest submissions use (.ptz), or a GGUF file: what it
+    holds is then decoded as its own reader does. With --codes, nothing is inflated to
+    floats: NAME/codes and NAME/scale (or NAME/row, NAME/column) stand for each quantized tensor,
+    and what was stored as it is keeps its dtype.
     """
     from packer import api
     from packer.artifact_files import is_artifact
     from packer.decoder import MAX_DECODED_BYTES
     from packer.progress import shown
+    from packer.stored_tensors import outlines_of
 
     refuse_overwriting([artifact, template], output)
     if codes:
@@ -63,7 +64,7 @@ def unpack(
     else:
         weights, notes = api.unpack_foreign(artifact, output, template, max_memory)
         say_notes(notes)
-    elements = sum(weight.numel() for weight in weights.values())
+    elements = sum(outline.numel() for outline in outlines_of(weights).values())
     if as_json:
         print_json({"output": output, "tensors": len(weights), "elements": elements})
         return

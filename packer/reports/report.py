@@ -198,22 +198,24 @@ def report_artifact(data: bytes, source: str) -> Report:
 
 
 def report_checkpoint(checkpoint: Checkpoint, limits: Limits) -> Report:
-    """A checkpoint as it is: uncompressed bytes of every tensor."""
+    """A checkpoint as it is: uncompressed bytes of every tensor; of a GGUF file those in it."""
     from packer.measuring import exact_choice, tensor_infos
 
+    gguf, outlines = checkpoint.gguf, checkpoint.outlines
     rows = tuple(
-        report_row(info, str(exact_choice(outline.dtype)), outline.nbytes, None, None)
+        report_row(info, stored if gguf else str(exact_choice(outlines[info.name].dtype)), size)
         for info in tensor_infos(checkpoint)
-        for outline in [checkpoint.outlines[info.name]]
+        for stored, size in [checkpoint.stored_as(info.name)]
     )
+    header_bytes = gguf.file_bytes - sum(row.size_bytes for row in rows) if gguf else 0
     return Report(
         source=checkpoint.source,
         kind="checkpoint",
         rows=rows,
         cap_bytes=limits.cap_bytes,
         code_bytes=limits.code_bytes,
-        artifact_bytes=sum(row.size_bytes for row in rows),
-        header_bytes=0,
+        artifact_bytes=sum(row.size_bytes for row in rows) + header_bytes,
+        header_bytes=header_bytes,
         notes=checkpoint.notes,
     )
 
@@ -222,8 +224,8 @@ def report_row(
     info: TensorInfo,
     choice: str,
     size_bytes: int,
-    damage_bpb: float | None,
-    weight_error: float | None,
+    damage_bpb: float | None = None,
+    weight_error: float | None = None,
 ) -> TensorRow:
     """A row of a tensor as measurements describe it."""
     return TensorRow(
