@@ -15,6 +15,7 @@ from packer.calibrated import Calibration
 from packer.checkpoint import Checkpoint
 from packer.errors import CapError
 from packer.evaluation import Evaluated
+from packer.finished_files import FinishedFile
 from packer.fit import Packed, pack_to_cap
 from packer.knob import RecipePlan, recipe_at, recipe_under_cap
 from packer.measuring import Progress, ignore_progress
@@ -42,6 +43,25 @@ class Contender:
     seconds: float
     problems: Mapping[str, str]
 
+    @property
+    def total_bytes(self) -> int:
+        return self.packed.account.total_bytes
+
+    @property
+    def artifact_bytes(self) -> int:
+        return self.packed.account.artifact_bytes
+
+    @property
+    def weights(self) -> int:
+        """Of the checkpoint."""
+        return sum(info.elements for info in self.packed.plan.measurement.tensors)
+
+    @property
+    def predicted_bits_per_byte(self) -> float | None:
+        """The KL that the plan was chosen by, fitted for ours alone; None without a Fisher."""
+        plan = self.packed.plan.plan
+        return plan.damage if plan.damage_kind == "damage_bpb" else None
+
 
 @dataclass(frozen=True)
 class Refused:
@@ -54,10 +74,10 @@ class Refused:
 
 @dataclass(frozen=True)
 class Row:
-    """A contender and its score through the file, against the checkpoint it was packed from."""
+    """A file and its score, against the checkpoint that it was made of."""
 
     source: str
-    contender: Contender
+    contender: Contender | FinishedFile
     evaluated: Evaluated
 
     @property
@@ -67,16 +87,9 @@ class Row:
         return None if divergence is None else divergence.kl_bits_per_byte
 
     @property
-    def predicted_bits_per_byte(self) -> float | None:
-        """The KL that the plan was chosen by, fitted for ours alone; None without a Fisher."""
-        plan = self.contender.packed.plan.plan
-        return plan.damage if plan.damage_kind == "damage_bpb" else None
-
-    @property
     def bits_per_weight(self) -> float:
         """Of the file, over all weights of the checkpoint."""
-        weights = sum(info.elements for info in self.contender.packed.plan.measurement.tensors)
-        return 8 * self.contender.packed.account.artifact_bytes / max(weights, 1)
+        return 8 * self.contender.artifact_bytes / max(self.contender.weights, 1)
 
     def to_json(self) -> dict[str, Any]:
         contender, position = self.contender, self.contender.position
@@ -87,16 +100,16 @@ class Row:
             "knob": None if position is None else position.value,
             "knob_name": None if position is None else position.knob,
             "cap_bytes": contender.cap_bytes,
-            "total_bytes": contender.packed.account.total_bytes,
-            "artifact_bytes": contender.packed.account.artifact_bytes,
+            "total_bytes": contender.total_bytes,
+            "artifact_bytes": contender.artifact_bytes,
             "bits_per_weight": self.bits_per_weight,
             "bits_per_byte": scored["bits_per_byte"],
             "kl_bits_per_byte": self.kl_bits_per_byte,
-            "predicted_bits_per_byte": self.predicted_bits_per_byte,
+            "predicted_bits_per_byte": contender.predicted_bits_per_byte,
             "kl_stderr_bits_per_byte": scored.get("kl_stderr_bits_per_byte"),
             "delta_bits_per_byte": scored["delta_bits_per_byte"],
             "stderr_bits_per_byte": scored["delta_stderr_bits_per_byte"],
-            "seconds": round(contender.seconds, 2),
+            "seconds": None if contender.seconds is None else round(contender.seconds, 2),
             "rounding_problems": dict(contender.problems),
         }
 
@@ -212,11 +225,13 @@ class EqualKL:
 
 
 def equal_kl_of(rows: Sequence[Row]) -> tuple[EqualKL, ...]:
-    """Bytes of ours for every point of a recipe's curve over k; none without two points of ours."""
+    """Bytes of ours for every point of a recipe's curve over k, and for every finished file; none
+    without two points of ours.
+    """
     ours, theirs = [], []
     for row in rows:
         contender, kl = row.contender, row.kl_bits_per_byte
-        total = contender.packed.account.total_bytes
+        total = contender.total_bytes
         if kl is None or not kl > 0:
             continue
         if contender.recipe == OURS:

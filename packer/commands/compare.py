@@ -73,6 +73,15 @@ class Scoring:
     type=EXISTING_FILE,
     help="What `packer calibrate` wrote; one for each checkpoint, in their order.",
 )
+@click.option(
+    "--with",
+    "finished",
+    multiple=True,
+    type=EXISTING,
+    metavar="FILE",
+    help="A finished file or folder of the same model (GGUF, an artifact, a checkpoint): a row of "
+    "its own, at its size on disk; repeat for more.",
+)
 @with_options(CALIBRATION, SCORED)
 @OptionGroup("built", ModelOptions, COMPANION, MODEL, CHECKPOINT_OPENING)
 @JSON
@@ -82,6 +91,7 @@ def compare(
     options: MeasureOptions,
     caps: tuple[int, ...],
     curvature_files: tuple[str, ...],
+    finished: tuple[str, ...],
     calibration: TextOptions,
     scored: TextOptions,
     built: ModelOptions,
@@ -94,12 +104,14 @@ def compare(
         --calibration train.txt --data valid.txt --tokenizer bpe.model
 
     KL and the difference in bits per byte are against the checkpoint itself, with every tensor read
-    back from the file. Several checkpoints are each packed under the cap by our planner and ranked
-    by bits per byte through the file.
+    back from the file. Files of others (--with) are scored as they are. Several checkpoints are
+    each packed under the cap by our planner and ranked by bits per byte through the file.
     """
     from packer.counted_code import weigh_limits
 
     _check_usage(checkpoints, caps, calibration, curvature_files)
+    if finished and len(checkpoints) > 1:
+        raise click.UsageError("--with is a row beside one checkpoint; give one")
     built.check()
     text = replace(calibration, tokenizer=scored.tokenizer, bytes_table=scored.bytes_table)
     weighed = weigh_limits(limits.limits)
@@ -108,6 +120,8 @@ def compare(
         data = scored.open()
         say_warnings(data.warnings)
         scoring = Scoring(data, scored.tokens, scored.window, built)
+        # First, so that a file that cannot be scored is refused before minutes of packing.
+        others = _others(checkpoints[0], finished, scoring)
         rows: list[Row] = []
         refused: list[Refused] = []
         for number, source in enumerate(checkpoints):
@@ -118,7 +132,10 @@ def compare(
             found, failed = _scored(source, wanted, scoring)
             rows += found
             refused += failed
-    _show(rows, refused, len(checkpoints) > 1, as_json)
+    packed_none = bool(refused) and not rows
+    _show([*rows, *others], refused, len(checkpoints) > 1, as_json)
+    if packed_none:
+        raise PackerError("nothing fits under the cap")
 
 
 def _check_usage(
@@ -169,6 +186,25 @@ def _ours_alone(bench: Workbench, cap: int) -> Iterator[Contender | Refused]:
 
     with shown("packing") as progress:
         yield from replace(bench, progress=progress).ours_under([cap])
+
+
+def _others(source: str, finished: Sequence[str], scoring: Scoring) -> list[Row]:
+    """A row for each finished file of the same model."""
+    from packer.comparison import Row
+    from packer.finished_files import FinishedFile, bytes_on_disk
+    from packer.stored_tensors import outlines_of
+
+    if not finished:
+        return []
+    checkpoint = scoring.built.opening.read(source)
+    weights = sum(outline.numel() for outline in outlines_of(checkpoint.tensors).values())
+    files = [FinishedFile(path, bytes_on_disk(path), weights) for path in finished]
+    rows: list[Row] = []
+    for start in range(0, len(files), MODELS_AT_ONCE):
+        group = files[start : start + MODELS_AT_ONCE]
+        evaluated = _evaluated([source, *(file.recipe for file in group)], scoring)[1:]
+        rows += [Row(source, f, e) for f, e in zip(group, evaluated, strict=True)]
+    return rows
 
 
 def _scored(
@@ -227,5 +263,3 @@ def _show(rows: Sequence[Row], refused: Sequence[Refused], several: bool, as_jso
         )
     else:
         print_comparison(rows, equal, refused)
-    if refused and not rows:
-        raise PackerError("nothing fits under the cap")

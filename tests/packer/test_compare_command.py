@@ -143,6 +143,61 @@ def test_checkpoints_are_ranked_by_bits_per_byte_through_the_file(lab: Path, run
     assert rows[0]["bits_per_byte"] < rows[1]["bits_per_byte"]
 
 
+def test_finished_files_of_others_are_rows_at_their_size_on_disk(lab: Path, run: Run) -> None:
+    gguf = pytest.importorskip("gguf")
+    weights = torch.load(lab / "model.pt", weights_only=True)
+    for kind in ("Q8_0", "Q4_0"):
+        writer = gguf.GGUFWriter(f"{kind}.gguf", "companion")
+        for name, weight in weights.items():
+            matrix = weight.dim() == 2 and weight.shape[1] % 32 == 0
+            type = gguf.GGMLQuantizationType[kind if matrix else "F32"]
+            raw = gguf.quants.quantize(weight.float().numpy(), type)
+            writer.add_tensor(name, raw, raw_dtype=type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    Path("folder").mkdir()
+    rounded = {name: weight.bfloat16().float() for name, weight in weights.items()}
+    torch.save(rounded, "folder/pytorch_model.bin")
+    assert run("pack", lab / "model.pt", "--cap", CAP, "-o", "m.pack").exit_code == 0
+    files = ("Q8_0.gguf", "Q4_0.gguf", "folder", "m.pack")
+    given = [word for file in files for word in ("--with", file)]
+    arguments = ("compare", lab / "model.pt", "--cap", 30_000, *given, "--caps", 100_000)
+    result = run(*arguments, *options(lab), "--json")
+    assert result.exit_code == 0, result.output
+    Path("rows.json").write_text(result.stdout)
+    compared = json.loads(result.stdout)
+    rows = {row["recipe"]: row for row in compared["rows"][-len(files) :]}
+    assert tuple(rows) == files
+    sizes = {file: Path(file).stat().st_size for file in files}
+    sizes["folder"] = Path("folder/pytorch_model.bin").stat().st_size
+    assert {file: row["total_bytes"] for file, row in rows.items()} == sizes
+    assert rows["Q4_0.gguf"]["kl_bits_per_byte"] > rows["Q8_0.gguf"]["kl_bits_per_byte"] > 0
+    assert 0 < rows["folder"]["kl_bits_per_byte"] < rows["Q8_0.gguf"]["kl_bits_per_byte"]
+    scored = run("eval", lab / "model.pt", *files, *options(lab, calibrated=False), "--json")
+    for one in json.loads(scored.stdout)["scores"][1:]:
+        row = rows[one["source"]]
+        assert row["kl_bits_per_byte"] == pytest.approx(one["kl_bits_per_byte"], rel=1e-6)
+    kinds = {one["source"]: one["kind"] for one in json.loads(scored.stdout)["scores"]}
+    assert kinds["Q8_0.gguf"] == "gguf"
+    equal = {one["recipe"]: one for one in compared["equal_kl"]}
+    assert equal["m.pack"]["recipe_bytes"] == sizes["m.pack"]
+    assert run("pack", lab / "model.pt", "--cap", 45_000, "-o", "p.pack").exit_code == 0
+    page = ("report", "p.pack", "--compare", "rows.json", "--html", "p.html")
+    assert run(*page).exit_code == 0 and "Q4_0.gguf" in Path("p.html").read_text()
+
+
+def test_a_finished_file_that_is_none_is_refused_before_packing(lab: Path, run: Run) -> None:
+    broken = lab / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(40))
+    result = run("compare", lab / "model.pt", "--cap", CAP, "--with", broken, *options(lab))
+    assert result.exit_code == 1 and "broken.gguf" in result.stderr
+    sources = (lab / "smaller.pt", lab / "model.pt")
+    result = run("compare", *sources, "--cap", CAP, "--with", broken, *options(lab))
+    assert result.exit_code == 2 and "--with is a row beside one checkpoint" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("given", "code", "said"),
     [
