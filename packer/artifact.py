@@ -268,14 +268,16 @@ def quantized_tensor(stored: decoder.StoredTensor) -> QuantizedTensor:
     dtype = getattr(torch, stored.dtype)
     side: dict[str, torch.Tensor] = {}
     if stored.steps:
-        codes, side["row"], column, side["shrink"] = decoder.decode_stepping(stored)
+        parts = decoder.tensors_of(decoder.decode_stepping(stored))
+        codes, side["row"], column, side["shrink"] = parts
         side |= {} if column is None else {"column": column}
     elif stored.scale is None:
-        codes = decoder.decode_kept(stored)
+        itemsize = getattr(torch, decoder.kept_name(stored)).itemsize
+        codes = torch.from_numpy(decoder.decode_kept(stored, itemsize))
     else:
-        codes, side["scale"] = decoder.decode_scaled(stored)
+        codes, side["scale"] = decoder.tensors_of(decoder.decode_scaled(stored))
     if stored.rank:
-        factors = decoder.decode_factors(stored)
+        factors = decoder.tensors_of(decoder.decode_factors(stored))
         side |= zip(("left", "right", "rank_scale"), factors, strict=True)
     try:
         return QuantizedTensor(stored_format(stored), stored.shape, dtype, codes, side)

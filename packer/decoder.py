@@ -10,9 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from packer.artifact_error import ArtifactError as ArtifactError
@@ -248,48 +251,61 @@ def decode_weight(stored: StoredTensor) -> torch.Tensor:
     """The weights of one tensor. Raises ArtifactError."""
     shape, dtype = stored.shape, getattr(torch, stored.dtype)
     if stored.steps:
-        return dequantize_stepped(*decode_stepping(stored), shape, dtype)
+        return dequantize_stepped(*tensors_of(decode_stepping(stored)), shape, dtype)
     if stored.scale is None:
-        return dequantize_stored(decode_kept(stored), kept_dtype(stored), shape, dtype)
+        kept: torch.dtype = getattr(torch, kept_name(stored))
+        elements = torch.from_numpy(decode_kept(stored, kept.itemsize))
+        return dequantize_stored(elements, kept, shape, dtype)
     if stored.rank:
-        return dequantize_low_rank(*decode_scaled(stored), *decode_factors(stored), shape, dtype)
-    return dequantize_scaled(*decode_scaled(stored), shape, dtype)
+        parts = tensors_of([*decode_scaled(stored), *decode_factors(stored)])
+        return dequantize_low_rank(*parts, shape, dtype)
+    return dequantize_scaled(*tensors_of(decode_scaled(stored)), shape, dtype)
 
 
-def kept_dtype(stored: StoredTensor) -> torch.dtype:
+def tensors_of(arrays: Iterable[npt.NDArray[Any] | None]) -> list[Any]:
+    """Each as a tensor that shares its memory; None stays."""
+    return [array if array is None else torch.from_numpy(array) for array in arrays]
+
+
+def kept_name(stored: StoredTensor) -> str:
     """The dtype whose bytes a passthrough stores: raw, fp32, fp16, bf16."""
-    own: torch.dtype = getattr(torch, stored.dtype)
-    return (own, torch.float32, torch.float16, torch.bfloat16)[stored.format]
+    return (stored.dtype, "float32", "float16", "bfloat16")[stored.format]
 
 
-def decode_kept(stored: StoredTensor) -> torch.Tensor:
+def decode_kept(stored: StoredTensor, itemsize: int) -> npt.NDArray[np.uint8]:
     """uint8 [count, itemsize] of a passthrough."""
     try:
-        itemsize = kept_dtype(stored).itemsize
         return decode_elements(stored.codes, math.prod(stored.shape), itemsize)
     except ArtifactError as error:
         raise ArtifactError(f"tensor {stored.name}: {error}") from None
 
 
-def decode_scaled(stored: StoredTensor) -> tuple[torch.Tensor, torch.Tensor]:
+def decode_scaled(stored: StoredTensor) -> tuple[npt.NDArray[np.int8], npt.NDArray[Any]]:
     """(codes, scale): int8 [rows, columns] and float16 or float32 [rows or 1]."""
     assert stored.scale is not None
     try:
         per_row = stored.format & (TERNARY | 4)
-        kept = torch.float32 if stored.format & 1 else torch.float16
-        scale_bytes = decode_elements(stored.scale, stored.rows if per_row else 1, kept.itemsize)
-        scale = scale_bytes.reshape(-1).view(kept)
-        if not bool((torch.isfinite(scale.float() * 128) & (scale >= 0)).all()):
-            raise ArtifactError("a scale is negative or too large")
-        codes = decode_stream(stored.codes, stored.rows, stored.columns, scale.numpy())
+        width = 4 if stored.format & 1 else 2
+        scale_bytes = decode_elements(stored.scale, stored.rows if per_row else 1, width)
+        scale = scale_bytes.reshape(-1).view(f"f{width}")
+        check_scale(scale, 128)
+        codes = decode_stream(stored.codes, stored.rows, stored.columns, scale)
     except ArtifactError as error:
         raise ArtifactError(f"tensor {stored.name}: {error}") from None
-    return torch.from_numpy(codes), scale
+    return codes, scale
+
+
+def check_scale(scale: npt.NDArray[Any], largest: int) -> None:
+    """Raises ArtifactError: negative, or not finite in float32 when multiplied by `largest`."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        fits = np.isfinite(scale.astype(np.float32) * np.float32(largest)) & (scale >= 0)
+    if not fits.all():
+        raise ArtifactError("a scale is negative or too large")
 
 
 def decode_stepping(
     stored: StoredTensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any] | None, npt.NDArray[Any]]:
     """(codes, row, column, shrink) of a stepped format, as `dequantize_stepped` takes them."""
     try:
         return decode_stepped(
@@ -304,16 +320,16 @@ def decode_stepping(
         raise ArtifactError(f"tensor {stored.name}: {error}") from None
 
 
-def decode_factors(stored: StoredTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def decode_factors(
+    stored: StoredTensor,
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int8], npt.NDArray[Any]]:
     """int8 left [rank, rows] and right [rank, columns], float32 rank_scale [rank]."""
     rank = stored.rank
     try:
-        scale = decode_elements(stored.factors[0], rank, 4).reshape(-1).view(torch.float32)
-        # 127 · 127 · 255: the largest sum of products of factors.
-        if not bool((torch.isfinite(scale * 4112895) & (scale >= 0)).all()):
-            raise ArtifactError("a scale of the correction is negative or too large")
+        scale = decode_elements(stored.factors[0], rank, 4).reshape(-1).view(np.float32)
+        check_scale(scale, 4112895)  # 127 · 127 · 255, the largest sum of products of factors
         left = decode_stream(stored.factors[1], rank, stored.rows, None)
         right = decode_stream(stored.factors[2], rank, stored.columns, None)
     except ArtifactError as error:
         raise ArtifactError(f"tensor {stored.name}: {error}") from None
-    return torch.from_numpy(left), torch.from_numpy(right), scale
+    return left, right, scale

@@ -6,6 +6,7 @@ coders in use, so that what a submission runs is what the tests run.
 
 from __future__ import annotations
 
+import ast
 import functools
 from collections.abc import Iterable
 
@@ -32,11 +33,14 @@ DECODERS: tuple[Module, ...] = (
 CHECKS = frozenset(
     {
         *("check_magic", "check_header", "check_sizes", "check_format", "check_rank", "check_end"),
-        *("check_lanes", "check_start", "check_used"),
+        *("check_lanes", "check_start", "check_used", "check_scale", "check_finished"),
     }
 )
 # Functions that a loader calls nonetheless, to raise: every other `raise` is left out of it.
 GUARDS = frozenset({"keep_checksum"})
+# Without torch, for coder numpy: `read_arrays` is shipped under the name of `read_weights`.
+NUMPY_DECODERS: tuple[Module, ...] = (*DECODERS[1:], ("packer", "numpy_decoder.py"))
+NUMPY_ENTRY = "read_arrays"
 # What a loader needs to know, and the functions that only this needs.
 PARTS = {
     "kept": ("decode_kept",),
@@ -81,11 +85,17 @@ def parts_of(choices: Iterable[str]) -> frozenset[str]:
     return frozenset(found)
 
 
+def gives_arrays(parts: frozenset[str]) -> bool:
+    """Whether the loader of these parts needs no package but numpy, and so gives numpy arrays."""
+    return "numpy" in parts and parts.isdisjoint({"ans", "brotli", "zstd"})
+
+
 @functools.cache
 def loader_source(parts: frozenset[str] = EVERYTHING) -> str:
     """Python source defining `read_weights(data: bytes) -> {name: tensor}`, as it is shipped.
 
-    It needs numpy, torch and the codecs among its parts, and nothing of ours. Wrapped, if that is
+    It needs numpy, torch and the codecs among its parts, and nothing of ours; where it
+    `gives_arrays`, numpy alone. Wrapped, if that is
     shorter: `packer code` opens it again when it packs the loader with a training script.
     """
     plain = minified_loader(parts)
@@ -97,7 +107,14 @@ def loader_source(parts: frozenset[str] = EVERYTHING) -> str:
 def minified_loader(parts: frozenset[str] = EVERYTHING) -> str:
     """The loader before it is compressed."""
     uncalled = frozenset(name for part in EVERYTHING - parts for name in PARTS[part])
-    return minify_closed(extract(DECODERS, ENTRIES, Marks(uncalled, CHECKS, GUARDS)), ENTRIES)
+    marks = Marks(uncalled, CHECKS, GUARDS)
+    if not gives_arrays(parts):
+        return minify_closed(extract(DECODERS, ENTRIES, marks), ENTRIES)
+    tree = extract(NUMPY_DECODERS, [NUMPY_ENTRY], marks)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == NUMPY_ENTRY:
+            node.name = ENTRIES[0]
+    return minify_closed(tree, ENTRIES)
 
 
 def loader_bytes(choices: Iterable[str]) -> int:

@@ -6,9 +6,10 @@ Like decoder.py this module is closed and part of the shipped loader. docs/forma
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
 from packer.artifact_error import ArtifactError
 from packer.quantizers.step_grid import (
@@ -16,7 +17,7 @@ from packer.quantizers.step_grid import (
     MAX_SHRINK,
     PER_OCTAVE,
     SMALLEST_INDEX,
-    steps_of,
+    step_values,
 )
 from packer.reader import Reader
 from packer.stream_decoder import ANS, NUMPY, decode_ans, decode_stream
@@ -56,7 +57,7 @@ def read_steps(reader: Reader, several: int) -> StoredSteps:
     return StoredSteps(base, stride, reader.stream())
 
 
-def decode_steps(stored: StoredSteps, count: int) -> torch.Tensor:
+def decode_steps(stored: StoredSteps, count: int) -> npt.NDArray[Any]:
     """float32 [count], or [1] where one step serves all. Raises ArtifactError."""
     indices = np.array([stored.base], dtype=np.int64)
     if stored.stream is not None:
@@ -67,7 +68,7 @@ def decode_steps(stored: StoredSteps, count: int) -> torch.Tensor:
             f"a step has index {indices.min()} or {indices.max()}; {SMALLEST_INDEX} to "
             f"{LARGEST_INDEX} are allowed"
         )
-    return steps_of(indices)
+    return step_values(indices)
 
 
 def decode_stepped(
@@ -77,8 +78,8 @@ def decode_stepped(
     rows: int,
     columns: int,
     trellis: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """(int16 codes [rows, columns], row, column or None, shrink): what dequantizes.
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any] | None, npt.NDArray[Any]]:
+    """(int16 codes [rows, columns], row, column or None, uint8 shrink [1]): what dequantizes.
 
     Raises ArtifactError.
     """
@@ -91,9 +92,8 @@ def decode_stepped(
         raise ArtifactError(f"codes of a stepped format come from coder {coder}, not from ans")
     row = decode_steps(steps[0], rows)
     column = decode_steps(steps[1], columns) if len(steps) > 1 else None
-    scales = row.numpy(), None if column is None else column.numpy()
     if trellis:
-        decoded = decode_trellis(data, rows, columns, *scales, coder)
+        decoded = decode_trellis(data, rows, columns, row, column, coder)
     else:
-        decoded = decode_ans(data, rows, columns, *scales, True, coder)
-    return torch.from_numpy(decoded), row, column, torch.tensor(shrink, dtype=torch.uint8)[None]
+        decoded = decode_ans(data, rows, columns, row, column, True, coder)
+    return decoded, row, column, np.array([shrink], "u1")

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from packer.artifact_error import ArtifactError as ArtifactError
 from packer.lane_decoder import LaneDecoder, lane_model
@@ -30,10 +29,10 @@ Model = Callable[[npt.NDArray[Any]], Any]
 """Makes integer counts the model that a coder decodes symbols with."""
 
 
-def decode_elements(stream: tuple[int, Buffer], count: int, itemsize: int) -> torch.Tensor:
+def decode_elements(stream: tuple[int, Buffer], count: int, itemsize: int) -> npt.NDArray[np.uint8]:
     """uint8 [count, itemsize] from byte planes: all first bytes, then all second bytes, ..."""
     planes = decode_stream(stream, itemsize, count, None)
-    return torch.from_numpy(np.ascontiguousarray(planes.view(np.uint8).T))
+    return np.ascontiguousarray(planes.view(np.uint8).T)
 
 
 def decode_stream(
@@ -100,21 +99,24 @@ def from_lzma(data: Buffer, length: int) -> bytes:
 
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 24}]
     unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters)
-    return finished(unpacker, unpacker.decompress(data, length + 1))
+    raw = unpacker.decompress(data, length + 1)
+    check_finished(unpacker)
+    return raw
 
 
 def from_zlib(data: Buffer, length: int) -> bytes:
     import zlib
 
     inflater = zlib.decompressobj()
-    return finished(inflater, inflater.decompress(data, length + 1))
+    raw = inflater.decompress(data, length + 1)
+    check_finished(inflater)
+    return raw
 
 
-def finished(unpacker: Any, raw: bytes) -> bytes:
-    """`raw`, provided that the stream ended there and nothing follows it."""
+def check_finished(unpacker: Any) -> None:
+    """Raises ArtifactError: the stream has not ended, or something follows it."""
     if not unpacker.eof or unpacker.unused_data:
         raise ArtifactError("a compressed stream does not end where it should")
-    return raw
 
 
 def decode_ans(

@@ -17,11 +17,16 @@ SMALLEST_INDEX, LARGEST_INDEX = -384, 383
 MAX_SHRINK = 127  # in 256ths of a step
 
 
-def steps_of(indices: np.ndarray) -> torch.Tensor:
+def step_values(indices: np.ndarray) -> np.ndarray:
     """float32 [count] of integer indices [count] between the smallest and the largest."""
     mantissas = np.array(MANTISSAS, dtype=np.float32)[indices % PER_OCTAVE]
-    exponents = (indices // PER_OCTAVE - 23).astype(np.int32)
-    return torch.from_numpy(np.ldexp(mantissas, exponents))
+    found: np.ndarray = np.ldexp(mantissas, (indices // PER_OCTAVE - 23).astype(np.int32))
+    return found
+
+
+def steps_of(indices: np.ndarray) -> torch.Tensor:
+    """`step_values` as a tensor."""
+    return torch.from_numpy(step_values(indices))
 
 
 def nearest_indices(steps: torch.Tensor, stride: int = 1) -> np.ndarray:

@@ -21,8 +21,9 @@ from packer.decoder import ArtifactError, parse, read_weights
 from packer.entropy import CODER_IDS, encode_ans
 from packer.lane_decoder import LaneDecoder, lane_frequencies, lane_model
 from packer.lane_encoder import LaneEncoder, lane_counts
+from packer.numpy_decoder import read_arrays
 from packer.planning import read_plan
-from packer.ship import loader_source, parts_of
+from packer.ship import gives_arrays, loader_source, minified_loader, parts_of
 from packer.stream_decoder import NUMPY, decode_ans
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "numpy_v1.pack"
@@ -211,15 +212,105 @@ def test_commands_plan_pack_and_ship_it(tmp_path, monkeypatch):
     assert Path("loader.py").read_text() == loader_source(parts_of(made.choices.values()))
     script = """
 import sys
-for name in ("packer", "constriction", "brotli", "zstandard"):
+for name in ("packer", "torch", "constriction", "brotli", "zstandard"):
     sys.modules[name] = None
 sys.path.insert(0, ".")
 from loader import read_weights
 for name, weight in sorted(read_weights(open("m.pack", "rb").read()).items()):
-    print(name, weight.numpy().tobytes().hex())
+    print(name, weight.dtype, weight.shape, weight.tobytes().hex())
 """
     run = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     weights = packer.unpack("m.pack")
-    expected = [f"{name} {weights[name].numpy().tobytes().hex()}" for name in sorted(weights)]
+    expected = [
+        f"{name} float32 {tuple(weights[name].shape)} {weights[name].numpy().tobytes().hex()}"
+        for name in sorted(weights)
+    ]
     assert run.stdout.splitlines() == expected
+
+
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+EVERY_FORMAT = (
+    *("raw", "fp32", "fp16", "bf16", "int6.row", "int5.tensor", "int4.row.scale32", "ternary.row"),
+    *("int4.row.rank2x4", "step", "step.row.col", "trellis.row.col", "int8.tensor.wide"),
+)
+
+
+def every_artifact() -> Artifact:
+    """Every format in every dtype that it takes, scalars, and dtypes that are only kept."""
+    torch.manual_seed(5)
+    tensors = {}
+    for dtype in DTYPES:
+        weight = torch.randn(24, 40).to(getattr(torch, dtype))
+        weight[0, :3] = torch.tensor([0.0, -0.0, 1e-5])
+        for text in EVERY_FORMAT:
+            rounded = "+nearest@0.4" if text.startswith(("step", "trellis")) else ""
+            tensors[f"{dtype} {text}"] = quantize(weight, parse_choice(text + rounded))
+        bits = torch.arange(-(2**15), 2**15, 37, dtype=torch.int16)
+        tensors[f"{dtype} bits"] = quantize(
+            bits.view(torch.bfloat16).nan_to_num(posinf=9, neginf=-9).to(weight.dtype),
+            parse_choice("raw"),
+        )
+    tensors["mask"] = quantize(torch.full((2, 9), -torch.inf).bfloat16(), parse_choice("fp32"))
+    tensors["scalar"] = quantize(torch.tensor(1.5, dtype=torch.bfloat16), parse_choice("fp32"))
+    for dtype in ("float8_e4m3fn", "complex64", "bool", "int8", "uint16", "int64"):
+        kept = torch.arange(12).reshape(3, 4).to(getattr(torch, dtype))
+        tensors[dtype] = quantize(kept, parse_choice("raw"))
+    coders = dict.fromkeys(tensors, "numpy")
+    return Artifact(tensors, {"tied": "scalar"}, {"key": "text"}, coders)
+
+
+def digest(weight: np.ndarray) -> str:
+    return f"{weight.shape} {hashlib.sha256(weight.tobytes()).hexdigest()}"
+
+
+def as_bits(weight: torch.Tensor) -> np.ndarray:
+    """The tensor in the dtype of the loader's array."""
+    if weight.dtype == torch.bfloat16:
+        return weight.view(torch.int16).numpy().view(np.uint16)
+    return (weight.view(torch.uint8) if "float8" in str(weight.dtype) else weight).numpy()
+
+
+def test_the_loader_needs_numpy_alone_and_gives_the_bits_of_the_torch_decoder(tmp_path):
+    data = every_artifact().to_bytes()
+    wanted = {name: as_bits(weight) for name, weight in read_weights(data).items()}
+    found = read_arrays(data)
+    assert {name: (a.dtype, digest(a)) for name, a in found.items()} == {
+        name: (a.dtype, digest(a)) for name, a in wanted.items()
+    }
+    assert found["tied"] is found["scalar"] and found["scalar"].shape == ()
+    texts = [f"{text}~numpy" for text in EVERY_FORMAT]
+    (tmp_path / "loader.py").write_text(loader_source(parts_of(texts)))
+    (tmp_path / "m.pack").write_bytes(data)
+    script = """
+import hashlib, sys
+for name in ("packer", "torch", "constriction", "brotli", "zstandard", "scipy", "numba"):
+    sys.modules[name] = None
+sys.path.insert(0, sys.argv[1])
+from loader import read_weights
+for name, a in sorted(read_weights(open(sys.argv[1] + "/m.pack", "rb").read()).items()):
+    print(name, a.dtype, a.shape, hashlib.sha256(a.tobytes()).hexdigest())
+"""
+    command = [sys.executable, "-I", "-c", script, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == [
+        f"{name} {a.dtype} {digest(a)}" for name, a in sorted(wanted.items())
+    ]
+
+
+def test_the_loader_of_a_usual_plan_is_small():
+    usual = parts_of(["step.row.col~numpy", "int8.row~numpy", "fp16~numpy"])
+    assert len(loader_source(usual)) <= 3_600
+    assert gives_arrays(usual) and not gives_arrays(parts_of(["step.row.col", "fp16~numpy"]))
+    assert "torch" not in minified_loader(usual)
+
+
+def test_arrays_of_damaged_files_are_refused_as_tensors_are():
+    data = every_artifact().to_bytes()
+    for damaged in (data[:-9], data[1:], data[:100] + b"\xff" + data[101:], b""):
+        with pytest.raises(ArtifactError) as arrays:
+            read_arrays(damaged)
+        with pytest.raises(ArtifactError) as tensors:
+            read_weights(damaged)
+        assert str(arrays.value) == str(tensors.value)
