@@ -1,4 +1,5 @@
-"""Token shards on disk: a header of 256 little-endian int32 (magic, version, count), then uint16.
+"""Token shards on disk: a header of 256 little-endian int32 (magic, version, count), then tokens:
+uint16 in version 1, and in version 2, of vocabularies of more than 65,536, uint32.
 
 The same layout carries a bytes sidecar: the bytes of original text behind each token.
 """
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from .errors import DataError
 
 MAGIC = 20240520
-VERSION = 1
+DTYPES = {1: np.dtype("<u2"), 2: np.dtype("<u4")}  # of tokens, by version
 HEADER_BYTES = 256 * 4
 SCAN = 1 << 24  # values read at a time when looking for tokens out of range: 32 MB
 
@@ -34,10 +35,10 @@ class TokenStream(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """Several memory-mapped shards, read as one stream of uint16."""
+    """Several memory-mapped shards, read as one stream of uint16, or uint32 where one has it."""
 
     paths: tuple[Path, ...]
-    parts: tuple[NDArray[np.uint16], ...]
+    parts: tuple[NDArray[np.integer[Any]], ...]
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
@@ -47,7 +48,7 @@ class Shards:
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
-    def __getitem__(self, index: slice, /) -> NDArray[np.uint16]:
+    def __getitem__(self, index: slice, /) -> NDArray[np.integer[Any]]:
         start, stop, step = index.indices(len(self))
         first = bisect_right(self.ends, start)  # a slice touches few of many parts
         pieces = []
@@ -120,7 +121,15 @@ def _matches(pattern: str | Path) -> Sequence[Path]:
     return found
 
 
-def _open(path: Path) -> NDArray[np.uint16]:
+def shard_header(vocab_size: int, count: int) -> tuple[bytes, np.dtype[Any]]:
+    """(header, dtype of tokens) of a shard of `count` tokens below vocab_size."""
+    version = 1 if vocab_size <= 1 << 16 else 2
+    header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
+    header[:3] = MAGIC, version, count
+    return header.tobytes(), DTYPES[version]
+
+
+def _open(path: Path) -> NDArray[np.integer[Any]]:
     size = path.stat().st_size
     if size < HEADER_BYTES:
         raise DataError(
@@ -130,19 +139,21 @@ def _open(path: Path) -> NDArray[np.uint16]:
         magic, version, count = np.frombuffer(file.read(12), dtype="<i4").tolist()
     if magic != MAGIC:
         raise DataError(f"{path} is not a token shard: its magic is {magic}, not {MAGIC}")
-    if version != VERSION:
-        raise DataError(f"{path} is a shard of version {version}; only {VERSION} can be read")
-    if count < 0 or size != HEADER_BYTES + 2 * count:
+    if version not in DTYPES:
+        raise DataError(f"{path} is a shard of version {version}; only 1 and 2 can be read")
+    dtype = DTYPES[version]
+    promised = HEADER_BYTES + dtype.itemsize * count
+    if count < 0 or size != promised:
         raise DataError(
-            f"{path} promises {count:,} tokens, {HEADER_BYTES + 2 * count:,} bytes in all, "
+            f"{path} promises {count:,} tokens, {promised:,} bytes in all, "
             f"but has {size:,} bytes: it is cut short or something was appended"
         )
     if count == 0:
-        return np.zeros(0, dtype=np.uint16)  # an empty range cannot be mapped
-    return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+        return np.zeros(0, dtype)  # an empty range cannot be mapped
+    return np.memmap(path, dtype, mode="r", offset=HEADER_BYTES, shape=(count,))
 
 
-def _check_range(path: Path, part: NDArray[np.uint16], vocab_size: int) -> None:
+def _check_range(path: Path, part: NDArray[np.integer[Any]], vocab_size: int) -> None:
     for start in range(0, len(part), SCAN):
         piece = part[start : start + SCAN]
         if piece.max() >= vocab_size:

@@ -90,9 +90,11 @@ def load_plan(plan: PathLike | PackPlan) -> PackPlan:
     return plan if isinstance(plan, PackPlan) else read_plan(plan)
 
 
-def inspect(checkpoint: CheckpointLike) -> tuple[inspection.TensorStatistics, ...]:
+def inspect(
+    checkpoint: CheckpointLike, progress: Progress = ignore_progress
+) -> tuple[inspection.TensorStatistics, ...]:
     """Role, shape, dtype, bytes, share, rms and kurtosis of every tensor."""
-    return inspection.inspect(load(checkpoint))
+    return inspection.inspect(load(checkpoint), progress)
 
 
 def measure(

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from packer.checkpoint import Checkpoint
+from packer.natural_order import natural_order
+from packer.progress import Progress, ignore_progress
 from packer.roles import Role, roles_of
+from packer.threads import one_torch_thread
 
 BLOCK_ELEMENTS = 1 << 16  # half a megabyte in float64, which stays in the cache
 
@@ -37,13 +40,26 @@ class TensorStatistics:
     tied: tuple[str, ...]
 
 
-def inspect(checkpoint: Checkpoint) -> tuple[TensorStatistics, ...]:
-    """Statistics of every stored tensor, in file order; in float64, a block at a time."""
+def inspect(
+    checkpoint: Checkpoint, progress: Progress = ignore_progress
+) -> tuple[TensorStatistics, ...]:
+    """Statistics of every stored tensor, in file order but for layers that the alphabet sorted; in
+    float64, a block at a time. progress: counts weights.
+    """
+    with one_torch_thread():
+        return tuple(_statistics(checkpoint, progress))
+
+
+def _statistics(checkpoint: Checkpoint, progress: Progress) -> Iterator[TensorStatistics]:
     shapes = {name: tuple(outline.shape) for name, outline in checkpoint.outlines.items()}
     roles = roles_of(shapes, checkpoint.ties)
     total = max(checkpoint.size_bytes, 1)
-    return tuple(
-        TensorStatistics(
+    weights = sum(math.prod(shape) for shape in shapes.values())
+    done = 0
+    for name in natural_order(shapes):
+        progress(name, done, weights)
+        tensor, (stored, size) = checkpoint.tensors[name], checkpoint.stored_as(name)
+        yield TensorStatistics(
             name=name,
             role=roles[name].role,
             layer=roles[name].layer,
@@ -55,9 +71,7 @@ def inspect(checkpoint: Checkpoint) -> tuple[TensorStatistics, ...]:
             kurtosis=_kurtosis(tensor),
             tied=tuple(tied for tied, kept in checkpoint.ties.items() if kept == name),
         )
-        for name, tensor in checkpoint.tensors.items()
-        for stored, size in [checkpoint.stored_as(name)]
-    )
+        done += tensor.numel()
 
 
 def _rms(tensor: torch.Tensor) -> float | None:

@@ -26,6 +26,8 @@ from packer.predicted_damage import (
     predicted_nats,
     spell_source,
 )
+from packer.progress import Progress as Progress
+from packer.progress import ignore_progress as ignore_progress
 from packer.quantizers.choice import Choice, parse_choice
 from packer.quantizers.clip import row_absmax
 from packer.quantizers.curvature import Curvature
@@ -44,9 +46,6 @@ from packer.weight_errors import (
     weight_error,
 )
 
-Progress = Callable[[str, int, int], None]
-"""Told (what, done, total) as work goes on; total in tensors."""
-
 # Matrices below this many weights are cheap in any format: the long grid would only cost time.
 LONG_GRID_ELEMENTS = 4096
 # Steps in units of the standard deviation, three an octave: 0.05 is nearly lossless, 1.6 leaves
@@ -61,10 +60,6 @@ GIVEN_HESSIANS = (
 )
 
 DEFAULT_OPTIONS = MeasureOptions()
-
-
-def ignore_progress(what: str, done: int, total: int) -> None:
-    """The default: tell nobody."""
 
 
 def default_choices(
@@ -214,12 +209,15 @@ def measured_side_by_side(
     candidates_of: Callable[[TensorInfo], list[Candidate]],
     progress: Progress,
 ) -> list[Candidate]:
-    """Candidates of many tensors, in their order; as many at once as there are cores."""
+    """Candidates of many tensors, in their order; as many at once as there are cores. progress:
+    counts weights, because time is spent by them and not by tensors.
+    """
     candidates: list[Candidate] = []
-    for done, found in enumerate(side_by_side(candidates_of, infos)):
-        progress(infos[done].name, done, len(infos))
+    weights, done = sum(info.elements for info in infos), 0
+    for info, found in zip(infos, side_by_side(candidates_of, infos), strict=True):
+        done += info.elements
+        progress(info.name, done, weights)
         candidates += found
-    progress("measured", len(infos), len(infos))
     return candidates
 
 

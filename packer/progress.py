@@ -7,16 +7,24 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from packer.printable import spelled
+
+Progress = Callable[[str, int, int], None]
+"""Told (what, done, total) as work goes on, in weights where tensors differ in size."""
 
 QUIET_SECONDS = 1.0
 LINE_SECONDS = 10.0
 
 
+def ignore_progress(what: str, done: int, total: int) -> None:
+    """The default: tell nobody."""
+
+
 @contextlib.contextmanager
-def shown(label: str) -> Iterator[Callable[[str, int, int], None]]:
+def shown(label: str) -> Iterator[Progress]:
     """A function to be told (what, done, total): a bar on a terminal, lines now and then elsewhere.
 
     Nothing is shown for work that ends within a second.
@@ -32,7 +40,7 @@ def shown(label: str) -> Iterator[Callable[[str, int, int], None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[what]}", markup=False),
     )
-    bar = Progress(*columns, console=console, transient=True)
+    bar = Bar(*columns, console=console, transient=True)
     task = bar.add_task(label, total=None, what="", visible=False)
     started = time.monotonic()
 
@@ -57,7 +65,7 @@ class _Lines:
         if now - self.last <= LINE_SECONDS:
             return
         self.last = now
-        text = f"{self.label}: {done} of {total}, {what}"
+        text = f"{self.label}: {done:,} of {total:,}, {what}"
         if 0 < done < total:
             text += f", {(now - self.started) * (total - done) / done:.0f} s left"
         self.console.print(spelled(text), highlight=False, markup=False, soft_wrap=True)

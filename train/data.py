@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from packer.eval.score import total_bytes
-from packer.eval.shards import HEADER_BYTES, MAGIC, SCAN, VERSION, read_shards
+from packer.eval.shards import SCAN, read_shards, shard_header
 from packer.eval.token_bytes import difference_warnings, from_processor, load_sentencepiece
 from packer.train.data_job import (
     MANIFEST,
@@ -79,7 +79,7 @@ def make_data(
     manifest["shards"] = _whole_shards(target, manifest, [split.name for split in splits], options)
     done = 0
     for split in splits:
-        writer = _Writer(target, manifest, split, options)
+        writer = _Writer(target, manifest, split, options, tokenizer.vocab_size())
         for size in writer.write(tokenizer):
             done += size
             tell(split.name, done, total)
@@ -138,12 +138,15 @@ def _whole_shards(
 class _Writer:
     """Fills one shard after the other with the tokens of a split."""
 
-    def __init__(self, folder: Path, manifest: Entry, split: Split, options: DataOptions) -> None:
+    def __init__(
+        self, folder: Path, manifest: Entry, split: Split, options: DataOptions, vocab_size: int
+    ) -> None:
         self.folder, self.manifest, self.split, self.options = folder, manifest, split, options
         mine = [entry for entry in manifest["shards"] if entry["split"] == split.name]
         self.index = len(mine)
         self.next = (mine[-1]["next_document"], mine[-1]["next_token"]) if mine else (0, 0)
-        self.tokens = np.empty(options.shard_tokens, dtype="<u2")  # touched as it fills
+        self.vocab_size, (_, dtype) = vocab_size, shard_header(vocab_size, 0)
+        self.tokens = np.empty(options.shard_tokens, dtype)  # touched as it fills
         self.filled = self.documents = self.text_bytes = 0
 
     def write(self, tokenizer: Any) -> Iterator[int]:
@@ -151,14 +154,14 @@ class _Writer:
         first, offset = self.next
         bos = tokenizer.bos_id()
         for number, document in self.split.read(first):
-            tokens = np.array([bos, *tokenizer.encode(document)], dtype="<u2")
+            tokens = np.array([bos, *tokenizer.encode(document)], self.tokens.dtype)
             size = len(document.encode())
             self._add(number, tokens, offset if number == first else 0, size)
             yield size
         if self.filled:
             self._flush(self.split.documents, 0)
 
-    def _add(self, number: int, tokens: NDArray[np.uint16], offset: int, size: int) -> None:
+    def _add(self, number: int, tokens: NDArray[np.integer[Any]], offset: int, size: int) -> None:
         if offset == 0:
             self.documents += 1
             self.text_bytes += size
@@ -173,11 +176,10 @@ class _Writer:
 
     def _flush(self, next_document: int, next_token: int) -> None:
         name = _shard_name(self.options.prefix, self.split.name, self.index)
-        header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
-        header[:3] = MAGIC, VERSION, self.filled
+        header, _ = shard_header(self.vocab_size, self.filled)
         digest = hashlib.sha256()
         with replacing(self.folder / name) as temporary, temporary.open("wb") as file:
-            for part in (header.data, self.tokens[: self.filled].data):
+            for part in (header, self.tokens[: self.filled].data):
                 file.write(part)
                 digest.update(part)
         self.manifest["shards"].append(

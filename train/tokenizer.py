@@ -12,7 +12,7 @@ from packer.eval.token_bytes import load_sentencepiece
 
 from packer.errors import PackerError
 
-MAX_VOCAB = 1 << 16  # tokens are stored as uint16
+MAX_VOCAB = 1 << 16  # tokens of larger ones take 32 bits in shards
 SPECIAL = 3 + 256  # <unk>, <s>, </s> and the byte pieces
 LINE_LETTERS = 1000  # of up to four bytes each, below the 4,192 at which sentencepiece skips a line
 QUIET = 2  # sentencepiece's log level for errors alone
@@ -62,8 +62,8 @@ def check_vocab_size(vocab_size: int) -> None:
     """Raises TokenizerError: not in 260 to 65,536."""
     if vocab_size > MAX_VOCAB:
         raise TokenizerError(
-            f"a vocabulary of {vocab_size:,} does not fit the shards' 16-bit tokens; at most "
-            f"{MAX_VOCAB:,} pieces do"
+            f"a vocabulary of {vocab_size:,} is larger than the {MAX_VOCAB:,} pieces that are "
+            "trained here, whose tokens take 16 bits; ask for fewer"
         )
     if vocab_size <= SPECIAL:
         raise TokenizerError(
@@ -78,11 +78,6 @@ def usable_model(path: str) -> bytes:
     Raises TokenizerError: too many pieces, no BOS. TokenBytesError: not a sentencepiece model.
     """
     tokenizer = load_sentencepiece(path)
-    if tokenizer.vocab_size() > MAX_VOCAB:
-        raise TokenizerError(
-            f"{path} has {tokenizer.vocab_size():,} pieces, more than the {MAX_VOCAB:,} that the "
-            "shards' 16-bit tokens have room for; name another"
-        )
     if tokenizer.bos_id() < 0:
         raise TokenizerError(f"{path} has no BOS piece, which starts every document; name another")
     return Path(path).read_bytes()

@@ -19,10 +19,12 @@ def inspect(checkpoint: str, opening: Opening, as_json: bool) -> None:
     """
     from packer import api
     from packer.checkpoint import read_checkpoint
+    from packer.progress import shown
     from packer.reports import tables
 
     loaded = read_checkpoint(checkpoint, **opening.arguments)
-    statistics = api.inspect(loaded)
+    with shown("inspecting") as progress:
+        statistics = api.inspect(loaded, progress)
     if as_json:
         tensors = [
             {

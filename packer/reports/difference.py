@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from packer.natural_order import natural_key
 from packer.reports.report import Report, TensorRow
 
 
@@ -43,7 +44,7 @@ def compare(before: Report, after: Report) -> tuple[Difference, ...]:
         or one.size_change
         or spelled(one.before) != spelled(one.after)
     ]
-    return tuple(sorted(changed, key=lambda one: (-abs(one.size_change), one.name)))
+    return tuple(sorted(changed, key=lambda one: (-abs(one.size_change), natural_key(one.name))))
 
 
 def _choice_of(row: TensorRow) -> str:

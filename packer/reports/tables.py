@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from packer.natural_order import natural_key
 from packer.printable import spelled
 from packer.reports.difference import Difference
-from packer.reports.report import Report, Share, by_role
+from packer.reports.report import Report, Share, TensorRow, by_role
 
 if TYPE_CHECKING:
     from packer.reports.evidence import Evidence
+
+T = TypeVar("T")
 
 PIPE_WIDTH = 10_000  # columns are never cut or wrapped when another program reads them
 
@@ -109,7 +112,7 @@ def tensor_rows(report: Report) -> Cells:
             f"{100 * row.size_bytes / total:.2f}",
             number(damage, ".3g"),
         )
-        for row, damage in zip(report.rows, damages, strict=True)
+        for row, damage in _in_order(zip(report.rows, damages, strict=True))
     ]
     columns = ("tensor", "role", "shape", "choice", ">bytes", ">bits/w", ">share %", damage_name)
     return columns, rows
@@ -129,10 +132,15 @@ def foreign_rows(report: Report) -> Cells:
             number(row.bits_per_weight, ".3f"),
             f"{100 * row.size_bytes / max(report.artifact_bytes, 1):.2f}",
         )
-        for row in report.rows
+        for row, _ in _in_order((row, None) for row in report.rows)
     ]
     columns = ("tensor", "role", "shape", "stored as", ">raw bytes", ">entropy/w")
     return (*columns, ">bytes", ">bits/w", ">share %"), rows
+
+
+def _in_order(rows: Iterable[tuple[TensorRow, T]]) -> list[tuple[TensorRow, T]]:
+    """Layers 0, 1, 2, ... 10."""
+    return sorted(rows, key=lambda one: natural_key(one[0].name))
 
 
 def _damage_column(report: Report) -> tuple[str, list[float | None]]:

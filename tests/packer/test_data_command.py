@@ -52,7 +52,7 @@ def test_json_is_the_manifest(run, text, tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["--vocab-size", 70_000], 1, "does not fit the shards' 16-bit tokens"),
+        (["--vocab-size", 70_000], 1, "larger than the 65,536 pieces"),
         (["--vocab-size", 0], 1, "a vocabulary of 0 leaves no room"),
         (["--vocab-size", 300, "--tokenizer", "text.txt"], 2, "--tokenizer has its own"),
         (["--tokenizer", "text.txt", "--valid-fraction", 0], 1, "not a sentencepiece model"),

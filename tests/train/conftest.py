@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from packer.eval.shards import HEADER_BYTES, MAGIC, VERSION
+from packer.eval.shards import HEADER_BYTES, MAGIC
 from packer.eval.token_bytes import TokenBytes
 from packer.train import ledger
 from packer.train.loop import Trainer
@@ -66,7 +66,7 @@ def byte_table() -> TokenBytes:
 
 def write_shard(path: Path, tokens: np.ndarray) -> None:
     header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
-    header[:3] = MAGIC, VERSION, len(tokens)
+    header[:3] = MAGIC, 1, len(tokens)
     path.write_bytes(header.tobytes() + tokens.astype("<u2").tobytes())
 
 

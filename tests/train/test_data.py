@@ -266,7 +266,7 @@ def test_after_a_refused_tokenizer_other_options_may_follow(made, corpus, tmp_pa
 @pytest.mark.parametrize(
     ("vocab_size", "text", "words"),
     [
-        (65_537, "text", "does not fit the shards' 16-bit tokens"),
+        (65_537, "text", "larger than the 65,536 pieces that are trained here"),
         (259, "text", "ask for at least 260"),
         (2000, "a short text", "too short for a vocabulary of 2,000: it gives at most"),
         (280, "".join(map(chr, range(0x4E00, 0x4E80))), "too small for the letters of this text"),
