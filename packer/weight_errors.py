@@ -41,6 +41,9 @@ ROLE_WEIGHT: Mapping[Role, float] = {
 
 # Mean squares up to this far from the typical are held against errors in absolute terms.
 SPAN = 100.0
+# What a norm or gain acts on, no squared error tells, and in integers it saves next to nothing: so
+# it gives up its floats last, where the cap cannot be met otherwise.
+CAUTION = 1e6
 SMALLEST_SQUARE = 1e-290  # so that errors of tiny float64 weights are not zero
 NEAR_ZERO = 2.0**-10  # of a table's largest value: sines pass through zero
 MONOTONE_ELEMENTS = 8  # of so many trained weights one order in 20,000 is monotone
@@ -141,7 +144,8 @@ def is_formula(info: TensorInfo, weight: torch.Tensor) -> bool:
 def balanced(
     candidates: Sequence[Candidate], infos: Sequence[TensorInfo], levels: Mapping[str, float]
 ) -> list[Candidate]:
-    """Errors of tensors far smaller than is typical, counted relative to their size likewise.
+    """Errors of tensors far smaller than is typical, counted relative to their size likewise; and
+    those of vectors in integers, CAUTION times.
 
     Typical is the median weight among matrices; vectors act on activations, about as gains of one.
     """
@@ -156,10 +160,20 @@ def balanced(
         for info in infos
         if levels.get(info.name, 0.0) > 0
     }
+    vectors = {info.name for info in infos if math.prod(info.shape) == max(info.shape, default=1)}
     return [
-        replace(one, weight_error=one.weight_error * factors.get(one.tensor, 1.0))
+        replace(
+            one,
+            weight_error=one.weight_error
+            * factors.get(one.tensor, 1.0)
+            * (CAUTION if one.tensor in vectors and not _is_float(one.choice) else 1.0),
+        )
         for one in candidates
     ]
+
+
+def _is_float(choice: str) -> bool:
+    return choice.startswith(("raw", "fp", "bf"))
 
 
 def _median_weight(levels: Sequence[tuple[float, int]]) -> float:

@@ -139,3 +139,21 @@ def test_a_price_is_said_only_where_room_is_short() -> None:
         assert said == (report_plan(plan, "p").price is not None)
         assert not said or room
         assert room == short
+
+
+def test_norms_give_up_their_floats_last() -> None:
+    """No error of theirs tells what it does; under the least cap they are integers all the same."""
+    layers = [f"layers.{number}" for number in range(4)]
+    weights = {f"{layer}.up_proj.weight": torch.randn(128, 128) for layer in layers}
+    weights |= {f"{layer}.norm.weight": torch.rand(128) + 0.05 for layer in layers}
+    measured = measure(from_state_dict(weights))
+    norms = {name for name in weights if "norm" in name}
+    for cap in (16_000, 24_000, 40_000):
+        choices = api.plan(measured, cap_bytes=cap).choices
+        assert {choices[name] for name in norms} <= {"fp32", "fp16", "bf16"}
+        assert any("int" in choices[name] for name in set(weights) - norms)
+    least = sum(
+        min(one.size_bytes for one in measured.candidates if one.tensor == name) for name in weights
+    )
+    tight = api.plan(measured, cap_bytes=least + measured.header_bytes + 40).choices
+    assert any(tight[name].startswith("int") for name in norms)
