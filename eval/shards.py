@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .errors import DataError
 
 MAGIC = 20240520
-DTYPES = {1: np.dtype("<u2"), 2: np.dtype("<u4")}  # of tokens, by version
+DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<u2"), 2: np.dtype("<u4")}  # of tokens, by version
 HEADER_BYTES = 256 * 4
 SCAN = 1 << 24  # values read at a time when looking for tokens out of range: 32 MB
 

@@ -312,21 +312,15 @@ def unpack_foreign(
     template: PathLike | None = None,
     max_memory: int | None = None,
 ) -> tuple[Mapping[str, torch.Tensor], tuple[str, ...]]:
-    """(weights by name, notes) of another author's artifact or a GGUF file; written to `out` when
-    given. Those of GGUF are dequantized whenever they are asked for.
+    """(weights by name, each made when asked for, notes) of another author's artifact or GGUF file.
 
     template: a checkpoint of the same model, for dtypes that the artifact does not store.
     max_memory: bytes that it may expand to.
     Raises CheckpointError: damaged, of no known layout, or no artifact at all.
     """
-    checkpoint = read_checkpoint(
-        artifact, template=template, max_memory=max_memory, artifact=not is_gguf(artifact)
-    )
-    if checkpoint.gguf is None:
-        weights: Mapping[str, torch.Tensor] = checkpoint.all_weights()
-    else:
-        holders = {name: name for name in checkpoint.tensors} | checkpoint.ties
-        weights = Renamed(checkpoint.tensors, holders)
+    only = not is_gguf(artifact)
+    checkpoint = read_checkpoint(artifact, template=template, max_memory=max_memory, artifact=only)
+    weights = Renamed(checkpoint.tensors, checkpoint.holders)
     if out is not None:
         unpacking.write_weights(out, weights, checkpoint.ties, checkpoint.metadata)
     return weights, checkpoint.notes

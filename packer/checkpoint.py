@@ -65,6 +65,11 @@ class Checkpoint:
         outline = self.outlines[name]
         return str(outline.dtype).removeprefix("torch."), outline.nbytes
 
+    @property
+    def holders(self) -> dict[str, str]:
+        """Every name, tied ones last -> the name of the tensor that has its values."""
+        return {**{name: name for name in self.tensors}, **self.ties}
+
     def all_weights(self) -> dict[str, torch.Tensor]:
         """Every tensor in memory at once; tied names come last and share theirs."""
         weights = dict(self.tensors)

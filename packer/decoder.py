@@ -251,19 +251,21 @@ def decode_weight(stored: StoredTensor) -> torch.Tensor:
     """The weights of one tensor. Raises ArtifactError."""
     shape, dtype = stored.shape, getattr(torch, stored.dtype)
     if stored.steps:
-        return dequantize_stepped(*tensors_of(decode_stepping(stored)), shape, dtype)
+        steps = tensors_of(decode_stepping(stored))
+        return dequantize_stepped(*steps, shape, dtype)  # type: ignore[call-arg]
     if stored.scale is None:
         kept: torch.dtype = getattr(torch, kept_name(stored))
         elements = torch.from_numpy(decode_kept(stored, kept.itemsize))
         return dequantize_stored(elements, kept, shape, dtype)
     if stored.rank:
         parts = tensors_of([*decode_scaled(stored), *decode_factors(stored)])
-        return dequantize_low_rank(*parts, shape, dtype)
-    return dequantize_scaled(*tensors_of(decode_scaled(stored)), shape, dtype)
+        return dequantize_low_rank(*parts, shape, dtype)  # type: ignore[call-arg]
+    scaled = tensors_of(decode_scaled(stored))
+    return dequantize_scaled(*scaled, shape, dtype)  # type: ignore[call-arg]
 
 
-def tensors_of(arrays: Iterable[npt.NDArray[Any] | None]) -> list[Any]:
-    """Each as a tensor that shares its memory; None stays."""
+def tensors_of(arrays: Iterable[npt.NDArray[Any] | None]) -> Any:
+    """A list: each as a tensor that shares its memory; None stays."""
     return [array if array is None else torch.from_numpy(array) for array in arrays]
 
 

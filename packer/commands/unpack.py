@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import click
 
 from packer.artifact_files import reading_artifact
@@ -17,6 +20,9 @@ from packer.commands.options import (
     say_notes,
     with_options,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 
 @click.command(short_help="The weights back out of an artifact.")
@@ -55,6 +61,7 @@ def unpack(
     if codes:
         _unpack_codes(artifact, output, max_memory or MAX_DECODED_BYTES, as_json)
         return
+    weights: Mapping[str, torch.Tensor]
     if is_artifact(artifact):
         if template is not None:
             raise click.UsageError("--template is for other authors' artifacts; ours needs none")

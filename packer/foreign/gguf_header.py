@@ -125,9 +125,9 @@ class _Cursor:
         if inner not in SCALARS:
             self.room(count, 8, f"entries of {key!r}")
             return [self.value(inner, key, depth + 1) for _ in range(count)]
-        kind = np.dtype(SCALARS[inner])
-        self.room(count, kind.itemsize, f"entries of {key!r}")
-        return np.frombuffer(self.take(count * kind.itemsize, key), kind)
+        each = np.dtype(SCALARS[inner])
+        self.room(count, each.itemsize, f"entries of {key!r}")
+        return np.frombuffer(self.take(count * each.itemsize, key), each)
 
     def entries(self, count: int) -> tuple[GGUFEntry, ...]:
         found: dict[str, GGUFEntry] = {}
