@@ -31,7 +31,6 @@ from packer.ship import (
 )
 
 if TYPE_CHECKING:
-    from packer.planning import PackPlan
     from packer.quantizers.choice import Choice
 
 ENCODERS: tuple[Module, ...] = tuple(
@@ -108,6 +107,24 @@ THREADS = 8  # for compiled loops; others would wait for the interpreter
 
 
 @dataclass(frozen=True)
+class BundleContents:
+    """What a bundle is made for.
+
+    choices: by tensor; their steps matter relative to each other. ties, metadata: of the artifact.
+    beside_bytes: of other files of code, and what is left free on purpose. script: the file that
+    the bundle is put into; None: a file of its own. calibrate: whether it calibrates too.
+    """
+
+    choices: Mapping[str, str]
+    ties: Mapping[str, str]
+    metadata: Mapping[str, str]
+    cap_bytes: int
+    beside_bytes: int
+    script: str | None = None
+    calibrate: bool = False
+
+
+@dataclass(frozen=True)
 class Bundle:
     """script: the file. added_bytes: how much larger it is than the script without the bundle.
     decoder_bytes: of these, what the loader of the same formats takes by itself.
@@ -173,44 +190,38 @@ if __name__ == "__main__":
 """
 
 
-def make_bundle(plan: PackPlan, calibrate: bool = False) -> Bundle:
+def make_bundle(contents: BundleContents) -> Bundle:
+    """A file of its own, or the script that the contents name with the bundle put into it.
+
+    Raises CodeError: that script cannot be read.
+    """
+    if contents.script is None:
+        return bundle_file(contents)
+    return inline_bundle(contents, read_script(contents.script))
+
+
+def bundle_file(contents: BundleContents) -> Bundle:
     """`python bundle.py WEIGHTS CURVATURE OUT [CAP]`; imported or executed, it defines
     `encode_weights(weights, curvature, cap_bytes, code_bytes)`, `read_curvatures(data)`,
-    `Curvature(hessian, fisher, tokens, ...)` by position, and `read_weights(data)`.
+    `Curvature(hessian, fisher, tokens, ...)` by position, and `read_weights(data)`; where it
+    calibrates, also `calibrated(model, weights, batches, seconds, seed=0)`, which returns
+    (curvature by tensor, tokens read, seconds taken) as `curvature_within` does.
 
-    calibrate: with `calibrated(model, weights, batches, seconds, seed=0)`, which gives (curvature
-    by tensor, tokens read, seconds taken) as `curvature_within` does.
-    The plan's cap and the other files that it counts as code are in the script.
+    The cap and the bytes of other files that count as code are in the script.
     """
-    beside = sum(file.size_bytes for file in plan.limits.code) + plan.limits.margin_bytes
-    text = _source(plan, COMMAND.format(beside=beside, cap=plan.limits.cap_bytes), calibrate)
-    return _bundle(plan, wrap({ENTRY: text}, codecs=_codecs(plan)).text, "")
+    command = COMMAND.format(beside=contents.beside_bytes, cap=contents.cap_bytes)
+    text = _source(contents, command)
+    return _bundle(contents, wrap({ENTRY: text}, codecs=_codecs(contents)).text, "")
 
 
-def inline_bundle(plan: PackPlan, script: str, calibrate: bool = False) -> Bundle:
+def inline_bundle(contents: BundleContents, script: str) -> Bundle:
     """The script with the bundle in front of its first statement, under the one name `bundle`: a
-    dictionary of the functions that `make_bundle` tells of.
+    dictionary of the functions that `bundle_file` describes.
 
     What counts is how much longer it becomes; a script that extracts itself is compressed anew.
     """
-    return _bundle(
-        plan, inserted(_source(plan, "", calibrate), "bundle", script, _codecs(plan)), script
-    )
-
-
-def weigh_bundle(plan: PackPlan) -> tuple[int, int]:
-    """(bytes of the decoder, of the encoder) that a bundle of this plan counts, in the script that
-    its limits name, or as a file of its own. Raises PackerError: the script cannot be read.
-    """
-    made = bundle_in(plan, plan.limits.script, plan.limits.calibrate)
-    return made.decoder_bytes, made.encoder_bytes
-
-
-def bundle_in(plan: PackPlan, script: str | None, calibrate: bool) -> Bundle:
-    """In the file of that name, or without one a file of its own. Raises CodeError."""
-    if script is None:
-        return make_bundle(plan, calibrate)
-    return inline_bundle(plan, read_script(script), calibrate)
+    text = _source(contents, "")
+    return _bundle(contents, inserted(text, "bundle", script, _codecs(contents)), script)
 
 
 def read_script(path: str) -> str:
@@ -221,20 +232,20 @@ def read_script(path: str) -> str:
         raise CodeError(f"the script {path} cannot be read: {error}") from None
 
 
-def _codecs(plan: PackPlan) -> tuple[str, ...]:
-    return ("lzma", "brotli") if "brotli" in parts_of(plan.choices.values()) else ("lzma",)
+def _codecs(contents: BundleContents) -> tuple[str, ...]:
+    return ("lzma", "brotli") if "brotli" in parts_of(contents.choices.values()) else ("lzma",)
 
 
-def _bundle(plan: PackPlan, script: str, without: str) -> Bundle:
+def _bundle(contents: BundleContents, script: str, without: str) -> Bundle:
     added = len(script.encode()) - len(without.encode())
-    return Bundle(script, added, loader_bytes(plan.choices.values()))
+    return Bundle(script, added, loader_bytes(contents.choices.values()))
 
 
-def _source(plan: PackPlan, command: str, calibrate: bool) -> str:
+def _source(contents: BundleContents, command: str) -> str:
     from packer.quantizers.choice import parse_choice
 
-    choices = {name: parse_choice(text) for name, text in plan.choices.items()}
-    parts = parts_of(plan.choices.values())
+    choices = {name: parse_choice(text) for name, text in contents.choices.items()}
+    parts = parts_of(contents.choices.values())
     classes = sorted({kind for one in choices.values() for kind in _classes(one.format)})
     never = [name for part in sorted(EVERYTHING - parts) for name in PARTS[part]]
     never += [name for part in sorted(EVERYTHING - parts) for name in ENCODER_PARTS[part]]
@@ -243,14 +254,14 @@ def _source(plan: PackPlan, command: str, calibrate: bool) -> str:
     guards = ENCODER_GUARDS
     entries = [*BUNDLE_ENTRIES, *classes, *(["read_tensors"] if command else [])]
     modules, names = (*DECODERS, *ENCODERS), [*ENTRIES, *DEFINED]
-    if calibrate:
+    if contents.calibrate:
         modules, names = (*modules, *CALIBRATION), [*names, "calibrated"]
         command = CALIBRATED + command
         entries.append("curvature_within")
         never.append("note_call")  # only words for people
         guards |= CALIBRATION_GUARDS
     tree = extract(modules, entries, Marks(frozenset(never), ENCODER_CHECKS, guards))
-    tree.body += ast.parse(_glue(plan, choices) + command).body
+    tree.body += ast.parse(_glue(contents, choices) + command).body
     return minify_closed(tree, names)
 
 
@@ -273,18 +284,17 @@ def _ways(choices: Mapping[str, Choice]) -> set[str]:
     return found
 
 
-def _glue(plan: PackPlan, choices: Mapping[str, Choice]) -> str:
+def _glue(contents: BundleContents, choices: Mapping[str, Choice]) -> str:
     """What is the plan's own: every tensor's choice, in two tables."""
     spelled = {name: _spell(choice) for name, choice in choices.items()}
     kinds = list(dict.fromkeys(spelled.values()))
     rows = [(name, kinds.index(spelled[name]), choices[name].step) for name in choices]
-    measured = plan.measurement
     return GLUE.format(
         kinds="[" + ",".join(kinds) + "]",
         plan=rows,
-        ties=dict(measured.ties),
-        metadata=dict(measured.metadata),
-        threads=THREADS if any("trellis" in kind for kind in plan.choices.values()) else 1,
+        ties=dict(contents.ties),
+        metadata=dict(contents.metadata),
+        threads=THREADS if any("trellis" in kind for kind in contents.choices.values()) else 1,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from packer.account import CodeFile, Limits, spell_rest
 from packer.budget.plan import Candidate, Plan
 from packer.budget.what_if import what_if
+from packer.bundle import BundleContents, make_bundle
 from packer.candidates import KIND as CANDIDATES_KIND
 from packer.candidates import Measurement, check_kind, whole_number
 from packer.counted_code import readable, solve, solve_with_code
@@ -37,6 +38,20 @@ class PackPlan:
     @property
     def choices(self) -> dict[str, str]:
         return {candidate.tensor: candidate.choice for candidate in self.plan.chosen}
+
+    @property
+    def bundled(self) -> BundleContents:
+        """What a bundle of this plan is made for."""
+        limits = self.limits
+        return BundleContents(
+            self.choices,
+            self.measurement.ties,
+            self.measurement.metadata,
+            limits.cap_bytes,
+            sum(file.size_bytes for file in limits.code) + limits.margin_bytes,
+            limits.script,
+            limits.calibrate,
+        )
 
     def spell_account(self) -> str:
         """The account as planned, to the byte; the artifact's split is known once it is packed."""
@@ -174,9 +189,8 @@ def _solved(
     """(the plan, limits with the loader or bundle that goes with it, where one counts)."""
 
     def weigh(plan: Plan) -> tuple[int, int]:
-        from packer.bundle import weigh_bundle  # torch, which is not needed otherwise
-
-        return weigh_bundle(PackPlan(measurement, plan, limits, {}))
+        bundle = make_bundle(PackPlan(measurement, plan, limits, {}).bundled)
+        return bundle.decoder_bytes, bundle.encoder_bytes
 
     return solve_with_code(candidates, measurement.header_bytes, limits, weigh)
 

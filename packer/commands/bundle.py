@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,13 +55,14 @@ def bundle(plan_file: str, inline: str | None, calibrate: bool, output: str, as_
     they are bundle["encode_weights"] and so on. With --calibrate there is
     calibrated(model, weights, batches, seconds) as well, which gives (curvature, tokens, seconds).
     """
-    from packer.bundle import bundle_in
+    from packer.bundle import make_bundle
     from packer.files import replacing
     from packer.planning import read_plan
 
     refuse_overwriting([plan_file, inline], output)
     plan = read_plan(plan_file)
-    made = bundle_in(plan, inline, calibrate or plan.limits.calibrate)
+    calibrate = calibrate or plan.limits.calibrate
+    made = make_bundle(replace(plan.bundled, script=inline, calibrate=calibrate))
     with replacing(output) as temporary:
         temporary.write_text(made.script, "utf-8")
     _show(made, plan, inline, output, as_json)

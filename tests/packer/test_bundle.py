@@ -128,7 +128,7 @@ def test_a_script_with_the_bundle_still_runs(made):
         '"""Trains."""\nfrom __future__ import annotations\nimport sys\nA = B = 3\nx: int = A\n'
     )
     plan = api.load_plan(made / "plan.json")
-    done = inline_bundle(plan, script + "print(sorted(bundle)[-1], A + B, x)\n")
+    done = inline_bundle(plan.bundled, script + "print(sorted(bundle)[-1], A + B, x)\n")
     space = {"__name__": "__main__"}
     exec(compile(done.script, "train.py", "exec"), space)
     assert space["__doc__"] == "Trains." and space["A"] == 3 and space["x"] == 3
@@ -138,17 +138,17 @@ def test_a_script_with_the_bundle_still_runs(made):
     theirs, ours = space["bundle"]["read_weights"](data), packer.unpack(data)
     assert theirs.keys() == ours.keys() == seeded().keys()
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
-    assert done.decoder_bytes == make_bundle(plan).decoder_bytes
+    assert done.decoder_bytes == make_bundle(plan.bundled).decoder_bytes
 
 
 def test_into_a_script_that_extracts_itself_it_is_compressed_with_it(made):
     plan = api.load_plan(made / "plan.json")
     script = wrap({"__main__": "seen = bundle is not None\n" * 9}, findable=True).text
-    done = inline_bundle(plan, script)
+    done = inline_bundle(plan.bundled, script)
     space: dict = {"__name__": "__main__"}
     exec(done.script, space)
     assert space["seen"] and "encode_weights" in space["bundle"]
-    assert done.added_bytes == len(done.script) - len(script) < make_bundle(plan).size_bytes
+    assert done.added_bytes == len(done.script) - len(script) < make_bundle(plan.bundled).size_bytes
     assert "linecache" in (unwrap_payload(done.script) or b"").decode()
 
 
@@ -158,10 +158,10 @@ def test_a_plan_makes_room_for_its_own_bundle(made, tmp_path, script):
     if inline is not None:
         inline.write_text(script)
     earlier = api.load_plan(made / "plan.json")
-    told = {"bundle": True, "inline": inline, "out": tmp_path / "plan.json"}
-    packer.plan(earlier.measurement, 40_000, **told)
+    limits = packer.PlanLimits(40_000, bundle=True, inline=inline)
+    packer.plan(earlier.measurement, limits, out=tmp_path / "plan.json")
     plan = api.load_plan(tmp_path / "plan.json")
-    done = make_bundle(plan) if script is None else inline_bundle(plan, script)
+    done = make_bundle(plan.bundled) if script is None else inline_bundle(plan.bundled, script)
     limits = plan.limits
     assert (limits.loader_bytes, limits.encoder_bytes) == (done.decoder_bytes, done.encoder_bytes)
     assert limits.code_bytes == done.size_bytes
@@ -179,7 +179,9 @@ def test_what_a_plan_counts_is_told_apart(made):
 
 
 def test_what_it_cannot_use_is_told_in_a_line_and_nothing_is_written(made, tmp_path):
-    (tmp_path / "bundle.py").write_text(make_bundle(api.load_plan(made / "plan.json")).script)
+    (tmp_path / "bundle.py").write_text(
+        make_bundle(api.load_plan(made / "plan.json").bundled).script
+    )
     good, felt = str(made / "model.pt"), str(made / "curvature.safetensors")
     fewer = {name: weight for name, weight in seeded().items() if "fc" not in name}
     torch.save(fewer, tmp_path / "fewer.pt")
@@ -229,7 +231,7 @@ def test_other_formats_are_encoded_too():
     options = packer.MeasureOptions(pins=pins)
     plan = packer.plan(weights, 200_000, options, curvature=felt)
     space: dict = {"__name__": "bundle"}
-    exec(make_bundle(plan).script, space)
+    exec(make_bundle(plan.bundled).script, space)
     known = {name: space["Curvature"](hessian, None, 1) for name, hessian in felt.items()}
     data = space["encode_weights"](weights, known, 200_000, 0)
     packed = packer.pack(weights, plan, curvature=felt).data
@@ -246,7 +248,7 @@ def test_codes_on_a_trellis_are_searched_for_without_a_compiler_too(monkeypatch)
     pins = {name: "trellis.row.col+gptq2@1", "norm.weight": "fp16"}
     plan = packer.plan(weights, 30_000, packer.MeasureOptions(pins=pins), curvature={name: felt})
     packed = packer.pack(weights, plan, curvature={name: felt}).data
-    script = make_bundle(plan).script
+    script = make_bundle(plan.bundled).script
     for compiler in (sys.modules["numba"], None):
         monkeypatch.setitem(sys.modules, "numba", compiler)
         space: dict = {"__name__": "bundle"}
@@ -293,7 +295,7 @@ def test_on_the_reference_checkpoint(shared, tmp_path):
     size = measured.header_bytes + sum(one.size_bytes for one in measured.candidates)
     plan = make_plan(measured, Limits(size))
     script = tmp_path / "bundle.py"
-    script.write_text(make_bundle(plan).script)
+    script.write_text(make_bundle(plan.bundled).script)
     found = CurvatureSet(felt, None, "drawn", 4096, 0.0, None, None)
     write_curvature(tmp_path / "curvature.safetensors", found)
     torch.save(dict(loaded.tensors), tmp_path / "in.pt")

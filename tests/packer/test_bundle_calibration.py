@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,6 +66,7 @@ weights = model.state_dict()
 '''
 CALIBRATING = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 curvature, tokens, seconds = bundle["calibrated"](model, weights, batches, 60)
 code = Path(__file__).stat().st_size
@@ -130,7 +132,7 @@ def plan(space: dict[str, Any]) -> packer.planning.PackPlan:
 @pytest.fixture(scope="module")
 def made(plan: packer.planning.PackPlan) -> dict[str, Any]:
     """What a bundle defines."""
-    return defined(make_bundle(plan, calibrate=True).script)
+    return defined(make_bundle(replace(plan.bundled, calibrate=True)).script)
 
 
 def defined(script: str) -> dict[str, Any]:
@@ -177,7 +179,7 @@ def test_a_training_script_alone_writes_what_the_packer_does(tmp_path, space, pl
     felt = packer.calibrate(space["model"], space["batches"])
     packed = packer.pack(space["weights"], plan, curvature=felt).data
     (tmp_path / "train.py").write_text(TRAINING + CALIBRATING)
-    done = inline_bundle(plan, (tmp_path / "train.py").read_text(), calibrate=True)
+    done = inline_bundle(replace(plan.bundled, calibrate=True), (tmp_path / "train.py").read_text())
     script = tmp_path / "train.py"
     script.write_text(done.script)
     cap = script.stat().st_size + len(packed) + CLOSE
@@ -204,7 +206,7 @@ def test_a_plan_counts_it(tmp_path, plan):
     made = json.loads(CliRunner().invoke(main, command, catch_exceptions=False).stdout)
     assert made["encoder_bytes"] == told["encoder_bytes"] == again.limits.encoder_bytes
     assert made["script_bytes"] == made["code_bytes"] == told["code_bytes"]
-    without = inline_bundle(again, TRAINING)
+    without = inline_bundle(again.bundled, TRAINING)
     assert 4_000 < made["encoder_bytes"] - without.encoder_bytes < LARGEST_CALIBRATION
     assert "calibrated" in defined((tmp_path / "out.py").read_text())["bundle"]
 
@@ -322,7 +324,7 @@ def test_of_the_reference_checkpoint(shared):
     size = measured.header_bytes + sum(one.size_bytes for one in measured.candidates)
     plan = packer.planning.make_plan(measured, packer.account.Limits(size + CLOSE))
     packed = packer.pack(weights, plan, curvature=ours).data
-    made = defined(make_bundle(plan, calibrate=True).script)
+    made = defined(make_bundle(replace(plan.bundled, calibrate=True)).script)
     felt, tokens, _ = made["calibrated"](model, weights, batches, 600)
     assert tokens == 256 and felt.keys() == ours.by_tensor.keys()
     for name, one in ours.by_tensor.items():

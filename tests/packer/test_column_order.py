@@ -95,7 +95,7 @@ def test_a_plan_and_its_bundle_reproduce_it(planned):
     assert packed.rounds == 1
     assert packer.verify(packed.data, weights, plan, curvature=whole).problems == ()
     space: dict = {"__name__": "bundle"}
-    exec(make_bundle(plan).script, space)
+    exec(make_bundle(plan.bundled).script, space)
     known = {
         name: space["Curvature"](one.hessian, one.fisher, one.tokens, None, None, one.outputs)
         for name, one in whole.by_tensor.items()
