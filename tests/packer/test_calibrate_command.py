@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -220,8 +221,14 @@ def test_processes_share_a_text(lab: Path, run) -> None:
     again = run(*command, "-o", "three")
     assert again.exit_code == 0 and "going on from three.partial" in again.stderr
     same_but_for_rounding(lab, "one", "three")
-    refused = together("-m packer", *command[:2], "--self-generate", 64, "-o", "four")
-    assert refused.returncode != 0 and "is for one process" in refused.stderr
+
+
+def test_several_processes_write_no_text(lab: Path, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    rank = contextlib.nullcontext((1, 2))  # the second of two
+    monkeypatch.setattr("packer.commands.calibrate.joined", lambda _: rank)
+    refused = run(*on_text(lab, 64)[:2], "--self-generate", 64, "-o", "four")
+    assert refused.exit_code == 2 and "is for one process" in refused.stderr
+    assert not Path("four").exists()
 
 
 KILLED_IN_THE_SECOND_ROUND = """

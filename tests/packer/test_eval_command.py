@@ -439,24 +439,21 @@ def test_separators_that_cannot_be_are_refused(score: Run, lab: Path) -> None:
 # Many processes.
 
 
-def test_torchrun(lab: Path) -> None:
+def test_torchrun(run: Run, lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes: one JSON object, the sums of one process, and a quiet end."""
+    monkeypatch.chdir(lab)
     command = ["eval", "a.pt", "b.pt", "--data", "valid.txt", "--tokenizer", "t64.model"]
     command += ["--stride", "16", "--sample", "abc", "--json"]
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    alone, together = (
-        subprocess.run(
-            [*start, "-m", "packer", *command],
-            cwd=lab,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        for start in ([sys.executable], run)
+    alone = run(*command)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    together = subprocess.run(
+        [*start, "-m", "packer", *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-    assert (alone.returncode, together.returncode) == (0, 0), together.stderr
+    assert (alone.exit_code, together.returncode) == (0, 0), together.stderr
     assert len(together.stdout.splitlines()) == 1
     notes, shared_notes = (
         [line for line in ended.stderr.splitlines() if line.startswith(("note: ", "warning: "))]
