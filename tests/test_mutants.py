@@ -34,31 +34,27 @@ def hunt(*arguments: str) -> dict[str, dict[str, int]]:
     return totals
 
 
-def test_mutants_of_artifacts_are_refused_or_read_alike_by_both_readers() -> None:
-    totals = hunt("--reader", "artifact", "--artifacts", "2000")["artifact"]
-    assert sum(totals.values()) == 2000 and set(totals) <= {"refused", "same", "other"}
-    assert totals["refused"] > 1500 and totals["other"] > 10  # both paths were really taken
-
-
-def test_mutants_of_every_other_file() -> None:
-    totals = hunt("--mutants", "80", *(f"--reader={name}" for name in OTHERS))
-    assert set(totals) == set(OTHERS)
-    for name, kinds in totals.items():
-        assert sum(kinds.values()) == 80
-        assert name == "submission" or kinds["refused"] > 20, name
-
-
-def test_a_mutant_is_the_same_each_time() -> None:
-    arguments = ("--reader", "shard", "--mutants", "40", "--seed", "5")
-    assert hunt(*arguments) == hunt(*arguments)
+def test_mutants_of_every_file() -> None:
+    """One process for all readers, since its imports take longer than most of them."""
+    readers = ("artifact", *OTHERS)
+    found = hunt("--artifacts", "1000", "--mutants", "50", *(f"--reader={one}" for one in readers))
+    assert set(found) == set(readers)
+    # A mutant is the same each time: in another process, and whatever was read before it.
+    assert hunt("--mutants", "50", "--reader=shard")["shard"] == found["shard"]
+    artifacts = found.pop("artifact")  # refused or read alike by both readers
+    assert sum(artifacts.values()) == 1000 and set(artifacts) <= {"refused", "same", "other"}
+    assert artifacts["refused"] > 750 and artifacts["other"] > 5  # both paths were really taken
+    for name, kinds in found.items():
+        assert sum(kinds.values()) == 50
+        assert name == "submission" or kinds["refused"] > 12, name
 
 
 def test_artifacts_guided_by_coverage() -> None:
     """A short run of `python -m benchmarks.fuzz.coverage`; it ends badly at the first crash."""
     pytest.importorskip("atheris")
-    command = [sys.executable, "-m", "benchmarks.fuzz.coverage", "artifact", "--runs", "3000"]
+    command = [sys.executable, "-m", "benchmarks.fuzz.coverage", "artifact", "--runs", "2000"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    assert "Done 3000 runs" in ended.stderr
+    assert "Done 2000 runs" in ended.stderr
     edges = max(map(int, re.findall(r"cov: (\d+)", ended.stderr)))
     assert edges > 200  # what reaches new code was mutated further
