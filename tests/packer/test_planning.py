@@ -336,7 +336,7 @@ def _finite(values: torch.Tensor) -> torch.Tensor:
 
 
 @settings(
-    max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 @given(weights=state_dicts(), cap=st.integers(1, 900), margin=st.sampled_from([0, 0, 7]))
 def test_no_state_dict_is_ever_packed_over_a_cap(weights: Weights, cap: int, margin: int) -> None:
