@@ -68,21 +68,43 @@ def hostile(tmp_path: Path, made: Path) -> Path:
     return folder
 
 
+EVERY_COMMAND = """
+import sys
+from packer.cli import main
+for command in sys.argv[1:]:
+    print(command, flush=True)
+    try:
+        main(command.split(), prog_name="packer")
+    except SystemExit as ended:
+        assert not ended.code, command
+"""
+
+
 def check_every_command(shell: Shell) -> None:
-    """From checkpoint to artifact and back, each step in a process of its own."""
+    """From checkpoint to artifact and back: where torch is needed in one process, for its import
+    takes longer than the work; plans and refusals in one each.
+    """
     packer, folder = shell.packer, shell.folder
     assert "attention-k" in packer("inspect", "model.pt")
     packer("measure", "model.pt", "-o", "candidates.json")
     plan = ("plan", "candidates.json", "--cap", CAP, "--code", "train.py")
     value = json.loads(packer(*plan, "-o", "plan.json", "--json"))
     assert value["unused_bytes"] >= 0 and value["code_bytes"] > 0
-    packer("pack", "model.pt", "--plan", "plan.json", "-o", "model.pack")
+    commands = (
+        "pack model.pt --plan plan.json -o model.pack",
+        "verify model.pack --against model.pt",
+        "report model.pack --json",
+        "unpack model.pack -o weights.safetensors",
+        "diff plan.json model.pack",
+    )
+    said = shell.python("-c", EVERY_COMMAND, *commands)
+    at = [said.index(f"{command}\n") for command in commands]
+    _, verified, reported, _, compared = map(said.__getitem__, map(slice, at, [*at[1:], None]))
     size = (folder / "model.pack").stat().st_size
     assert size + value["code_bytes"] == value["total_bytes"] <= CAP
-    assert "checksum right" in packer("verify", "model.pack", "--against", "model.pt")
-    assert json.loads(packer("report", "model.pack", "--json"))["artifact_bytes"] == size
-    packer("unpack", "model.pack", "-o", "weights.safetensors")
-    assert "0 tensors differ" in packer("diff", "plan.json", "model.pack")
+    assert "checksum right" in verified
+    assert json.loads(reported.partition("\n")[2])["artifact_bytes"] == size
+    assert "0 tensors differ" in compared
     assert "1,000 bytes" in packer("plan", "candidates.json", "--cap", "1KB", code=1)
     assert "Usage: " in packer("plan", "candidates.json", code=2)
 
@@ -111,6 +133,7 @@ def test_a_wheel_of_the_source_distribution_holds_everything(hostile: Path, tmp_
     installed = [path.relative_to(target) for path in target.rglob("*.py")]
     ours = [Path(name) / path.name for name, folder in PACKAGES for path in folder.glob("*.py")]
     assert sorted(installed) == sorted(ours)
+    assert (target / "packer" / "py.typed").is_file()
     shell = Shell(hostile, [sys.executable, "-m", "packer"], [target])
     shell.packer("plan", "model.pt", "--cap", CAP, "-o", "plan.json")
     shell.packer("pack", "model.pt", "--plan", "plan.json", "-o", "model.pack")
