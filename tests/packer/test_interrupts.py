@@ -17,16 +17,16 @@ from packer.errors import STOPPED
 
 Start = Callable[..., subprocess.Popen[str]]
 
-MOMENTS = 30
+MOMENTS = 20
 BEFORE = b"what stood there"
-PACK = ("pack", "model.pt", "--cap", "38KB", "-o", "out.pack")
+PACK = ("pack", "model.pt", "--cap", "12KB", "-o", "out.pack")
 
-# Importing torch takes longer than the work: done once, for a process that is forked every time.
+# Imports take longer than the work: done once, for a process that is forked every time.
 FORKED = """
-import json, os, random, signal, sys, time
+import contextlib, io, json, os, random, signal, sys, time
 from pathlib import Path
 import torch
-import packer.api, packer.cli, packer.__main__
+import packer.cli, packer.__main__
 
 before, count, *arguments = Path("out.pack").read_bytes(), *sys.argv[1:]
 sys.argv = ["packer", *arguments]
@@ -70,6 +70,15 @@ def look(code):
     }), flush=True)
     Path("out.pack").write_bytes(before)
 
+torch.set_num_threads(1)
+with contextlib.redirect_stdout(io.StringIO()):  # what it imports late
+    packer.cli.main(arguments, standalone_mode=False)
+Path("out.pack").write_bytes(before)
+parent = os.getpid()
+if (busy := os.fork()) == 0:
+    while os.getppid() == parent:
+        pass
+    os._exit(0)
 moments, started = random.Random(3), time.monotonic()
 code = ended(begin(), 300)
 took = time.monotonic() - started
@@ -79,13 +88,14 @@ for _ in range(int(count)):
     time.sleep(moments.random() * took)
     os.kill(child, signal.SIGINT)
     look(ended(child, 10))
+os.kill(busy, signal.SIGKILL)
 """
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
-    weights = {f"w{n}": torch.randn(160, 192, generator=generator) for n in range(3)}
+    weights = {f"w{n}": torch.randn(96, 96, generator=generator) for n in range(3)}
     folder = tmp_path / "work"
     folder.mkdir()
     torch.save(weights, folder / "model.pt")
@@ -94,8 +104,6 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_at_any_moment_of_the_work_on_a_busy_machine(folder: Path, start_process: Start) -> None:
-    for _ in range(2):
-        start_process([sys.executable, "-c", "while True: pass"])
     stops = start_process([sys.executable, "-c", FORKED, MOMENTS, *PACK], cwd=folder)
     said, wrong = stops.communicate(timeout=500)
     assert stops.returncode == 0, wrong
@@ -122,7 +130,7 @@ def test_from_the_first_import_to_the_end_of_the_interpreter(
     folder: Path, start_process: Start
 ) -> None:
     whole = 0.0
-    for share in (None, 0.01, 0.2, 0.4, 0.6, 0.8, 0.95):
+    for share in (None, 0.01, 0.25, 0.5, 0.75, 0.95):
         process = start_process([sys.executable, "-c", BEGUN, "inspect", "model.pt"], cwd=folder)
         assert process.stdout is not None
         process.stdout.readline()
