@@ -13,14 +13,14 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
 import torch
 
-from benchmarks.faults.harsh import Fault, every_condition, inputs, two_at_once
-from benchmarks.faults.kills import Killed, kill_once, undisturbed
+from benchmarks.faults.harsh import Fault, every_other_condition, inputs, little_memory
+from benchmarks.faults.kills import Killed, import_late, kill_once, undisturbed
 from benchmarks.faults.scene import Job, set_up
 
 Say = Callable[[str], None]
@@ -42,8 +42,12 @@ def main() -> None:
         folder.mkdir()
         Path(place).chmod(0o755)
         jobs = [job for job in set_up(folder) if job.name in (options.command or NAMES)]
+        inputs(folder)
+        # Memory first: what commands import late may find no room for itself either.
+        faults = [] if options.command else _harsh(little_memory(folder), say)
+        import_late(folder, jobs)
         kills = [] if options.harsh else _kills(folder, jobs, options, say)
-        faults = [] if options.command else _harsh(folder, say)
+        faults += [] if options.command else _harsh(every_other_condition(folder), say)
     failures = [*(one for one in kills if one.problem), *(one for one in faults if one.problem)]
     if options.json:
         runs = {"runs": len(kills), "kills": sum(one.kills for one in kills)}
@@ -67,9 +71,8 @@ def _kills(folder: Path, jobs: list[Job], options: argparse.Namespace, say: Say)
     return found
 
 
-def _harsh(folder: Path, say: Say) -> list[Fault]:
-    inputs(folder)
-    found = [*every_condition(folder), two_at_once(folder)]
+def _harsh(conditions: Iterable[Fault], say: Say) -> list[Fault]:
+    found = list(conditions)
     for condition in dict.fromkeys(one.condition for one in found):
         of_it = [one for one in found if one.condition == condition]
         bad = sum(one.problem is not None for one in of_it)

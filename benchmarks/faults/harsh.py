@@ -9,13 +9,13 @@ import resource
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from benchmarks.faults.kills import start
 from packer.cli import main
 
 ROOM = 2048  # bytes that a file may have, of a disk that is full: nothing here fits in so few
@@ -92,8 +92,14 @@ def inputs(folder: Path) -> None:
     (folder / "large.pack").write_bytes(packed.to_bytes())
 
 
-def every_condition(folder: Path) -> Iterator[Fault]:
+def little_memory(folder: Path) -> Iterator[Fault]:
     """The folder is the scene's; whatever a command leaves behind is removed."""
+    for size in MEMORY:
+        condition = f"{size >> 20} MB of memory more"
+        yield from _many(condition, folder, READERS, functools.partial(_little_memory, size))
+
+
+def every_other_condition(folder: Path) -> Iterator[Fault]:
     yield from _many("no room in a file", folder, WRITERS, _little_room)
     with small_disk(folder) as disk:
         if disk is not None:
@@ -101,10 +107,8 @@ def every_condition(folder: Path) -> Iterator[Fault]:
     with locked_folder(folder) as locked:
         if locked is not None:
             yield from _many("a folder where nobody may write", folder, WRITERS, None, locked)
-    for size in MEMORY:
-        condition = f"{size >> 20} MB of memory more"
-        yield from _many(condition, folder, READERS, functools.partial(_little_memory, size))
     yield _changed(folder)
+    yield two_at_once(folder)
 
 
 def _many(
@@ -242,19 +246,8 @@ def two_at_once(folder: Path) -> Fault:
     run(folder, words)
     alone = (folder / "out" / "a.pack").read_bytes()
     (folder / "out" / "a.pack").unlink()
-    command = [sys.executable, "-m", "packer", *words]
-    codes: list[int] = []
-
-    def one() -> None:
-        codes.append(
-            subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode
-        )
-
-    threads = [threading.Thread(target=one) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    children = [start(folder, words) for _ in range(2)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     left = sorted(path.name for path in (folder / "out").iterdir())
     same = (folder / "out" / "a.pack").read_bytes() == alone
     good = codes == [0, 0] and left == ["a.pack"] and same

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import time
@@ -38,6 +40,17 @@ class Killed:
     problem: str | None
     leftovers: int
     kills: int
+
+
+def import_late(folder: Path, jobs: Sequence[Job]) -> None:
+    """Runs commands in this process: what they import only then, no copy has to import again."""
+    before = Path.cwd()
+    os.chdir(folder)
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        for job in jobs:
+            main(list(job.arguments), standalone_mode=False)
+    os.chdir(before)
 
 
 def start(folder: Path, arguments: Sequence[str]) -> int:
