@@ -105,7 +105,7 @@ def test_killed_at_any_moment_it_ends_the_same(
     moments = random.Random(5)
     arguments = command(killed, tiny_run, *more)
     kills = 0
-    for _ in range(4):
+    for _ in range(2):
         process = start_process(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         begun = kills > 0 or (killed / STATE).exists()
