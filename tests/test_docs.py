@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 from packer.cli import main
 
@@ -134,3 +135,17 @@ def test_python_shown_parses_and_imports_names_that_exist(page: str) -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("packer"):
                 module = importlib.import_module(node.module or "")
                 assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_the_blocks_of_the_api_page_run_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = ROOT / "docs" / "api.md"
+    script = [body for language, body in FENCE.findall(page.read_text("utf-8")) if language]
+    assert len(script) > 5
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "api_page"}
+    with torch.random.fork_rng():
+        for block in script:
+            exec(compile(block, str(page), "exec"), names)
+    assert (tmp_path / "model.pack").stat().st_size <= 12_000
