@@ -17,7 +17,7 @@ from packer.errors import STOPPED
 
 Start = Callable[..., subprocess.Popen[str]]
 
-MOMENTS = 20
+MOMENTS = 30
 BEFORE = b"what stood there"
 PACK = ("pack", "model.pt", "--cap", "12KB", "-o", "out.pack")
 
@@ -75,10 +75,13 @@ with contextlib.redirect_stdout(io.StringIO()):  # what it imports late
     packer.cli.main(arguments, standalone_mode=False)
 Path("out.pack").write_bytes(before)
 parent = os.getpid()
-if (busy := os.fork()) == 0:
-    while os.getppid() == parent:
-        pass
-    os._exit(0)
+busy = []
+for _ in range(2):
+    busy.append(os.fork())
+    if busy[-1] == 0:
+        while os.getppid() == parent:
+            pass
+        os._exit(0)
 moments, started = random.Random(3), time.monotonic()
 code = ended(begin(), 300)
 took = time.monotonic() - started
@@ -88,7 +91,8 @@ for _ in range(int(count)):
     time.sleep(moments.random() * took)
     os.kill(child, signal.SIGINT)
     look(ended(child, 10))
-os.kill(busy, signal.SIGKILL)
+for one in busy:
+    os.kill(one, signal.SIGKILL)
 """
 
 
