@@ -28,13 +28,16 @@ from .token_bytes import CONTEXT
 
 
 class ByteCounter(Protocol):
-    """Bytes of text behind tokens: `TokenBytes` or `SidecarBytes`."""
+    """Bytes of text behind tokens: `TokenBytes`, `SidecarBytes` or `CountedText`."""
 
     def target_bytes(self, tokens: NDArray[np.integer[Any]], position: int) -> NDArray[np.int64]:
         """Bytes [n] of tokens[1:] given tokens [n + 1]; tokens[1] is at `position`."""
 
     def unknown_count(self, tokens: NDArray[np.integer[Any]]) -> int:
         """How many of the tokens stand for text nobody can count."""
+
+    def after(self, start: int) -> ByteCounter:
+        """Of the stream without its first `start` tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +86,11 @@ class Score:
         return self.nats / self.tokens
 
     @property
+    def perplexity(self) -> float:
+        """Of a token; at most the exponential of 700, which is still a float64."""
+        return math.exp(min(self.nats_per_token, 700.0))
+
+    @property
     def bytes_per_token(self) -> float:
         return self.bytes / self.tokens
 
@@ -100,6 +108,7 @@ class Score:
         return {
             "bits_per_byte": self.bits_per_byte,
             "nats_per_token": self.nats_per_token,
+            "perplexity": self.perplexity,
             "nats": self.nats,
             "tokens": self.tokens,
             "bytes": self.bytes,

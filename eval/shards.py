@@ -74,6 +74,10 @@ class SidecarBytes:
         del tokens  # a sidecar counts what was written, whatever the tokenizer made of it
         return 0
 
+    def after(self, start: int) -> SidecarBytes:
+        """Of the stream without its first `start` tokens."""
+        return SidecarBytes(self.counts[start:])
+
 
 def read_shards(patterns: Iterable[str | Path], vocab_size: int | None = None) -> Shards:
     """Open shards by path or glob, in the order given and by name within a glob.

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DataError
+from .text_tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +25,14 @@ class EncodedText:
         text_bytes: UTF-8 bytes of the documents themselves, separators left out. A tokenizer that
             collapses white space or meets unknown characters counts fewer.
         warnings: what is probably not meant, in words for people.
+        counts: int64 [tokens], bytes of text behind each, of a tokenizer that tells its offsets.
     """
 
     tokens: NDArray[np.int32]
     documents: int
     text_bytes: int
     warnings: tuple[str, ...] = ()
+    counts: NDArray[np.int64] | None = None
 
 
 def encode_files(
@@ -39,7 +42,7 @@ def encode_files(
 
     Args:
         paths: read in the order given; a file never shares a document with another.
-        tokenizer: a sentencepiece processor.
+        tokenizer: a sentencepiece processor, or a `TextTokenizer`.
         document_separator: where one file holds several documents; None takes it as one. Empty
             documents are left out.
 
@@ -56,7 +59,7 @@ def encode_files(
         if len(documents) == len(texts):
             warnings = (absent_separator(document_separator),)
     encoded = encode_documents([document for document in documents if document], tokenizer)
-    return replace(encoded, warnings=warnings)
+    return replace(encoded, warnings=warnings + encoded.warnings)
 
 
 def check_separator(separator: str | None) -> None:
@@ -91,6 +94,8 @@ def encode_documents(documents: list[str], tokenizer: Any) -> EncodedText:
     """Encode documents, BOS in front of each; arguments and errors as in `encode_files`."""
     if not documents:
         raise DataError("there is no text to encode: every document is empty")
+    if isinstance(tokenizer, TextTokenizer):
+        return _counted_documents(documents, tokenizer)
     bos = tokenizer.bos_id()
     if bos < 0:
         raise DataError("the tokenizer has no BOS piece, which starts every document")
@@ -100,6 +105,39 @@ def encode_documents(documents: list[str], tokenizer: Any) -> EncodedText:
         pieces += tokenizer.encode(document)
     text_bytes = sum(len(document.encode()) for document in documents)
     return EncodedText(np.array(pieces, dtype=np.int32), len(documents), text_bytes)
+
+
+def _counted_documents(documents: list[str], tokenizer: TextTokenizer) -> EncodedText:
+    """With the bytes behind each token. A tokenizer without BOS puts nothing in front."""
+    start = [tokenizer.bos_id()] if tokenizer.bos_id() >= 0 else []
+    tokens, counts, given_back = list[int](), list[NDArray[np.int64]](), 0
+    same = True
+    for document in documents:
+        encoded, behind = tokenizer.encode_counted(document)
+        tokens += [*start, *encoded]
+        counts += [np.zeros(len(start), dtype=np.int64), behind]
+        again = tokenizer.given_back(encoded)
+        same, given_back = same and again == document, given_back + len(again.encode())
+    text_bytes = sum(len(document.encode()) for document in documents)
+    return EncodedText(
+        np.array(tokens, dtype=np.int32),
+        len(documents),
+        text_bytes,
+        () if same else (changed_text(given_back, text_bytes),),
+        np.concatenate(counts),
+    )
+
+
+def changed_text(given_back: int, text_bytes: int) -> str:
+    """A warning in words about a tokenizer whose tokens stand for another text than it was given.
+
+    given_back: UTF-8 bytes of that other text.
+    """
+    return (
+        f"the tokenizer changes the text: its tokens stand for {given_back:,} bytes, and the text "
+        f"itself has {text_bytes:,} (white space, Unicode forms or letters that it does not "
+        "know); bits per byte are of the text itself, of which the model never saw the rest"
+    )
 
 
 def _read(path: Path) -> str:

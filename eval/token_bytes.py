@@ -107,6 +107,11 @@ class TokenBytes:
     def unknown_count(self, tokens: NDArray[np.integer[Any]]) -> int:
         return int(self.is_unknown[tokens].sum())
 
+    def after(self, start: int) -> TokenBytes:
+        """The same: bytes do not depend on where tokens stand in a stream."""
+        del start
+        return self
+
 
 def from_sentencepiece(path: str | Path) -> TokenBytes:
     """The table of a sentencepiece model file.
@@ -126,15 +131,17 @@ def from_sentencepiece(path: str | Path) -> TokenBytes:
         raise TokenBytesError(f"{path} has a piece that is no text in UTF-8 ({error})") from error
 
 
-def load_sentencepiece(path: str | Path) -> Any:
-    """The sentencepiece processor of a model file.
+def load_sentencepiece(path: str | Path, contents: bytes | None = None) -> Any:
+    """The sentencepiece processor of a model file, or of its contents where they are at hand.
 
     Raises:
         TokenBytesError: no such file, or not a sentencepiece model.
     """
-    if not Path(path).is_file():
+    if contents is None and not Path(path).is_file():
         raise TokenBytesError(f"{path}: no such tokenizer file")
     try:
+        if contents is not None:
+            return sentencepiece.SentencePieceProcessor(model_proto=contents)
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
         raise TokenBytesError(f"{path} is not a sentencepiece model ({error})") from error

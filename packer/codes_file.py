@@ -18,6 +18,7 @@ from packer.artifact import quantized_tensor
 from packer.decoder import MAX_DECODED_BYTES, StoredArtifact, parse
 from packer.errors import OutputError
 from packer.files import replacing
+from packer.huggingface.files import without_files
 from packer.quantizers.formats import PASSTHROUGH_DTYPES, Passthrough, QuantizedTensor
 from packer.safetensors_writing import UnwritableError, write_all
 
@@ -62,7 +63,7 @@ def write_codes(
     stored = parse(data, max_bytes)
     parts, formats = _parts(stored)
     metadata = {
-        **stored.metadata,
+        **without_files(stored.metadata),
         "bytecap": KIND,
         "bytecap.formats": json.dumps(formats),
         "bytecap.ties": json.dumps(dict(stored.ties)),

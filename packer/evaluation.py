@@ -26,6 +26,8 @@ from packer.eval.forward import (
 from packer.eval.ranks import gathered
 from packer.eval.score import ByteCounter, Score
 from packer.eval.shards import TokenStream
+from packer.eval.text_tokenizer import CountedText
+from packer.huggingface.tokenizer import open_tokenizer, table_of
 
 T = TypeVar("T")
 PathLike = str | Path
@@ -39,7 +41,8 @@ class Data:
     """Tokens to score, and the bytes they stand for.
 
     vocab_size: of the tokenizer or table, None with a sidecar alone. text_bytes: UTF-8 bytes of the
-    text itself, None for shards. tokenizer: the sentencepiece processor, if there is one.
+    text itself, None for shards. tokenizer: a sentencepiece processor or a `TextTokenizer`, if
+    there is one.
     counted_bytes: of all the text's tokens, None for shards. warnings: what of the text is probably
     not meant or not counted right, in words for people.
     """
@@ -107,33 +110,35 @@ def open_data(
     with text, or nothing says how many bytes a token stands for.
     """
     files = _files(paths)
-    processor = None if tokenizer is None else token_bytes.load_sentencepiece(tokenizer)
+    processor = None if tokenizer is None else open_tokenizer(tokenizer)
     table = token_bytes.from_json(bytes_table) if bytes_table is not None else None
     if processor is not None and table is None:
-        table = token_bytes.from_processor(processor)
+        table = table_of(processor)
     vocab_size = None if table is None else table.vocab_size
+    counter: ByteCounter | None = table
     text_bytes, warnings = None, tuple[str, ...]()
     if files[0].suffix == SHARD:
         stream: TokenStream = shards.read_shards(files, vocab_size)
     elif processor is None:
         raise PackerError(
-            f"{files[0]} is text: name its sentencepiece model with --tokenizer (token shards have "
-            "a .bin name)"
+            f"{files[0]} is text: name its sentencepiece model or tokenizer.json with --tokenizer "
+            "(token shards have a .bin name)"
         )
     else:
         encoded = text.encode_files(files, processor, document_separator)
         stream, text_bytes, warnings = encoded.tokens, encoded.text_bytes, encoded.warnings
+        if encoded.counts is not None and bytes_table is None:
+            counter = CountedText(encoded.counts, processor)
     if len(stream) < 2:
         raise PackerError(
             f"{', '.join(map(str, files))}: there are {len(stream)} tokens, and the first is only "
             "read; give more data"
         )
-    counter: ByteCounter | None = table
     if bytes_sidecar:
         counter = shards.read_sidecar(bytes_sidecar, len(stream))
     if counter is None:
         raise PackerError(
-            "bits per byte need the bytes that tokens stand for: name the sentencepiece model "
+            "bits per byte need the bytes that tokens stand for: name the tokenizer "
             "(--tokenizer), a bytes-per-token table (--bytes-table) or a sidecar (--bytes-sidecar)"
         )
     if text_bytes is None:
@@ -219,11 +224,12 @@ def check_models(
     """Refuse by name what would be refused without one, or end in an index out of range.
 
     Models that only tell losses cannot be asked. notice: told of a vocabulary smaller or far larger
-    than the tokenizer's. Raises ScoreError: a model's vocabulary lacks a token of the data, or it
-    gives no logits, or none that are finite.
+    than the tokenizer's. Raises ScoreError: a window is longer than a model takes, its vocabulary
+    lacks a token of the data, or it gives no logits, or none that are finite.
     """
     highest: int | None = None
     for subject in subjects:
+        check_window(subject.name, subject.model, setting.window)
         if isinstance(subject.model, TokenNats):
             continue
         tokens = torch.zeros(1, PROBE, dtype=torch.long, device=device_of(subject.model))
@@ -251,6 +257,16 @@ def check_models(
                 f"{subject.name}: the model's logits are not finite: its weights are damaged or "
                 "overflow in this precision"
             )
+
+
+def check_window(name: str, model: AnyModel, window: int) -> None:
+    """Raises ScoreError: longer than the model's configuration allows, where it says so."""
+    longest = getattr(model, "longest_window", None)
+    if longest is not None and window > longest:
+        raise ScoreError(
+            f"{name}: a window of {window:,} tokens is longer than the {longest:,} that its "
+            f"configuration allows (max_position_embeddings); take a window of {longest} or less"
+        )
 
 
 def _rounded_up(pieces: int) -> int:

@@ -97,7 +97,7 @@ def damage_bench(
     share_copies(inner, checkpoint.ties)
     live = live_weights(inner, checkpoint)
     setting = Setting(window, tokens=count * window)
-    meter = DamageMeter(model, changed, live, stream, data.counter, setting)
+    meter = DamageMeter(model, changed, live, stream, data.counter.after(start), setting)
     words = f"the end of {source}" if held_out else source
     return DamageBench(checkpoint, curvature, meter, words, count * window)
 

@@ -17,6 +17,7 @@ from packer.curvature.curvature_set import CurvatureSet, by_tensor_of
 from packer.earlier_versions import PERMUTED_MARK, POLISHED_MARK
 from packer.errors import OutputError
 from packer.files import replacing
+from packer.huggingface.files import without_files
 from packer.measuring import Progress, ignore_progress
 from packer.quantizers.choice import Choice, parse_choice
 from packer.quantizers.curvature import Curvature
@@ -137,7 +138,10 @@ def _save_safetensors(
     ties: Mapping[str, str],
     metadata: Mapping[str, str],
 ) -> None:
-    texts = {**metadata, **({"bytecap.ties": json.dumps(dict(ties))} if ties else {})}
+    texts = {
+        **without_files(metadata),
+        **({"bytecap.ties": json.dumps(dict(ties))} if ties else {}),
+    }
     try:
         with replacing(path) as temporary:
             write_safetensors(temporary, outlines, values, {"format": "pt", **texts})

@@ -24,6 +24,7 @@ from packer.commands.options import (
     say_notes,
 )
 from packer.commands.own_text import written_by
+from packer.commands.own_tokenizer import with_own_tokenizer
 from packer.commands.processes import choose_device, joined
 from packer.commands.text_options import (
     DEFAULT_TOKENS,
@@ -96,6 +97,7 @@ def calibrate(
 
     if bool(text.data) == (text.self_generate is not None):
         raise click.UsageError("give --data, or --self-generate TOKENS in its place")
+    text = with_own_tokenizer(text, [checkpoint])
     kept_at = f"{output}.partial"
     for written in (output, kept_at):
         refuse_overwriting([checkpoint, *text.inputs, *built.inputs], written)

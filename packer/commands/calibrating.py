@@ -105,8 +105,10 @@ def bench_of(
     held_out: bool,
 ) -> DamageBench:
     """A bench on a text. Raises CurvatureError, EvalError."""
+    from packer.evaluation import check_window
     from packer.trials import damage_bench
 
+    check_window(loaded.source, model, text.window)
     return damage_bench(
         model,
         loaded,

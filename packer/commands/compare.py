@@ -32,6 +32,7 @@ from packer.commands.options import (
     say_warnings,
     with_options,
 )
+from packer.commands.own_tokenizer import with_own_tokenizer
 from packer.commands.processes import choose_device
 from packer.commands.text_options import TextOptions
 from packer.errors import PackerError
@@ -113,6 +114,7 @@ def compare(
     if finished and len(checkpoints) > 1:
         raise click.UsageError("--with is a row beside one checkpoint; give one")
     built.check()
+    scored = with_own_tokenizer(scored, checkpoints)
     text = replace(calibration, tokenizer=scored.tokenizer, bytes_table=scored.bytes_table)
     weighed = weigh_limits(limits.limits)
     cap = weighed.cap_bytes

@@ -24,6 +24,7 @@ from packer.commands.options import (
     say_notes,
     say_warnings,
 )
+from packer.commands.own_tokenizer import with_own_tokenizer
 from packer.commands.processes import choose_device, joined
 from packer.commands.scoring_options import TEXT, WINDOWS, ScoredText, Windows
 from packer.errors import PackerError
@@ -86,8 +87,9 @@ def evaluate(
 
     chosen = _reference(sources, reference)
     built.check_for_scoring()
+    text = with_own_tokenizer(text, sources)
     if shown.sample is not None and text.tokenizer is None:
-        raise click.UsageError("--sample needs the sentencepiece model: name it with --tokenizer")
+        raise click.UsageError("--sample needs the tokenizer: name it with --tokenizer")
     refuse_overwriting([*sources, *text.inputs, *built.inputs], shown.plot)
     _check_picture(shown.plot)
     place = choose_device(built.device)

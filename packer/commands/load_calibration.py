@@ -10,6 +10,7 @@ from packer.commands.curvature_options import CurvatureOptions, beside
 from packer.commands.models import model_of, refusals, running_foreign
 from packer.commands.options import say_notes
 from packer.commands.own_text import written_for_trials
+from packer.commands.own_tokenizer import with_own_tokenizer
 
 if TYPE_CHECKING:
     from packer.calibrated import Calibration
@@ -25,7 +26,7 @@ def load_calibration(checkpoint: Checkpoint, options: CurvatureOptions) -> Calib
     from packer.trials import held_out_part
 
     curvature = options.read(checkpoint)
-    text = options.text
+    text = with_own_tokenizer(options.text, [checkpoint.source])
     if not text.given:
         return Calibration(curvature)
     with refusals(), running_foreign(options.built.model):

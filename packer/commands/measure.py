@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import click
 
+from packer.commands.carrying import INCLUDE, carried
 from packer.commands.curvature_options import CURVATURE_KEPT, CurvatureOptions
 from packer.commands.limit_options import measure_options
 from packer.commands.load_calibration import kept_curvature, load_calibration
@@ -18,7 +19,6 @@ from packer.commands.options import (
     TRELLIS,
     WRITABLE,
     print_json,
-    read_config,
     refuse_overwriting,
     say,
     with_options,
@@ -30,12 +30,13 @@ from packer.plan_options import MeasureOptions
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--output", type=WRITABLE, default="candidates.json", show_default=True)
 @OptionGroup("options", measure_options, PINS, CODER, TRELLIS)
-@with_options(CURVATURE_KEPT, JSON)
+@with_options(CURVATURE_KEPT, INCLUDE, JSON)
 def measure(
     checkpoint: str,
     output: str,
     options: MeasureOptions,
     curvature: CurvatureOptions,
+    include: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Measure every tensor of CHECKPOINT under every format: real coded bytes and damage.
@@ -51,7 +52,7 @@ def measure(
     curvature.check()
     for written in curvature.writes(output):
         refuse_overwriting([checkpoint, *curvature.inputs], written)
-    options = replace(options, metadata=read_config(curvature.built.config))
+    options = replace(options, metadata=carried(curvature.built.config, include, checkpoint))
     loaded = curvature.built.opening.read(checkpoint)
     calibration = load_calibration(loaded, curvature)
     with shown("measuring") as progress:

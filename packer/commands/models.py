@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -50,7 +51,8 @@ def subjects_of(
 ) -> list[Subject]:
     """The model of every set of weights, on a device.
 
-    The companion model, or by `built.model` (FILE.py:NAME) a class or function in somebody's file.
+    The companion model, that of transformers which a config.json names, or by `built.model`
+    (FILE.py:NAME) a class or function in somebody's file.
     Its configuration or arguments are in the file that `built` names, else what the source carries
     or has beside it, else what another source does. say: called with where they come from.
     Raises PackerError, ConfigError: weights that do not fit their model.
@@ -58,7 +60,7 @@ def subjects_of(
     from packer.evaluation import Subject
 
     if built.model is None:
-        models = _companions(loaded, built.config, say)
+        models = _known_models(loaded, built.config, say)
     else:
         models = _foreign_models(loaded, built.model, built.model_config, device, say)
     return [
@@ -125,6 +127,53 @@ def _stdout_to_stderr() -> Iterator[None]:
         os.close(kept)
 
 
+def _known_models(loaded: Sequence[NamedWeights], config: str | None, say: Say) -> list[AnyModel]:
+    """Models of transformers where a configuration says so, companions elsewhere."""
+    found = _of_transformers(loaded, config, say)
+    others = [one for one, theirs in zip(loaded, found, strict=True) if theirs is None]
+    companions = iter(_companions(others, config, say))
+    return [next(companions) if theirs is None else theirs for theirs in found]
+
+
+def _of_transformers(
+    loaded: Sequence[NamedWeights], config: str | None, say: Say
+) -> list[AnyModel | None]:
+    """The models of sources that a configuration of transformers is for, None for others.
+
+    config: of all, if given; else each has its own, or that of the first which has one.
+    """
+    from packer.huggingface.configuration import configuration_beside, is_transformers
+    from packer.huggingface.model import build_model
+
+    if config is not None:
+        given = _any_settings(config)
+        own = [(given, config) if is_transformers(given) else None] * len(loaded)
+    else:
+        own = [
+            (one.config, one.source)
+            if one.config is not None and is_transformers(one.config)
+            else configuration_beside(one.source, one.metadata)
+            for one in loaded
+        ]
+    lent = next((theirs for theirs in own if theirs is not None), None)
+    found: list[AnyModel | None] = []
+    for one, theirs in zip(loaded, own, strict=True):
+        if theirs is None and one.config is None and not _beside(one.source).is_file():
+            theirs = lent
+            if lent is not None:
+                say([f"{one.source}: the configuration is taken from {lent[1]}"])
+        if theirs is None:
+            found.append(None)
+        else:
+            say_one = functools.partial(_say_of, say, one.source)
+            found.append(build_model(*theirs, one.weights, one.source, say_one))
+    return found
+
+
+def _say_of(say: Say, source: str, note: str) -> None:
+    say([f"{source}: {note}"])
+
+
 def _companions(loaded: Sequence[NamedWeights], config: str | None, say: Say) -> list[AnyModel]:
     from packer.train.config import read_config as read
 
@@ -147,10 +196,8 @@ def _foreign_models(
         settings = _settings(loaded, _any_settings, say)
     models: list[AnyModel] = []
 
-    def say_one(note: str) -> None:
-        say([f"{one.source}: {note}"])
-
     for one, given in zip(loaded, settings, strict=True):
+        say_one = functools.partial(_say_of, say, one.source)
         with _naming(one.source):
             models.append(load_foreign_model(spec, given, one.weights, device, say_one))
     return models

@@ -28,15 +28,15 @@ def written_by(model: AnyModel, text: TextOptions) -> tuple[Data, TextOptions, f
     """
     import torch
 
-    from packer.eval.token_bytes import from_processor, load_sentencepiece
     from packer.evaluation import Data
+    from packer.huggingface.tokenizer import open_tokenizer, table_of
 
     if text.tokenizer is None:
-        raise click.UsageError("--self-generate needs the sentencepiece model: name --tokenizer")
+        raise click.UsageError("--self-generate needs the tokenizer: name it with --tokenizer")
     started = time.perf_counter()
-    processor = load_sentencepiece(text.tokenizer)
+    processor = open_tokenizer(text.tokenizer)
     found = _windows(model, processor, text, started)
-    table = from_processor(processor)
+    table = table_of(processor)
     tokens = torch.cat(found).flatten().cpu().numpy()
     data = Data(tokens, table, table.vocab_size, None, processor)
     spent = time.perf_counter() - started

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from packer.commands.carrying import INCLUDE, carried, carried_account
 from packer.commands.curvature_options import CURVATURE, CurvatureOptions
 from packer.commands.limit_options import LimitOptions, measure_options
 from packer.commands.load_calibration import load_calibration
@@ -24,7 +25,6 @@ from packer.commands.options import (
     WRITABLE,
     cap_option,
     print_json,
-    read_config,
     refuse_overwriting,
     say,
     with_options,
@@ -97,7 +97,7 @@ DECIDING = OptionGroup(
 @OptionGroup("limits", LimitOptions, cap_option(required=False), CODE, MARGIN)
 @OptionGroup("options", measure_options, PINS, CODER, TRELLIS)
 @click.option("--loader", type=WRITABLE, help="Write (and count) the loader, a Python file, too.")
-@with_options(CURVATURE, JSON)
+@with_options(CURVATURE, INCLUDE, JSON)
 def pack(
     checkpoint: str,
     output: str,
@@ -106,6 +106,7 @@ def pack(
     options: MeasureOptions,
     loader: str | None,
     curvature: CurvatureOptions,
+    include: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Pack CHECKPOINT into an artifact that is never over the cap.
@@ -121,11 +122,13 @@ def pack(
 
     curvature.check()
     deciding.check(limits, options, curvature)
+    if include and deciding.plan_file is not None:
+        raise click.UsageError("--plan carries its own files; give --include to packer plan")
     for written in (output, loader):
         inputs = [checkpoint, deciding.plan_file, deciding.policy, *curvature.inputs, *limits.code]
         refuse_overwriting(inputs, written)
     _refuse_one_for_both(output, loader)
-    options = replace(options, metadata=read_config(curvature.built.config))
+    options = replace(options, metadata=carried(curvature.built.config, include, checkpoint))
     plan = None if deciding.plan_file is None else api.load_plan(deciding.plan_file)
     loaded = curvature.built.opening.read(checkpoint)
     calibration = load_calibration(loaded, curvature)
@@ -190,17 +193,21 @@ def _show(
     from packer.reports.spelling import spell_quality
 
     report = report_packed(packed, output)
+    files, file_bytes = carried_account(packed.plan.measurement)
     if as_json:
         value = {**report.to_json(), "rounding_problems": _problems(packed, recipe)}
         value["lost"] = dict(packed.lost)
         if recipe is not None:
             value["recipe"] = recipe.recipe.name
             value["knob"] = {recipe.position.knob: recipe.position.value}
+        value["included"], value["included_bytes"] = files, file_bytes
         print_json({**value, "output": output, "loader": loader})
         return
     tables.print_report(report, every_tensor=False)
     say("")
     say(f"{output}: {packed.account}")
+    if files:
+        say(f"of the header, {file_bytes:,} bytes are for {', '.join(files)}")
     say(packed.plan.limits.spell_code())
     say(spell_quality(packed.plan), lines=True)
     if packed.rounds > 1:

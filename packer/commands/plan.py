@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from packer.commands.calibrating import bench_of
+from packer.commands.carrying import INCLUDE, carried
 from packer.commands.curvature_options import CURVATURE_KEPT, CurvatureOptions, beside
 from packer.commands.limit_options import LimitOptions, measure_options
 from packer.commands.load_calibration import kept_curvature
@@ -27,11 +28,11 @@ from packer.commands.options import (
     TRELLIS,
     WRITABLE,
     cap_option,
-    read_config,
     refuse_overwriting,
     say,
     with_options,
 )
+from packer.commands.own_tokenizer import with_own_tokenizer
 from packer.commands.plan_source import Measured, measured_from
 from packer.commands.plan_words import show_plan
 from packer.files import is_json, write_json
@@ -85,7 +86,7 @@ WHAT_IF = click.option(
     help="Text or shards: measure what the plan really does there, fit and plan again, at most "
     "three times, and keep the best.",
 )
-@with_options(CURVATURE_KEPT, WHAT_IF, JSON)
+@with_options(CURVATURE_KEPT, INCLUDE, WHAT_IF, JSON)
 def plan(
     source: str,
     limits: LimitOptions,
@@ -93,6 +94,7 @@ def plan(
     output: str | None,
     measure_on: tuple[str, ...],
     curvature: CurvatureOptions,
+    include: tuple[str, ...],
     what_if: bool,
     as_json: bool,
 ) -> None:
@@ -110,7 +112,7 @@ def plan(
     weighed = weigh_limits(limits.limits)
     built = curvature.built
     if not (measure_on and is_json(source)):
-        options = replace(options, metadata=read_config(built.config))
+        options = replace(options, metadata=carried(built.config, include, source))
     measured = measured_from(source, curvature, options, measure_on)
     made = measured.plan(weighed)
     checked: tuple[CheckedPlan, ...] = ()
@@ -157,6 +159,7 @@ def _checked(
 
     checkpoint, calibration = measured.checkpoint, measured.calibration
     assert checkpoint is not None and calibration is not None
+    text = with_own_tokenizer(text, [measured.measurement.source])
     with refusals(), running_foreign(built.model):
         data, model = text.open(), model_of(checkpoint, built)
         bench = bench_of(model, checkpoint, calibration.curvature, data, text, held_out=False)

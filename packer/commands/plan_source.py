@@ -55,8 +55,8 @@ def measured_from(
         measured_so = options.metadata or options.coder or options.trellis
         if measured_so or curvature.text.data or opening.given:
             raise click.UsageError(
-                "--weights, --drop, --template, --max-memory, --config, --calibration, --coder "
-                "and --trellis need the checkpoint as SOURCE"
+                "--weights, --drop, --template, --max-memory, --config, --include, --calibration, "
+                "--coder and --trellis need the checkpoint as SOURCE"
             )
         from packer.planning import read_measurement
 

@@ -66,8 +66,9 @@ class Windows:
         from packer.eval.forward import device_of
 
         trained = getattr(getattr(subject.model, "config", None), "rope_train_length", None)
+        longest = getattr(subject.model, "longest_window", None) or DEFAULT_WINDOW
         return Setting(
-            window=self.window or trained or DEFAULT_WINDOW,
+            window=self.window or trained or min(longest, DEFAULT_WINDOW),
             stride=self.stride,
             tokens=self.tokens,
             batch=self.batch,
@@ -87,7 +88,11 @@ TEXT = OptionGroup(
         metavar="PATH",
         help=SHARDS_TOO,
     ),
-    click.option("--tokenizer", type=EXISTING_FILE, help="The data's sentencepiece model."),
+    click.option(
+        "--tokenizer",
+        type=EXISTING_FILE,
+        help="The data's sentencepiece model or tokenizer.json; default: the one beside a source.",
+    ),
     click.option(
         "--bytes-table", type=EXISTING_FILE, help="Bytes per token of another tokenizer (JSON)."
     ),
@@ -108,7 +113,8 @@ WINDOWS = OptionGroup(
         "--window",
         type=POSITIVE,
         metavar="TOKENS",
-        help="What a model sees at once; default: its rope_train_length, or 1024.",
+        help="What a model sees at once; default: its rope_train_length, or 1024, or what its "
+        "configuration allows.",
     ),
     click.option(
         "--stride",

@@ -19,7 +19,12 @@ DEFAULT_WINDOW = 512
 SHARDS_TOO = "Text, or token shards named .bin: a file or a glob; repeat for more."
 SELF_GENERATE = click.IntRange(min=2)  # a token, and one to predict
 TOKENIZER = with_options(
-    click.option("--tokenizer", type=EXISTING_FILE, help="The text's sentencepiece model."),
+    click.option(
+        "--tokenizer",
+        type=EXISTING_FILE,
+        help="The text's sentencepiece model or tokenizer.json; default: the one beside the "
+        "weights.",
+    ),
     click.option(
         "--bytes-table", type=EXISTING_FILE, help="Bytes per token of another tokenizer (JSON)."
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +14,6 @@ from packer.commands.options import (
     JSON,
     MAX_MEMORY,
     TEMPLATE,
-    WRITABLE,
     print_json,
     refuse_overwriting,
     say,
@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 @click.command(short_help="The weights back out of an artifact.")
 @click.argument("artifact", type=EXISTING_FILE)
 @click.option(
-    "-o", "--output", type=WRITABLE, required=True, help="A .safetensors or .pt file to write."
+    "-o",
+    "--output",
+    type=click.Path(),
+    required=True,
+    help="A .safetensors or .pt file to write, or a new folder, FOLDER/, as from_pretrained takes "
+    "it.",
 )
 @click.option(
     "--codes",
@@ -49,7 +54,8 @@ def unpack(
     ARTIFACT may be one of the layouts that contest submissions use (.ptz), or a GGUF file: what it
     holds is then decoded as its own reader does. With --codes, nothing is inflated to
     floats: NAME/codes and NAME/scale (or NAME/row, NAME/column) stand for each quantized tensor,
-    and what was stored as it is keeps its dtype.
+    and what was stored as it is keeps its dtype. A folder gets model.safetensors and the files
+    that were packed with --include: configuration, tokenizer and what else there was.
     """
     from packer import api
     from packer.artifact_files import is_artifact
@@ -58,6 +64,11 @@ def unpack(
     from packer.stored_tensors import outlines_of
 
     refuse_overwriting([artifact, template], output)
+    if output.endswith("/") or Path(output).is_dir():
+        if codes or template is not None:
+            raise click.UsageError("--codes and --template go with a file; name one to write")
+        _unpack_folder(artifact, output, max_memory or MAX_DECODED_BYTES, as_json)
+        return
     if codes:
         _unpack_codes(artifact, output, max_memory or MAX_DECODED_BYTES, as_json)
         return
@@ -78,9 +89,28 @@ def unpack(
     say(f"{output}: {len(weights)} tensors, {elements:,} weights")
 
 
-def _unpack_codes(artifact: str, output: str, max_bytes: int, as_json: bool) -> None:
-    from pathlib import Path
+def _unpack_folder(artifact: str, output: str, max_bytes: int, as_json: bool) -> None:
+    from packer.artifact_files import is_artifact
+    from packer.decoder import parse
+    from packer.huggingface.folder import WEIGHTS, write_folder
+    from packer.progress import shown
 
+    if not is_artifact(artifact):
+        raise click.UsageError(
+            f"{artifact} is no artifact of ours; name a file to write, not the folder {output}"
+        )
+    with shown("unpacking") as progress, reading_artifact(artifact):
+        stored = parse(Path(artifact).read_bytes(), max_bytes)
+        weights, files = write_folder(output, stored, progress)
+    if as_json:
+        print_json({"output": output, "tensors": len(weights), "files": [WEIGHTS, *files]})
+        return
+    say(f"{output}: {', '.join([WEIGHTS, *files])}; {len(weights)} tensors")
+    if "config.json" not in files:
+        say_notes([f"{artifact} carries no config.json, which from_pretrained needs (--include)"])
+
+
+def _unpack_codes(artifact: str, output: str, max_bytes: int, as_json: bool) -> None:
     from packer import api
     from packer.artifact_files import is_artifact
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from packer.checkpoint import Checkpoint, from_state_dict
 from packer.curvature.bundled import MAY_TAKE
 from packer.curvature.curvature_set import CurvatureSet
+from packer.curvature.joined_weights import JoinedWeightUses
+from packer.curvature.left_out import left_out
 from packer.curvature.observing import (
     WORKING_SHARE,
     collect,
@@ -83,7 +85,7 @@ def calibrate(
     checkpoint = checkpoint or from_state_dict(module.state_dict())
     contents = contents_fingerprint(checkpoint)
     with sharing_copies(module, checkpoint.ties), evaluation_mode([model]):
-        uses = WeightUses(live_weights(module, checkpoint))
+        uses = JoinedWeightUses(live_weights(module, checkpoint))
         run = _Run(model, uses, OwnLabels(seed, device_of(model)), ranks)
         started -= run.go_on(unfinished)
         with gradients_for(uses.weights.values()):
@@ -96,7 +98,7 @@ def calibrate(
         raise _nothing_read(text, seconds, time.perf_counter() - started)
     ranks.add_up(uses, run.device)
     unreached = unreached_matrices(uses, checkpoint)
-    by_tensor = collect(uses, run.tokens)
+    by_tensor, outlines = collect(uses, run.tokens), checkpoint.outlines
     return CurvatureSet(
         by_tensor,
         contents,
@@ -106,7 +108,10 @@ def calibrate(
         run.vocab_size,
         text.bytes_per_token,
         unreached,
-        warnings(by_tensor, unreached, uses.met),
+        (
+            *warnings(by_tensor, unreached, uses.met),
+            *left_out(by_tensor, unreached, uses, outlines),
+        ),
     )
 
 

@@ -25,7 +25,7 @@ def print_scores(found: Sequence[Evaluated], data: Data, *, markdown: bool) -> N
 
 def score_rows(found: Sequence[Evaluated]) -> tuple[list[str], list[list[str]]]:
     """(columns, rows); the comparison's columns only where there is something to compare."""
-    columns = ["source", ">bytes", ">bits per byte", ">± s.e.", ">nats/token"]
+    columns = ["source", ">bytes", ">bits per byte", ">± s.e.", ">perplexity"]
     paired = any(one.difference is not None for one in found)
     divergent = any(one.divergence is not None for one in found)
     columns += [">difference", ">± s.e."] * paired + [">KL bpb", ">same top-1 %"] * divergent
@@ -37,7 +37,7 @@ def score_rows(found: Sequence[Evaluated]) -> tuple[list[str], list[list[str]]]:
             f"{one.subject.size_bytes:,}",
             f"{one.score.bits_per_byte:.6f}",
             tables.number(one.score.stderr_bits_per_byte, ".4f"),
-            f"{one.score.nats_per_token:.5f}",
+            f"{one.score.perplexity:.4g}",
         ]
         if paired:
             difference = one.difference

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -87,3 +88,90 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         return result
 
     return invoke
+
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+GPT2 = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+# Two layers of what people have; class of the configuration, what differs from `SIZES`.
+ARCHITECTURES: dict[str, tuple[str, dict[str, object]]] = {
+    "llama": ("LlamaConfig", {**SIZES, "tie_word_embeddings": True}),
+    "qwen2": ("Qwen2Config", SIZES),
+    "qwen3": ("Qwen3Config", {**SIZES, "head_dim": 8}),
+    "gpt2": ("GPT2Config", {**GPT2, "bos_token_id": 0, "eos_token_id": 1}),
+    "gpt-neox": ("GPTNeoXConfig", SIZES),
+    "mistral": ("MistralConfig", SIZES),
+    "gemma": ("GemmaConfig", {**SIZES, "head_dim": 8, "pad_token_id": None}),
+    "mixtral": ("MixtralConfig", {**SIZES, "num_local_experts": 4}),
+    "qwen2-moe": (
+        "Qwen2MoeConfig",
+        {
+            **SIZES,
+            "num_experts": 4,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+        },
+    ),
+}
+TEXT = "The cat sat on the mat, and the hat was on the cat; naïve Zoë paid 5 € for it.\n" * 60
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder of a random model of one of `ARCHITECTURES`, with a tokenizer; nobody writes there.
+
+    Skips where transformers is not installed.
+    """
+    transformers = pytest.importorskip("transformers")
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("models") / name
+            kind, settings = ARCHITECTURES[name]
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                configuration = getattr(transformers, kind)(**settings)
+                model = transformers.AutoModelForCausalLM.from_config(configuration)
+            for parameter in model.parameters():
+                parameter.data *= 3 if parameter.dim() > 1 else 1  # far from uniform predictions
+            model.save_pretrained(made[name])
+            byte_tokenizer().save(str(made[name] / "tokenizer.json"))
+        return made[name]
+
+    return make
+
+
+def byte_tokenizer() -> Any:
+    """A byte-level tokenizer of the library tokenizers with 300 tokens."""
+    import tokenizers
+
+    kinds = tokenizers.pre_tokenizers.ByteLevel
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = kinds(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=kinds.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator([TEXT], trainer)
+    return made
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """Some text of letters of one to three bytes."""
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, "utf-8")
+    return path

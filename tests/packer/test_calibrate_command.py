@@ -255,8 +255,8 @@ main(sys.argv[1:])
     [
         ([], 2, "give --data, or --self-generate"),
         (["--data", "train.txt", "--self-generate", 64], 2, "give --data, or --self-generate"),
-        (["--self-generate", 64], 2, "needs the sentencepiece model"),
-        (["--data", "train.txt"], 1, "name its sentencepiece model with --tokenizer"),
+        (["--self-generate", 64], 2, "needs the tokenizer"),
+        (["--data", "train.txt"], 1, "name its sentencepiece model or tokenizer.json"),
         (["--data", "no.txt", "--tokenizer", "t64.model"], 1, "no such data"),
         (
             ["--data", "train.txt", "--tokenizer", "t64.model", "--tokens", 8],

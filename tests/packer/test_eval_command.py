@@ -511,7 +511,7 @@ def bad(lab: Path, tmp_path: Path) -> Iterator[Path]:
     ("arguments", "words"),
     [
         ("LAB/a.pt --data LAB/valid.txt", "is text: name its sentencepiece model"),
-        ("LAB/a.pt --data LAB/valid.bin", "name the sentencepiece model"),
+        ("LAB/a.pt --data LAB/valid.bin", "name the tokenizer"),
         (
             "LAB/a.pt --data LAB/valid.txt --tokenizer LAB/t80.model",
             "a.pt: the model has a vocabulary of 64 and the tokenizer one of 80",

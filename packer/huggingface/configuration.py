@@ -1,0 +1,68 @@
+"""The configuration of a model in transformers' words: where it is, and whether it may be built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from packer.errors import CheckpointError
+from packer.huggingface.files import CONFIGURATION, Beside
+
+Settings = Mapping[str, Any]
+# How its file asks for numbers to be stored and products computed: scoring decides that itself.
+RUNNING = ("dtype", "torch_dtype", "_attn_implementation", "attn_implementation", "use_cache")
+
+
+def is_transformers(settings: Settings) -> bool:
+    """Whether settings are a configuration of transformers and not of another model."""
+    return isinstance(settings.get("model_type"), str)
+
+
+def configuration_beside(
+    source: str, metadata: Mapping[str, str] | None = None
+) -> tuple[Settings, str] | None:
+    """(the configuration of transformers in a folder, beside a file or inside an artifact, where
+    it is); None where there is none. metadata: of an artifact that has been read.
+
+    Raises CheckpointError: it is no JSON object, or no configuration of one model.
+    """
+    beside = Beside(source, metadata)
+    if CONFIGURATION not in beside or not beside.is_model:
+        return None
+    where = beside.spelled(CONFIGURATION)
+    try:
+        settings = json.loads(beside.read(CONFIGURATION))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{where}: is not JSON ({error}); download it again, or remove it"
+        ) from None
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{where}: is no object of settings; download it again")
+    if not is_transformers(settings) and "architectures" in settings:
+        raise CheckpointError(
+            f"{where}: names no model_type, so that transformers cannot tell which model it is; "
+            'add it, such as "model_type": "llama"'
+        )
+    return (settings, where) if is_transformers(settings) else None
+
+
+def refuse_unbuildable(settings: Settings, where: str) -> None:
+    """Raises CheckpointError: the configuration asks for code of its own, or for weights that are
+    codes already.
+    """
+    own_code = settings.get("auto_map")
+    if own_code:
+        names = own_code.values() if isinstance(own_code, dict) else [own_code]
+        raise CheckpointError(
+            f"{where}: asks for code from its folder or the network (auto_map: "
+            f"{', '.join(str(name) for name in names)}), which is never run; where transformers "
+            f"has a model {settings['model_type']!r} itself, remove auto_map from it"
+        )
+    quantized = settings.get("quantization_config")
+    if quantized:
+        kind = quantized.get("quant_method", "?") if isinstance(quantized, dict) else quantized
+        raise CheckpointError(
+            f"{where}: says that the weights are quantized already ({kind}), so that its tensors "
+            "are codes; take the folder of the model before that, or dequantize and save it"
+        )

@@ -1,0 +1,154 @@
+"""Files that stand beside weights in a folder, and the same files carried inside an artifact."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from packer.artifact_files import is_artifact, reading_artifact
+from packer.checkpoint_folder import INDEX, MAIN_NAMES, SUFFIXES
+from packer.errors import CheckpointError, PackerError
+
+CARRIED = "file:"  # before a file's name, in an artifact's metadata: a text in UTF-8
+CARRIED_BYTES = "bytes:"  # the same of any other file: a letter a byte
+MAX_CARRIED_BYTES = 48_000_000  # of all files together: a header decodes to 64 MiB at most
+MAX_READ_BYTES = 1 << 30  # of a file beside the weights
+CONFIGURATION = "config.json"
+WEIGHTS = tuple(suffix for kind in SUFFIXES for suffix in kind)
+PathLike = str | os.PathLike[str]
+
+
+def carried_metadata(given: Iterable[str], checkpoint: PathLike) -> dict[str, str]:
+    """Metadata that carries files inside an artifact.
+
+    given: paths of files, or names and globs of files in the checkpoint's folder.
+    Raises CheckpointError: no such file, two of one name, weights, or more than fits.
+    """
+    files: dict[str, bytes] = {}
+    for path in (path for one in given for path in _found(one, checkpoint)):
+        if path.suffix in WEIGHTS or INDEX.fullmatch(path.name):
+            raise CheckpointError(f"{path}: is of weights, which are packed and not included")
+        data = _read(path)
+        if files.setdefault(path.name, data) != data:
+            raise CheckpointError(f"{path}: another file called {path.name} is included already")
+        total = sum(map(len, files.values()))
+        if total > MAX_CARRIED_BYTES:
+            raise CheckpointError(
+                f"{path}: with it the included files have {total:,} bytes, and an artifact "
+                f"carries {MAX_CARRIED_BYTES:,} at most; leave it out"
+            )
+    return dict(_spelled(name, data) for name, data in files.items())
+
+
+def carried_files(metadata: Mapping[str, str]) -> dict[str, bytes]:
+    """The files that an artifact's metadata carries, by name.
+
+    Raises PackerError: names or contents that `carried_metadata` does not write.
+    """
+    found = {}
+    for key, text in metadata.items():
+        kind, colon, name = key.partition(":")
+        if kind + colon not in (CARRIED, CARRIED_BYTES):
+            continue
+        if Path(name).name != name or name.startswith(".") or not name.isprintable():
+            raise PackerError(f"the artifact carries a file {name!r}, which is no plain name")
+        if Path(name).suffix in WEIGHTS or name in found:
+            raise PackerError(f"the artifact carries a file {name!r} beside its own weights")
+        try:
+            found[name] = text.encode("utf-8" if kind + colon == CARRIED else "latin-1")
+        except UnicodeEncodeError:
+            raise PackerError(f"the artifact's {name} is not spelled in bytes") from None
+    return found
+
+
+def without_files(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What else an artifact's metadata says."""
+    return {
+        key: text for key, text in metadata.items() if not key.startswith((CARRIED, CARRIED_BYTES))
+    }
+
+
+class Beside:
+    """Files by name, of a folder, of the folder that a file lies in, or inside an artifact."""
+
+    def __init__(self, source: PathLike, metadata: Mapping[str, str] | None = None) -> None:
+        """source: a checkpoint's file or folder, or an artifact. metadata: of the artifact, where
+        it has been read. Raises PackerError.
+        """
+        self.source = Path(source)
+        self._carried: dict[str, bytes] | None = None
+        if is_artifact(source):
+            self._carried = carried_files(_metadata(source) if metadata is None else metadata)
+
+    @property
+    def is_model(self) -> bool:
+        """Whether the files are said to be of this model: all that an artifact carries are, those
+        of its folder, and those beside a file that is called as in such folders.
+        """
+        named = Path(self.source.name).stem.partition(".")[0] in MAIN_NAMES
+        return self._carried is not None or self.source.is_dir() or named
+
+    @property
+    def folder(self) -> Path:
+        return self.source if self.source.is_dir() else self.source.parent
+
+    def __contains__(self, name: str) -> bool:
+        if self._carried is not None:
+            return name in self._carried
+        return (self.folder / name).is_file()
+
+    def read(self, name: str) -> bytes:
+        """Raises CheckpointError: it cannot be read."""
+        if self._carried is not None:
+            return self._carried[name]
+        return _read(self.folder / name)
+
+    def spelled(self, name: str) -> str:
+        """Where a file is, for people."""
+        if self._carried is not None:
+            return f"{self.source}'s {name}"
+        return str(self.folder / name)
+
+
+def _metadata(artifact: PathLike) -> Mapping[str, str]:
+    from packer import decoder
+
+    with reading_artifact(artifact):
+        return decoder.parse(Path(artifact).read_bytes()).metadata
+
+
+def _found(given: str, checkpoint: PathLike) -> list[Path]:
+    """The file of this path, or those of this name or glob in the checkpoint's folder."""
+    if Path(given).is_file():
+        return [Path(given)]
+    beside = Path(checkpoint)
+    folder = beside if beside.is_dir() else beside.parent
+    if (folder / given).is_file():
+        return [folder / given]
+    globbed = [] if Path(given).is_absolute() else sorted(folder.glob(given))
+    found = [
+        path
+        for path in globbed
+        if path.is_file() and path.suffix not in WEIGHTS and not INDEX.fullmatch(path.name)
+    ]
+    if not found:
+        raise CheckpointError(f"{given}: there is no such file to include, here or in {folder}")
+    return found
+
+
+def _spelled(name: str, data: bytes) -> tuple[str, str]:
+    """(key, text) of the metadata."""
+    try:
+        return CARRIED + name, data.decode("utf-8")
+    except UnicodeDecodeError:
+        return CARRIED_BYTES + name, data.decode("latin-1")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_READ_BYTES:
+            raise CheckpointError(f"{path}: has more than {MAX_READ_BYTES:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
