@@ -51,7 +51,7 @@ def carried_files(metadata: Mapping[str, str]) -> dict[str, bytes]:
         kind, colon, name = key.partition(":")
         if kind + colon not in (CARRIED, CARRIED_BYTES):
             continue
-        if Path(name).name != name or name.startswith(".") or not name.isprintable():
+        if not name or Path(name).name != name or name[0] == "." or not name.isprintable():
             raise PackerError(f"the artifact carries a file {name!r}, which is no plain name")
         if Path(name).suffix in WEIGHTS or name in found:
             raise PackerError(f"the artifact carries a file {name!r} beside its own weights")
