@@ -182,4 +182,4 @@ def test_weights_that_a_library_joins_are_measured_one_by_one(
     done = run("plan", model_folder("mixtral"), "--cap", 60_000, *told, "-o", "p.json", "--json")
     assert done.exit_code == 0, done.output  # type: ignore[attr-defined]
     plan = json.loads((tmp_path / "p.json").read_text())
-    assert plan["damage_fit"] is not None
+    assert plan["measurement"]["damage_fit"] is not None
