@@ -101,8 +101,10 @@ def test_text_calibrates_plans_packs_and_compares(
     assert scored.exit_code == 0, scored.output
     kl = json.loads(scored.stdout)["scores"][1]["kl_bits_per_byte"]
     assert 0 < kl < 0.2
-    data = ("--data", text, "--tokens", 320, "--window", WINDOW)
-    compared = run("compare", folder, "--cap", 60_000, *told, *data, "--json")
+    few = ("--calibration-tokens", 64, "--calibration-window", WINDOW)
+    data = ("--data", text, "--tokens", 64, "--window", WINDOW)
+    told = ("--calibration", text, *few, *data, "--json")
+    compared = run("compare", folder, "--cap", 60_000, *told)
     assert compared.exit_code == 0, compared.output
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from packer import api
 from packer.errors import PackerError
 from packer.huggingface.files import carried_files, carried_metadata, without_files
+from packer.plan_options import MeasureOptions
 
 Folder = Callable[[str], Path]
 Run = Callable[..., Result]
@@ -159,7 +160,7 @@ def test_an_artifact_writes_only_plain_names(name: str, run: Run, made: Path) ->
     hostile = {f"file:{name}": "{}"}
     with pytest.raises(PackerError):
         carried_files(hostile)
-    measured = api.measure(made / "model.pt", metadata=hostile)
+    measured = api.measure(made / "model.pt", MeasureOptions(metadata=hostile))
     api.pack(made / "model.pt", api.plan(measured, 30_000), out="m.pack")
     done = run("unpack", "m.pack", "-o", "back/")
     assert done.exit_code == 1 and not Path("back").exists()
