@@ -35,7 +35,7 @@ class TextTokenizer:
 
     def vocab_size(self) -> int:
         """One more than the highest id."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        return 1 + int(max(self._tokenizer.get_vocab(with_added_tokens=True).values()))
 
     def bos_id(self) -> int:
         """The token that every text begins with; −1 where there is none."""
@@ -161,7 +161,7 @@ def _put_in_front(processor: Any) -> str | None:
         found = _put_in_front(inner)
         if found is not None:
             return found
-    first = next(iter(processor.get("single", ())), {})
+    first: Any = next(iter(processor.get("single", ())), {})
     if isinstance(first, dict) and "SpecialToken" in first:
         return str(first["SpecialToken"]["id"])
     beginning = processor.get("cls")  # of BERT and RoBERTa: [text, id]

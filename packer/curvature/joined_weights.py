@@ -22,7 +22,9 @@ class JoinedWeightUses(WeightUses):
         parts = [] if self._placed(weight) is not None else self._parts(weight)
         if not parts:
             return super()._linear(x, weight, bias)
-        y = F.linear(x, weight.detach(), bias).split([count for _, _, count in parts], dim=-1)
+        y = torch.split(
+            F.linear(x, weight.detach(), bias), [count for _, _, count in parts], dim=-1
+        )
         used = [self._used(*part[:2], x, one) for part, one in zip(parts, y, strict=True)]
         return torch.cat(used, dim=-1)
 

@@ -19,7 +19,8 @@ def transformers_for(source: str) -> ModuleType:
             f"{source} is a configuration of the library transformers, which is not installed: "
             f"{INSTALL}"
         ) from None
-    return transformers
+    found: ModuleType = transformers
+    return found
 
 
 @contextlib.contextmanager

@@ -65,12 +65,14 @@ def build_model(
     with quietly(library):
         configuration = _configuration(library, settings, where)
         model = _built(library, configuration, where)
+        names: Placed | None = None
+        notes: tuple[str, ...] = ()
         try:
             fit = load_strictly(model, weights)
         except ModelError as error:
             model, names, notes = _converted(model, configuration, weights, source, where, error)
         else:
-            names, notes = None, fit.notes
+            notes = fit.notes
     for note in notes:
         say(note)
     found = CausalModel(model.eval(), _longest_window(configuration))

@@ -99,8 +99,8 @@ def placed_by_trial(
 def _held(flat: Tensor, starts: list[int], names: list[str]) -> list[str]:
     """Names of the tensors whose numbers are among these."""
     bounds = torch.tensor(starts, dtype=torch.float64)
-    found = torch.bucketize(flat, bounds, right=True).unique().tolist()
-    return [names[at - 1] for at in found if 0 < at <= len(names)]
+    counted = torch.bincount(torch.bucketize(flat, bounds, right=True)).nonzero().flatten()
+    return [names[at - 1] for at in counted.tolist() if 0 < at <= len(names)]
 
 
 def _place(parameter: str, flat: Tensor, numbers: Tensor) -> Place | None:
