@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from packer.curvature.observing import (
+    MAY_TAKE,
     WORKING_SHARE,
     collect,
     gradients_for,
@@ -27,8 +28,6 @@ from packer.errors import CurvatureError
 from packer.eval.foreign_forward import way_to_logits
 from packer.eval.forward import device_of, evaluation_mode
 from packer.quantizers.curvature import Curvature
-
-MAY_TAKE = 4  # times as long as any before: so late a batch can be taken back
 
 
 def curvature_within(

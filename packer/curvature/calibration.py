@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from packer.checkpoint import Checkpoint, from_state_dict
-from packer.curvature.bundled import MAY_TAKE
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.joined_weights import JoinedWeightUses
 from packer.curvature.left_out import left_out
 from packer.curvature.observing import (
+    MAY_TAKE,
     WORKING_SHARE,
     collect,
     gradients_for,

@@ -17,6 +17,7 @@ from packer.curvature.weight_uses import WeightUses
 from packer.errors import CurvatureError
 from packer.quantizers.curvature import Curvature
 
+MAY_TAKE = 4  # times as long as any before: so late a batch can be taken back
 WORKING_SHARE = 0.95  # of the seconds allowed; the rest is for putting the results together
 
 
