@@ -24,9 +24,9 @@ from benchmarks.ablation_points import Bench, Meter
 from benchmarks.ablation_rows import Row, Worth
 from benchmarks.ablation_ways import EVERYTHING, PARTS, Way, spell, ways
 from benchmarks.bracketing import around, between, next_multiplier
-from packer.checkpoint import Checkpoint, read_checkpoint
+from packer.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from packer.curvature.file import read_curvature
-from packer.predicted_damage import bits_per_byte
+from packer.planning.predicted_damage import bits_per_byte
 
 MULTIPLIER = 2.2e-4
 WINDOW, WINDOWS = 256, 128
@@ -132,10 +132,10 @@ def surround(known: dict[float, float], wanted: float, at: Callable[[float], flo
 
 def meter(arguments: argparse.Namespace, checkpoint: Checkpoint) -> Meter:
     """Measures the KL of changed weights in bits per byte."""
-    from packer.commands.model_options import ModelOptions
     from packer.commands.models import load_model
+    from packer.commands.options.model import ModelOptions
     from packer.evaluation import open_data
-    from packer.trials import damage_bench
+    from packer.planning.damage_trials import damage_bench
 
     options = ModelOptions(arguments.config, None, None, "cpu")
     bench = damage_bench(

@@ -21,9 +21,9 @@ from packer.quantizers.stepping import FISHER_POWER, row_curvature
 from packer.quantizers.trellis_path import code_states, symbols_of
 
 from benchmarks.ablation_ways import SIZE_ONLY, Way
-from packer import row_column_classes
-from packer.artifact import encode_tensor
-from packer.predicted_damage import predicted_nats
+from packer.artifact import context_classes as row_column_classes
+from packer.artifact.encoder import encode_tensor
+from packer.planning.predicted_damage import predicted_nats
 
 FINER = 0.6  # steps of the trellis, for about the same damage
 

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import torch
 
 from packer import api
-from packer.account import Limits
-from packer.candidates import Measurement
 from packer.errors import CapError
-from packer.planning import PackPlan, make_plan
+from packer.planning.account import Limits
+from packer.planning.candidates import Measurement
+from packer.planning.plan import PackPlan, make_plan
 
 MAX_COMBINATIONS = 100_000
 ROUNDING = 1e-9  # of a sum of damages

@@ -21,8 +21,8 @@ from packer.quantizers.formats import QuantizedTensor
 from packer.quantizers.quantize import quantize
 
 from benchmarks.seeded import state_dict
-from packer.artifact import Artifact
-from packer.ship import loader_source, parts_of
+from packer.artifact.encoder import Artifact
+from packer.shipping.loader import loader_source, parts_of
 from packer.threads import side_by_side
 
 # Of a trellis the finer step that does about the same damage.

@@ -71,7 +71,7 @@ def chosen() -> bytes:
     from packer.quantizers.choice import parse_choice
     from packer.quantizers.quantize import quantize
 
-    from packer.artifact import Artifact
+    from packer.artifact.encoder import Artifact
 
     weight = weights()["blocks.0.mlp.fc.weight"]
     choices = {f"w{at}": parse_choice(text) for at, text in enumerate(CHOICES)}
@@ -82,7 +82,7 @@ def chosen() -> bytes:
 
 def here(decode: Path) -> dict[str, Any]:
     """What this environment makes and reads. decode: artifacts made in the first one."""
-    from packer.decoder import read_weights
+    from packer.artifact.decoder import read_weights
 
     made = {"planned, 1 thread": planned(1), "planned, 2 threads": planned(2), "chosen": chosen()}
     if not decode.exists():

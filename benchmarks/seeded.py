@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from packer.unpacking import write_weights
+from packer.packing.verify import write_weights
 
 
 def state_dict(layers: int = 11, width: int = 512, seed: int = 0) -> dict[str, torch.Tensor]:

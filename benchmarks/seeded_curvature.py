@@ -11,10 +11,10 @@ import argparse
 import torch
 from packer.quantizers.curvature import Curvature
 
-from packer.checkpoint import read_checkpoint
+from packer.checkpoint.checkpoint import read_checkpoint
+from packer.checkpoint.fingerprint import contents_fingerprint
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.file import write_curvature
-from packer.fingerprint import contents_fingerprint
 
 TOKENS = 2048
 

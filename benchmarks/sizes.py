@@ -17,7 +17,7 @@ from packer.quantizers.formats import QuantizedTensor
 from packer.quantizers.quantize import quantize
 
 from benchmarks.seeded import state_dict
-from packer.artifact import encode_tensor
+from packer.artifact.encoder import encode_tensor
 
 FORMATS = (
     *("int8.row", "int6.row", "int6.row+kstd@12.85", "int5.row", "int4.row", "ternary.row"),

@@ -19,29 +19,32 @@ from typing import Any
 
 import torch
 
-from packer import codes_file, inspection, measuring, unpacking
-from packer.artifact_files import reading_artifact
-from packer.calibrated import NO_CALIBRATION, Calibration
-from packer.candidates import Measurement
-from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
-from packer.counted_code import counted_loader, weigh_limits
+from packer.artifact.artifact_file import reading_artifact
+from packer.artifact.decoder import MAX_DECODED_BYTES, decode_weights, parse
+from packer.checkpoint import inspection
+from packer.checkpoint.checkpoint import Checkpoint, from_state_dict, read_checkpoint
+from packer.checkpoint.lazy_tensors import Renamed
 from packer.curvature import calibration
 from packer.curvature.calibration import TextSource
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.file import write_curvature
 from packer.curvature.given import CurvatureLike, resolve_curvature
-from packer.decoder import MAX_DECODED_BYTES, decode_weights, parse
 from packer.errors import PlanError
 from packer.eval.forward import AnyModel, TailLogits
 from packer.eval.forward_probe import adapt
 from packer.files import is_json, replacing, write_json
-from packer.fit import Packed, pack_to_cap
 from packer.foreign.gguf_header import is_gguf
-from packer.knob import RecipePlan, recipe_under_cap
-from packer.measuring import DEFAULT_OPTIONS, Progress, ignore_progress
-from packer.pipeline import always, fit_measurement, plan_checkpoint, plan_under_policy
-from packer.plan_options import MeasureOptions, PathLike, PlanLimits
-from packer.planning import (
+from packer.packing import codes_file
+from packer.packing import verify as unpacking
+from packer.packing.pack import Packed, pack_to_cap
+from packer.planning import measure as measuring
+from packer.planning.calibrated import NO_CALIBRATION, Calibration
+from packer.planning.candidates import Measurement
+from packer.planning.code_size import counted_loader, weigh_limits
+from packer.planning.measure import DEFAULT_OPTIONS, Progress, ignore_progress
+from packer.planning.options import MeasureOptions, PathLike, PlanLimits
+from packer.planning.pipeline import always, fit_measurement, plan_checkpoint, plan_under_policy
+from packer.planning.plan import (
     PackPlan,
     check_curvature,
     follow_policy,
@@ -49,8 +52,8 @@ from packer.planning import (
     read_measurement,
     read_plan,
 )
-from packer.recipes import find_recipe
-from packer.stored_tensors import Renamed
+from packer.planning.recipe_search import RecipePlan, recipe_under_cap
+from packer.planning.recipes import find_recipe
 
 CheckpointLike = PathLike | Mapping[str, torch.Tensor] | Checkpoint
 
@@ -175,7 +178,8 @@ def plan_recipe(
     curvature: CurvatureLike | None = None,
     progress: Progress = ignore_progress,
 ) -> RecipePlan:
-    """The plan of a named recipe (`packer.recipes`), its size parameter turned until its file fits.
+    """The plan of a named recipe (`packer.planning.recipes`), its size parameter set so that its
+    file fits.
 
     Arguments as of `plan`. Raises CapError: it fits at no position. PlanError: no such recipe, or
     it rounds with GPTQ and there is no curvature.
@@ -296,8 +300,8 @@ def unpack_codes(
     *,
     max_bytes: int = MAX_DECODED_BYTES,
 ) -> dict[str, torch.Tensor]:
-    """Integer codes and steps by name (packer.codes_file), nothing inflated to floats; written to
-    `out` (.safetensors) when given. Raises as `unpack`.
+    """Integer codes and steps by name (packer.packing.codes_file), nothing inflated to floats;
+    written to `out` (.safetensors) when given. Raises as `unpack`.
     """
     with _reading(artifact):
         data = _bytes_of(artifact)

@@ -66,7 +66,7 @@ class Manual(click.Group):
             error.message = one_paragraph(error.message)  # type: ignore[misc]
             raise
         except Exception as error:
-            from packer.stream_decoder import ArtifactError
+            from packer.artifact.stream_decoder import ArtifactError
 
             if _is_out_of_memory(error):
                 raise click.ClickException(OUT_OF_MEMORY) from None

@@ -14,10 +14,10 @@ from packer.eval.shards import read_shards
 from packer.eval.token_bytes import from_json, from_sentencepiece
 from packer.train.config import config_from, read_config
 
-from packer.account import Limits
-from packer.checkpoint import read_checkpoint
-from packer.decoder import read_weights
-from packer.planning import make_plan, read_measurement
+from packer.artifact.decoder import read_weights
+from packer.checkpoint.checkpoint import read_checkpoint
+from packer.planning.account import Limits
+from packer.planning.plan import make_plan, read_measurement
 
 HERE = Path(__file__).parent / "hostile"
 MANIFEST: dict[str, dict[str, str]] = json.loads((HERE / "manifest.json").read_text())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,38 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
     "packer": "packer",
     **{
-        f"packer.{one.parent.name}": f"packer/{one.parent.name}"
-        for one in sorted(ROOT.glob("packer/*/__init__.py"))
+        ".".join(one.parent.relative_to(ROOT).parts): one.parent.relative_to(ROOT).as_posix()
+        for one in sorted(ROOT.glob("packer/**/__init__.py"))
+        if one.parent != ROOT / "packer"
     },
     "packer.quantizers": "quantizers",
     "packer.budget": "budget",
     "packer.eval": "eval",
     "packer.train": "train",
 }
+# Rooms of packer/, lower ones knowing nothing of higher ones. What stands in no room is for all
+# (errors, files, progress, ...), or above all of them.
+ROOMS = (
+    "packer.artifact",
+    "packer.foreign",
+    "packer.code",
+    "packer.checkpoint",
+    "packer.huggingface",
+    "packer.evaluation",
+    "packer.curvature",
+    "packer.submission",
+    "packer.shipping",
+    "packer.rules",
+    "packer.planning",
+    "packer.size",
+    "packer.packing",
+    "packer.fix",
+    "packer.reports",
+    "packer.api",
+    "packer.commands",
+)
+FOR_ALL = {"errors", "files", "printable", "progress", "threads", "devices"}
+ABOVE_ALL = {"__init__", "__main__", "cli"}
 # The first line that a module's name starts with says its layer.
 LAYERS = {
     "packer.quantizers": "quantizers",
@@ -37,13 +62,13 @@ LAYERS = {
     "packer.commands": "commands",
     "packer.cli": "commands",
     "packer.__main__": "commands",
-    "packer.artifact_error": "decoder",
-    "packer.decoder": "decoder",
-    "packer.lane_decoder": "decoder",
-    "packer.reader": "decoder",
-    "packer.step_decoder": "decoder",
-    "packer.trellis_decoder": "decoder",
-    "packer.stream_decoder": "decoder",
+    "packer.artifact.artifact_error": "decoder",
+    "packer.artifact.decoder": "decoder",
+    "packer.artifact.rans_decoder": "decoder",
+    "packer.artifact.reader": "decoder",
+    "packer.artifact.step_decoder": "decoder",
+    "packer.artifact.trellis_decoder": "decoder",
+    "packer.artifact.stream_decoder": "decoder",
     "packer": "packer",
 }
 LEAVES = ("quantizers", "budget", "eval")
@@ -60,15 +85,15 @@ MAY_IMPORT = {
 NOT_FOR = {"budget": {"torch"}}
 # What the shipped loader is made of, beside decoder.py itself.
 DECODER_NEEDS = {
-    "packer.artifact_error",
-    "packer.lane_decoder",
-    "packer.reader",
+    "packer.artifact.artifact_error",
+    "packer.artifact.rans_decoder",
+    "packer.artifact.reader",
     "packer.quantizers.dequantize",
     "packer.quantizers.step_grid",
     "packer.quantizers.trellis_path",
-    "packer.step_decoder",
-    "packer.stream_decoder",
-    "packer.trellis_decoder",
+    "packer.artifact.step_decoder",
+    "packer.artifact.stream_decoder",
+    "packer.artifact.trellis_decoder",
 }
 
 
@@ -160,6 +185,73 @@ def test_every_import_is_allowed(package: str) -> None:
     assert checked > 0
 
 
+def room_of(module: str) -> str | None:
+    """None for what stands beside the rooms."""
+    rooms = (room for room in ROOMS if f"{module}.".startswith(f"{room}."))
+    return next(rooms, None)
+
+
+def upward(module: str, source: str, *, is_package: bool = False) -> list[str]:
+    """Imports of higher rooms, or of what stands above them all; in functions and for types too."""
+    own, found = room_of(module), []
+    height = -1 if own is None else ROOMS.index(own)
+    for one in imports_of(module, source, is_package=is_package):
+        room = room_of(one.module)
+        above = one.module.split(".")[1:2] and one.module.split(".")[1] in ABOVE_ALL
+        if (room is not None and ROOMS.index(room) > height) or above:
+            found.append(f"{module}, line {one.line}: {one.module} is higher")
+    return found
+
+
+def test_rooms_know_nothing_of_higher_ones() -> None:
+    checked = 0
+    for module, path in modules():
+        stands = "__init__" if module == "packer" else module.split(".")[1]
+        if path.is_relative_to(ROOT / "packer") and stands not in ABOVE_ALL:
+            is_package = path.stem == "__init__"
+            assert upward(module, path.read_text("utf-8"), is_package=is_package) == []
+            checked += 1
+    assert checked > 200
+
+
+def test_what_stands_in_no_room_is_known() -> None:
+    loose = {path.stem for path in (ROOT / "packer").glob("*.py")}
+    assert loose == FOR_ALL | ABOVE_ALL | {"evaluation", "api"}
+    assert len(loose) <= 11
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("packer.foreign.int8", "from packer.checkpoint.roles import Role"),
+        ("packer.planning.plan", "def f():\n    from packer.packing.pack import Packed"),
+        (
+            "packer.curvature.file",
+            "if TYPE_CHECKING:\n    from packer.planning.plan import PackPlan",
+        ),
+        ("packer.commands.plan", "from packer import cli"),
+        ("packer.errors", "from packer.artifact.reader import Reader"),
+    ],
+)
+def test_an_upward_import_is_found(module: str, source: str) -> None:
+    assert upward(module, source)
+
+
+def test_no_circle_of_imports() -> None:
+    """Of all there is, benchmarks too, wherever in a file an import stands."""
+    files = dict(modules())
+    files |= {f"benchmarks.{p.stem}": p for p in (ROOT / "benchmarks").glob("*.py")}
+    graph: dict[str, set[str]] = {}
+    for module, path in files.items():
+        is_package = path.stem == "__init__"
+        named = imports_of(module, path.read_text("utf-8"), is_package=is_package)
+        targets = {
+            one.module if one.module in files else one.module.rpartition(".")[0] for one in named
+        }
+        graph[module] = (targets & files.keys()) - {module, "packer"}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(files)
+
+
 def test_every_python_file_of_the_project_has_a_layer() -> None:
     """A new folder needs a line in FOLDERS, and in pyproject.toml, or it is not installed."""
     known = {ROOT / folder for folder in FOLDERS.values()} | {ROOT / "benchmarks"}
@@ -184,14 +276,14 @@ def test_every_python_file_of_the_project_has_a_layer() -> None:
         ("packer.eval.score", "from eval import windows"),
         ("packer.train.model", "from .config import GPTConfig"),
         ("packer.train.layers", "from ..quantizers.quantize import quantize"),
-        ("packer.fit", "from packer.train import loop"),
-        ("packer.fit", "from packer import cli"),
-        ("packer.fit", "from packer.commands.pack import pack"),
+        ("packer.packing.pack", "from packer.train import loop"),
+        ("packer.packing.pack", "from packer import cli"),
+        ("packer.packing.pack", "from packer.commands.pack import pack"),
         ("packer.commands.eval", "from packer.train.model import GPT"),
         ("packer.commands.eval", "if torch:\n    from packer.train.model import GPT"),
-        ("packer.fit", "if TYPE_CHECKING:\n    from packer.train.model import GPT"),
-        ("packer.decoder", "from packer.entropy import varint"),
-        ("packer.decoder", "from packer.quantizers.quantize import quantize"),
+        ("packer.packing.pack", "if TYPE_CHECKING:\n    from packer.train.model import GPT"),
+        ("packer.artifact.decoder", "from packer.artifact.ans_encoder import varint"),
+        ("packer.artifact.decoder", "from packer.quantizers.quantize import quantize"),
         ("packer.train.loop", "import tests"),
     ],
 )
@@ -204,13 +296,16 @@ def test_a_forbidden_import_is_found(module: str, source: str) -> None:
     [
         ("packer.quantizers.clip", "import torch\nfrom .formats import row_shape"),
         ("packer.budget", "from .plan import Plan"),
-        ("packer.fit", "from packer.budget.plan import Plan\nfrom packer import measuring"),
+        (
+            "packer.packing.pack",
+            "from packer.budget.plan import Plan\nfrom packer import measuring",
+        ),
         ("packer.commands.eval", "def f():\n    from packer.train.model import GPT"),
         ("packer.commands.eval", "if TYPE_CHECKING:\n    from packer.train.model import GPT"),
         ("packer.cli", "from packer.commands.pack import pack"),
         ("packer.train.loop", "from packer.quantizers.choice import parse_choice"),
         ("packer.train.model", "from .layers import Block"),
-        ("packer.decoder", "from packer.quantizers.dequantize import dequantize_scaled"),
+        ("packer.artifact.decoder", "from packer.quantizers.dequantize import dequantize_scaled"),
     ],
 )
 def test_an_allowed_import_is_not(module: str, source: str) -> None:

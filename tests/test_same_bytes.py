@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from packer.decoder import VERSION, read_weights
+from packer.artifact.decoder import VERSION, read_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.pack"))

@@ -32,10 +32,10 @@ from packer import api, evaluation
 from packer.errors import CapError, OutputError, PackerError
 from packer.evaluation import Data, Evaluated, Subject
 from packer.files import write_bytes, write_json
-from packer.fit import Packed
-from packer.planning import PackPlan
+from packer.packing.pack import Packed
+from packer.packing.verify import write_weights
+from packer.planning.plan import PackPlan
 from packer.threads import torch_threads
-from packer.unpacking import write_weights
 
 THREADS = 2  # fixed, so that a seed gives one artifact on a machine, whatever else it has
 CHECKPOINT, PLAN, ARTIFACT, UNPACKED = (

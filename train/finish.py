@@ -20,10 +20,10 @@ from packer.train.validation import validate
 from torch import Tensor
 
 from packer import api
-from packer.account import Account
 from packer.curvature.curvature_set import CurvatureSet
 from packer.errors import CapError
-from packer.unpacking import write_weights
+from packer.packing.verify import write_weights
+from packer.planning.account import Account
 
 Progress = Callable[[str, int, int], None]
 

@@ -30,8 +30,8 @@ from packer.train.training_data import TrainingData
 from packer.train.validation import validate
 from torch import Tensor
 
-from packer.account import count_code
 from packer.errors import OutputError, PackerError
+from packer.planning.account import count_code
 
 STATE = "state.pt"
 METRICS = "metrics.jsonl"

@@ -14,9 +14,9 @@ from packer.train.schedule import fall
 from packer.train.settings import QATSettings, ScheduleSettings
 from torch import Tensor, nn
 
+from packer.checkpoint.roles import roles_of, select
 from packer.errors import PackerError
-from packer.planning import read_plan
-from packer.roles import roles_of, select
+from packer.planning.plan import read_plan
 
 
 def choices_for(settings: QATSettings, weights: Mapping[str, Tensor]) -> dict[str, Choice]:

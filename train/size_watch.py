@@ -18,9 +18,9 @@ from packer.quantizers.formats import LowRank, Passthrough, Stepped, row_shape
 from packer.quantizers.quantize import quantizable, quantize
 from torch import Tensor
 
-from packer.artifact import encode_tensor, header_bytes
-from packer.checkpoint import from_state_dict
-from packer.measuring import exact_choice, header_of, tensor_infos
+from packer.artifact.encoder import encode_tensor, header_bytes
+from packer.checkpoint.checkpoint import from_state_dict
+from packer.planning.measure import exact_choice, header_of, tensor_infos
 
 SAMPLE_ELEMENTS = 32_768
 HEAD_START = 0.3  # seconds, so that a run of minutes has an estimate early on

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from packer import api
-from packer.candidates import Measurement
 from packer.errors import CapError
-from packer.planning import PackPlan
+from packer.planning.candidates import Measurement
+from packer.planning.plan import PackPlan
 
 
 def plan_as_trained(

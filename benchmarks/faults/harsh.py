@@ -80,7 +80,7 @@ def inputs(folder: Path) -> None:
     from packer.quantizers.choice import parse_choice
     from packer.quantizers.quantize import quantize
 
-    from packer.artifact import Artifact
+    from packer.artifact.encoder import Artifact
 
     submission = folder / "submission"
     submission.mkdir()

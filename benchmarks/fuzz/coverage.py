@@ -17,9 +17,19 @@ from pathlib import Path
 from random import Random
 
 INSTRUMENTED = (
-    *("packer.decoder", "packer.stream_decoder", "packer.step_decoder", "packer.files"),
-    *("packer.planning", "packer.candidates", "packer.checkpoint", "packer.checkpoint_files"),
-    *("packer.nesting", "packer.foreign", "packer.submission", "packer.curvature"),
+    *(
+        "packer.artifact.decoder",
+        "packer.artifact.stream_decoder",
+        "packer.artifact.step_decoder",
+        "packer.files",
+    ),
+    *(
+        "packer.planning.plan",
+        "packer.planning.candidates",
+        "packer.checkpoint.checkpoint",
+        "packer.checkpoint.file_kinds",
+    ),
+    *("packer.checkpoint.state_dict", "packer.foreign", "packer.submission", "packer.curvature"),
     *("packer.eval.shards", "packer.eval.token_bytes", "packer.train.config"),
 )
 

@@ -22,8 +22,8 @@ import brotli
 import zstandard
 
 from benchmarks.fuzz.mutations import INTERESTING, mutate_bytes, mutate_json, spell
-from packer.decoder import CHECKSUM_BYTES, LOW_RANK, StoredArtifact, StoredTensor, parse
-from packer.entropy import compress, varint
+from packer.artifact.ans_encoder import compress, varint
+from packer.artifact.decoder import CHECKSUM_BYTES, LOW_RANK, StoredArtifact, StoredTensor, parse
 
 Stream = tuple[int, Any]
 CODERS = ("raw", "zstd", "brotli", "lzma", "zlib")

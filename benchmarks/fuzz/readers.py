@@ -36,21 +36,22 @@ from benchmarks.fuzz.layouts import (
     recompressed,
 )
 from benchmarks.fuzz.mutations import mutate_bytes, mutate_json_text, mutate_text
-from packer import api, decoder
-from packer.account import Limits
-from packer.checkpoint import from_state_dict, read_checkpoint
-from packer.commands.model_options import ModelOptions
+from packer import api
+from packer.artifact import decoder
+from packer.artifact.stream_decoder import ArtifactError
+from packer.checkpoint.checkpoint import from_state_dict, read_checkpoint
+from packer.checkpoint.fingerprint import contents_fingerprint
 from packer.commands.models import load_subjects
-from packer.commands.options import read_config as read_settings
+from packer.commands.options.model import ModelOptions
+from packer.commands.options.types import read_config as read_settings
 from packer.curvature.file import read_curvature
 from packer.curvature.unfinished import UnfinishedFile
 from packer.errors import PackerError
-from packer.fingerprint import contents_fingerprint
-from packer.fit import pack_to_cap
-from packer.planning import PackPlan, make_plan, read_measurement, read_plan
+from packer.packing.pack import pack_to_cap
+from packer.planning.account import Limits
+from packer.planning.plan import PackPlan, make_plan, read_measurement, read_plan
 from packer.rules import check
-from packer.ship import loader_source
-from packer.stream_decoder import ArtifactError
+from packer.shipping.loader import loader_source
 from packer.submission.folder import read_submission
 
 ROOT = Path(__file__).resolve().parents[2]

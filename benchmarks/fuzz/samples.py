@@ -25,10 +25,10 @@ from packer.train.run_state import write_state
 from safetensors.torch import save
 
 from packer import api
-from packer.artifact import Artifact
-from packer.checkpoint import from_state_dict
+from packer.artifact.encoder import Artifact
+from packer.checkpoint.checkpoint import from_state_dict
+from packer.checkpoint.fingerprint import contents_fingerprint
 from packer.curvature.unfinished import Unfinished, UnfinishedFile
-from packer.fingerprint import contents_fingerprint
 
 Files = dict[str, bytes]
 CAP = 6_000

@@ -6,8 +6,8 @@ import ast
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from packer.code.never import called_name
 from packer.code.newer_python import needs, spell_needs
+from packer.code.prune_branches import called_name
 from packer.errors import CodeError
 
 # Where one of these is called, python-minifier shortens no name at all.

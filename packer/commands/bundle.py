@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from packer.commands.options import (
+from packer.commands.options.types import (
     EXISTING_FILE,
     JSON,
     WRITABLE,
@@ -19,8 +19,8 @@ from packer.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from packer.bundle import Bundle
-    from packer.planning import PackPlan
+    from packer.planning.plan import PackPlan
+    from packer.shipping.bundle import Bundle
 
 
 @click.command(short_help="Encoder and decoder in one script.")
@@ -55,9 +55,9 @@ def bundle(plan_file: str, inline: str | None, calibrate: bool, output: str, as_
     they are bundle["encode_weights"] and so on. With --calibrate there is
     calibrated(model, weights, batches, seconds) as well, which gives (curvature, tokens, seconds).
     """
-    from packer.bundle import make_bundle
     from packer.files import replacing
-    from packer.planning import read_plan
+    from packer.planning.plan import read_plan
+    from packer.shipping.bundle import make_bundle
 
     refuse_overwriting([plan_file, inline], output)
     plan = read_plan(plan_file)

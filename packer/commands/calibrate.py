@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING
 import click
 
 from packer.commands.calibrating import curvature_of
-from packer.commands.model_options import COMPANION, MODEL, ModelOptions
 from packer.commands.models import refusals, running_foreign, subjects_of
-from packer.commands.opening import CHECKPOINT_OPENING
-from packer.commands.option_groups import OptionGroup
-from packer.commands.options import (
+from packer.commands.options.groups import OptionGroup
+from packer.commands.options.model import COMPANION, MODEL, ModelOptions
+from packer.commands.options.opening import CHECKPOINT_OPENING
+from packer.commands.options.text import (
+    DEFAULT_TOKENS,
+    DEFAULT_WINDOW,
+    EFFORT,
+    SELF_GENERATE,
+    SHARDS_TOO,
+    TOKENIZER,
+    TextOptions,
+)
+from packer.commands.options.types import (
     EXISTING,
     JSON,
     POSITIVE,
@@ -25,16 +34,7 @@ from packer.commands.options import (
 )
 from packer.commands.own_text import written_by
 from packer.commands.own_tokenizer import with_own_tokenizer
-from packer.commands.processes import choose_device, joined
-from packer.commands.text_options import (
-    DEFAULT_TOKENS,
-    DEFAULT_WINDOW,
-    EFFORT,
-    SELF_GENERATE,
-    SHARDS_TOO,
-    TOKENIZER,
-    TextOptions,
-)
+from packer.devices import choose_device, joined
 
 if TYPE_CHECKING:
     from packer.curvature.curvature_set import CurvatureSet
@@ -90,10 +90,10 @@ def calibrate(
     off goes on from OUTPUT.partial when the same command is given again. Under torchrun the text is
     divided over the processes, and what they write is what one would.
     """
-    from packer.checkpoint import read_checkpoint
+    from packer.checkpoint.any_weights import weights_of
+    from packer.checkpoint.checkpoint import read_checkpoint
     from packer.curvature.file import write_curvature
     from packer.eval.batches import ignore
-    from packer.weights import weights_of
 
     if bool(text.data) == (text.self_generate is not None):
         raise click.UsageError("give --data, or --self-generate TOKENS in its place")

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from packer.commands.options import say_notes
+from packer.commands.options.types import say_notes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from packer.checkpoint import Checkpoint
-    from packer.commands.text_options import TextOptions
+    from packer.checkpoint.checkpoint import Checkpoint
+    from packer.commands.options.text import TextOptions
     from packer.curvature.curvature_set import CurvatureSet
     from packer.curvature.unfinished import UnfinishedFile
     from packer.eval.forward import AnyModel
     from packer.evaluation import Data
-    from packer.trials import DamageBench
+    from packer.planning.damage_trials import DamageBench
 
 
 def curvature_of(
@@ -77,9 +77,9 @@ def what_makes_it(
     """What tells one calibration from another, in words by what they are about."""
     import hashlib
 
+    from packer.checkpoint.fingerprint import contents_fingerprint
     from packer.eval.foreign_forward import named_module
     from packer.eval.forward import device_of
-    from packer.fingerprint import contents_fingerprint
 
     module, tokens = named_module(model), hashlib.sha256()
     for batch in batches:
@@ -106,7 +106,7 @@ def bench_of(
 ) -> DamageBench:
     """A bench on a text. Raises CurvatureError, EvalError."""
     from packer.evaluation import check_window
-    from packer.trials import damage_bench
+    from packer.planning.damage_trials import damage_bench
 
     check_window(loaded.source, model, text.window)
     return damage_bench(

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from packer.commands.options import read_config
+from packer.commands.options.types import read_config
 
 if TYPE_CHECKING:
-    from packer.candidates import Measurement
+    from packer.planning.candidates import Measurement
 
 INCLUDE = click.option(
     "--include",
@@ -30,9 +30,9 @@ def carried(config: str | None, include: Sequence[str], checkpoint: str) -> dict
 
 def carried_account(measured: Measurement) -> tuple[list[str], int]:
     """(names of the files that an artifact carries, bytes that its header has for them)."""
-    from packer.artifact import header_bytes
+    from packer.artifact.encoder import header_bytes
     from packer.huggingface.files import carried_files, without_files
-    from packer.measuring import header_of
+    from packer.planning.measure import header_of
 
     names = sorted(carried_files(measured.metadata))
     if not names:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from packer.commands.options import (
+from packer.commands.options.types import (
     CODE,
     JSON,
     MAX_MEMORY,
@@ -17,12 +17,12 @@ from packer.commands.options import (
     say_notes,
     with_options,
 )
-from packer.contest import CAP_BYTES
 from packer.printable import spelled
+from packer.submission.contest import CAP_BYTES
 
 if TYPE_CHECKING:
-    from packer.code.probe import Probe
     from packer.rules import Finding
+    from packer.rules.probe import Probe
     from packer.submission.folder import Submission
 
 COLORS = {"pass": "green", "warn": "yellow", "unknown": "cyan", "fail": "red"}
@@ -103,7 +103,7 @@ def check(
 
 
 def _probe(submission: Submission, seconds: float) -> Probe | None:
-    from packer.code.probe import probe_code
+    from packer.rules.probe import probe_code
 
     if not submission.code:
         return None

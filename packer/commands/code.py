@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packer.commands.options import (
+from packer.commands.options.types import (
     EXISTING_FILE,
     JSON,
     WRITABLE,
@@ -16,7 +16,7 @@ from packer.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from packer.code.packing import PackedCode, SourceFile
+    from packer.code.pack_script import PackedCode, SourceFile
 
 
 @click.command(short_help="Code bytes, minified and wrapped.")
@@ -50,7 +50,7 @@ def code(
     exactly those sources, and counts with its own length. It is written only where -o says, never
     over an original. Equal input gives equal bytes under equal versions of Python and compressors.
     """
-    from packer.code.packing import Packing, pack_code, read_sources
+    from packer.code.pack_script import Packing, pack_code, read_sources
     from packer.files import write_bytes
 
     if rename and no_minify:

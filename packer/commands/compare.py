@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from packer.commands.comparing import CALIBRATION, SCORED, Sizes
-from packer.commands.curvature_options import CurvatureOptions
-from packer.commands.limit_options import LimitOptions, measure_options
 from packer.commands.load_calibration import load_calibration
-from packer.commands.model_options import COMPANION, MODEL, ModelOptions
 from packer.commands.models import load_subjects, refusals, running_foreign
-from packer.commands.opening import CHECKPOINT_OPENING
-from packer.commands.option_groups import OptionGroup
-from packer.commands.options import (
+from packer.commands.options.curvature import CurvatureOptions
+from packer.commands.options.groups import OptionGroup
+from packer.commands.options.limits import LimitOptions, measure_options
+from packer.commands.options.model import COMPANION, MODEL, ModelOptions
+from packer.commands.options.opening import CHECKPOINT_OPENING
+from packer.commands.options.text import TextOptions
+from packer.commands.options.types import (
     CODE,
     EXISTING,
     EXISTING_FILE,
@@ -33,15 +34,14 @@ from packer.commands.options import (
     with_options,
 )
 from packer.commands.own_tokenizer import with_own_tokenizer
-from packer.commands.processes import choose_device
-from packer.commands.text_options import TextOptions
+from packer.devices import choose_device
 from packer.errors import PackerError
-from packer.plan_options import MeasureOptions
+from packer.planning.options import MeasureOptions
 
 if TYPE_CHECKING:
-    from packer.account import Limits
-    from packer.comparison import Contender, Refused, Row, Workbench
     from packer.evaluation import Data
+    from packer.packing.comparison import Contender, Refused, Row, Workbench
+    from packer.planning.account import Limits
 
 MODELS_AT_ONCE = 8  # scored in one pass beside the original; bounds the memory
 
@@ -108,7 +108,7 @@ def compare(
     back from the file. Files of others (--with) are scored as they are. Several checkpoints are
     each packed under the cap by our planner and ranked by bits per byte through the file.
     """
-    from packer.counted_code import weigh_limits
+    from packer.planning.code_size import weigh_limits
 
     _check_usage(checkpoints, caps, calibration, curvature_files)
     if finished and len(checkpoints) > 1:
@@ -164,7 +164,7 @@ def _check_usage(
 def _workbench(
     source: str, curvature: CurvatureOptions, limits: Limits, options: MeasureOptions
 ) -> Workbench:
-    from packer.comparison import Workbench
+    from packer.packing.comparison import Workbench
 
     checkpoint = curvature.built.opening.read(source)
     return Workbench(checkpoint, limits, load_calibration(checkpoint, curvature), options)
@@ -172,7 +172,7 @@ def _workbench(
 
 def _all(bench: Workbench, cap: int, caps: Sequence[int]) -> Iterator[Contender | Refused]:
     """Recipes and ours under the cap; with more caps, our curve and those of recipes with a k."""
-    from packer.comparison import recipes_with_k
+    from packer.packing.comparison import recipes_with_k
     from packer.progress import shown
 
     with shown("packing") as progress:
@@ -192,9 +192,9 @@ def _ours_alone(bench: Workbench, cap: int) -> Iterator[Contender | Refused]:
 
 def _others(source: str, finished: Sequence[str], scoring: Scoring) -> list[Row]:
     """A row for each finished file of the same model."""
-    from packer.comparison import Row
-    from packer.finished_files import FinishedFile, bytes_on_disk
-    from packer.stored_tensors import outlines_of
+    from packer.checkpoint.lazy_tensors import outlines_of
+    from packer.packing.comparison import Row
+    from packer.packing.finished_files import FinishedFile, bytes_on_disk
 
     if not finished:
         return []
@@ -213,7 +213,7 @@ def _scored(
     source: str, wanted: Iterator[Contender | Refused], scoring: Scoring
 ) -> tuple[list[Row], list[Refused]]:
     """Every contender written to a file, read back and scored against its checkpoint."""
-    from packer.comparison import Contender, Row
+    from packer.packing.comparison import Contender, Row
 
     found = list(wanted)
     contenders = [one for one in found if isinstance(one, Contender)]
@@ -249,7 +249,7 @@ def _evaluated(sources: Sequence[str], scoring: Scoring) -> tuple[Any, ...]:
 
 
 def _show(rows: Sequence[Row], refused: Sequence[Refused], several: bool, as_json: bool) -> None:
-    from packer.comparison import equal_kl_of
+    from packer.packing.comparison import equal_kl_of
     from packer.reports.comparison_tables import print_comparison
 
     if several:

@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from packer.commands.option_groups import OptionGroup
-from packer.commands.options import POSITIVE, Size
-from packer.commands.text_options import (
+from packer.commands.options.groups import OptionGroup
+from packer.commands.options.text import (
     CALIBRATION_SIZE,
     EFFORT,
     SELF_GENERATE,
@@ -16,6 +15,7 @@ from packer.commands.text_options import (
     TextOptions,
     calibration_text,
 )
+from packer.commands.options.types import POSITIVE, Size
 
 SCORED_TOKENS, SCORED_WINDOW = 32_768, 256
 

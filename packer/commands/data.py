@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from packer.commands.options import (
+from packer.commands.options.types import (
     EXISTING,
     EXISTING_FILE,
     JSON,

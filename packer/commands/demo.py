@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from packer.commands.options import EXISTING, JSON, cap_option, print_json, say, say_notes
+from packer.commands.options.types import EXISTING, JSON, cap_option, print_json, say, say_notes
 
 
 @click.command(short_help="Everything once, offline, in minutes: start here.")

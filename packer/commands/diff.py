@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from packer.artifact_files import reading_artifact
-from packer.commands.options import EXISTING, JSON, print_json, say
+from packer.artifact.artifact_file import reading_artifact
+from packer.commands.options.types import EXISTING, JSON, print_json, say
 
 
 @click.command(short_help="What changed between two plans or artifacts.")

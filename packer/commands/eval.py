@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from packer.commands.model_options import COMPANION, MODEL, ModelOptions
 from packer.commands.models import load_subjects, refusals, running_foreign
-from packer.commands.opening import OPENING
-from packer.commands.option_groups import OptionGroup
-from packer.commands.options import (
+from packer.commands.options.groups import OptionGroup
+from packer.commands.options.model import COMPANION, MODEL, ModelOptions
+from packer.commands.options.opening import OPENING
+from packer.commands.options.scoring import TEXT, WINDOWS, ScoredText, Windows
+from packer.commands.options.types import (
     EXISTING,
     JSON,
     WRITABLE,
@@ -25,8 +26,7 @@ from packer.commands.options import (
     say_warnings,
 )
 from packer.commands.own_tokenizer import with_own_tokenizer
-from packer.commands.processes import choose_device, joined
-from packer.commands.scoring_options import TEXT, WINDOWS, ScoredText, Windows
+from packer.devices import choose_device, joined
 from packer.errors import PackerError
 from packer.printable import spelled
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from packer.commands.fix_options import FIX_OPTIONS, FixOptions
-from packer.commands.options import EXISTING, EXISTING_FILE
+from packer.commands.options.fix import FIX_OPTIONS, FixOptions
+from packer.commands.options.types import EXISTING, EXISTING_FILE
 
 
 @click.command(short_help="An artifact that is over the cap, under it.")

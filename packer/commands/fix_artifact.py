@@ -8,29 +8,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packer.commands.fix_scores import Bench, spell_scores
-from packer.commands.options import print_json, read_config, refuse_overwriting, say, say_notes
+from packer.commands.options.types import (
+    print_json,
+    read_config,
+    refuse_overwriting,
+    say,
+    say_notes,
+)
 from packer.errors import CapError
 
 if TYPE_CHECKING:
-    from packer.account import Limits
-    from packer.checkpoint import Checkpoint
-    from packer.commands.fix_options import FixOptions
+    from packer.checkpoint.checkpoint import Checkpoint
+    from packer.commands.options.fix import FixOptions
     from packer.evaluation import Evaluated
-    from packer.foreign.repack import Repacked
-    from packer.foreign.repairs import Step
+    from packer.fix.offers import Offer
+    from packer.fix.repack import Repacked
+    from packer.fix.repairs import Step
     from packer.foreign.tensors import ForeignArtifact
-    from packer.submission.offers import Offer
+    from packer.planning.account import Limits
 
 Scores = Mapping[str, "Evaluated"]
 
 
 def fix_artifact(artifact: str, options: FixOptions) -> None:
     """Reads, repairs, measures, writes and says so. Raises PackerError."""
-    from packer.checkpoint import read_checkpoint
-    from packer.foreign.own_layout import refuse_unwritable
-    from packer.foreign.repack import repack
+    from packer.checkpoint.checkpoint import read_checkpoint
+    from packer.fix.offers import offers_under
+    from packer.fix.own_layout import refuse_unwritable
+    from packer.fix.repack import repack
     from packer.progress import shown
-    from packer.submission.offers import offers_under
 
     inputs = [artifact, *options.scoring.built.inputs, options.checkpoint, *options.limits.code]
     for written in (options.output, options.loader):
@@ -102,10 +108,10 @@ def _in_own_layout(
     foreign: ForeignArtifact, same: Repacked, limits: Limits, options: FixOptions
 ) -> Offer:
     """The artifact as its author writes it, with coarser codes."""
-    from packer.account import Account
-    from packer.foreign.own_layout import requantize
+    from packer.fix.offers import Offer
+    from packer.fix.own_layout import requantize
+    from packer.planning.account import Account
     from packer.progress import shown
-    from packer.submission.offers import Offer
 
     allowed = limits.cap_bytes - limits.code_bytes - limits.margin_bytes
     with shown("looking for bytes") as progress:
@@ -118,8 +124,8 @@ def _in_own_layout(
 
 def read_original(foreign: ForeignArtifact, checkpoint: str | None) -> Checkpoint | None:
     """The weights that the artifact was made from. Raises CheckpointError: they are of another."""
-    from packer.checkpoint import read_checkpoint
-    from packer.submission.offers import original_of
+    from packer.checkpoint.checkpoint import read_checkpoint
+    from packer.fix.offers import original_of
 
     return None if checkpoint is None else original_of(foreign, read_checkpoint(checkpoint))
 
@@ -128,7 +134,7 @@ def measured(offers: Sequence[Offer], bench: Bench | None) -> tuple[list[Offer],
     """(the offers by measured KL, what was measured), or as they are where nothing measures."""
     from dataclasses import replace
 
-    from packer.submission.offers import ranked
+    from packer.fix.offers import ranked
 
     if bench is None:
         return list(offers), None
@@ -142,7 +148,7 @@ def measured(offers: Sequence[Offer], bench: Bench | None) -> tuple[list[Offer],
 
 def _write(output: str | None, loader: str | None, data: bytes) -> None:
     from packer.files import replacing
-    from packer.ship import RE_ENCODED, loader_source
+    from packer.shipping.loader import RE_ENCODED, loader_source
 
     contents = {} if output is None else {output: data}
     if loader is not None:
@@ -153,7 +159,7 @@ def _write(output: str | None, loader: str | None, data: bytes) -> None:
 
 
 def _spell_start(foreign: ForeignArtifact, limits: Limits) -> str:
-    from packer.account import spell_rest
+    from packer.planning.account import spell_rest
 
     total = limits.code_bytes + foreign.file_bytes
     return (

@@ -20,22 +20,22 @@ from packer.commands.fix_artifact import (
     show_offers,
 )
 from packer.commands.fix_scores import spell_scores
-from packer.commands.options import print_json, say, say_notes
+from packer.commands.options.types import print_json, say, say_notes
 from packer.errors import OutputError
 
 if TYPE_CHECKING:
     from packer.commands.fix_artifact import Scores
-    from packer.commands.fix_options import FixOptions
-    from packer.submission.fixable_folder import Folder
-    from packer.submission.fixing import FixedFolder
-    from packer.submission.offers import Offer
+    from packer.commands.options.fix import FixOptions
+    from packer.fix.fix_folder import FixedFolder
+    from packer.fix.fixable_folder import Folder
+    from packer.fix.offers import Offer
 
 
 def fix_submission(source: str, options: FixOptions) -> None:
     """Reads, repairs, measures, writes and says so. Raises PackerError."""
+    from packer.fix.fix_folder import fix_folder
+    from packer.fix.fixable_folder import read_folder
     from packer.progress import shown
-    from packer.submission.fixable_folder import read_folder
-    from packer.submission.fixing import fix_folder
 
     if options.loader is not None:
         raise click.UsageError("a folder gets its loader by itself; --loader is for artifacts")
@@ -77,7 +77,7 @@ def fix_submission(source: str, options: FixOptions) -> None:
 
 
 def _spell_start(folder: Folder, cap: int) -> str:
-    from packer.account import spell_rest
+    from packer.planning.account import spell_rest
 
     total = folder.code_bytes + folder.largest_model
     claimed = (folder.claims or {}).get("bytes_total")
@@ -130,7 +130,7 @@ def making_folder(output: str) -> Iterator[Path]:
 
 
 def _show(fixed: FixedFolder, scores: Scores | None, options: FixOptions) -> None:
-    from packer.account import spell_rest
+    from packer.planning.account import spell_rest
 
     show_offers(fixed.offers)
     for key, (old, new) in fixed.corrected.items():

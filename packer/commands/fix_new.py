@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from packer.commands.fix_folder import making_folder, refuse_output
-from packer.commands.options import print_json, say
+from packer.commands.options.types import print_json, say
 
 if TYPE_CHECKING:
-    from packer.submission.new import NewSubmission
+    from packer.fix.new_submission import NewSubmission
 
 
 def make_new(
@@ -27,8 +27,8 @@ def make_new(
     as_json: bool,
 ) -> None:
     """Reads the runs, writes the folder and says what the checker finds. Raises PackerError."""
+    from packer.fix.new_submission import new_submission, read_run
     from packer.progress import shown
-    from packer.submission.new import new_submission, read_run
 
     for run in runs:
         if not Path(run).is_dir():
@@ -72,7 +72,7 @@ def _write(made: NewSubmission, output: str) -> None:
 
 
 def _show(made: NewSubmission, output: str | None) -> None:
-    from packer.account import spell_rest
+    from packer.planning.account import spell_rest
 
     for seed, total in made.totals.items():
         rest = spell_rest(made.cap_bytes, made.cap_bytes - total)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from packer.commands.model_options import MODEL, ModelOptions
 from packer.commands.models import load_subjects, refusals, running_foreign
-from packer.commands.opening import ARTIFACT_OPENING, Opening
-from packer.commands.option_groups import OptionGroup
-from packer.commands.options import CONFIG, POSITIVE, say_notes, say_warnings
-from packer.commands.processes import choose_device
-from packer.commands.scoring_options import ScoredText, Windows
-from packer.commands.text_options import TOKENIZER
+from packer.commands.options.groups import OptionGroup
+from packer.commands.options.model import MODEL, ModelOptions
+from packer.commands.options.opening import ARTIFACT_OPENING, Opening
+from packer.commands.options.scoring import ScoredText, Windows
+from packer.commands.options.text import TOKENIZER
+from packer.commands.options.types import CONFIG, POSITIVE, say_notes, say_warnings
+from packer.devices import choose_device
 
 if TYPE_CHECKING:
     from packer.evaluation import Evaluated, Subject

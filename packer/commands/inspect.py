@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from packer.commands.opening import OPENING, Opening
-from packer.commands.options import EXISTING, JSON, print_json, say, say_notes
+from packer.commands.options.opening import OPENING, Opening
+from packer.commands.options.types import EXISTING, JSON, print_json, say, say_notes
 
 
 @click.command(short_help="What is in a checkpoint.")
@@ -18,7 +18,7 @@ def inspect(checkpoint: str, opening: Opening, as_json: bool) -> None:
     CHECKPOINT may be another author's artifact (.ptz), which is decoded, or a GGUF file.
     """
     from packer import api
-    from packer.checkpoint import read_checkpoint
+    from packer.checkpoint.checkpoint import read_checkpoint
     from packer.progress import shown
     from packer.reports import tables
 

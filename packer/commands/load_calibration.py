@@ -6,15 +6,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from packer.commands.calibrating import bench_of, curvature_of
-from packer.commands.curvature_options import CurvatureOptions, beside
 from packer.commands.models import model_of, refusals, running_foreign
-from packer.commands.options import say_notes
+from packer.commands.options.curvature import CurvatureOptions, beside
+from packer.commands.options.types import say_notes
 from packer.commands.own_text import written_for_trials
 from packer.commands.own_tokenizer import with_own_tokenizer
 
 if TYPE_CHECKING:
-    from packer.calibrated import Calibration
-    from packer.checkpoint import Checkpoint
+    from packer.checkpoint.checkpoint import Checkpoint
+    from packer.planning.calibrated import Calibration
 
 
 def load_calibration(checkpoint: Checkpoint, options: CurvatureOptions) -> Calibration:
@@ -22,8 +22,8 @@ def load_calibration(checkpoint: Checkpoint, options: CurvatureOptions) -> Calib
 
     Raises PackerError: see `read_curvature`, `calibrate` and `open_data`.
     """
-    from packer.calibrated import Calibration
-    from packer.trials import held_out_part
+    from packer.planning.calibrated import Calibration
+    from packer.planning.damage_trials import held_out_part
 
     curvature = options.read(checkpoint)
     text = with_own_tokenizer(options.text, [checkpoint.source])

@@ -7,11 +7,11 @@ from dataclasses import replace
 import click
 
 from packer.commands.carrying import INCLUDE, carried
-from packer.commands.curvature_options import CURVATURE_KEPT, CurvatureOptions
-from packer.commands.limit_options import measure_options
 from packer.commands.load_calibration import kept_curvature, load_calibration
-from packer.commands.option_groups import OptionGroup
-from packer.commands.options import (
+from packer.commands.options.curvature import CURVATURE_KEPT, CurvatureOptions
+from packer.commands.options.groups import OptionGroup
+from packer.commands.options.limits import measure_options
+from packer.commands.options.types import (
     CODER,
     EXISTING,
     JSON,
@@ -23,7 +23,7 @@ from packer.commands.options import (
     say,
     with_options,
 )
-from packer.plan_options import MeasureOptions
+from packer.planning.options import MeasureOptions
 
 
 @click.command(short_help="Every tensor under every format.")
@@ -45,8 +45,8 @@ def measure(
     With --calibration or --curvature, damage is predicted in bits per byte and GPTQ rounds.
     """
     from packer.files import write_json
-    from packer.measuring import measure as measure_checkpoint
-    from packer.pipeline import fit_measurement
+    from packer.planning.measure import measure as measure_checkpoint
+    from packer.planning.pipeline import fit_measurement
     from packer.progress import shown
 
     curvature.check()

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packer.commands.options import read_config, say_notes
-from packer.commands.processes import choose_device
+from packer.commands.options.types import read_config, say_notes
+from packer.devices import choose_device
 from packer.errors import PackerError
 
 if TYPE_CHECKING:
     import torch
 
-    from packer.checkpoint import Checkpoint
-    from packer.commands.model_options import ModelOptions
+    from packer.checkpoint.any_weights import NamedWeights
+    from packer.checkpoint.checkpoint import Checkpoint
+    from packer.commands.options.model import ModelOptions
     from packer.eval.forward import AnyModel
     from packer.evaluation import Subject
-    from packer.weights import NamedWeights
 
 Settings = Mapping[str, Any]
 Say = Callable[[Sequence[str]], None]
@@ -37,7 +37,7 @@ def load_subjects(
 
     Raises PackerError, ConfigError: a source is damaged, or does not fit its model.
     """
-    from packer.weights import load_weights
+    from packer.checkpoint.any_weights import load_weights
 
     loaded = []
     for source in sources:
@@ -71,7 +71,7 @@ def subjects_of(
 
 def model_of(checkpoint: Checkpoint, built: ModelOptions) -> AnyModel:
     """The model with the weights of a checkpoint that has been read. Raises as `subjects_of`."""
-    from packer.weights import weights_of
+    from packer.checkpoint.any_weights import weights_of
 
     place = choose_device(built.device)
     return subjects_of([weights_of(checkpoint)], built, place, say_notes)[0].model

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packer.commands.text_options import TextOptions
+from packer.commands.options.text import TextOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +78,7 @@ def _windows(model: AnyModel, processor: Any, text: TextOptions, started: float)
 
 def written_for_trials(model: AnyModel, text: TextOptions) -> tuple[Data, TextOptions, float]:
     """As `written_by`, with as much more at the end as is held out to measure damage on."""
-    from packer.trials import windows_with_trials
+    from packer.planning.damage_trials import windows_with_trials
 
     assert text.self_generate is not None
     windows = windows_with_trials(-(-text.self_generate // text.window))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from packer.commands.scoring_options import ScoredText
-from packer.commands.text_options import TextOptions
+from packer.commands.options.scoring import ScoredText
+from packer.commands.options.text import TextOptions
 
 Text = TypeVar("Text", ScoredText, TextOptions)
 

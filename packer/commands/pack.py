@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from packer.commands.carrying import INCLUDE, carried, carried_account
-from packer.commands.curvature_options import CURVATURE, CurvatureOptions
-from packer.commands.limit_options import LimitOptions, measure_options
 from packer.commands.load_calibration import load_calibration
-from packer.commands.option_groups import OptionGroup
-from packer.commands.options import (
+from packer.commands.options.curvature import CURVATURE, CurvatureOptions
+from packer.commands.options.groups import OptionGroup
+from packer.commands.options.limits import LimitOptions, measure_options
+from packer.commands.options.types import (
     CODE,
     CODER,
     EXISTING,
@@ -29,14 +29,14 @@ from packer.commands.options import (
     say,
     with_options,
 )
-from packer.plan_options import MeasureOptions, PlanLimits
+from packer.planning.options import MeasureOptions, PlanLimits
 
 if TYPE_CHECKING:
-    from packer.calibrated import Calibration
-    from packer.checkpoint import Checkpoint
-    from packer.fit import Packed
-    from packer.knob import RecipePlan
-    from packer.planning import PackPlan
+    from packer.checkpoint.checkpoint import Checkpoint
+    from packer.packing.pack import Packed
+    from packer.planning.calibrated import Calibration
+    from packer.planning.plan import PackPlan
+    from packer.planning.recipe_search import RecipePlan
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ def _plan(
 ) -> tuple[PackPlan, RecipePlan | None]:
     """The plan, and the recipe that it is of, if any. Raises CapError, PlanError."""
     from packer import api
-    from packer.counted_code import weigh_limits
-    from packer.pipeline import plan_checkpoint, plan_under_policy
+    from packer.planning.code_size import weigh_limits
+    from packer.planning.pipeline import plan_checkpoint, plan_under_policy
     from packer.progress import shown
 
     if deciding.recipe is not None:

@@ -11,13 +11,13 @@ import click
 
 from packer.commands.calibrating import bench_of
 from packer.commands.carrying import INCLUDE, carried
-from packer.commands.curvature_options import CURVATURE_KEPT, CurvatureOptions, beside
-from packer.commands.limit_options import LimitOptions, measure_options
 from packer.commands.load_calibration import kept_curvature
 from packer.commands.models import model_of, refusals, running_foreign
-from packer.commands.opening import Opening
-from packer.commands.option_groups import OptionGroup
-from packer.commands.options import (
+from packer.commands.options.curvature import CURVATURE_KEPT, CurvatureOptions, beside
+from packer.commands.options.groups import OptionGroup
+from packer.commands.options.limits import LimitOptions, measure_options
+from packer.commands.options.opening import Opening
+from packer.commands.options.types import (
     CODE,
     CODER,
     EXISTING,
@@ -36,15 +36,15 @@ from packer.commands.own_tokenizer import with_own_tokenizer
 from packer.commands.plan_source import Measured, measured_from
 from packer.commands.plan_words import show_plan
 from packer.files import is_json, write_json
-from packer.plan_options import MeasureOptions
+from packer.planning.options import MeasureOptions
 
 if TYPE_CHECKING:
-    from packer.account import Limits
     from packer.budget.what_if import WhatIf
-    from packer.commands.model_options import ModelOptions
-    from packer.commands.text_options import TextOptions
-    from packer.planning import PackPlan
-    from packer.trials import CheckedPlan
+    from packer.commands.options.model import ModelOptions
+    from packer.commands.options.text import TextOptions
+    from packer.planning.account import Limits
+    from packer.planning.damage_trials import CheckedPlan
+    from packer.planning.plan import PackPlan
 
 LOADER = click.option("--loader", is_flag=True, help="Count the loader's bytes too.")
 BUNDLE = click.option(
@@ -104,7 +104,7 @@ def plan(
     measurements (candidates.json, or an earlier plan.json), which is planned anew in a second. With
     --calibration or --curvature, damage is predicted in bits per byte and GPTQ rounds.
     """
-    from packer.counted_code import weigh_limits
+    from packer.planning.code_size import weigh_limits
 
     curvature.check()
     for written in curvature.writes(output):
@@ -142,7 +142,7 @@ def _kept(
 
 def _next_command(made: PackPlan, plan: str, curvature: str | None, opening: Opening) -> str:
     """What packs this plan; the plan fits only the same weights without the same tensors."""
-    from packer.planning import rounded_with_curvature
+    from packer.planning.plan import rounded_with_curvature
 
     words = ["packer", "pack", made.measurement.source, "--plan", plan, "-o", "model.pack"]
     if rounded_with_curvature(made):
@@ -154,8 +154,8 @@ def _checked(
     measured: Measured, limits: Limits, text: TextOptions, built: ModelOptions
 ) -> tuple[CheckedPlan, ...]:
     """Every round of a plan that is measured on a text."""
+    from packer.planning.damage_trials import plan_and_check
     from packer.progress import shown
-    from packer.trials import plan_and_check
 
     checkpoint, calibration = measured.checkpoint, measured.calibration
     assert checkpoint is not None and calibration is not None
@@ -169,6 +169,6 @@ def _checked(
 
 def _what_if(made: PackPlan) -> tuple[WhatIf, ...]:
     from packer.budget.what_if import what_if
-    from packer.planning import restrict
+    from packer.planning.plan import restrict
 
     return what_if(restrict(made.measurement, made.pins), made.plan)

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from packer.commands.curvature_options import CurvatureOptions
 from packer.commands.load_calibration import load_calibration
+from packer.commands.options.curvature import CurvatureOptions
 from packer.files import is_json
-from packer.plan_options import MeasureOptions
+from packer.planning.options import MeasureOptions
 
 if TYPE_CHECKING:
-    from packer.account import Limits
-    from packer.calibrated import Calibration
-    from packer.candidates import Measurement
-    from packer.checkpoint import Checkpoint
-    from packer.planning import PackPlan
+    from packer.checkpoint.checkpoint import Checkpoint
+    from packer.planning.account import Limits
+    from packer.planning.calibrated import Calibration
+    from packer.planning.candidates import Measurement
+    from packer.planning.plan import PackPlan
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Measured:
 
     def plan(self, limits: Limits) -> PackPlan:
         """The best plan; where the checkpoint is there, refined. Raises CapError, PlanError."""
-        from packer.planning import make_plan
+        from packer.planning.plan import make_plan
 
         plan = make_plan(self.measurement, limits, self.pins)
         if self.checkpoint is None or self.calibration is None:
             return plan
-        from packer.pipeline import refine_plan
+        from packer.planning.pipeline import refine_plan
         from packer.progress import shown
 
         return refine_plan(plan, self.checkpoint, self.calibration, shown)
@@ -58,12 +58,12 @@ def measured_from(
                 "--weights, --drop, --template, --max-memory, --config, --include, --calibration, "
                 "--coder and --trellis need the checkpoint as SOURCE"
             )
-        from packer.planning import read_measurement
+        from packer.planning.plan import read_measurement
 
         measurement, earlier = read_measurement(source)
         measured = Measured(measurement, {**earlier, **options.pins})
         return _with_checkpoint(measured, curvature) if measure_on else measured
-    from packer.pipeline import measure_to_plan
+    from packer.planning.pipeline import measure_to_plan
     from packer.progress import shown
 
     checkpoint = opening.read(source)
@@ -74,10 +74,10 @@ def measured_from(
 
 def _with_checkpoint(measured: Measured, options: CurvatureOptions) -> Measured:
     """Measurements and the checkpoint they name. Raises PlanError: that has changed since."""
-    from packer.calibrated import Calibration
-    from packer.checkpoint import read_checkpoint
+    from packer.checkpoint.checkpoint import read_checkpoint
+    from packer.checkpoint.fingerprint import contents_fingerprint
     from packer.errors import PlanError
-    from packer.fingerprint import contents_fingerprint
+    from packer.planning.calibrated import Calibration
 
     measurement = measured.measurement
     loaded = read_checkpoint(measurement.source)

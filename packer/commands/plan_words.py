@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from packer.commands.options import print_json, say
+from packer.commands.options.types import print_json, say
 
 if TYPE_CHECKING:
     from packer.budget.what_if import WhatIf
-    from packer.planning import PackPlan
-    from packer.trials import CheckedPlan
+    from packer.planning.damage_trials import CheckedPlan
+    from packer.planning.plan import PackPlan
 
 
 def show_plan(

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packer.artifact_files import reading_artifact
-from packer.commands.options import (
+from packer.artifact.artifact_file import reading_artifact
+from packer.commands.options.types import (
     CODE,
     DROP,
     EXISTING,
@@ -26,9 +26,9 @@ from packer.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from packer.planning import PackPlan
+    from packer.planning.plan import PackPlan
+    from packer.planning.shannon_bound import BoundedPlan
     from packer.reports.evidence import Evidence
-    from packer.shannon_bound import BoundedPlan
 
 
 @click.command(short_help="Where the bytes go: table, page, picture.")

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packer.account import spell_rest
-from packer.commands.options import (
+from packer.commands.options.types import (
     CODE,
     EXISTING_FILE,
     JSON,
@@ -17,10 +16,11 @@ from packer.commands.options import (
     say,
     with_options,
 )
+from packer.planning.account import spell_rest
 
 if TYPE_CHECKING:
-    from packer.size_estimate import SizeEstimate
-    from packer.size_sweep import Variant
+    from packer.size.estimate import SizeEstimate
+    from packer.size.sweep import Variant
 
 
 class Setting(click.ParamType):  # type: ignore[type-arg]
@@ -71,9 +71,9 @@ def size(
     that run several times count once. With --cap, `k ×` is what all clips would have to be
     multiplied by to land on the cap.
     """
-    from packer.account import count_code
-    from packer.size_estimate import estimate_size, factor_to_cap, recipes_named
-    from packer.size_sweep import variants
+    from packer.planning.account import count_code
+    from packer.size.estimate import estimate_size, factor_to_cap, recipes_named
+    from packer.size.sweep import variants
     from packer.train.config import FIELDS
 
     code_bytes = sum(file.size_bytes for file in count_code(code))

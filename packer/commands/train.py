@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packer.commands.options import (
+from packer.commands.options.types import (
     CODE,
     JSON,
     Finite,
@@ -20,7 +20,7 @@ from packer.commands.options import (
     say,
     with_options,
 )
-from packer.commands.processes import choose_device, joined
+from packer.devices import choose_device, joined
 from packer.errors import PackerError
 
 if TYPE_CHECKING:

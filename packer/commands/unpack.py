@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from packer.artifact_files import reading_artifact
-from packer.commands.options import (
+from packer.artifact.artifact_file import reading_artifact
+from packer.commands.options.types import (
     EXISTING_FILE,
     JSON,
     MAX_MEMORY,
@@ -58,10 +58,10 @@ def unpack(
     that were packed with --include: configuration, tokenizer and what else there was.
     """
     from packer import api
-    from packer.artifact_files import is_artifact
-    from packer.decoder import MAX_DECODED_BYTES
+    from packer.artifact.artifact_file import is_artifact
+    from packer.artifact.decoder import MAX_DECODED_BYTES
+    from packer.checkpoint.lazy_tensors import outlines_of
     from packer.progress import shown
-    from packer.stored_tensors import outlines_of
 
     refuse_overwriting([artifact, template], output)
     if output.endswith("/") or Path(output).is_dir():
@@ -90,9 +90,9 @@ def unpack(
 
 
 def _unpack_folder(artifact: str, output: str, max_bytes: int, as_json: bool) -> None:
-    from packer.artifact_files import is_artifact
-    from packer.decoder import parse
-    from packer.huggingface.folder import WEIGHTS, write_folder
+    from packer.artifact.artifact_file import is_artifact
+    from packer.artifact.decoder import parse
+    from packer.packing.huggingface_folder import WEIGHTS, write_folder
     from packer.progress import shown
 
     if not is_artifact(artifact):
@@ -112,7 +112,7 @@ def _unpack_folder(artifact: str, output: str, max_bytes: int, as_json: bool) ->
 
 def _unpack_codes(artifact: str, output: str, max_bytes: int, as_json: bool) -> None:
     from packer import api
-    from packer.artifact_files import is_artifact
+    from packer.artifact.artifact_file import is_artifact
 
     if not is_artifact(artifact):
         raise click.UsageError(

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from packer.artifact_files import reading_artifact
-from packer.commands.opening import CHECKPOINT_OPENING, Opening
-from packer.commands.options import EXISTING, EXISTING_FILE, JSON, print_json, say
+from packer.artifact.artifact_file import reading_artifact
+from packer.commands.options.opening import CHECKPOINT_OPENING, Opening
+from packer.commands.options.types import EXISTING, EXISTING_FILE, JSON, print_json, say
 from packer.errors import PackerError
 
 if TYPE_CHECKING:
-    from packer.unpacking import Verification
+    from packer.packing.verify import Verification
 
 SAID = 5  # problems told in a refusal; --json has them all
 

@@ -12,7 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from packer.checkpoint import Checkpoint, from_state_dict
+from packer.checkpoint.checkpoint import Checkpoint, from_state_dict
+from packer.checkpoint.fingerprint import contents_fingerprint
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.joined_weights import JoinedWeightUses
 from packer.curvature.left_out import left_out
@@ -33,7 +34,6 @@ from packer.errors import CurvatureError
 from packer.eval.foreign_forward import named_module
 from packer.eval.forward import AnyModel, device_of, evaluation_mode, tail_logits
 from packer.eval.shards import TokenStream
-from packer.fingerprint import contents_fingerprint
 from packer.quantizers.curvature import Curvature
 
 Progress = Callable[[str, int, int], None]

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from packer.artifact.tensor_bytes import bytes_of
 from packer.quantizers.curvature import Curvature
-from packer.tensor_bytes import bytes_of
 
 FIELDS = ("hessian", "fisher", "row_usage", "outputs")
 

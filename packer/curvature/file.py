@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from packer.checkpoint import Checkpoint
-from packer.checkpoint_files import load
+from packer.checkpoint.checkpoint import Checkpoint
+from packer.checkpoint.file_kinds import load
+from packer.checkpoint.fingerprint import contents_fingerprint
+from packer.checkpoint.lazy_mapping import MadeWhenAsked
+from packer.checkpoint.safetensors_write import write_all
 from packer.curvature.curvature_set import FIELDS, CurvatureSet
 from packer.errors import CheckpointError, CurvatureError
 from packer.files import replacing
-from packer.fingerprint import contents_fingerprint
-from packer.made_when_asked import MadeWhenAsked
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError
-from packer.safetensors_writing import write_all
 
 KIND = "bytecap curvature 1"
 AGAIN = "Calibrate again with `packer calibrate`."

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import torch
 
-from packer.checkpoint import Checkpoint
+from packer.checkpoint.checkpoint import Checkpoint
+from packer.checkpoint.fingerprint import contents_fingerprint
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.file import AGAIN, check_tensors, read_curvature
 from packer.errors import CurvatureError
-from packer.fingerprint import contents_fingerprint
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError
 

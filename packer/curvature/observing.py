@@ -12,7 +12,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from packer.checkpoint import without_wrapper
+from packer.checkpoint.checkpoint import without_wrapper
 from packer.curvature.weight_uses import WeightUses
 from packer.errors import CurvatureError
 from packer.quantizers.curvature import Curvature

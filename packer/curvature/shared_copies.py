@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from packer.checkpoint import without_wrapper
+from packer.checkpoint.checkpoint import without_wrapper
 
 Table = dict[str, Tensor | None]  # of one submodule: its parameters or its buffers
 

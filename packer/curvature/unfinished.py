@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from packer.checkpoint_files import load
+from packer.checkpoint.file_kinds import load
+from packer.checkpoint.safetensors_write import write_all
 from packer.errors import CheckpointError, CurvatureError
 from packer.files import replacing
-from packer.safetensors_writing import write_all
 
 KIND = "bytecap unfinished calibration 1"
 SECONDS_BETWEEN = 10.0  # two savings, at least

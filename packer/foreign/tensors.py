@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from packer.artifact.tensor_bytes import bytes_of
 from packer.errors import CheckpointError
 from packer.quantizers.formats import (
     FormatError,
@@ -17,7 +18,6 @@ from packer.quantizers.formats import (
     row_shape,
 )
 from packer.quantizers.quantize import dequantize
-from packer.tensor_bytes import bytes_of
 
 PASSTHROUGHS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 Parts = Mapping[str, torch.Tensor]

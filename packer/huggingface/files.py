@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from packer.artifact_files import is_artifact, reading_artifact
-from packer.checkpoint_folder import INDEX, MAIN_NAMES, SUFFIXES
+from packer.artifact.artifact_file import is_artifact, reading_artifact
+from packer.checkpoint.folder import INDEX, MAIN_NAMES, SUFFIXES
 from packer.errors import CheckpointError, PackerError
 
 CARRIED = "file:"  # before a file's name, in an artifact's metadata: a text in UTF-8
@@ -112,7 +112,7 @@ class Beside:
 
 
 def _metadata(artifact: PathLike) -> Mapping[str, str]:
-    from packer import decoder
+    from packer.artifact import decoder
 
     with reading_artifact(artifact):
         return decoder.parse(Path(artifact).read_bytes()).metadata

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from packer.artifact_files import is_artifact
+from packer.artifact.artifact_file import is_artifact
 from packer.errors import PackerError
 from packer.eval.text_tokenizer import BESIDE, TextTokenizer, read_text_tokenizer
 from packer.eval.token_bytes import TokenBytes, from_processor, load_sentencepiece

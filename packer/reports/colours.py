@@ -4,7 +4,7 @@ MLP green, the rest in earth.
 
 from __future__ import annotations
 
-from packer.roles import Role
+from packer.checkpoint.roles import Role
 
 INK, SOFT, LINE, PAPER, WASH = "#1d2733", "#5b6773", "#dfe4ea", "#ffffff", "#f6f8fa"
 ACCENT, BOUND, CURVE = "#c2413b", "#6b7785", "#2f6fb5"  # no colour of a role, which stay

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from packer.comparison import EqualKL, Refused, Row
+from packer.packing.comparison import EqualKL, Refused, Row
 from packer.printable import spelled
 from packer.reports import tables
 

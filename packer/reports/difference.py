@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from packer.natural_order import natural_key
+from packer.checkpoint.natural_order import natural_key
 from packer.reports.report import Report, TensorRow
 
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from packer.budget.frontier import sweep
 from packer.errors import PackerError
 from packer.files import read_json
-from packer.planning import PackPlan, restrict
+from packer.planning.plan import PackPlan, restrict
 from packer.reports.report import Report
 
 if TYPE_CHECKING:
-    from packer.shannon_bound import BoundedPlan, ShannonBound
+    from packer.planning.shannon_bound import BoundedPlan, ShannonBound
 
 CURVE_SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)  # of the plan's total, in tables
 

@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 
 from packer.errors import SelectorError
-from packer.planning import PackPlan
+from packer.planning.plan import PackPlan
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,18 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from packer.account import Limits
+from packer.planning.account import Limits
 from packer.reports.report import Report, report_row
 
 if TYPE_CHECKING:
-    from packer.checkpoint import Checkpoint
+    from packer.checkpoint.checkpoint import Checkpoint
 
 
 def report_foreign(checkpoint: Checkpoint, limits: Limits) -> Report:
     """Another author's artifact. One compressor took all of it, so the file's bytes are shared out
     over the tensors by the order-0 entropy of what each holds.
     """
-    from packer.measuring import tensor_infos
+    from packer.planning.measure import tensor_infos
 
     foreign = checkpoint.foreign
     assert foreign is not None

@@ -10,7 +10,7 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NewType
 
-from packer.account import Account
+from packer.planning.account import Account
 from packer.reports.colours import NAMED
 from packer.reports.report import Report, by_role
 from packer.reports.tables import share_rows, tensor_rows

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from packer.account import Account, Limits
-from packer.candidates import TensorInfo
-from packer.planning import PackPlan, saved_by
+from packer.planning.account import Account, Limits
+from packer.planning.candidates import TensorInfo
+from packer.planning.plan import PackPlan, saved_by
 
 if TYPE_CHECKING:
-    from packer.checkpoint import Checkpoint
-    from packer.fit import Packed
+    from packer.checkpoint.checkpoint import Checkpoint
+    from packer.packing.pack import Packed
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,9 @@ def _with_coder(choice: str, coder: str) -> str:
 
 def report_artifact(data: bytes, source: str) -> Report:
     """An artifact's file. Raises decoder.ArtifactError: not an artifact, or damaged."""
-    from packer import decoder
-    from packer.artifact import coder_name, stored_format
-    from packer.roles import roles_of
+    from packer.artifact import decoder
+    from packer.artifact.encoder import coder_name, stored_format
+    from packer.checkpoint.roles import roles_of
 
     stored = decoder.parse(data)
     roles = roles_of({tensor.name: tensor.shape for tensor in stored.tensors}, stored.ties)
@@ -199,7 +199,7 @@ def report_artifact(data: bytes, source: str) -> Report:
 
 def report_checkpoint(checkpoint: Checkpoint, limits: Limits) -> Report:
     """A checkpoint as it is: uncompressed bytes of every tensor; of a GGUF file those in it."""
-    from packer.measuring import exact_choice, tensor_infos
+    from packer.planning.measure import exact_choice, tensor_infos
 
     gguf, outlines = checkpoint.gguf, checkpoint.outlines
     rows = tuple(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from packer.damage_fit import DamageFit
+from packer.planning.damage_fit import DamageFit
 from packer.reports.agg import Axes, Axis, EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 from packer.reports.colours import ACCENT, BOUND, CURVE, LINE, PAPER, SOFT
 from packer.reports.evidence import ComparedFile, Evidence

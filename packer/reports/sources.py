@@ -9,18 +9,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packer.account import Limits, count_code
-from packer.artifact_files import is_artifact
+from packer.artifact.artifact_file import is_artifact
 from packer.errors import PackerError, PlanError
 from packer.files import is_json
-from packer.planning import PackPlan, read_plan
+from packer.planning.account import Limits, count_code
+from packer.planning.plan import PackPlan, read_plan
 from packer.reports.foreign_report import report_foreign
 from packer.reports.report import Report, report_artifact, report_checkpoint, report_plan
 
 if TYPE_CHECKING:
+    from packer.planning.shannon_bound import BoundedPlan
     from packer.quantizers.formats import QuantizedTensor
     from packer.reports.evidence import CodeHistogram
-    from packer.shannon_bound import BoundedPlan
 
 PathLike = str | os.PathLike[str]
 
@@ -52,7 +52,7 @@ def load_report(
         return report_plan(plan, str(path)), plan
     if packed:
         return report_artifact(Path(path).read_bytes(), str(path)), None
-    from packer.checkpoint import read_checkpoint
+    from packer.checkpoint.checkpoint import read_checkpoint
 
     checkpoint = read_checkpoint(
         path, weights=weights, drop=drop, template=template, max_memory=max_memory
@@ -85,8 +85,8 @@ def load_histograms(
 
 def _codes_of_ours(path: PathLike, names: Sequence[str]) -> Iterator[QuantizedTensor]:
     """One tensor after another, so that only those that are looked at are decoded."""
-    from packer.artifact import quantized_tensor
-    from packer.decoder import parse
+    from packer.artifact.decoder import parse
+    from packer.artifact.encoder import quantized_tensor
 
     stored = {tensor.name: tensor for tensor in parse(Path(path).read_bytes()).tensors}
     for name in names:
@@ -96,7 +96,7 @@ def _codes_of_ours(path: PathLike, names: Sequence[str]) -> Iterator[QuantizedTe
 def _codes_of_another(
     path: PathLike, names: Sequence[str], template: PathLike | None, max_memory: int | None
 ) -> Iterator[QuantizedTensor]:
-    from packer.checkpoint import read_checkpoint
+    from packer.checkpoint.checkpoint import read_checkpoint
 
     foreign = read_checkpoint(path, template=template, max_memory=max_memory).foreign
     assert foreign is not None
@@ -120,11 +120,11 @@ def load_bounded(
     Raises PlanError: the checkpoint has other contents, or the plan was made with other curvature
     or none. CheckpointError, CurvatureError: damaged.
     """
-    from packer.checkpoint import read_checkpoint
+    from packer.checkpoint.checkpoint import read_checkpoint
+    from packer.checkpoint.fingerprint import contents_fingerprint
     from packer.curvature.file import read_curvature
-    from packer.fingerprint import contents_fingerprint
-    from packer.fit import stale_plan
-    from packer.shannon_bound import bounded_plan
+    from packer.packing.pack import stale_plan
+    from packer.planning.shannon_bound import bounded_plan
 
     wanted = plan.measurement.curvature
     if wanted is None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from packer.account import spell_rest
-from packer.planning import saved_by
+from packer.planning.account import spell_rest
+from packer.planning.plan import saved_by
 
 if TYPE_CHECKING:
-    from packer.planning import PackPlan
+    from packer.planning.plan import PackPlan
     from packer.reports.evidence import Evidence
     from packer.reports.report import Report
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from packer.natural_order import natural_key
+from packer.checkpoint.natural_order import natural_key
 from packer.printable import spelled
 from packer.reports.difference import Difference
 from packer.reports.report import Report, Share, TensorRow, by_role

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from packer.code.probe import Probe
-from packer.contest import CAP_BYTES, EVAL_SECONDS, TRAIN_SECONDS
+from packer.rules.probe import Probe
+from packer.submission.contest import CAP_BYTES, EVAL_SECONDS, TRAIN_SECONDS
 from packer.submission.folder import Submission
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from packer.contest import CAP_BYTES
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
 from packer.submission.account import accounts
+from packer.submission.contest import CAP_BYTES
 from packer.submission.folder import Submission
 
 README_BYTES = re.compile(r"(?<![\d.,])(1[0-9](?:[,_]?\d{3}){2})(?![\d.,]*\d)")

@@ -6,8 +6,8 @@ import ast
 from collections.abc import Iterator, Sequence
 
 from packer.code.minify import is_literal
-from packer.code.packing import Packing, pack_code
-from packer.code.wrapper import CODECS, unwrap
+from packer.code.pack_script import Packing, pack_code
+from packer.code.self_extracting import CODECS, unwrap
 from packer.errors import CodeError
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
 from packer.submission.account import RunAccount, accounts

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from packer.code.newer_python import spell_needs
-from packer.code.wrapper import unwrap
+from packer.code.self_extracting import unwrap
 from packer.errors import CodeError
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
 from packer.submission.folder import Submission

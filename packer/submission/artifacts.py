@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from packer.code.texts import decode_text
 from packer.errors import CheckpointError
-from packer.texts import decode_text
 
 # Files called so are artifacts even when they are damaged; others are told by their bytes.
 ENDINGS = (".ptz", ".pack")
@@ -95,8 +95,8 @@ def sniff_codec(head: bytes) -> str:
 
 
 def _shapes_of_ours(path: Path) -> dict[str, tuple[int, ...]]:
-    from packer import decoder
-    from packer.stream_decoder import ArtifactError
+    from packer.artifact import decoder
+    from packer.artifact.stream_decoder import ArtifactError
 
     try:
         stored = decoder.parse(path.read_bytes())
@@ -110,8 +110,8 @@ def _read_foreign(
 ) -> ArtifactFile:
     import torch
 
-    from packer.checkpoint_files import load
-    from packer.foreign.reading import foreign_of
+    from packer.checkpoint.file_kinds import load
+    from packer.checkpoint.foreign_artifact import foreign_of
 
     content = load(path, max_memory)
     foreign = foreign_of(content)

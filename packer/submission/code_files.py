@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from packer.code.packing import SourceFile, read_sources
-from packer.code.wrapper import ENTRY
+from packer.code.pack_script import SourceFile, read_sources
+from packer.code.self_extracting import ENTRY
 from packer.errors import CodeError
 from packer.submission.code_reached import Reached, reached
 from packer.submission.files import Files

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from packer.code.packing import SourceFile
-from packer.code.wrapper import unwrap
+from packer.code.pack_script import SourceFile
+from packer.code.self_extracting import unwrap
 from packer.errors import CodeError
 
 # For sources that do not parse, such as those of a newer Python.

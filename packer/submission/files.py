@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from packer.code.texts import HEAD_BYTES, TAIL_BYTES, Text, read_text
 from packer.errors import SubmissionError
 from packer.submission.log_copies import without_copies
 from packer.submission.training_log import TrainingLog, parse_logs
-from packer.texts import HEAD_BYTES, TAIL_BYTES, Text, read_text
 
 MAX_FILES = 20_000
 MAX_LOGS = 200

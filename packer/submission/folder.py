@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from packer.code.packing import SourceFile
+from packer.code.pack_script import SourceFile
 from packer.errors import SubmissionError
 from packer.submission.artifacts import ArtifactFile, is_artifact_file, read_artifact_file
 from packer.submission.claims import CLAIMS, Claims, parse_claims

@@ -15,9 +15,9 @@ from packer.quantizers.quantize import dequantize
 
 import packer
 from packer import api
-from packer.artifact import Artifact
-from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
-from packer.decoder import DTYPES
+from packer.artifact.decoder import DTYPES
+from packer.artifact.encoder import Artifact
+from packer.checkpoint.checkpoint import Checkpoint, from_state_dict, read_checkpoint
 from packer.errors import CapError, CheckpointError, OutputError, PackerError, PlanError
 from packer.reports.report import report_artifact
 

@@ -17,8 +17,10 @@ from packer.quantizers.choice import parse_choice
 from packer.quantizers.formats import Passthrough, QuantizedTensor, Ternary, Uniform
 from packer.quantizers.quantize import dequantize, quantize
 
-from packer import decoder
-from packer.artifact import (
+from packer.artifact import decoder
+from packer.artifact.ans_encoder import CODER_IDS, compress
+from packer.artifact.decoder import ArtifactError, read_weights
+from packer.artifact.encoder import (
     Artifact,
     assemble,
     encode_header,
@@ -27,12 +29,10 @@ from packer.artifact import (
     format_of,
     header_bytes,
 )
-from packer.decoder import ArtifactError, read_weights
-from packer.entropy import CODER_IDS, compress
-from packer.lane_decoder import MOST_LANES, check_lanes
-from packer.reader import Reader
-from packer.ship import loader_source
-from packer.stream_decoder import decompress
+from packer.artifact.rans_decoder import MOST_LANES, check_lanes
+from packer.artifact.reader import Reader
+from packer.artifact.stream_decoder import decompress
+from packer.shipping.loader import loader_source
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "artifact_v1.pack"
 GOLDEN_LOW_RANK = GOLDEN.with_name("low_rank_v1.pack")
@@ -219,7 +219,7 @@ def low_rank_block(
     steps: bytes = np.full(2, 0.5, "<f4").view(np.uint8).reshape(2, 4).T.tobytes(),
 ) -> bytes:
     """A block of a weight [2, 3], int4.row.rank2x4, every stream raw."""
-    from packer.entropy import varint
+    from packer.artifact.ans_encoder import varint
 
     scales = np.ones(2, dtype=np.float16).view(np.uint8).reshape(2, 2).T.tobytes()
     streams = (scales, bytes(6), steps, left, right)
@@ -276,7 +276,7 @@ def test_codes_of_other_peoples_wide_ranges_are_kept():
 
 def reassemble(header: dict, blocks: bytes = b"") -> bytes:
     raw = json.dumps(header).encode()
-    from packer.entropy import varint
+    from packer.artifact.ans_encoder import varint
 
     stream = varint(len(raw)) + b"\x00" + varint(len(raw)) + raw
     return assemble(stream, [blocks], 0, 0)

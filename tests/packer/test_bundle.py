@@ -14,21 +14,21 @@ from packer.quantizers.curvature import Curvature
 
 import packer
 from packer import api
-from packer.account import Limits
-from packer.artifact_error import ArtifactError
-from packer.bundle import inline_bundle, make_bundle
-from packer.checkpoint import from_state_dict, read_checkpoint
+from packer.artifact.artifact_error import ArtifactError
+from packer.artifact.decoder import parse
+from packer.checkpoint.checkpoint import from_state_dict, read_checkpoint
+from packer.checkpoint.fingerprint import contents_fingerprint
 from packer.cli import main
-from packer.code.wrapper import unwrap_payload, wrap
+from packer.code.self_extracting import unwrap_payload, wrap
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.file import write_curvature
 from packer.curvature.given import resolve_curvature
-from packer.decoder import parse
 from packer.errors import CapError
-from packer.filling import CLOSE, keep_usable, largest_filling, read_curvatures
-from packer.fingerprint import contents_fingerprint
-from packer.measuring import measure_choices
-from packer.planning import make_plan
+from packer.planning.account import Limits
+from packer.planning.measure import measure_choices
+from packer.planning.plan import make_plan
+from packer.shipping.bundle import inline_bundle, make_bundle
+from packer.shipping.fit_to_cap import CLOSE, keep_usable, largest_filling, read_curvatures
 
 ALONE = """
 import runpy, sys

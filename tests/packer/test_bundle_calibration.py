@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 import packer
 from packer import api
-from packer.bundle import inline_bundle, make_bundle
-from packer.checkpoint import from_state_dict
+from packer.checkpoint.checkpoint import from_state_dict
 from packer.cli import main
-from packer.curvature.bundled import curvature_within
 from packer.curvature.calibration import calibrate
 from packer.errors import CurvatureError
-from packer.filling import CLOSE
-from packer.ship import LARGEST_CALIBRATION
+from packer.shipping.bundle import inline_bundle, make_bundle
+from packer.shipping.bundled_calibration import curvature_within
+from packer.shipping.fit_to_cap import CLOSE
+from packer.shipping.loader import LARGEST_CALIBRATION
 
 VOCAB, WIDTH = 96, 24
 # A training script: model, weights, batches; what it does with them comes after it.
@@ -124,13 +124,13 @@ def space() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def plan(space: dict[str, Any]) -> packer.planning.PackPlan:
+def plan(space: dict[str, Any]) -> packer.planning.plan.PackPlan:
     felt = packer.calibrate(space["model"], space["batches"])
     return packer.plan(space["weights"], 12_000, curvature=felt)
 
 
 @pytest.fixture(scope="module")
-def made(plan: packer.planning.PackPlan) -> dict[str, Any]:
+def made(plan: packer.planning.plan.PackPlan) -> dict[str, Any]:
     """What a bundle defines."""
     return defined(make_bundle(replace(plan.bundled, calibrate=True)).script)
 
@@ -288,7 +288,7 @@ def test_a_batch_that_does_not_end_in_time_counts_as_a_whole_or_not(
     space, monkeypatch, stalls, read, spent
 ):
     now = [0.0]
-    monkeypatch.setattr(packer.curvature.bundled.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(packer.shipping.bundled_calibration.time, "perf_counter", lambda: now[0])
     model = Clocked(space["model"], now, stalls)
     weights, batches = from_state_dict(model.state_dict()).tensors, list(space["batches"]) * 4
     found, tokens, seconds = curvature_within(model, weights, [*weights], {}, batches, 3.0)
@@ -300,7 +300,7 @@ def test_a_batch_that_does_not_end_in_time_counts_as_a_whole_or_not(
 
 def test_a_first_batch_that_takes_too_long_is_refused(space, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(packer.curvature.bundled.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(packer.shipping.bundled_calibration.time, "perf_counter", lambda: now[0])
     model = Clocked(space["model"], now, 2)
     weights = from_state_dict(model.state_dict()).tensors
     with pytest.raises(CurvatureError, match="within 3 seconds; allow more"):
@@ -320,9 +320,9 @@ def test_of_the_reference_checkpoint(shared):
     names = from_state_dict(weights).tensors
     pins = {name: ("step.row.col+gptq2@0.5" if "attn.c_k" in name else "fp16") for name in names}
     loaded = api.load(weights)
-    measured = packer.measuring.measure_choices(loaded, pins, curvature=ours)
+    measured = packer.planning.measure.measure_choices(loaded, pins, curvature=ours)
     size = measured.header_bytes + sum(one.size_bytes for one in measured.candidates)
-    plan = packer.planning.make_plan(measured, packer.account.Limits(size + CLOSE))
+    plan = packer.planning.plan.make_plan(measured, packer.planning.account.Limits(size + CLOSE))
     packed = packer.pack(weights, plan, curvature=ours).data
     made = defined(make_bundle(replace(plan.bundled, calibrate=True)).script)
     felt, tokens, _ = made["calibrated"](model, weights, batches, 600)

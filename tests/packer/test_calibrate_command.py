@@ -18,9 +18,9 @@ import torch
 from packer.train.config import settings_of
 from packer.train.model import GPT, GPTConfig
 
-from packer.checkpoint import read_checkpoint
+from packer.checkpoint.checkpoint import read_checkpoint
 from packer.curvature.file import read_curvature
-from packer.trials import held_out_part
+from packer.planning.damage_trials import held_out_part
 
 CONFIG = GPTConfig(64, 2, 32, 4, 2, rope_train_length=64, embedding_init_std=0.5)
 BANKED = """
@@ -382,7 +382,7 @@ def test_calibration_leaves_the_held_out_end_of_the_text_unread(
         held_out.append(part[0])
         return part
 
-    monkeypatch.setattr("packer.trials.held_out_part", noted)
+    monkeypatch.setattr("packer.planning.damage_trials.held_out_part", noted)
     text = ("--calibration", lab / "train.txt", "--tokenizer", lab / "t64.model")
     amount = ("--calibration-tokens", wanted, "--calibration-window", 64)
     result = run("measure", lab / "model.pt", *text, *amount, "--curvature-out", "c.st")

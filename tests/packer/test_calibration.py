@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import packer.curvature.calibration
 import packer.curvature.unfinished
-from packer.checkpoint import from_state_dict
+from packer.checkpoint.checkpoint import from_state_dict
 from packer.curvature.calibration import calibrate, token_batches
 from packer.curvature.file import read_curvature, write_curvature
 from packer.curvature.unfinished import UnfinishedFile

@@ -25,7 +25,7 @@ import torch
 import zstandard
 from click.testing import Result
 
-from packer.code.wrapper import ENTRY, wrap
+from packer.code.self_extracting import ENTRY, wrap
 from packer.errors import SubmissionError
 from packer.rules import Finding, Options, Status, check
 from packer.rules.record import seeds_needed, significance

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from packer.code.wrapper import wrap
+from packer.code.self_extracting import wrap
 from packer.rules import Finding, Options, check
 from packer.submission.folder import Submission, read_submission
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from packer import texts
+from packer.code import texts
+from packer.code.texts import decode_text, read_text
 from packer.rules import Finding, check
 from packer.submission import files
 from packer.submission.folder import Submission, read_submission
-from packer.texts import decode_text, read_text
 
 Run = Callable[..., Result]
 CODE = "import torch\n" + "#" * 30_000 + "\n"

@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file, save_model
 
-from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
+from packer.checkpoint.checkpoint import Checkpoint, from_state_dict, read_checkpoint
+from packer.checkpoint.fingerprint import contents_fingerprint, structure_fingerprint
 from packer.errors import CheckpointError, PackerError, SelectorError
-from packer.fingerprint import contents_fingerprint, structure_fingerprint
 
 Writer = Callable[[Path, dict[str, torch.Tensor]], Path]
 

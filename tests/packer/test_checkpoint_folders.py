@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from packer.checkpoint import Checkpoint, read_checkpoint
+from packer.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from packer.errors import CheckpointError
 
 APPLE_DOUBLE = bytes.fromhex("0005160700020000") + bytes(4000)

@@ -13,12 +13,12 @@ from click.testing import Result
 from safetensors.torch import load_file, save_file
 
 from packer import api
-from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
+from packer.checkpoint.checkpoint import Checkpoint, from_state_dict, read_checkpoint
+from packer.checkpoint.fingerprint import contents_fingerprint
 from packer.curvature.calibration import calibrate
 from packer.curvature.shared_copies import share_copies
 from packer.errors import CheckpointError, OutputError, PlanError
-from packer.fingerprint import contents_fingerprint
-from packer.unpacking import write_weights
+from packer.packing.verify import write_weights
 
 Run = Callable[..., Result]
 

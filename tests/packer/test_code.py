@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packer.code.minify import fingerprint, minify
-from packer.code.packing import Packing, pack_code, read_sources
-from packer.code.wrapper import CODECS, ENTRY, unwrap, wrap
+from packer.code.pack_script import Packing, pack_code, read_sources
+from packer.code.self_extracting import CODECS, ENTRY, unwrap, wrap
 from packer.errors import CodeError
 
 Run = Callable[..., Result]

@@ -14,7 +14,7 @@ from packer.quantizers.quantize import quantize
 from safetensors import safe_open
 
 from packer import api
-from packer.artifact import Artifact
+from packer.artifact.encoder import Artifact
 from packer.errors import OutputError
 
 Run = Callable[..., Result]

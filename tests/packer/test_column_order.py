@@ -9,11 +9,11 @@ from packer.quantizers.curvature import Curvature
 from packer.quantizers.quantize import quantize
 
 import packer
-from packer.bundle import make_bundle
-from packer.checkpoint import from_state_dict
+from packer.checkpoint.checkpoint import from_state_dict
+from packer.checkpoint.fingerprint import contents_fingerprint
 from packer.curvature.curvature_set import CurvatureSet
-from packer.curved_choices import _cost, curved_choices
-from packer.fingerprint import contents_fingerprint
+from packer.planning.step_grid import _cost, curved_choices
+from packer.shipping.bundle import make_bundle
 
 
 def moment(vectors: torch.Tensor) -> torch.Tensor:

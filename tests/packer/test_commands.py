@@ -13,8 +13,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from packer import api
+from packer.checkpoint.roles import Role
 from packer.cli import main
-from packer.roles import Role
 
 CAP = 12_000
 Run = Callable[..., Result]

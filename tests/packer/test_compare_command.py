@@ -17,8 +17,8 @@ from click.testing import Result
 from packer.train.config import settings_of
 from packer.train.model import GPT, GPTConfig
 
-from packer.comparison import CURVE_K, equal_kl
-from packer.recipes import RECIPES
+from packer.packing.comparison import CURVE_K, equal_kl
+from packer.planning.recipes import RECIPES
 
 CONFIG = GPTConfig(64, 2, 64, 4, 2, rope_train_length=64, embedding_init_std=0.5)
 CAP = 78_000

@@ -12,7 +12,7 @@ from packer.quantizers.curvature import Curvature
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from packer.checkpoint import from_state_dict
+from packer.checkpoint.checkpoint import from_state_dict
 from packer.curvature.calibration import calibrate
 
 VOCAB, WIDTH = 11, 6

@@ -19,16 +19,16 @@ from packer.quantizers.quantize import dequantize, quantize
 from packer.train.model import GPT, GPTConfig
 
 from packer import api
-from packer.account import Limits
-from packer.candidates import Measurement, TensorInfo
-from packer.checkpoint import from_state_dict
+from packer.checkpoint.checkpoint import from_state_dict
 from packer.curvature.calibration import TextSource, calibrate, token_batches
 from packer.curvature.file import write_curvature
-from packer.damage_fit import Trial, fit_damage
 from packer.errors import CurvatureError, PlanError
 from packer.evaluation import Data
-from packer.predicted_damage import complete, output_error, predicted_nats
-from packer.trials import at_damage, damage_bench, fit_to_model, plan_and_check
+from packer.planning.account import Limits
+from packer.planning.candidates import Measurement, TensorInfo
+from packer.planning.damage_fit import Trial, fit_damage
+from packer.planning.damage_trials import at_damage, damage_bench, fit_to_model, plan_and_check
+from packer.planning.predicted_damage import complete, output_error, predicted_nats
 
 
 def spd(columns: int, seed: int) -> torch.Tensor:

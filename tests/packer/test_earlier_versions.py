@@ -16,11 +16,11 @@ from packer.quantizers.quantize import quantize
 from torch import Tensor
 
 import packer
-from packer.artifact import Artifact
-from packer.checkpoint import from_state_dict, read_checkpoint
+from packer.artifact.decoder import parse
+from packer.artifact.encoder import Artifact
+from packer.checkpoint.checkpoint import from_state_dict, read_checkpoint
 from packer.cli import main
 from packer.curvature.file import read_curvature, write_curvature
-from packer.decoder import parse
 from packer.errors import PlanError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "permuted_units_v1.pack"

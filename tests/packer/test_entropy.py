@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.quantize import quantize
 
-from packer import stream_decoder as decoder
-from packer.artifact import encode_tensor
-from packer.decoder import Reader
-from packer.entropy import (
+from packer.artifact import stream_decoder as decoder
+from packer.artifact.ans_encoder import (
     CODER_IDS,
     count_levels,
     encode_ans,
@@ -21,6 +19,8 @@ from packer.entropy import (
     level_counts,
     varint,
 )
+from packer.artifact.decoder import Reader
+from packer.artifact.encoder import encode_tensor
 
 
 def gaussian(seed: int, rows: int, columns: int, sigma: float) -> np.ndarray:

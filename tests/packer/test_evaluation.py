@@ -15,10 +15,10 @@ from packer.eval.errors import EvalError, ScoreError
 from torch import Tensor, nn
 
 from packer import api, evaluation
+from packer.checkpoint.any_weights import NamedWeights, load_weights
 from packer.errors import CheckpointError, PackerError
 from packer.evaluation import Data, Evaluated, Subject
 from packer.reports import score_tables
-from packer.weights import NamedWeights, load_weights
 
 VOCAB, LENGTH = 11, 5000
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from packer import api
-from packer.account import Limits
 from packer.errors import OutputError, PackerError, SelectorError
-from packer.planning import PackPlan
+from packer.planning.account import Limits
+from packer.planning.plan import PackPlan
 from packer.reports.difference import compare
 from packer.reports.evidence import evidence_of
 from packer.reports.explain import explain

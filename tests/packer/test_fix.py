@@ -17,9 +17,9 @@ import zstandard
 from click.testing import CliRunner, Result
 
 from packer import api
-from packer.checkpoint import read_checkpoint
+from packer.artifact.decoder import read_weights
+from packer.checkpoint.checkpoint import read_checkpoint
 from packer.cli import main
-from packer.decoder import read_weights
 
 Run = Callable[..., Result]
 Weights = dict[str, torch.Tensor]

@@ -14,8 +14,8 @@ import torch
 import zstandard
 from click.testing import Result
 
-from packer.decoder import read_weights
-from packer.submission.true_claims import TrueSizes, corrected_claims
+from packer.artifact.decoder import read_weights
+from packer.fix.true_claims import TrueSizes, corrected_claims
 
 Run = Callable[..., Result]
 LONG = "# " + "na " * 1500 + "\n"

@@ -18,9 +18,9 @@ import torch
 from click.testing import Result
 from safetensors.torch import load_file
 
-from packer.checkpoint import read_checkpoint
+from packer.checkpoint.checkpoint import read_checkpoint
 from packer.errors import CheckpointError
-from packer.foreign.repack import check_same_weights, repack
+from packer.fix.repack import check_same_weights, repack
 
 Run = Callable[..., Result]
 ROWS, COLUMNS = 24, 96

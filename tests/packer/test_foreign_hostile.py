@@ -22,7 +22,7 @@ import torch
 import zstandard
 from click.testing import Result
 
-from packer.checkpoint import read_checkpoint
+from packer.checkpoint.checkpoint import read_checkpoint
 from packer.errors import CheckpointError, PackerError
 from packer.foreign.codecs import SMALL_EXPANDED, output_limit
 from packer.foreign.frames import read_pgrp

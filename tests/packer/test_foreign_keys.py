@@ -18,7 +18,7 @@ from click.testing import Result
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 
-from packer.checkpoint import Checkpoint, read_checkpoint
+from packer.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from packer.errors import CheckpointError, PackerError
 
 Run = Callable[..., Result]

@@ -27,11 +27,11 @@ from hypothesis import strategies as st
 from packer.quantizers.formats import Uniform
 from safetensors.torch import save as safetensors_bytes
 
-from packer.checkpoint import Checkpoint, read_checkpoint
+from packer.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from packer.errors import CheckpointError
+from packer.fix.repack import repack
 from packer.foreign.codecs import unshuffle
 from packer.foreign.numpy_pickle import read_numpy_pickle
-from packer.foreign.repack import repack
 from packer.foreign.ternary import _unpack
 
 Weights = dict[str, torch.Tensor]

@@ -14,7 +14,7 @@ import torch
 from click.testing import Result
 from safetensors.torch import load_file
 
-from packer.decoder import read_weights
+from packer.artifact.decoder import read_weights
 
 Run = Callable[..., Result]
 # At least this share of the stored zlib file goes; the tiny one is mostly raw float16.

@@ -18,7 +18,7 @@ import torch
 from click.testing import Result
 from safetensors.torch import load_file
 
-from packer.checkpoint import read_checkpoint
+from packer.checkpoint.checkpoint import read_checkpoint
 from packer.errors import CheckpointError
 
 Run = Callable[..., Result]

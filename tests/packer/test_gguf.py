@@ -16,10 +16,10 @@ import pytest
 import torch
 from click.testing import Result
 
-from packer.checkpoint import read_checkpoint
+from packer.checkpoint.checkpoint import read_checkpoint
+from packer.checkpoint.fingerprint import contents_fingerprint
+from packer.checkpoint.gguf_tensors import read_gguf
 from packer.errors import CheckpointError, SelectorError
-from packer.fingerprint import contents_fingerprint
-from packer.foreign.gguf_tensors import read_gguf
 
 gguf = pytest.importorskip("gguf")
 Array = np.ndarray[Any, Any]
@@ -105,7 +105,7 @@ def test_blocks_of_rows_join_to_the_whole_tensor(
     raw = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_0)
     path = write(tmp_path / "m.gguf", {"w": (raw, "Q4_0")}, "other", {})
     whole = read_checkpoint(path).tensors["w"]
-    monkeypatch.setattr("packer.foreign.gguf_tensors.BLOCK_ELEMENTS", 640)
+    monkeypatch.setattr("packer.checkpoint.gguf_tensors.BLOCK_ELEMENTS", 640)
     assert torch.equal(read_checkpoint(path).tensors["w"], whole)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packer.account import Account
+from packer.planning.account import Account
 from packer.reports import html as html_report
 from packer.reports.sources import load_report
 

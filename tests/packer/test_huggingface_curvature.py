@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from packer.eval.foreign_forward import Foreign, PlainForward
 from torch import Tensor, nn
 
-from packer.checkpoint import Checkpoint, from_state_dict, read_checkpoint
+from packer.checkpoint.any_weights import load_weights
+from packer.checkpoint.checkpoint import Checkpoint, from_state_dict, read_checkpoint
 from packer.curvature.calibration import calibrate
 from packer.curvature.curvature_set import CurvatureSet
 from packer.huggingface.configuration import configuration_beside
 from packer.huggingface.model import build_model
 from packer.huggingface.weight_places import Place, Placed, placed_by_trial
-from packer.weights import load_weights
 
 EVERY = ("llama", "qwen2", "qwen3", "gpt2", "gpt-neox", "mistral", "gemma", "mixtral", "qwen2-moe")
 Folder = Callable[[str], Path]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from packer import api
 from packer.errors import PackerError
 from packer.huggingface.files import carried_files, carried_metadata, without_files
-from packer.plan_options import MeasureOptions
+from packer.planning.options import MeasureOptions
 
 Folder = Callable[[str], Path]
 Run = Callable[..., Result]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from packer.checkpoint import from_state_dict, read_checkpoint
-from packer.inspection import BLOCK_ELEMENTS, TensorStatistics, inspect
-from packer.roles import Role
+from packer.checkpoint.checkpoint import from_state_dict, read_checkpoint
+from packer.checkpoint.inspection import BLOCK_ELEMENTS, TensorStatistics, inspect
+from packer.checkpoint.roles import Role
 
 
 def only(tensor: torch.Tensor) -> TensorStatistics:

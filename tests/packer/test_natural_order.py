@@ -8,7 +8,7 @@ import torch
 from click.testing import Result
 from safetensors.torch import save_file
 
-from packer.natural_order import natural_key, natural_order
+from packer.checkpoint.natural_order import natural_key, natural_order
 from packer.progress import ignore_progress
 
 LAYERS = [f"layers.{number}.weight" for number in range(12)]

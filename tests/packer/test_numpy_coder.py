@@ -15,16 +15,16 @@ from packer.quantizers.choice import parse_choice
 from packer.quantizers.quantize import dequantize, quantize
 
 import packer
-from packer.artifact import Artifact, encode_tensor
+from packer.artifact.ans_encoder import CODER_IDS, encode_ans
+from packer.artifact.decoder import ArtifactError, parse, read_weights
+from packer.artifact.encoder import Artifact, encode_tensor
+from packer.artifact.numpy_decoder import read_arrays
+from packer.artifact.rans_decoder import LaneDecoder, lane_frequencies, lane_model
+from packer.artifact.rans_encoder import LaneEncoder, lane_counts
+from packer.artifact.stream_decoder import NUMPY, decode_ans
 from packer.cli import main
-from packer.decoder import ArtifactError, parse, read_weights
-from packer.entropy import CODER_IDS, encode_ans
-from packer.lane_decoder import LaneDecoder, lane_frequencies, lane_model
-from packer.lane_encoder import LaneEncoder, lane_counts
-from packer.numpy_decoder import read_arrays
-from packer.planning import read_plan
-from packer.ship import gives_arrays, loader_source, minified_loader, parts_of
-from packer.stream_decoder import NUMPY, decode_ans
+from packer.planning.plan import read_plan
+from packer.shipping.loader import gives_arrays, loader_source, minified_loader, parts_of
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "numpy_v1.pack"
 CHOICES = {

@@ -15,13 +15,13 @@ from packer.budget.plan import Candidate
 from packer.quantizers.curvature import Curvature
 
 from packer import api
-from packer.account import CodeFile, Limits
-from packer.candidates import Measurement
-from packer.checkpoint import from_state_dict
-from packer.decoder import parse
+from packer.artifact.decoder import parse
+from packer.checkpoint.checkpoint import from_state_dict
 from packer.errors import CapError, PackerError, PlanError, SelectorError
-from packer.fit import Packed, pack_to_cap
-from packer.planning import (
+from packer.packing.pack import Packed, pack_to_cap
+from packer.planning.account import CodeFile, Limits
+from packer.planning.candidates import Measurement
+from packer.planning.plan import (
     PackPlan,
     follow_policy,
     make_plan,
@@ -30,7 +30,7 @@ from packer.planning import (
     replan,
     restrict,
 )
-from packer.ship import loader_bytes
+from packer.shipping.loader import loader_bytes
 
 CAP = 12_000
 Weights = dict[str, torch.Tensor]

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from packer.commands.comparing import Sizes
-from packer.commands.options import Finite, Size
+from packer.commands.options.types import Finite, Size
 from packer.errors import one_paragraph
 from packer.printable import spelled, spelled_lines
 from packer.progress import _Lines

@@ -16,7 +16,7 @@ from packer.quantizers.quantize import dequantize, quantize
 from packer.train.config import infer_config, read_config
 from packer.train.model import GPT
 
-from packer.artifact import encode_tensor
+from packer.artifact.encoder import encode_tensor
 from packer.evaluation import open_data
 
 LEADER = "int6.row+kstd@12.85+gptq"

@@ -10,13 +10,13 @@ from packer.quantizers.choice import parse_choice
 from packer.quantizers.curvature import Curvature
 
 from packer import api
-from packer.account import Limits
-from packer.checkpoint import from_state_dict
+from packer.checkpoint.checkpoint import from_state_dict
 from packer.curvature.given import resolve_curvature
 from packer.errors import CapError, PlanError
-from packer.knob import largest_that_fits, recipe_at
-from packer.measuring import tensor_infos
-from packer.recipes import RECIPES, Position, find_recipe, recipe_choices
+from packer.planning.account import Limits
+from packer.planning.measure import tensor_infos
+from packer.planning.recipe_search import largest_that_fits, recipe_at
+from packer.planning.recipes import RECIPES, Position, find_recipe, recipe_choices
 
 NAMES = (
     *("baseline-int8-zlib", "int6-rowmax-zstd", "int5mlp-int6-zstd", "gptq-lite-int6"),

@@ -7,16 +7,16 @@ import torch
 from packer.quantizers.curvature import Curvature
 
 from packer import api
-from packer.account import Limits
-from packer.checkpoint import from_state_dict
+from packer.checkpoint.checkpoint import from_state_dict
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.given import resolve_curvature
-from packer.curved_choices import DENSE, SPARSE
-from packer.damage_fit import DamageFit
-from packer.measuring import measure, measure_choices
-from packer.plan_options import MeasureOptions
-from packer.planning import make_plan
-from packer.refining import PASSES, refined
+from packer.planning.account import Limits
+from packer.planning.damage_fit import DamageFit
+from packer.planning.measure import measure, measure_choices
+from packer.planning.options import MeasureOptions
+from packer.planning.plan import make_plan
+from packer.planning.refine import PASSES, refined
+from packer.planning.step_grid import DENSE, SPARSE
 
 CAP = 24_000
 Weights = dict[str, torch.Tensor]

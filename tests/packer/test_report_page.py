@@ -22,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packer import api
-from packer.artifact import Artifact
-from packer.damage_fit import Trial, fit_damage
+from packer.artifact.encoder import Artifact
 from packer.errors import PackerError
+from packer.planning.damage_fit import Trial, fit_damage
 from packer.reports.agg import Artist, Figure, new_figure, own_style
 from packer.reports.colours import PAPER
 from packer.reports.evidence import ComparedFile, Evidence, evidence_of, read_compared

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packer.checkpoint.roles import Role, TensorRole, nearest, roles_of, select
 from packer.errors import SelectorError
-from packer.roles import Role, TensorRole, nearest, roles_of, select
 
 # (name, axes, role, layer), by family
 CONTEST = """

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from packer import row_column_classes
-from packer.entropy import encode_ans
-from packer.stream_decoder import ANS, NUMPY, decode_ans
+from packer.artifact import context_classes as row_column_classes
+from packer.artifact.ans_encoder import encode_ans
+from packer.artifact.stream_decoder import ANS, NUMPY, decode_ans
 
 
 def spread_codes(rows: int, columns: int, seed: int) -> np.ndarray:

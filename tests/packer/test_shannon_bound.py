@@ -19,9 +19,14 @@ from packer import api
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.file import write_curvature
 from packer.errors import PlanError
-from packer.predicted_damage import predicted_nats
+from packer.planning.predicted_damage import predicted_nats
+from packer.planning.shannon_bound import (
+    GaussianMatrix,
+    bounded_plan,
+    gaussian_matrices,
+    water_level,
+)
 from packer.reports.sources import load_bounded
-from packer.shannon_bound import GaussianMatrix, bounded_plan, gaussian_matrices, water_level
 
 ROWS, COLUMNS = 96, 64
 

@@ -15,20 +15,20 @@ from packer.budget.plan import Candidate
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.quantize import quantize
 
-from packer.account import Limits
-from packer.artifact import Artifact
-from packer.candidates import Measurement
-from packer.code.extract import bare, extract
+from packer.artifact.decoder import read_weights
+from packer.artifact.encoder import Artifact
 from packer.code.minify import minify_closed
-from packer.code.never import Marks, without
-from packer.code.packing import SourceFile, pack_code
-from packer.code.wrapper import unwrap
-from packer.decoder import read_weights
+from packer.code.pack_script import SourceFile, pack_code
+from packer.code.prune_branches import Marks, without
+from packer.code.self_extracting import unwrap
 from packer.errors import CodeError
-from packer.measuring import measure
-from packer.plan_options import MeasureOptions
-from packer.planning import make_plan, replan
-from packer.ship import (
+from packer.planning.account import Limits
+from packer.planning.candidates import Measurement
+from packer.planning.measure import measure
+from packer.planning.options import MeasureOptions
+from packer.planning.plan import make_plan, replan
+from packer.shipping.extract import bare, extract
+from packer.shipping.loader import (
     CHECKS,
     DECODERS,
     ENTRIES,
@@ -148,7 +148,7 @@ def test_of_all_formats_it_gives_the_same_bits_in_a_bare_interpreter(tmp_path):
 
 def test_a_plan_counts_the_loader_of_its_own_formats():
     weights = {"a.weight": torch.randn(64, 96), "b.weight": torch.randn(96, 64)}
-    from packer.checkpoint import from_state_dict
+    from packer.checkpoint.checkpoint import from_state_dict
 
     measured = measure(
         from_state_dict(weights), MeasureOptions(pins={"a.weight": "int4.row.rank2x4"})
@@ -162,7 +162,7 @@ def test_a_plan_counts_the_loader_of_its_own_formats():
 
 def two_formats() -> Measurement:
     """A tensor whose low-rank candidate is better by less than the loader's code for it costs."""
-    from packer.checkpoint import from_state_dict
+    from packer.checkpoint.checkpoint import from_state_dict
 
     measured = measure(from_state_dict({"a.weight": torch.randn(64, 96)}))
     candidates = (

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packer import api
+from packer.checkpoint.roles import roles_of
 from packer.errors import PackerError
-from packer.roles import roles_of
-from packer.size_estimate import (
+from packer.size.estimate import (
     CODERS,
     RECIPES,
     RENAMED,

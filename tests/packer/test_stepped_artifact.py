@@ -16,12 +16,12 @@ from packer.quantizers.formats import STEPPED, QuantizedTensor, Stepped
 from packer.quantizers.quantize import dequantize
 from packer.quantizers.step_grid import steps_of
 
-from packer import decoder
-from packer.artifact import Artifact, assemble, encode_header, encode_tensor
-from packer.decoder import ArtifactError, read_weights
-from packer.entropy import encode_ans, varint
-from packer.ship import loader_source
-from packer.stream_decoder import ANS, NUMPY, decode_ans
+from packer.artifact import decoder
+from packer.artifact.ans_encoder import encode_ans, varint
+from packer.artifact.decoder import ArtifactError, read_weights
+from packer.artifact.encoder import Artifact, assemble, encode_header, encode_tensor
+from packer.artifact.stream_decoder import ANS, NUMPY, decode_ans
+from packer.shipping.loader import loader_source
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "stepped_v1.pack"
 SPELLED = sorted(STEPPED)

@@ -16,14 +16,15 @@ import torch
 from packer.quantizers.curvature import Curvature
 from safetensors.torch import load_file, save_file
 
-from packer import api, decoder
-from packer.checkpoint import from_state_dict, read_checkpoint
+from packer import api
+from packer.artifact import decoder
+from packer.checkpoint.checkpoint import from_state_dict, read_checkpoint
+from packer.checkpoint.fingerprint import contents_fingerprint
+from packer.checkpoint.lazy_tensors import StoredTensor
+from packer.checkpoint.safetensors_write import write_all, write_safetensors
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.file import read_curvature, write_curvature
 from packer.errors import CheckpointError, CurvatureError, OutputError
-from packer.fingerprint import contents_fingerprint
-from packer.safetensors_writing import write_all, write_safetensors
-from packer.stored_tensors import StoredTensor
 from packer.threads import MAX_SIDE_BY_SIDE, usable_cores
 
 AT_ONCE = min(usable_cores(), MAX_SIDE_BY_SIDE) + 1  # one per worker, and one just let go
@@ -126,9 +127,9 @@ def test_a_tie_is_one_tensor_when_all_are_in_memory(tmp_path: Path) -> None:
 
 PEAK = """
 import sys
-from packer.checkpoint import read_checkpoint
-from packer.fingerprint import contents_fingerprint
-from packer.inspection import inspect
+from packer.checkpoint.checkpoint import read_checkpoint
+from packer.checkpoint.fingerprint import contents_fingerprint
+from packer.checkpoint.inspection import inspect
 def kib(field):
     lines = dict(line.split(":") for line in open("/proc/self/status"))
     return int(lines[field].split()[0])

@@ -204,7 +204,7 @@ MEASURES_WITHOUT_THREADS = """
 import json, resource, sys, threading
 from pathlib import Path
 from packer.cli import main
-import packer.measuring, rich.progress
+import packer.planning.measure, rich.progress
 
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + (1 << 30)
@@ -240,6 +240,6 @@ def test_no_room_for_a_thread_elsewhere_is_told_as_too_little_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     torch.save({"w": torch.ones(4, 4)}, tmp_path / "model.pt")
-    monkeypatch.setattr("packer.measuring.side_by_side", no_thread)
+    monkeypatch.setattr("packer.planning.measure.side_by_side", no_thread)
     ended = CliRunner().invoke(main, ["measure", str(tmp_path / "model.pt")])
     assert ended.exit_code == 1 and OUT_OF_MEMORY in ended.stderr

@@ -13,11 +13,11 @@ from packer.quantizers.quantize import dequantize, quantize
 from packer.quantizers.step_grid import steps_of
 from packer.quantizers.trellis_path import NEXT_STATE, codes_of
 
-from packer.artifact import Artifact, encode_tensor
-from packer.decoder import ArtifactError, read_weights
-from packer.ship import loader_source, minified_loader, parts_of
-from packer.trellis_decoder import decode_trellis
-from packer.trellis_encoder import encode_trellis
+from packer.artifact.decoder import ArtifactError, read_weights
+from packer.artifact.encoder import Artifact, encode_tensor
+from packer.artifact.trellis_decoder import decode_trellis
+from packer.artifact.trellis_encoder import encode_trellis
+from packer.shipping.loader import loader_source, minified_loader, parts_of
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "trellis_v1.pack"
 CODERS = {"ans": 1, "numpy": 6}

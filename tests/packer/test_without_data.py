@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from packer import api
-from packer.checkpoint import from_state_dict
-from packer.decoder import parse, read_weights
+from packer.artifact.decoder import parse, read_weights
+from packer.checkpoint.checkpoint import from_state_dict
 from packer.errors import CheckpointError, PlanError
-from packer.measuring import measure
-from packer.plan_options import MeasureOptions
+from packer.planning.measure import measure
+from packer.planning.options import MeasureOptions
 from packer.reports.report import report_plan
 from packer.reports.spelling import spell_quality
 

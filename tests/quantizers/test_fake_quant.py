@@ -9,8 +9,8 @@ from packer.quantizers.formats import FormatError
 from packer.quantizers.quantize import dequantize, quantize
 from torch import nn
 
-from packer.artifact import Artifact
-from packer.decoder import read_weights
+from packer.artifact.decoder import read_weights
+from packer.artifact.encoder import Artifact
 
 SCALED = [
     *(f"int{bits}.{axis}" for bits in range(2, 9) for axis in ("row", "tensor")),

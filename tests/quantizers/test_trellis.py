@@ -21,8 +21,8 @@ from packer.quantizers.trellis_path import (
 )
 from packer.quantizers.trellis_search import PREVIOUS, search_columns
 
-from packer.artifact import encode_tensor
-from packer.predicted_damage import predicted_nats
+from packer.artifact.encoder import encode_tensor
+from packer.planning.predicted_damage import predicted_nats
 
 
 def path(rows: int, columns: int, seed: int, spread: float) -> np.ndarray:

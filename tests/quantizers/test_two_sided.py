@@ -9,7 +9,7 @@ from packer.quantizers.quantize import dequantize, quantize
 from packer.quantizers.rounding import factorize, round_with
 from packer.quantizers.two_sided import _by_antidiagonals, _compiled_tile, round_both_ways
 
-from packer.predicted_damage import predicted_nats
+from packer.planning.predicted_damage import predicted_nats
 
 
 def moment(size: int, seed: int, count: int | None = None) -> torch.Tensor:

@@ -13,7 +13,7 @@ from packer.train.model import GPT, GPTConfig
 from packer.train.size_watch import SizeWatch, sampled_size
 
 from packer import api
-from packer.artifact import encode_tensor
+from packer.artifact.encoder import encode_tensor
 
 CONFIG = GPTConfig(
     vocab_size=512, num_layers=3, model_dim=192, num_heads=4, num_kv_heads=2, mlp_mult=3.0

@@ -1,0 +1,81 @@
+"""Coder 6: interleaved range ANS (Giesen, arXiv:1402.3392) that needs nothing but numpy.
+
+Symbol i of a call goes to lane i mod lanes, so that one numpy operation serves a symbol of every
+lane. Like decoder.py this module is closed and part of the shipped loader. docs/format.md
+specifies it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from packer.artifact.artifact_error import ArtifactError
+
+PRECISION = 14  # bits of a probability
+LOWEST = 1 << 16  # of a state; below it a 16-bit word is read
+MOST_LANES = 10  # log2
+
+Table = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+def lane_frequencies(counts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """int64 [symbols], summing to 2^14; only symbols without a count have none."""
+    used = counts > 0
+    ends = counts.cumsum() * ((1 << PRECISION) - used.sum()) // counts.sum() + used.cumsum()
+    frequencies: npt.NDArray[np.int64] = np.diff(ends, prepend=0)
+    return frequencies
+
+
+def lane_model(counts: npt.NDArray[Any]) -> Table:
+    """Of each of the 2^14 slots the symbol, its frequency, and how far into it the slot is."""
+    frequencies = lane_frequencies(counts)
+    symbols = np.arange(len(counts)).repeat(frequencies)
+    starts = frequencies.cumsum() - frequencies
+    return symbols, frequencies[symbols], np.arange(1 << PRECISION) - starts[symbols]
+
+
+class LaneDecoder:
+    """Byte 0: log2 of the lanes. Then a 32-bit state per lane, then 16-bit words."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        check_lanes(data)
+        lanes = 1 << data[0]
+        self.states = np.frombuffer(data, "<u4", lanes, 1).astype(np.int64)
+        self.words = np.frombuffer(data, "<u2", -1, 1 + 4 * lanes)
+        self.at = 0
+
+    def decode(self, model: Table, count: int) -> npt.NDArray[np.int64]:
+        """int64 [count] symbols."""
+        symbols, frequencies, offsets = model
+        slots = np.empty(count, np.int64)
+        lanes = len(self.states)
+        for start in range(0, count, lanes):
+            here = slots[start : start + lanes]
+            states = self.states[: len(here)]
+            here[:] = states & (1 << PRECISION) - 1
+            states[:] = frequencies[here] * (states >> PRECISION) + offsets[here]
+            low = np.flatnonzero(states < LOWEST)
+            words = self.words[self.at : self.at + len(low)]
+            if len(words) < len(low):
+                raise ArtifactError("an ANS stream ends before its last symbol")
+            states[low] = states[low] << 16 | words
+            self.at += len(low)
+        return symbols[slots]
+
+    def is_empty(self) -> bool:
+        """Whether all data were used, and every lane is back where its encoder began."""
+        return self.at == len(self.words) and bool((self.states == LOWEST).all())
+
+
+def check_lanes(data: bytes | memoryview) -> None:
+    """Raises ArtifactError: too many lanes, a state that no encoder leaves, an even length."""
+    if not len(data) or data[0] > MOST_LANES:
+        raise ArtifactError(f"an ANS stream has 2^{data[0] if len(data) else '?'} lanes")
+    states = 4 << data[0]
+    if len(data) < 1 + states or len(data) % 2 == 0:
+        raise ArtifactError(f"{len(data)} bytes are no states of {1 << data[0]} lanes and words")
+    if (np.frombuffer(data, "<u4", 1 << data[0], 1) < LOWEST).any():
+        raise ArtifactError("a lane of an ANS stream has a state that is too small")

@@ -1,0 +1,72 @@
+"""The encoding half of lane_decoder.py: interleaved range ANS in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from packer.artifact.rans_decoder import LOWEST, MOST_LANES, PRECISION, lane_frequencies
+
+# A lane costs two bytes: a stream has so many bytes per lane, at least.
+BYTES_PER_LANE = 2048
+_ROOM = (
+    32 - PRECISION
+)  # a state may reach its symbol's frequency shifted so far, before it is coded
+
+Frequencies = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+"""(frequency, where its slots begin) of every symbol."""
+
+
+def lane_counts(counts: npt.NDArray[Any]) -> Frequencies:
+    """What LaneEncoder encodes with, of the counts that `lane_model` makes a model of."""
+    frequencies = lane_frequencies(counts)
+    return frequencies, frequencies.cumsum() - frequencies
+
+
+def lanes_for(size_bytes: float) -> int:
+    """How many lanes a stream of about so many bytes is given: a power of two."""
+    most = max(size_bytes / BYTES_PER_LANE, 1.0)
+    return min(1 << int(np.log2(most)), 1 << MOST_LANES)
+
+
+class LaneEncoder:
+    """A stack: what is encoded last is decoded first."""
+
+    def __init__(self, lanes: int) -> None:
+        self.states = np.full(lanes, LOWEST, dtype=np.int64)
+        self.words: list[npt.NDArray[np.int64]] = []  # the last are read first
+
+    def encode_reverse(self, symbols: npt.NDArray[Any], model: Frequencies) -> None:
+        """Symbols [count] of one model, so that they are decoded in order."""
+        frequencies, starts = model
+        lanes = len(self.states)
+        for start in reversed(range(0, len(symbols), lanes)):
+            here = symbols[start : start + lanes]
+            states, frequency = self.states[: len(here)], frequencies[here]
+            full = np.flatnonzero(states >= frequency << _ROOM)
+            self.words.append(states[full] & 0xFFFF)
+            states[full] >>= 16
+            whole, rest = np.divmod(states, frequency)
+            states[:] = (whole << PRECISION) + rest + starts[here]
+
+    def encode_each(self, symbols: Sequence[int], models: Sequence[Frequencies]) -> None:
+        """Symbols that each are a call of their own to the decoder, so that lane 0 has them all."""
+        state, words = int(self.states[0]), []
+        for symbol, (frequencies, starts) in zip(reversed(symbols), reversed(models), strict=True):
+            frequency = int(frequencies[symbol])
+            if state >= frequency << _ROOM:
+                words.append(state & 0xFFFF)
+                state >>= 16
+            whole, rest = divmod(state, frequency)
+            state = (whole << PRECISION) + rest + int(starts[symbol])
+        self.words.append(np.array(words[::-1], dtype=np.int64))
+        self.states[0] = state
+
+    def data(self) -> bytes:
+        """As `LaneDecoder` reads it."""
+        words = np.concatenate([*reversed(self.words), np.empty(0, np.int64)])
+        lanes = bytes([len(self.states).bit_length() - 1])
+        return lanes + self.states.astype("<u4").tobytes() + words.astype("<u2").tobytes()

@@ -1,0 +1,118 @@
+"""Tensors that lie in a file: read when they are asked for, and kept by nobody."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from packer.checkpoint.lazy_mapping import MadeWhenAsked
+from packer.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class FileMark:
+    """What tells that a file is still the one that was looked at. modified: nanoseconds."""
+
+    path: Path
+    inode: int
+    size_bytes: int
+    modified: int
+
+    @staticmethod
+    def of(path: Path) -> FileMark:
+        return FileMark.told(path, path.stat())
+
+    @staticmethod
+    def told(path: Path, status: os.stat_result) -> FileMark:
+        return FileMark(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """Where a tensor lies. outline: its shape and dtype, a tensor without values (device meta).
+
+    offset: bytes from the start of the file to its elements, which are little-endian.
+    """
+
+    outline: torch.Tensor
+    file: FileMark
+    offset: int
+
+    def read(self, name: str) -> torch.Tensor:
+        """The values, in memory of their own.
+
+        Raises CheckpointError: the file is gone, cannot be read, or is not what it was.
+        """
+        path, count = self.file.path, self.outline.nbytes
+        values = torch.empty(count, dtype=torch.uint8)
+        try:
+            with path.open("rb", buffering=0) as file:
+                if FileMark.told(path, os.fstat(file.fileno())) != self.file:
+                    raise CheckpointError(
+                        f"{path}: was changed while it was read; run the command again"
+                    )
+                file.seek(self.offset)
+                whole = values.numpy().data
+                done = 0
+                while done < count and (more := file.readinto(whole[done:])):
+                    done += more
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+        if done < count:
+            raise CheckpointError(f"{path}: ends within the tensor {name!r}; copy it again")
+        return values.view(self.outline.dtype).reshape(self.outline.shape)
+
+
+class Readable(Protocol):
+    """A tensor in a file. outline: its shape and dtype, without values (device meta)."""
+
+    @property
+    def outline(self) -> torch.Tensor: ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """The values, in memory of their own. Raises CheckpointError: the file was changed."""
+        ...
+
+
+class ReadLater(MadeWhenAsked[torch.Tensor]):
+    """Tensors by name, each made whenever it is asked for.
+
+    outlines: shape and dtype of all of them, without making any. Asking raises CheckpointError.
+    """
+
+    def __init__(self, outlines: Mapping[str, torch.Tensor]) -> None:
+        super().__init__(outlines)
+        self.outlines = dict(outlines)
+
+
+def outlines_of(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Shape and dtype of every tensor; its values may not be there."""
+    return tensors.outlines if isinstance(tensors, ReadLater) else tensors
+
+
+class StoredTensors(ReadLater):
+    """Tensors by name, each read from its file whenever it is asked for."""
+
+    def __init__(self, places: Mapping[str, Readable]) -> None:
+        super().__init__({name: place.outline for name, place in places.items()})
+        self._places = dict(places)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._places[name].read(name)
+
+
+class Renamed(ReadLater):
+    """Tensors of another mapping. names: name here -> name there."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> None:
+        outlines = outlines_of(tensors)
+        super().__init__({name: outlines[there] for name, there in names.items()})
+        self._tensors, self._there = tensors, dict(names)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[self._there[name]]

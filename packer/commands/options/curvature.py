@@ -1,0 +1,111 @@
+"""What a command that measures was told of curvature: a file of it, or a text to make it on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from packer.commands.options.groups import OptionGroup, Part
+from packer.commands.options.model import MODEL, ModelOptions
+from packer.commands.options.opening import OPENING
+from packer.commands.options.text import (
+    CALIBRATION_SIZE,
+    TOKENIZER,
+    TextOptions,
+    calibration_text,
+)
+from packer.commands.options.types import CONFIG, EXISTING_FILE, WRITABLE
+
+if TYPE_CHECKING:
+    from packer.checkpoint.checkpoint import Checkpoint
+    from packer.curvature.curvature_set import CurvatureSet
+
+
+@dataclass(frozen=True)
+class CurvatureOptions:
+    """What a command that measures was told of curvature. out: where to write what it makes."""
+
+    file: str | None
+    text: TextOptions
+    built: ModelOptions
+    out: str | None = None
+
+    @property
+    def given(self) -> bool:
+        return self.file is not None or self.text.given
+
+    def check(self) -> None:
+        """Raises UsageError: options that go with a text, without one."""
+        self.built.check()
+        if self.out is not None and (self.file is not None or not self.text.given):
+            raise click.UsageError(
+                "--curvature-out is where curvature made with --calibration goes; here none is made"
+            )
+
+    @property
+    def inputs(self) -> tuple[str | None, ...]:
+        """Every file that is read, to be checked against what is written."""
+        return (self.file, *self.text.inputs, *self.built.inputs)
+
+    def writes(self, output: str | None) -> tuple[str | None, ...]:
+        """Every file that the command writes, to be checked against its inputs.
+
+        Raises UsageError: the output itself is to hold the curvature.
+        """
+        if self.file is not None or not self.text.given:
+            return (output,)
+        path = self.out or (None if output is None else beside(output))
+        if (
+            path is not None
+            and output is not None
+            and Path(path).resolve() == Path(output).resolve()
+        ):
+            raise click.UsageError(f"{output} cannot hold the curvature too; name another file")
+        return (output, path)
+
+    def read(self, loaded: Checkpoint) -> CurvatureSet | None:
+        """From the file alone. Raises CurvatureError."""
+        from packer.curvature.file import read_curvature
+
+        return None if self.file is None else read_curvature(self.file, loaded)
+
+
+def beside(output: str) -> str:
+    """Where the curvature behind a plan or measurements is written: plan.curvature.safetensors."""
+    return f"{output.removesuffix('.json')}.curvature.safetensors"
+
+
+FILE = click.option(
+    "--curvature",
+    "file",
+    type=EXISTING_FILE,
+    help="What `packer calibrate` wrote for this checkpoint.",
+)
+CALIBRATION = click.option(
+    "--calibration",
+    multiple=True,
+    metavar="PATH",
+    help="Text or shards: calibrate on them (unless --curvature is given), and fit the "
+    "predicted damage to true measurements on their last fifth.",
+)
+OUT = click.option(
+    "--curvature-out",
+    "out",
+    type=WRITABLE,
+    help="Write the curvature that --calibration gave here; default: OUTPUT's name with "
+    ".curvature.safetensors at its end.",
+)
+
+
+def curvature_options(*more: Part) -> OptionGroup:
+    """A group `curvature`: a file, a text, a model, and how the checkpoint is opened."""
+    text = OptionGroup("text", calibration_text, CALIBRATION, CALIBRATION_SIZE, TOKENIZER)
+    built = OptionGroup("built", ModelOptions, MODEL, CONFIG, OPENING)
+    return OptionGroup("curvature", CurvatureOptions, FILE, text, *more, built)
+
+
+CURVATURE = curvature_options()
+CURVATURE_KEPT = curvature_options(OUT)

@@ -1,0 +1,129 @@
+"""What models are scored on: which text, and how it is cut into windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from packer.commands.options.groups import OptionGroup
+from packer.commands.options.text import SHARDS_TOO
+from packer.commands.options.types import EXISTING_FILE, POSITIVE
+
+if TYPE_CHECKING:
+    from packer.eval.batches import Setting
+    from packer.evaluation import Data, Subject
+
+DEFAULT_WINDOW = 1024  # what the contest's models were trained with
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """data: text or shards, with a table of the bytes of each token, and for shards perhaps a
+    sidecar of the bytes behind each.
+    """
+
+    data: tuple[str, ...]
+    tokenizer: str | None = None
+    bytes_table: str | None = None
+    bytes_sidecar: tuple[str, ...] = ()
+    document_separator: str | None = None
+
+    @property
+    def inputs(self) -> tuple[str | None, ...]:
+        """Every file that is read, to be checked against what is written."""
+        return (*self.data, self.tokenizer, self.bytes_table)
+
+    def open(self) -> Data:
+        """The text's tokens. Raises PackerError, EvalError."""
+        from packer.evaluation import open_data
+
+        return open_data(
+            self.data,
+            tokenizer=self.tokenizer,
+            bytes_table=self.bytes_table,
+            bytes_sidecar=self.bytes_sidecar,
+            document_separator=self.document_separator,
+        )
+
+
+@dataclass(frozen=True)
+class Windows:
+    """window: what a model sees at once, in tokens. stride: how many of each window are scored.
+
+    tokens: how many in all. batch: windows at a time. None: the model's own, or all.
+    """
+
+    window: int | None = None
+    stride: int | None = None
+    tokens: int | None = None
+    batch: int | None = None
+
+    def setting(self, subject: Subject, rank: int = 0, world_size: int = 1) -> Setting:
+        """As a model is scored, by this process of so many."""
+        from packer.eval.batches import Setting
+        from packer.eval.forward import device_of
+
+        trained = getattr(getattr(subject.model, "config", None), "rope_train_length", None)
+        longest = getattr(subject.model, "longest_window", None) or DEFAULT_WINDOW
+        return Setting(
+            window=self.window or trained or min(longest, DEFAULT_WINDOW),
+            stride=self.stride,
+            tokens=self.tokens,
+            batch=self.batch,
+            autocast=device_of(subject.model).type == "cuda",
+            rank=rank,
+            world_size=world_size,
+        )
+
+
+TEXT = OptionGroup(
+    "text",
+    ScoredText,
+    click.option(
+        "--data",
+        multiple=True,
+        required=True,
+        metavar="PATH",
+        help=SHARDS_TOO,
+    ),
+    click.option(
+        "--tokenizer",
+        type=EXISTING_FILE,
+        help="The data's sentencepiece model or tokenizer.json; default: the one beside a source.",
+    ),
+    click.option(
+        "--bytes-table", type=EXISTING_FILE, help="Bytes per token of another tokenizer (JSON)."
+    ),
+    click.option(
+        "--bytes-sidecar",
+        multiple=True,
+        metavar="PATH",
+        help="Bytes of text behind each token of the shards, in shards of their own.",
+    ),
+    click.option(
+        "--document-separator", metavar="TEXT", help="What stands between documents in a text."
+    ),
+)
+WINDOWS = OptionGroup(
+    "windows",
+    Windows,
+    click.option(
+        "--window",
+        type=POSITIVE,
+        metavar="TOKENS",
+        help="What a model sees at once; default: its rope_train_length, or 1024, or what its "
+        "configuration allows.",
+    ),
+    click.option(
+        "--stride",
+        type=POSITIVE,
+        metavar="TOKENS",
+        help="Score the last so many of each window; default: all, windows back to back.",
+    ),
+    click.option("--tokens", type=POSITIVE, metavar="TOKENS", help="Score only the first so many."),
+    click.option(
+        "--batch", type=POSITIVE, metavar="WINDOWS", help="Windows at a time; for speed only."
+    ),
+)

@@ -1,0 +1,230 @@
+"""Options that several commands share, and the types that read them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from packer.planning.account import MAX_SIZE_BYTES
+from packer.printable import spelled, spelled_lines
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+# Commas group thousands or stand nowhere; underscores as in Python.
+_SIZE = re.compile(r"([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+(?:_[0-9]+)*)(\.[0-9]+)?\s*([a-zA-Z]*)")
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]
+    """A number of bytes: 16000000, 16_000_000, 16MB (decimal), 15.5MB, 16MiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(value.strip())
+        unit = _UNITS.get(match[3].lower()) if match else None
+        if match is None or unit is None:
+            hint = "; commas only group thousands" if "," in value else ""
+            self.fail(
+                f"{value!r} is not a size; write 16000000, 16MB, 15.5MB or 16MiB{hint}", param, ctx
+            )
+        size = Decimal(match[1].replace(",", "").replace("_", "") + (match[2] or "")) * unit
+        if size >= MAX_SIZE_BYTES:
+            self.fail(
+                f"{value!r} is more than the {MAX_SIZE_BYTES - 1:,} bytes allowed", param, ctx
+            )
+        if size != int(size):
+            self.fail(f"{value!r} is not a whole number of bytes", param, ctx)
+        return int(size)
+
+
+class Finite(click.FloatRange):
+    """A number in a range, neither NaN nor infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+class Pin(click.ParamType):  # type: ignore[type-arg]
+    """SELECTOR=CHOICE."""
+
+    name = "selector=choice"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        selector, equals, choice = str(value).rpartition("=")
+        if not equals or not selector or not choice:
+            self.fail(f"{value!r} is not SELECTOR=CHOICE, such as embeddings=fp16", param, ctx)
+        return selector, choice
+
+
+EXISTING = click.Path(exists=True)
+EXISTING_FILE = click.Path(exists=True, dir_okay=False)
+WRITABLE = click.Path(dir_okay=False)
+POSITIVE = click.IntRange(min=1)
+
+
+def with_options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """The options as one decorator, listed in --help in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def positive(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    if value is not None and value <= 0:
+        raise click.BadParameter(f"{value} bytes; a cap is at least 1 byte", ctx, param)
+    return value
+
+
+def cap_option(*, required: bool, help: str = "Byte limit, code included.") -> Callable[[Any], Any]:
+    return click.option("--cap", type=Size(), required=required, callback=positive, help=help)
+
+
+CODE = click.option(
+    "--code",
+    "code",
+    multiple=True,
+    type=EXISTING_FILE,
+    help="File counted as code; repeat for more.",
+)
+MARGIN = click.option(
+    "--margin", type=Size(), default=0, help="Bytes to leave free on purpose.", metavar="SIZE"
+)
+PINS = click.option(
+    "--pin",
+    "pins",
+    multiple=True,
+    type=Pin(),
+    help="Fix tensors to a choice. A selector is a name or glob, a role (mlp-in), embeddings, "
+    "late-k or late-k:2: --pin embeddings=fp16 --pin 'blocks.*.attn.c_k.weight=int6.row'. "
+    "The last pin on a tensor wins.",
+)
+CODER = click.option(
+    "--coder",
+    type=click.Choice(["numpy"]),
+    help="Of every tensor: numpy is read where constriction is not installed. "
+    "Default: the smallest, of those that need it too.",
+)
+TRELLIS = click.option(
+    "--trellis",
+    is_flag=True,
+    help="With curvature: codes on a trellis too, about 5 % fewer bytes for some 25 microseconds a "
+    "weight. Related methods may be patented: see docs/methods.md.",
+)
+CONFIG = click.option(
+    "--config",
+    type=EXISTING_FILE,
+    help="Model configuration (JSON or TOML) to carry inside the artifact.",
+)
+WEIGHTS = click.option(
+    "--weights",
+    metavar="KEY",
+    help="Which entry of the checkpoint holds the weights, such as ema or model.encoder; . takes "
+    "all there is, with dotted names.",
+)
+DROP = click.option(
+    "--drop", multiple=True, metavar="GLOB", help="Leave tensors out, such as 'mtp_heads.*'."
+)
+TEMPLATE = click.option(
+    "--template",
+    type=EXISTING,
+    metavar="CKPT",
+    help="A checkpoint of the model in another author's artifact, for the dtypes it does not "
+    "store; default: float32.",
+)
+MAX_MEMORY = click.option(
+    "--max-memory",
+    type=Size(),
+    metavar="SIZE",
+    help="Bytes that a compressed file may expand to; default: 256 times its own, at most 8 GiB.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+
+
+def read_config(path: str | None) -> dict[str, str]:
+    """Metadata that carries a model configuration; empty without one.
+
+    Raises BadParameter: neither JSON nor TOML, no settings, or values that JSON has no word for.
+    """
+    if path is None:
+        return {}
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"{path} is not a text in UTF-8: {error}") from None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = _read_toml(path, text)
+    if not isinstance(value, dict) or not value:
+        raise click.BadParameter(f"{path} holds no settings; name a configuration in JSON or TOML")
+    try:
+        spelled = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:  # dates and NaN
+        raise click.BadParameter(f"{path} cannot be spelled in JSON: {error}") from None
+    return {"config": spelled}
+
+
+def _read_toml(path: str, text: str) -> Any:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise click.BadParameter(f"{path} is neither JSON nor TOML: {error}") from None
+
+
+def refuse_overwriting(inputs: Sequence[str | None], output: str | None) -> None:
+    """Raises UsageError: the output is one of the inputs, or a shard in a folder that is one."""
+    if output is None:
+        return
+    target = Path(output).resolve()
+    for source in (Path(path).resolve() for path in inputs if path is not None):
+        torch_shard = target.suffix in (".bin", ".pt", ".pth") and target.exists()
+        shard = source == target.parent and (target.suffix == ".safetensors" or torch_shard)
+        if source == target or shard:
+            raise click.UsageError(f"{output} is an input; name another file to write")
+
+
+def print_json(value: dict[str, Any]) -> None:
+    click.echo(json.dumps(value))
+
+
+def say(text: str, *, err: bool = False, lines: bool = False) -> None:
+    """Print a line; what is no letter in it is spelled. lines: its line feeds are our own."""
+    click.echo(spelled_lines(text) if lines else spelled(text), err=err)
+
+
+def say_notes(notes: Sequence[str]) -> None:
+    """What was taken, stripped or left out of a checkpoint, on stderr."""
+    for note in notes:
+        say(f"note: {note}", err=True)
+
+
+def say_warnings(warnings: Sequence[str]) -> None:
+    """What is probably not meant, on stderr."""
+    for warning in warnings:
+        say(f"warning: {warning}", err=True)

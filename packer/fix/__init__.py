@@ -1,0 +1,1 @@
+"""An oversized artifact or submission folder to one under the cap."""

@@ -1,0 +1,149 @@
+"""What counts in a submission folder that is to be fixed: artifact, code, runs and claims."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from packer.checkpoint.checkpoint import read_checkpoint
+from packer.code.pack_script import SourceFile
+from packer.errors import CheckpointError, SubmissionError
+from packer.foreign.tensors import ForeignArtifact
+from packer.submission.account import RunAccount, accounts
+from packer.submission.artifacts import ArtifactFile
+from packer.submission.claims import CLAIMS
+from packer.submission.code_files import ENTRY_NAMES
+from packer.submission.folder import Submission, read_submission
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What counts in a submission folder.
+
+    artifact: inside the folder, None where only logs speak of it; foreign: None for that, and for
+    an artifact of ours. artifact_bytes: its size, or the largest that a log names. others: runs
+    whose artifacts are not here -> their model bytes. code: all that runs, the entry first;
+    executed: those of it that are run by their file names. claims: None without a file.
+    seeds: seed -> model bytes of the runs that tell theirs; own_seed: of the artifact's run.
+    """
+
+    root: Path
+    artifact: str | None
+    foreign: ForeignArtifact | None
+    artifact_bytes: int
+    others: Mapping[str, int]
+    code: tuple[SourceFile, ...]
+    executed: frozenset[str]
+    claims: Mapping[str, Any] | None
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    own_seed: str | None = None
+
+    @property
+    def code_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.code)
+
+    @property
+    def largest_model(self) -> int:
+        """Bytes of the largest run's model: that run is held against the cap."""
+        return max(self.artifact_bytes, *self.others.values(), 0)
+
+
+def read_folder(
+    root: Path,
+    code: Sequence[str] = (),
+    template: str | None = None,
+    max_memory: int | None = None,
+) -> Folder:
+    """The artifact, told by its content, the code that counts, and the claims.
+
+    code: the files that count, the entry first; without them train_gpt.py, or the only Python
+    file. Raises SubmissionError: several artifacts, none that a log names, no code.
+    CheckpointError: a damaged artifact.
+    """
+    submission = read_submission(root, code=code, max_memory=max_memory)
+    if not submission.code:
+        raise SubmissionError(
+            f"{root}: {len(submission.beside)} Python files and none is {ENTRY_NAMES[0]}; name "
+            "those that count with --code, the one that is run first"
+        )
+    if submission.claims is not None and submission.claims.problem is not None:
+        raise SubmissionError(
+            f"{root / CLAIMS}: {submission.claims.problem}; correct it by hand first"
+        )
+    every = accounts(submission)
+    runs = [run for run in every if run.superseded is None]
+    _refuse_stub(submission, runs)
+    artifact = _only_artifact(submission, every)
+    sizes = {run.name: _model_bytes(run) for run in runs if run.artifact is None}
+    others = {name: size for name, size in sizes.items() if size is not None}
+    if artifact is None and not others:
+        raise SubmissionError(
+            f"{root}: holds no artifact, and no log tells the size of one; put the artifact there"
+        )
+    foreign = None
+    if artifact is not None and artifact.codec != "bytecap":
+        path = root / artifact.name
+        foreign = read_checkpoint(path, template=template, max_memory=max_memory).foreign
+    return Folder(
+        root,
+        artifact.name if artifact else None,
+        foreign,
+        artifact.size_bytes if artifact else max(others.values()),
+        others,
+        submission.whole_code,
+        frozenset(file.path for file in submission.executed),
+        None if submission.claims is None else submission.claims.value,
+        _by_seed(runs),
+        next((str(r.seed) for r in runs if r.artifact is artifact and r.seed is not None), None)
+        if artifact
+        else None,
+    )
+
+
+def _by_seed(runs: Sequence[RunAccount]) -> dict[str, int]:
+    """Seed -> model bytes, of seeds with one run."""
+    found = [(str(run.seed), _model_bytes(run)) for run in runs if run.seed is not None]
+    seeds = Counter(seed for seed, _ in found)
+    return {seed: size for seed, size in found if size is not None and seeds[seed] == 1}
+
+
+def _refuse_stub(submission: Submission, runs: Sequence[RunAccount]) -> None:
+    """Raises SubmissionError: the script cannot be the code that a log counts."""
+    stub = next((run for run in runs if run.is_stub), None)
+    if stub is not None:
+        entry = submission.code[0]
+        raise SubmissionError(
+            f"{Path(submission.folder) / entry.path}: has {entry.size_bytes:,} bytes and unpacks "
+            f"nothing, while {stub.name} counts {stub.logged_code:,} bytes of code; name every "
+            "file that runs with --code, this one first"
+        )
+
+
+def _model_bytes(run: RunAccount) -> int | None:
+    """A run's model: as logged, or what the logged total leaves beside the code."""
+    if run.model_bytes is not None or run.as_logged is None or run.own_code is None:
+        return run.model_bytes
+    left = run.as_logged - run.own_code
+    return left if left > 0 else None
+
+
+def _only_artifact(submission: Submission, runs: Sequence[RunAccount]) -> ArtifactFile | None:
+    """The artifact that is a run's, by its size. Raises SubmissionError: several, which are fixed
+    one by one. CheckpointError: damaged."""
+    counted = {run.artifact.name: run.artifact for run in runs if run.artifact is not None}
+    for one in counted.values():
+        if one.problem is not None:
+            raise CheckpointError(one.problem)
+    found = [one for one in counted.values() if one.layout != "plain weights"]
+    if len(found) > 1:
+        root = Path(submission.folder)
+        sizes = ", ".join(f"{one.name} {one.size_bytes:,}" for one in found)
+        raise SubmissionError(
+            f"{root}: holds {len(found)} artifacts ({sizes}); fix them one by one, such as packer "
+            f"fix {root / found[0].name} --code {root / submission.code[0].path}, or leave the one "
+            "that is submitted"
+        )
+    return found[0] if found else None

@@ -1,0 +1,1 @@
+"""A plan to an artifact, its verification, and the comparison of plans with recipes."""

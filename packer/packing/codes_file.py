@@ -1,0 +1,91 @@
+"""Codes and steps of an artifact as a safetensors file, never as the floats they stand for.
+
+For whoever computes with integers. Under its own name stands a tensor that was stored as it is, in
+the dtype it was stored in; of any other there are NAME/codes and its side values, NAME/scale and so
+on. docs/format.md says what a code stands for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from packer.artifact.decoder import MAX_DECODED_BYTES, StoredArtifact, parse
+from packer.artifact.encoder import quantized_tensor
+from packer.checkpoint.safetensors_write import UnwritableError, write_all
+from packer.errors import OutputError
+from packer.files import replacing
+from packer.huggingface.files import without_files
+from packer.quantizers.formats import PASSTHROUGH_DTYPES, Passthrough, QuantizedTensor
+
+KIND = "bytecap codes 1"
+SMALL_CODES = 127  # what int8 holds on both sides
+
+
+def codes_of(quantized: QuantizedTensor) -> dict[str, torch.Tensor]:
+    """Parts of one tensor by name: "" for what was stored as it is, else codes and side values.
+
+    codes: [shape of the weights], int8 where they fit, else int16. Side values: as of
+    QuantizedTensor; scale and row steps have one value, or one for each row, all axes but the last
+    being rows.
+    """
+    if isinstance(quantized.format, Passthrough):
+        stored = PASSTHROUGH_DTYPES.get(str(quantized.format), quantized.dtype)
+        return {"": quantized.codes.reshape(-1).view(stored).reshape(quantized.shape)}
+    codes = quantized.codes
+    if codes.dtype == torch.int16 and not bool((codes.int().abs() > SMALL_CODES).any()):
+        codes = codes.to(torch.int8)
+    return {"codes": codes.reshape(quantized.shape), **quantized.side}
+
+
+def read_codes(data: bytes, max_bytes: int = MAX_DECODED_BYTES) -> dict[str, torch.Tensor]:
+    """All tensors of the codes file of an artifact, by key.
+
+    Raises ArtifactError: not an artifact, damaged, or larger decoded than `max_bytes`.
+    """
+    return _parts(parse(data, max_bytes))[0]
+
+
+def write_codes(
+    data: bytes, path: str | os.PathLike[str], max_bytes: int = MAX_DECODED_BYTES
+) -> dict[str, torch.Tensor]:
+    """The same, written as safetensors. The metadata has format and dtype of every tensor
+    ("bytecap.formats"), tied names ("bytecap.ties") and the artifact's own metadata.
+
+    Raises ArtifactError, and OutputError: another ending, or a dtype that safetensors lacks.
+    """
+    if Path(path).suffix.lower() != ".safetensors":
+        raise OutputError(f"{path}: codes are written as .safetensors; name such a file")
+    stored = parse(data, max_bytes)
+    parts, formats = _parts(stored)
+    metadata = {
+        **without_files(stored.metadata),
+        "bytecap": KIND,
+        "bytecap.formats": json.dumps(formats),
+        "bytecap.ties": json.dumps(dict(stored.ties)),
+    }
+    with replacing(path) as temporary:
+        try:
+            write_all(temporary, parts, metadata)
+        except UnwritableError as error:
+            raise OutputError(f"{path}: {error}") from None
+    return parts
+
+
+def _parts(stored: StoredArtifact) -> tuple[dict[str, torch.Tensor], Mapping[str, list[str]]]:
+    """(tensors by key, name -> [format, dtype]). Raises OutputError: two tensors of one key."""
+    parts: dict[str, torch.Tensor] = {}
+    formats = {}
+    for tensor in stored.tensors:
+        quantized = quantized_tensor(tensor)
+        formats[tensor.name] = [str(quantized.format), tensor.dtype]
+        for part, value in codes_of(quantized).items():
+            key = f"{tensor.name}/{part}" if part else tensor.name
+            if key in parts:
+                raise OutputError(f"{tensor.name}: another tensor is called {key} already")
+            parts[key] = value
+    return parts, formats

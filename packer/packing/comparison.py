@@ -1,0 +1,259 @@
+"""Recipes and our planner on one checkpoint: files to score, rows to print, bytes at equal KL."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from packer.checkpoint.checkpoint import Checkpoint
+from packer.errors import CapError
+from packer.evaluation import Evaluated
+from packer.packing.finished_files import FinishedFile
+from packer.packing.pack import Packed, pack_to_cap
+from packer.planning.account import Limits
+from packer.planning.calibrated import Calibration
+from packer.planning.measure import Progress, ignore_progress
+from packer.planning.options import MeasureOptions
+from packer.planning.pipeline import always, measure_to_plan, refine_plan
+from packer.planning.plan import PackPlan, make_plan
+from packer.planning.recipe_search import RecipePlan, recipe_at, recipe_under_cap
+from packer.planning.recipes import RECIPES, K, Position, Recipe
+
+OURS = "ours"
+CURVE_K = (8.0, 10.0, 12.85, 16.0, 20.0)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A file to score. position: of the recipe's knob; None for ours.
+
+    cap_bytes: what it was made to fit; None on a curve over k. seconds: from curvature to the file,
+    measuring included. problems: tensor -> why it was rounded otherwise than its choice says.
+    """
+
+    recipe: str
+    position: Position | None
+    cap_bytes: int | None
+    packed: Packed
+    seconds: float
+    problems: Mapping[str, str]
+
+    @property
+    def total_bytes(self) -> int:
+        return self.packed.account.total_bytes
+
+    @property
+    def artifact_bytes(self) -> int:
+        return self.packed.account.artifact_bytes
+
+    @property
+    def weights(self) -> int:
+        """Of the checkpoint."""
+        return sum(info.elements for info in self.packed.plan.measurement.tensors)
+
+    @property
+    def predicted_bits_per_byte(self) -> float | None:
+        """The KL that the plan was chosen by, fitted for ours alone; None without a Fisher."""
+        plan = self.packed.plan.plan
+        return plan.damage if plan.damage_kind == "damage_bpb" else None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A recipe that fits at no position of its knob."""
+
+    recipe: str
+    cap_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A file and its score, against the checkpoint that it was made of."""
+
+    source: str
+    contender: Contender | FinishedFile
+    evaluated: Evaluated
+
+    @property
+    def kl_bits_per_byte(self) -> float | None:
+        """None for models that only tell losses."""
+        divergence = self.evaluated.divergence
+        return None if divergence is None else divergence.kl_bits_per_byte
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the file, over all weights of the checkpoint."""
+        return 8 * self.contender.artifact_bytes / max(self.contender.weights, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        contender, position = self.contender, self.contender.position
+        scored = self.evaluated.to_json()
+        return {
+            "checkpoint": self.source,
+            "recipe": contender.recipe,
+            "knob": None if position is None else position.value,
+            "knob_name": None if position is None else position.knob,
+            "cap_bytes": contender.cap_bytes,
+            "total_bytes": contender.total_bytes,
+            "artifact_bytes": contender.artifact_bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "bits_per_byte": scored["bits_per_byte"],
+            "kl_bits_per_byte": self.kl_bits_per_byte,
+            "predicted_bits_per_byte": contender.predicted_bits_per_byte,
+            "kl_stderr_bits_per_byte": scored.get("kl_stderr_bits_per_byte"),
+            "delta_bits_per_byte": scored["delta_bits_per_byte"],
+            "stderr_bits_per_byte": scored["delta_stderr_bits_per_byte"],
+            "seconds": None if contender.seconds is None else round(contender.seconds, 2),
+            "rounding_problems": dict(contender.problems),
+        }
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """One checkpoint and what every contender shares.
+
+    code: counted beside the file, and its margin; the cap in it is not read. calibration: with
+    curvature; recipes round with it as well. options: of ours; recipes take its pins.
+    """
+
+    checkpoint: Checkpoint
+    code: Limits
+    calibration: Calibration
+    options: MeasureOptions
+    progress: Progress = ignore_progress
+
+    def recipes_under(self, cap_bytes: int) -> Iterator[Contender | Refused]:
+        """Every named recipe, its size parameter turned until its file fits."""
+        for recipe in RECIPES.values():
+            started = time.perf_counter()
+            try:
+                fitted = recipe_under_cap(
+                    self.checkpoint,
+                    recipe,
+                    self._limits(cap_bytes),
+                    MeasureOptions(self.options.pins),
+                    self.calibration.curvature,
+                    self.progress,
+                )
+            except CapError as error:
+                yield Refused(recipe.name, cap_bytes, str(error))
+                continue
+            yield self._packed_recipe(fitted, cap_bytes, started)
+
+    def recipe_curve(self, recipe: Recipe) -> Iterator[Contender]:
+        """A recipe with a k at every k of the common curve."""
+        for k in CURVE_K:
+            started = time.perf_counter()
+            fitted = recipe_at(
+                self.checkpoint,
+                recipe,
+                Position(K, k),
+                self.code,
+                MeasureOptions(self.options.pins),
+                self.calibration.curvature,
+                self.progress,
+            )
+            yield self._packed_recipe(fitted, None, started)
+
+    def ours_under(self, caps: Sequence[int]) -> Iterator[Contender | Refused]:
+        """Our planner at every cap; measured and fitted once."""
+        if not caps:
+            return
+        started = time.perf_counter()
+        measurement = measure_to_plan(
+            self.checkpoint, self.options, self.calibration, always(self.progress)
+        )
+        measuring = time.perf_counter() - started
+        for cap_bytes in caps:
+            started = time.perf_counter()
+            try:
+                plan = make_plan(measurement, self._limits(cap_bytes), self.options.pins)
+                plan = refine_plan(plan, self.checkpoint, self.calibration, always(self.progress))
+                packed = self._pack(plan)
+            except CapError as error:
+                yield Refused(OURS, cap_bytes, str(error))
+                continue
+            seconds = measuring + time.perf_counter() - started
+            yield Contender(OURS, None, cap_bytes, packed, seconds, packed.rounding_problems)
+
+    def _limits(self, cap_bytes: int) -> Limits:
+        return replace(self.code, cap_bytes=cap_bytes)
+
+    def _pack(self, plan: PackPlan) -> Packed:
+        return pack_to_cap(self.checkpoint, plan, self.calibration.curvature, self.progress)
+
+    def _packed_recipe(
+        self, fitted: RecipePlan, cap_bytes: int | None, started: float
+    ) -> Contender:
+        packed = self._pack(fitted.plan)
+        problems = {**fitted.problems, **packed.rounding_problems}
+        seconds = time.perf_counter() - started
+        return Contender(fitted.recipe.name, fitted.position, cap_bytes, packed, seconds, problems)
+
+
+def recipes_with_k() -> tuple[Recipe, ...]:
+    return tuple(recipe for recipe in RECIPES.values() if recipe.original.knob == K)
+
+
+@dataclass(frozen=True)
+class EqualKL:
+    """Bytes of a recipe and ours at the same KL. ours_bytes: interpolated on our curve."""
+
+    recipe: str
+    kl_bits_per_byte: float
+    recipe_bytes: int
+    ours_bytes: float
+
+    @property
+    def ratio(self) -> float:
+        return self.ours_bytes / self.recipe_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe,
+            "kl_bits_per_byte": self.kl_bits_per_byte,
+            "recipe_bytes": self.recipe_bytes,
+            "ours_bytes": round(self.ours_bytes),
+            "ratio": self.ratio,
+        }
+
+
+def equal_kl_of(rows: Sequence[Row]) -> tuple[EqualKL, ...]:
+    """Bytes of ours for every point of a recipe's curve over k, and for every finished file; none
+    without two points of ours.
+    """
+    ours, theirs = [], []
+    for row in rows:
+        contender, kl = row.contender, row.kl_bits_per_byte
+        total = contender.total_bytes
+        if kl is None or not kl > 0:
+            continue
+        if contender.recipe == OURS:
+            ours.append((total, kl))
+        elif contender.cap_bytes is None:
+            theirs.append((contender.recipe, total, kl))
+    return equal_kl(ours, theirs)
+
+
+def equal_kl(
+    ours: Sequence[tuple[int, float]], theirs: Sequence[tuple[str, int, float]]
+) -> tuple[EqualKL, ...]:
+    """ours: (bytes, KL); theirs: (recipe, bytes, KL). log KL is interpolated against log bytes.
+
+    Points of theirs beyond the ends of our curve are left out: nothing is extrapolated.
+    """
+    if len(set(ours)) < 2:
+        return ()
+    log_kl, log_bytes = np.log(np.array(sorted((kl, total) for total, kl in set(ours)))).T
+    found = []
+    for recipe, total, kl in theirs:
+        if log_kl[0] <= math.log(kl) <= log_kl[-1]:
+            bytes_of_ours = math.exp(np.interp(math.log(kl), log_kl, log_bytes))
+            found.append(EqualKL(recipe, kl, total, bytes_of_ours))
+    return tuple(found)

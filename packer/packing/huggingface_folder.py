@@ -1,0 +1,76 @@
+"""A folder as `from_pretrained` takes it, out of an artifact: weights, and the files it carries."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from packer.artifact.decoder import StoredArtifact
+from packer.errors import OutputError
+from packer.files import write_bytes
+from packer.huggingface.configuration import is_transformers
+from packer.huggingface.files import CONFIGURATION, PathLike, carried_files
+from packer.packing.verify import write_decoded
+from packer.planning.measure import Progress, ignore_progress
+
+WEIGHTS = "model.safetensors"
+PERMISSIONS = 0o777  # less what the process's mask takes away
+
+
+def write_folder(
+    path: PathLike, stored: StoredArtifact, progress: Progress = ignore_progress
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """A new folder with model.safetensors, every tensor in its own dtype, and the files that the
+    artifact carries; all or nothing.
+
+    Returns outlines of the weights, and what else was written. A configuration of transformers
+    that was packed with --config is written as config.json where the artifact carries none.
+    Raises OutputError: the folder holds files, or cannot be written. PackerError: a carried file
+    has no plain name.
+    """
+    files = carried_files(stored.metadata)
+    given = stored.metadata.get("config")
+    if CONFIGURATION not in files and given is not None and _of_transformers(given):
+        files[CONFIGURATION] = given.encode()
+    with _new_folder(path) as folder:
+        outlines = write_decoded(folder / WEIGHTS, stored, progress)
+        for name, data in files.items():
+            write_bytes(folder / name, data)
+    return outlines, tuple(sorted(files))
+
+
+def _of_transformers(spelled: str) -> bool:
+
+    try:
+        settings = json.loads(spelled)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(settings, dict) and is_transformers(settings)
+
+
+@contextlib.contextmanager
+def _new_folder(path: PathLike) -> Iterator[Path]:
+    """Yields a temporary sibling to fill; on success it takes the place of `path`, which is not
+    there or empty. On any failure it is removed. Raises OutputError.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name[:32]}.{secrets.token_hex(8)}.tmp")
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise OutputError(f"{path}: is there already and not empty; name a new folder")
+        temporary.mkdir(PERMISSIONS)
+        yield temporary
+        temporary.replace(target)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written: {error.strerror or error}; nothing was written"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

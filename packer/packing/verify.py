@@ -1,0 +1,326 @@
+"""Out of the artifact: weights to a file, and the proof that they are what went in."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from packer.artifact import decoder
+from packer.artifact.encoder import quantized_tensor
+from packer.checkpoint.checkpoint import Checkpoint
+from packer.checkpoint.earlier_versions import PERMUTED_MARK, POLISHED_MARK
+from packer.checkpoint.lazy_tensors import Renamed, outlines_of
+from packer.checkpoint.safetensors_write import UnwritableError, write_safetensors
+from packer.curvature.curvature_set import CurvatureSet, by_tensor_of
+from packer.errors import OutputError
+from packer.files import replacing
+from packer.huggingface.files import without_files
+from packer.planning.measure import Progress, ignore_progress
+from packer.quantizers.choice import Choice, parse_choice
+from packer.quantizers.curvature import Curvature
+from packer.quantizers.formats import Passthrough, QuantizedTensor, TensorFormat
+from packer.quantizers.quantize import dequantize, quantize
+from packer.threads import one_torch_thread
+
+BLOCK_ELEMENTS = 1 << 18
+SIDE_NAMES = {"scale": "scales", "row": "row steps", "column": "column steps", "shrink": "values"}
+
+
+@dataclass(frozen=True)
+class TensorCheck:
+    """How one tensor came back. max_error: largest |difference|. relative_error: rms difference
+    over rms weight, None for a tensor of zeros. exact: bit for bit equal. All three are None when
+    there was no checkpoint to compare with.
+    """
+
+    name: str
+    format: str
+    max_error: float | None
+    relative_error: float | None
+    exact: bool | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What verify found. problems: everything that is wrong, in words; empty means it passed."""
+
+    artifact_bytes: int
+    tensors: tuple[TensorCheck, ...]
+    problems: tuple[str, ...]
+
+
+def write_weights(
+    path: str | os.PathLike[str],
+    weights: Mapping[str, torch.Tensor],
+    ties: Mapping[str, str],
+    metadata: Mapping[str, str],
+) -> None:
+    """Weights as `.safetensors` or `.pt`, by the name's ending; all or nothing.
+
+    In a .pt file tied names share their storage. A .safetensors file cannot share: tied names are
+    written out, and the metadata remembers which belong together.
+    Raises OutputError: another ending, a dtype that safetensors lacks, no room, no right to write.
+    """
+    if _is_safetensors(path):
+        _save_safetensors(path, outlines_of(weights), weights.items(), ties, metadata)
+        return
+    # Empty tensors may lie at one address, which torch refuses for two dtypes. Given a path, torch
+    # writes its name into the file, and no two files are equal.
+    whole: dict[str, torch.Tensor] = {}
+    for name in weights:
+        weight = whole[ties[name]] if name in ties else weights[name]
+        whole[name] = weight if weight.numel() else weight.clone()
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(whole, file)
+        except KeyError as error:  # torch 2.4 has unsigned dtypes, but not on disk
+            raise OutputError(
+                f"{path}: this torch cannot write it ({error.args[0]}); write a .safetensors file, "
+                "or take a newer torch"
+            ) from None
+
+
+def write_decoded(
+    path: str | os.PathLike[str],
+    stored: decoder.StoredArtifact,
+    progress: Progress = ignore_progress,
+) -> dict[str, torch.Tensor]:
+    """The weights of a parsed artifact, as `write_weights` writes them. Returns their outlines:
+    tensors of their shape and dtype without values. A .safetensors file is written as tensors are
+    decoded, so that few of them are in memory; a .pt file holds all at once.
+
+    Raises OutputError as `write_weights`, and ArtifactError: a stream is damaged.
+    """
+    outlines = {
+        tensor.name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype), device="meta")
+        for tensor in stored.tensors
+    }
+    outlines |= {tied: outlines[kept] for tied, kept in stored.ties.items()}
+    if _is_safetensors(path):
+        decoded = _decoded(stored, progress)
+        _save_safetensors(path, outlines, decoded, stored.ties, stored.metadata)
+    else:
+        write_weights(path, dict(_decoded(stored, progress)), stored.ties, stored.metadata)
+    return outlines
+
+
+def _decoded(
+    stored: decoder.StoredArtifact, progress: Progress
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, weight) of every tensor, under all of its names."""
+    names = {tensor.name: [tensor.name] for tensor in stored.tensors}
+    for tied, kept in stored.ties.items():
+        names[kept].append(tied)
+    for done, tensor in enumerate(stored.tensors):
+        progress(tensor.name, done, len(stored.tensors))
+        weight = decoder.decode_weight(tensor)
+        yield from ((name, weight) for name in names[tensor.name])
+
+
+def _is_safetensors(path: str | os.PathLike[str]) -> bool:
+    """Whether the name asks for safetensors. Raises OutputError: neither for that nor for torch."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".pt", ".pth", ".safetensors"):
+        raise OutputError(f"{path}: weights are written as .safetensors or .pt; name such a file")
+    return suffix == ".safetensors"
+
+
+def _save_safetensors(
+    path: str | os.PathLike[str],
+    outlines: Mapping[str, torch.Tensor],
+    values: Iterable[tuple[str, torch.Tensor]],
+    ties: Mapping[str, str],
+    metadata: Mapping[str, str],
+) -> None:
+    texts = {
+        **without_files(metadata),
+        **({"bytecap.ties": json.dumps(dict(ties))} if ties else {}),
+    }
+    try:
+        with replacing(path) as temporary:
+            write_safetensors(temporary, outlines, values, {"format": "pt", **texts})
+    except UnwritableError as error:
+        raise OutputError(f"{path}: {error}; name a .pt file instead") from None
+
+
+def verify(
+    data: bytes,
+    against: Checkpoint | None = None,
+    choices: Mapping[str, str] | None = None,
+    curvature: CurvatureSet | None = None,
+    progress: Progress = ignore_progress,
+) -> Verification:
+    """Decode everything, and compare with a checkpoint and a plan's choices where given.
+
+    With a checkpoint, passthrough tensors must come back as the very bits that their format keeps;
+    with choices too, quantizing again must give the very codes in the file. Of a choice with +gptq
+    that takes curvature too; without, only its format is compared.
+    Raises decoder.ArtifactError: not an artifact, or damaged. Differences are returned as problems.
+    """
+    stored = decoder.parse(data)
+    against = _named_as_stored(against, stored) if against else None
+    problems = _structure_problems(stored, against) if against else []
+    if against is not None and PERMUTED_MARK in stored.metadata:
+        problems.append(_not_comparable(against))
+        against = None
+    checks = []
+    with one_torch_thread():
+        for done, tensor in enumerate(stored.tensors):
+            progress(tensor.name, done, len(stored.tensors))
+            weight = _comparable(tensor, against)
+            choice = choices.get(tensor.name) if choices else None
+            known = by_tensor_of(curvature).get(tensor.name)
+            found = quantized_tensor(tensor)
+            checks.append(check_tensor(found, tensor.name, weight, choice, known))
+    progress("verified", len(stored.tensors), len(stored.tensors))
+    problems += [f"{check.name}: {check.problem}" for check in checks if check.problem]
+    if problems and POLISHED_MARK in stored.metadata:
+        problems.insert(0, "an earlier version tuned its scales and floats after rounding")
+    return Verification(len(data), tuple(checks), tuple(problems))
+
+
+def _named_as_stored(against: Checkpoint, stored: decoder.StoredArtifact) -> Checkpoint:
+    """The checkpoint with the artifact's ties, as far as they hold in it: which of equal tensors
+    is kept, and whether both are, is an accident of a file's order and kind.
+    """
+    holders = {**{name: name for name in against.tensors}, **against.ties}
+    apart = {tensor.name for tensor in stored.tensors}
+    ties = {
+        tied: kept
+        for tied, kept in stored.ties.items()
+        if tied in holders and holders[tied] == holders.get(kept)
+    }
+    # What the artifact lacks keeps its ties, and is told among the problems.
+    names = {name: holder for name, holder in holders.items() if name in apart}
+    lacking = {tied: k for tied, k in against.ties.items() if tied not in {*apart, *ties}}
+    names |= {name: name for name in against.tensors if name not in {*apart, *ties}}
+    return replace(against, tensors=Renamed(against.tensors, names), ties={**ties, **lacking})
+
+
+def _not_comparable(against: Checkpoint) -> str:
+    return (
+        "an earlier version wrote it with the hidden units of MLPs in another order, so its "
+        f"tensors cannot be compared with those of {against.source} element by element; leave "
+        "--against out, or compare what both predict with packer eval"
+    )
+
+
+def _comparable(tensor: decoder.StoredTensor, against: Checkpoint | None) -> torch.Tensor | None:
+    """The original weight, where it is of this shape and dtype: what else there is, is told among
+    the structure's problems.
+    """
+    outline = against.outlines.get(tensor.name) if against else None
+    if against is None or outline is None:
+        return None
+    same = (tuple(outline.shape), _dtype(outline)) == (tensor.shape, tensor.dtype)
+    return against.tensors[tensor.name] if same else None
+
+
+def check_tensor(
+    quantized: QuantizedTensor,
+    name: str,
+    weight: torch.Tensor | None,
+    choice: str | None,
+    curvature: Curvature | None = None,
+) -> TensorCheck:
+    """One tensor against its original weight and choice, as far as they are given."""
+    decoded = dequantize(quantized)
+    problem = None
+    if decoded.is_floating_point() and _is_broken(decoded.float(), quantized.format):
+        problem = "some decoded weights are not finite"
+    if weight is None:
+        return TensorCheck(name, str(quantized.format), None, None, None, problem)
+    if isinstance(quantized.format, Passthrough):
+        kept = dequantize(quantize(weight, Choice(quantized.format)))
+        if not _same_bits(kept, decoded):
+            problem = f"{quantized.format} did not come back bit for bit"
+    elif choice is not None:
+        problem = problem or _requantize_problem(quantized, weight, choice, curvature)
+    max_error, relative_error = _errors(weight, decoded)
+    exact = _same_bits(weight, decoded)
+    return TensorCheck(name, str(quantized.format), max_error, relative_error, exact, problem)
+
+
+def _is_broken(decoded: torch.Tensor, format: TensorFormat) -> bool:
+    """Whether values are not finite, but for the infinities of masks that are kept as they are."""
+    allowed = decoded.isfinite()
+    if isinstance(format, Passthrough):
+        allowed |= decoded.isinf()
+    return not bool(allowed.all())
+
+
+def _requantize_problem(
+    quantized: QuantizedTensor,
+    weight: torch.Tensor,
+    choice: str,
+    curvature: Curvature | None,
+) -> str | None:
+    parsed = parse_choice(choice)
+    if parsed.format != quantized.format:
+        return f"the plan says {choice}, the file holds {quantized.format}"
+    if parsed.rounding != "nearest" and curvature is None:
+        return None
+    again = quantize(weight, parsed, curvature)
+    if not torch.equal(again.codes, quantized.codes):
+        count = int((again.codes != quantized.codes).sum())
+        return f"{count} of {again.codes.numel()} codes differ from what {choice} gives"
+    for name, values in quantized.side.items():
+        if not _same_bits(again.side[name], values):
+            what = SIDE_NAMES.get(name, f"correction's {name}")
+            return f"the {what} differ from what {choice} gives"
+    return None
+
+
+def _structure_problems(stored: decoder.StoredArtifact, against: Checkpoint) -> list[str]:
+    """Names, shapes, dtypes and ties that differ."""
+    problems = []
+    found = {tensor.name: (tensor.shape, tensor.dtype) for tensor in stored.tensors}
+    wanted = {name: (tuple(w.shape), _dtype(w)) for name, w in against.outlines.items()}
+    for name in sorted(set(found) | set(wanted)):
+        if name not in found:
+            problems.append(f"{name}: in {against.source} and not in the artifact")
+        elif name not in wanted:
+            problems.append(f"{name}: in the artifact and not in {against.source}")
+        elif found[name] != wanted[name]:
+            (shape, dtype), (shape_wanted, dtype_wanted) = found[name], wanted[name]
+            problems.append(
+                f"{name}: {dtype} {list(shape)} in the artifact, "
+                f"{dtype_wanted} {list(shape_wanted)} in {against.source}"
+            )
+    if dict(stored.ties) != dict(against.ties):
+        problems.append(f"tied names: {stored.ties} in the artifact, {against.ties} wanted")
+    return problems
+
+
+def _errors(weight: torch.Tensor, decoded: torch.Tensor) -> tuple[float, float | None]:
+    """(largest |difference|, rms difference over rms weight); in float64, a block at a time."""
+    if weight.numel() == 0:
+        return 0.0, None
+    wide = torch.complex128 if weight.is_complex() else torch.float64
+    largest, lost, power = torch.zeros(1, dtype=torch.float64), 0.0, 0.0
+    for before, after in zip(_blocks(weight), _blocks(decoded), strict=True):
+        original = before.to(wide)
+        difference = (after.to(wide) - original).masked_fill_(after == before, 0.0).abs()
+        largest = torch.maximum(largest, difference.max())  # NaN stays NaN
+        lost += float(difference.square().sum())
+        power += float(original.abs().square().sum())
+    return float(largest), (lost / power) ** 0.5 if power else None
+
+
+def _blocks(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.split(tensor.reshape(-1), BLOCK_ELEMENTS)
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    flat_a, flat_b = a.contiguous().reshape(-1), b.contiguous().reshape(-1)
+    return a.dtype == b.dtype and torch.equal(flat_a.view(torch.uint8), flat_b.view(torch.uint8))
+
+
+def _dtype(weight: torch.Tensor) -> str:
+    return str(weight.dtype).removeprefix("torch.")

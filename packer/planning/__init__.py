@@ -1,0 +1,1 @@
+"""Weights to a plan under a cap: measure, fit, plan, refine."""

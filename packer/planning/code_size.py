@@ -1,0 +1,156 @@
+"""Plans that make room for their own code: a loader or a bundle of just the formats chosen.
+
+How large it is depends on the choices, and these on the bytes that it leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from packer.budget.plan import Candidate, InfeasibleCap, Plan, PlanningError, plan_to_cap
+from packer.errors import CapError, PlanError
+from packer.planning.account import MAX_SIZE_BYTES, Limits, count_code
+from packer.planning.options import PlanLimits
+from packer.shipping.loader import (
+    LARGEST_CALIBRATION,
+    LARGEST_ENCODER,
+    LARGEST_LOADER,
+    loader_source,
+    parts_of,
+)
+
+ROUNDS = 8
+CLOSE = 64  # bytes: how much smaller a bundle may be than was counted
+
+Weigh = Callable[[Plan], tuple[int, int]]
+"""(bytes of the decoder, of the encoder) in the bundle of a plan."""
+
+
+def weigh_limits(limits: PlanLimits) -> Limits:
+    """The limits in bytes, every file of code weighed; of a loader or bundle the most that it can
+    be, in place of which a plan counts its own. Raises PackerError: a file cannot be read.
+    """
+    script = None if limits.inline is None else str(Path(limits.inline).resolve())
+    files = count_code([*limits.code, *([] if limits.inline is None else [limits.inline])])
+    cap, margin = limits.cap_bytes, limits.margin_bytes
+    if not limits.bundles:
+        return Limits(cap, files, LARGEST_LOADER * limits.loader, margin)
+    encoder = LARGEST_ENCODER + LARGEST_CALIBRATION * limits.calibrate
+    return Limits(cap, files, LARGEST_LOADER, margin, encoder, script, limits.calibrate)
+
+
+def solve_with_code(
+    candidates: Sequence[Candidate], header_bytes: int, limits: Limits, weigh: Weigh
+) -> tuple[Plan, Limits]:
+    """(the plan, limits with the loader or bundle that goes with it, where one counts).
+
+    Raises CapError, PlanError.
+    """
+    if limits.encoder_bytes:
+        return _with_bundle(candidates, header_bytes, limits, weigh)
+    if limits.loader_bytes:
+        return _with_loader(candidates, header_bytes, limits)
+    return solve(candidates, header_bytes, limits), limits
+
+
+def _with_loader(
+    candidates: Sequence[Candidate], header_bytes: int, limits: Limits
+) -> tuple[Plan, Limits]:
+    """At first the loader reads every candidate's format, or where that does not fit only those of
+    the smallest; then only those that were chosen, and candidates that it cannot read are left out:
+    its parts only become fewer, until they are those of the plan.
+    """
+    parts, fewest = _parts(candidates), _parts(_smallest(candidates))
+    while True:
+        limits = replace(limits, loader_bytes=len(loader_source(parts).encode()))
+        try:
+            plan = solve(readable(candidates, parts), header_bytes, limits)
+        except CapError:
+            if parts == fewest:
+                raise
+            parts = fewest
+            continue
+        if _parts(plan.chosen) == parts:
+            return plan, limits
+        parts = _parts(plan.chosen)
+
+
+def _with_bundle(
+    candidates: Sequence[Candidate], header_bytes: int, limits: Limits, weigh: Weigh
+) -> tuple[Plan, Limits]:
+    """A bundle depends on what kinds of choices there are and, because it spells them, by a few
+    bytes on every one. At first that of the smallest choices counts, then that of the plan made so,
+    until one is about as large as was counted. Where that of the better choices does not fit, only
+    formats of the smallest are chosen from.
+    """
+
+    def weighed(plan: Plan) -> Limits:
+        decoder, encoder = weigh(plan)
+        return replace(limits, loader_bytes=decoder, encoder_bytes=encoder)
+
+    least = _smallest(candidates)
+    roomy = replace(limits, cap_bytes=MAX_SIZE_BYTES - 1)
+    fewest = counted = weighed(solve(least, header_bytes, roomy))
+    found: tuple[Plan, Limits] | None = None
+    for _ in range(ROUNDS):
+        try:
+            plan = solve(candidates, header_bytes, counted)
+        except CapError:
+            if counted == fewest:
+                raise
+            candidates, counted = readable(candidates, _parts(least)), fewest
+            continue
+        actual = weighed(plan)
+        left = counted.code_bytes - actual.code_bytes
+        if left >= 0 and (found is None or plan.damage < found[0].damage):
+            found = replace(plan, code_bytes=actual.code_bytes), actual
+        if 0 <= left <= CLOSE:
+            break
+        counted = actual
+    if found is None:
+        raise CapError("no plan left room for its own bundle; allow some more bytes")
+    return found
+
+
+def _smallest(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Of every tensor the candidate of the fewest bytes."""
+    by_size = sorted(candidates, key=lambda c: c.size_bytes, reverse=True)
+    return [*{candidate.tensor: candidate for candidate in by_size}.values()]
+
+
+def counted_loader(choices: Iterable[str], limits: Limits) -> bytes:
+    """The loader that a plan of these choices counts. Raises PlanError: it counts none such."""
+    source = loader_source(parts_of(choices)).encode()
+    if limits.loader_bytes != len(source):
+        raise PlanError(
+            f"the plan counts {limits.loader_bytes:,} bytes of loader, and the loader has "
+            f"{len(source):,}. Plan again with --loader."
+        )
+    return source
+
+
+def _parts(candidates: Iterable[Candidate]) -> frozenset[str]:
+    return parts_of(candidate.choice for candidate in candidates)
+
+
+def readable(candidates: Iterable[Candidate], parts: frozenset[str]) -> list[Candidate]:
+    """Those that a loader with these parts can read."""
+    return [candidate for candidate in candidates if parts_of([candidate.choice]) <= parts]
+
+
+def solve(candidates: Sequence[Candidate], header_bytes: int, limits: Limits) -> Plan:
+    """plan_to_cap with its refusals put in the user's terms. Raises CapError, PlanError."""
+    try:
+        return plan_to_cap(
+            candidates,
+            cap_bytes=limits.cap_bytes,
+            code_bytes=limits.code_bytes,
+            header_bytes=header_bytes,
+            margin_bytes=limits.margin_bytes,
+        )
+    except InfeasibleCap as error:
+        raise CapError(str(error)) from None
+    except PlanningError as error:
+        raise PlanError(str(error)) from None

@@ -1,0 +1,333 @@
+"""Weights times choices: what every tensor weighs and loses under every format worth having."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from packer.artifact.encoder import encode_header, encode_tensor, header_bytes
+from packer.budget.plan import Candidate
+from packer.checkpoint.checkpoint import Checkpoint
+from packer.checkpoint.earlier_versions import without_marks
+from packer.checkpoint.fingerprint import contents_fingerprint, structure_fingerprint
+from packer.checkpoint.roles import Role, TensorRole, roles_of, select
+from packer.curvature.curvature_set import CurvatureSet, by_tensor_of
+from packer.errors import PlanError
+from packer.planning.candidates import Measurement, TensorInfo
+from packer.planning.options import MeasureOptions
+from packer.planning.predicted_damage import (
+    bits_per_byte,
+    complete,
+    output_error,
+    predicted_nats,
+    spell_source,
+)
+from packer.planning.step_grid import DENSE, StepGrid, curved_choices
+from packer.planning.weight_errors import (
+    NO_DATA,
+    ROLE_WEIGHT,
+    ErrorMeasure,
+    balanced,
+    error_measure,
+    far_out,
+    is_formula,
+    weight_error,
+)
+from packer.progress import Progress as Progress
+from packer.progress import ignore_progress as ignore_progress
+from packer.quantizers.choice import Choice, parse_choice
+from packer.quantizers.clip import row_absmax
+from packer.quantizers.curvature import Curvature
+from packer.quantizers.formats import FormatError, row_shape
+from packer.quantizers.quantize import dequantize, quantizable, quantize
+from packer.threads import side_by_side
+
+# Matrices below this many weights are cheap in any format: the long grid would only cost time.
+LONG_GRID_ELEMENTS = 4096
+# Steps in units of the standard deviation, three an octave: 0.05 is nearly lossless, 1.6 leaves
+# about one bit per weight. With entropy coding the step, not the bit width, decides size and error.
+SMALL_SCALE = 2.0**-20  # a float16 that holds four bits
+FLOAT16_MAX = torch.finfo(torch.float16).max
+STEP_GRID = tuple(0.05 * 2 ** (i / 3) for i in range(16))
+
+GIVEN_HESSIANS = (
+    "squared error of the outputs under the second moments given, and of weights without one, "
+    "times a weight per role"
+)
+
+DEFAULT_OPTIONS = MeasureOptions()
+
+
+def default_choices(
+    weight: torch.Tensor,
+    curvature: Curvature | None = None,
+    trellis: bool = False,
+    grid: StepGrid = DENSE,
+) -> tuple[Choice, ...]:
+    """Every choice that could be right for a tensor of this shape and dtype.
+
+    With curvature, steps that follow it and GPTQ take the place of clips and nearest rounding, as
+    many as the grid has; trellis: its codes on a trellis too.
+    """
+    exact = exact_choice(weight.dtype)
+    if not (quantizable(weight) and bool(weight.isfinite().all())):
+        return (exact,)
+    texts = ["fp16", "bf16"] if weight.dtype.itemsize > 2 else []
+    if weight.dtype == torch.float64:
+        texts.append("fp32")
+    texts += ["int8.row", "int6.row"]
+    if weight.dim() >= 2 and weight.numel() >= LONG_GRID_ELEMENTS:
+        if curvature is not None:
+            # Steps without a clip: one per tensor or row and a clip are never better.
+            curved = curved_choices(weight, curvature, trellis, grid)
+            return (exact, *(parse_choice(text) for text in texts), *curved)
+        texts += ["int7.row", "int5.row", "int4.row", "int3.row", "int2.row", "ternary.row"]
+        clips = [f"{127 * step:.4g}" for step in STEP_GRID]
+        texts += [f"int8.tensor+kstd@{k}" for k in clips]
+        texts += [f"int8.row+kstd@{k}" for k in clips[::2]]
+        texts += [f"step+nearest@{ratio * k:.4g}" for ratio in far_out(weight) for k in STEP_GRID]
+    elif weight.dim() >= 1 and weight.numel() >= 16:
+        texts += ["int5.row", "int8.tensor", "int6.tensor", "int4.row"]
+    if scales_leave_float16(weight):
+        texts += [re.sub(r"^(int\d\.\w+)", r"\1.scale32", t) for t in texts if t[:3] == "int"]
+    return (exact, *(parse_choice(text) for text in texts))
+
+
+def scales_leave_float16(weight: torch.Tensor) -> bool:
+    """Whether scales of some integer format would be rounded to a few bits, or overflow."""
+    largest = row_absmax(weight.float().reshape(row_shape(tuple(weight.shape))))
+    least = torch.where(largest > 0, largest, torch.inf).min()
+    return bool(least / 127 < SMALL_SCALE) or bool(largest.max() > FLOAT16_MAX)
+
+
+def exact_choice(dtype: torch.dtype) -> Choice:
+    """The passthrough that keeps every bit."""
+    names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    return parse_choice(names.get(dtype, "raw"))
+
+
+def measure(
+    checkpoint: Checkpoint,
+    options: MeasureOptions = DEFAULT_OPTIONS,
+    curvature: CurvatureSet | None = None,
+    *,
+    grid: StepGrid = DENSE,
+    progress: Progress = ignore_progress,
+) -> Measurement:
+    """Candidates for every tensor: real coded bytes and damage under each choice.
+
+    curvature: damage in bits per byte and choices with +gptq; a set of second moments alone gives
+    those choices and squared errors. grid: at which steps choices that follow it are measured.
+    Raises SelectorError: a pin matches nothing. PlanError: a pinned choice cannot hold the tensor.
+    """
+    infos = tensor_infos(checkpoint)
+    roles = {info.name: TensorRole(Role(info.role), info.layer) for info in infos}
+    pinned = pinned_choices(options.pins, roles)
+    coder = options.coder
+
+    def choices_of(name: str, weight: torch.Tensor, known: Curvature | None) -> tuple[Choice, ...]:
+        offered = default_choices(weight, known, options.trellis, grid)
+        chosen = [replace(choice, coder=coder) for choice in offered] if coder else offered
+        return with_pinned(chosen, pinned.get(name))
+
+    return _measurement(
+        checkpoint, infos, choices_of, pinned, options.metadata, curvature, progress
+    )
+
+
+def measure_choices(
+    checkpoint: Checkpoint,
+    choices: Mapping[str, str],
+    metadata: Mapping[str, str] | None = None,
+    curvature: CurvatureSet | None = None,
+    progress: Progress = ignore_progress,
+) -> Measurement:
+    """One candidate for every tensor: the choice given for its name. metadata: as of `measure`.
+
+    Raises PlanError: a tensor has no choice, or its choice cannot be read or cannot hold it.
+    """
+    missing = sorted(set(checkpoint.tensors) - set(choices))
+    if missing:
+        raise PlanError(f"no choice is given for {', '.join(missing[:5])}; plan this checkpoint")
+    parsed = {name: _parsed(name, choices[name]) for name in checkpoint.tensors}
+    infos = tensor_infos(checkpoint)
+
+    def choices_of(name: str, *_: object) -> tuple[Choice, ...]:
+        return (parsed[name],)
+
+    return _measurement(checkpoint, infos, choices_of, parsed, metadata or {}, curvature, progress)
+
+
+def _measurement(
+    checkpoint: Checkpoint,
+    infos: tuple[TensorInfo, ...],
+    choices_of: Callable[[str, torch.Tensor, Curvature | None], Sequence[Choice]],
+    required: Mapping[str, Choice],
+    metadata: Mapping[str, str],
+    curvature: CurvatureSet | None,
+    progress: Progress,
+) -> Measurement:
+    """required: choices that must hold their tensors; others are left out where they cannot."""
+    by_tensor = by_tensor_of(curvature)
+    whole = curvature if curvature is not None and curvature.predicts_damage else None
+    all_metadata = dict(sorted(without_marks({**checkpoint.metadata, **metadata}).items()))
+    levels: dict[str, float] = {}
+
+    def candidates_of(info: TensorInfo) -> list[Candidate]:
+        weight, known = checkpoint.tensors[info.name], by_tensor.get(info.name)
+        choices, errors = choices_of(info.name, weight, known), None
+        by_size = not by_tensor or (known is None and is_formula(info, weight))
+        if by_size and quantizable(weight) and bool(weight.isfinite().all()):
+            errors = error_measure(info, weight)
+            levels[info.name] = errors.level
+        return measure_tensor(info, weight, choices, known, whole, errors, required.get(info.name))
+
+    candidates = measured_side_by_side(infos, candidates_of, progress)
+    if not by_tensor:
+        candidates = balanced(candidates, infos, levels)
+    finished, guessed = complete(candidates, infos)
+    return Measurement(
+        source=checkpoint.source,
+        structure=structure_fingerprint(checkpoint),
+        contents=contents_fingerprint(checkpoint),
+        header_bytes=header_bytes(header_of(infos, checkpoint.ties, all_metadata, finished)),
+        tensors=infos,
+        candidates=finished,
+        ties=checkpoint.ties,
+        metadata=all_metadata,
+        damage_source=spell_damage(finished, by_tensor, whole, guessed),
+        curvature=None if curvature is None else curvature.sha256,
+    )
+
+
+def measured_side_by_side(
+    infos: Sequence[TensorInfo],
+    candidates_of: Callable[[TensorInfo], list[Candidate]],
+    progress: Progress,
+) -> list[Candidate]:
+    """Candidates of many tensors, in their order; as many at once as there are cores. progress:
+    counts weights, because time is spent by them and not by tensors.
+    """
+    candidates: list[Candidate] = []
+    weights, done = sum(info.elements for info in infos), 0
+    for info, found in zip(infos, side_by_side(candidates_of, infos), strict=True):
+        done += info.elements
+        progress(info.name, done, weights)
+        candidates += found
+    return candidates
+
+
+def spell_damage(
+    candidates: Sequence[Candidate],
+    by_tensor: Mapping[str, Curvature],
+    whole: CurvatureSet | None,
+    guessed: Sequence[str],
+) -> str:
+    """What the candidates' damage was computed from, in words."""
+    if whole is not None and candidates and candidates[0].damage_bpb is not None:
+        return spell_source(whole, guessed)
+    return GIVEN_HESSIANS if by_tensor else NO_DATA
+
+
+def tensor_infos(checkpoint: Checkpoint) -> tuple[TensorInfo, ...]:
+    """Name, role, shape and dtype of every stored tensor, sorted by name."""
+    outlines = checkpoint.outlines
+    shapes = {name: tuple(outline.shape) for name, outline in outlines.items()}
+    roles = roles_of(shapes, checkpoint.ties)
+    return tuple(
+        TensorInfo(
+            name,
+            roles[name].role.value,
+            roles[name].layer,
+            shapes[name],
+            str(outlines[name].dtype).removeprefix("torch."),
+        )
+        for name in sorted(shapes)
+    )
+
+
+def header_of(
+    infos: Sequence[TensorInfo],
+    ties: Mapping[str, str],
+    metadata: Mapping[str, str],
+    candidates: Iterable[Candidate] = (),
+) -> bytes:
+    """The artifact's header stream for these tensors, readable wherever the candidates are."""
+    coder = "numpy" if any("~numpy" in candidate.choice for candidate in candidates) else None
+    shapes = {info.name: (info.dtype, info.shape) for info in infos}
+    return encode_header(shapes, ties, metadata, coder)
+
+
+def measure_tensor(
+    info: TensorInfo,
+    weight: torch.Tensor,
+    choices: Sequence[Choice],
+    curvature: Curvature | None = None,
+    whole: CurvatureSet | None = None,
+    errors: ErrorMeasure | None = None,
+    required: Choice | None = None,
+) -> list[Candidate]:
+    """A candidate for every choice that can hold the weights, in the order given.
+
+    Damage in bits per byte is known with the whole set, where the rows' Fisher is. errors: how
+    weight errors are counted; None: all alike.
+    Raises PlanError: the required choice cannot hold the weights.
+    """
+    role_weight = ROLE_WEIGHT[Role(info.role)]
+    found = []
+    for choice in choices:
+        try:
+            quantized = quantize(weight, choice, curvature)
+            decoded = dequantize(quantized)
+        except FormatError as error:
+            if choice == required:
+                raise PlanError(f"{info.name}: {error}") from None
+            continue
+        error_value = errors.of(decoded) if errors else weight_error(weight, decoded)
+        if error_value is None or not math.isfinite(role_weight * error_value):
+            if choice == required:
+                raise PlanError(
+                    f"{info.name}: under {choice} some weights overflow; pin a wider format"
+                )
+            continue
+        damage = None
+        if curvature is not None and error_value > 0:
+            change = decoded.float() - weight.float()
+            if whole is not None and curvature.fisher is not None:
+                damage = bits_per_byte(predicted_nats(curvature, change) or 0.0, whole)
+            else:
+                error_value = output_error(curvature, change)
+        elif whole is not None and error_value == 0:
+            damage = 0.0
+        size = encode_tensor(quantized, choice.coder).size_bytes
+        found.append(Candidate(info.name, str(choice), size, role_weight * error_value, damage))
+    return found
+
+
+def pinned_choices(pins: Mapping[str, str], roles: Mapping[str, TensorRole]) -> dict[str, Choice]:
+    """The choice of every pinned tensor; of two pins on one tensor the later wins.
+
+    Raises SelectorError: a selector matches nothing. PlanError: a choice cannot be read.
+    """
+    found: dict[str, Choice] = {}
+    for selector, text in pins.items():
+        choice = _parsed(f"pin {selector}", text)
+        found.update(dict.fromkeys(select(selector, roles), choice))
+    return found
+
+
+def _parsed(what: str, text: str) -> Choice:
+    try:
+        return parse_choice(text)
+    except FormatError as error:
+        raise PlanError(f"{what}: {error}") from None
+
+
+def with_pinned(choices: Sequence[Choice], pinned: Choice | None) -> tuple[Choice, ...]:
+    if pinned is None or pinned in choices:
+        return tuple(choices)
+    return (*choices, pinned)

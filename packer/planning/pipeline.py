@@ -1,0 +1,117 @@
+"""The one path from weights to a plan under a cap: measure, fit, plan, refine.
+
+1. Measure: every tensor is quantized and entropy coded under every choice worth having, which gives
+   its real bytes and its predicted damage (`packer.planning.measure`). With curvature, damage is
+   the KL divergence to the unquantized model in bits per byte, to second order; without, a weight
+   error.
+2. Fit: where the model and a held-out text are at hand, the divergence of a few whole plans is
+   measured, and predictions are multiplied by one factor per role
+   (`packer.planning.damage_trials`).
+3. Plan: the combination of least damage whose bytes fit the cap, code included, found exactly
+   (`packer.planning.plan`, `packer.budget.plan`).
+4. Refine: the plan's price of a byte says at which step size each tensor's damage falls as fast as
+   that price asks; there it is measured again, and the plan is made anew
+   (`packer.planning.refine`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+
+from packer.checkpoint.checkpoint import Checkpoint
+from packer.errors import CapError
+from packer.planning.account import Limits
+from packer.planning.calibrated import NO_CALIBRATION, Calibration
+from packer.planning.candidates import Measurement
+from packer.planning.damage_trials import fit_to_model
+from packer.planning.measure import Progress, ignore_progress, measure, measure_choices
+from packer.planning.options import MeasureOptions
+from packer.planning.plan import PackPlan, follow_policy, make_plan
+from packer.planning.refine import refined
+from packer.planning.step_grid import SPARSE
+
+Shown = Callable[[str], contextlib.AbstractContextManager[Progress]]
+"""Opens the progress of one stage, such as "measuring", for as long as it runs."""
+
+
+def always(progress: Progress) -> Shown:
+    """Reports every stage to one function."""
+    return lambda _: contextlib.nullcontext(progress)
+
+
+not_shown = always(ignore_progress)
+
+
+def plan_checkpoint(
+    checkpoint: Checkpoint,
+    limits: Limits,
+    options: MeasureOptions,
+    calibration: Calibration = NO_CALIBRATION,
+    shown: Shown = not_shown,
+) -> PackPlan:
+    """The plan of least damage under the cap. Raises CapError, PlanError, SelectorError."""
+    measurement = measure_to_plan(checkpoint, options, calibration, shown)
+    plan = make_plan(measurement, limits, options.pins)
+    return refine_plan(plan, checkpoint, calibration, shown)
+
+
+def measure_to_plan(
+    checkpoint: Checkpoint,
+    options: MeasureOptions,
+    calibration: Calibration = NO_CALIBRATION,
+    shown: Shown = not_shown,
+) -> Measurement:
+    """Measured at few step sizes, because plans made of this are refined; and fitted."""
+    with shown("measuring") as progress:
+        measurement = measure(
+            checkpoint, options, calibration.curvature, grid=SPARSE, progress=progress
+        )
+    return fit_measurement(measurement, calibration, shown)
+
+
+def fit_measurement(
+    measurement: Measurement, calibration: Calibration, shown: Shown = not_shown
+) -> Measurement:
+    """Predicted damage fitted to true measurements, where the calibration can make them."""
+    if calibration.bench is None or measurement.curvature is None:
+        return measurement
+    with shown("fitting") as progress:
+        return fit_to_model(measurement, calibration.bench, progress)
+
+
+def refine_plan(
+    plan: PackPlan,
+    checkpoint: Checkpoint,
+    calibration: Calibration = NO_CALIBRATION,
+    shown: Shown = not_shown,
+) -> PackPlan:
+    """The plan with steps between those measured; without curvature, the plan itself."""
+    if calibration.curvature is None:
+        return plan
+    with shown("refining") as progress:
+        return refined(checkpoint, plan, calibration.curvature, progress)
+
+
+def plan_under_policy(
+    policy: PackPlan,
+    checkpoint: Checkpoint,
+    limits: Limits,
+    options: MeasureOptions,
+    calibration: Calibration = NO_CALIBRATION,
+    shown: Shown = not_shown,
+) -> PackPlan:
+    """Another run's choices. They are measured first, and all others only when those do not fit.
+
+    Raises PlanError: tensors of another structure. CapError: nothing fits.
+    """
+    curvature = calibration.curvature
+    with shown("measuring") as progress:
+        own = measure_choices(checkpoint, policy.choices, options.metadata, curvature, progress)
+        try:
+            return follow_policy(policy, own, limits)
+        except CapError:
+            pinned = replace(options, pins=policy.choices)
+            every = measure(checkpoint, pinned, curvature, progress=progress)
+            return follow_policy(policy, every, limits)

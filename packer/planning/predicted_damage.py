@@ -1,0 +1,82 @@
+"""What a candidate does to the model, in bits per byte, from the curvature of its weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from packer.budget.plan import Candidate
+from packer.curvature.curvature_set import CurvatureSet
+from packer.eval.damage import kronecker_nats, quadratic_forms, second_order_nats
+from packer.planning.candidates import TensorInfo
+from packer.quantizers.curvature import Curvature
+
+
+def predicted_nats(curvature: Curvature, change: torch.Tensor) -> float | None:
+    """KL in nats a token of a changed weight; None where its rows' Fisher is not known.
+
+    A tied embedding is felt as a head and as a table.
+    """
+    if curvature.felt is None:
+        return None
+    rows = change.reshape(-1, curvature.columns)
+    factors = curvature.row_factors
+    if factors is None:
+        nats = second_order_nats(rows, curvature.hessian, curvature.felt)
+    else:
+        nats = kronecker_nats(rows, curvature.hessian, factors)
+    if curvature.lookup is not None:
+        nats += predicted_nats(curvature.lookup, rows) or 0.0
+    return nats
+
+
+def output_error(curvature: Curvature, change: torch.Tensor) -> float:
+    """The squared error of the outputs, for inputs of mean square 1: like a squared weight error,
+    but counted where inputs go.
+    """
+    rows = change.reshape(-1, curvature.columns)
+    mean_square = curvature.hessian.diagonal(dim1=-2, dim2=-1).mean()
+    if not mean_square > 0:
+        return 0.0
+    return float(quadratic_forms(rows, curvature.hessian).sum() / mean_square)
+
+
+def bits_per_byte(nats_per_token: float, curvature: CurvatureSet) -> float:
+    """Per token where nobody said how many bytes a token stands for."""
+    return nats_per_token / math.log(2) / (curvature.bytes_per_token or 1.0)
+
+
+def complete(
+    candidates: Sequence[Candidate], infos: Sequence[TensorInfo]
+) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
+    """(candidates that all have a damage, tensors whose damage is guessed from weight errors).
+
+    A tensor without curvature takes the damage per weight error of the others, by the median.
+    Without curvature of any tensor nothing is done.
+    """
+    known = [c for c in candidates if c.damage_bpb is not None and c.weight_error > 0]
+    if not known:
+        return tuple(candidates), ()
+    ratios = torch.tensor([(c.damage_bpb or 0.0) / c.weight_error for c in known])
+    ratio = float(ratios.double().median())
+    guessed = {c.tensor for c in candidates if c.damage_bpb is None}
+    filled = tuple(
+        c if c.damage_bpb is not None else replace(c, damage_bpb=ratio * c.weight_error)
+        for c in candidates
+    )
+    large = {info.name for info in infos if info.elements > 1}
+    return filled, tuple(sorted(guessed & large))
+
+
+def spell_source(curvature: CurvatureSet, guessed: Sequence[str]) -> str:
+    """What damage was computed from, in words."""
+    unit = "KL to the unquantized model"
+    if curvature.bytes_per_token is None:
+        unit += " in bits per token (nobody said how many bytes a token stands for)"
+    text = f"predicted {unit}, from the curvature of {curvature.spell()}"
+    if guessed:
+        text += f"; of {len(guessed)} tensors without curvature guessed from weight errors"
+    return text

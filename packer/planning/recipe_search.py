@@ -1,0 +1,195 @@
+"""Turning the knob of a recipe until its real file fits the cap, and fills it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from packer.checkpoint.checkpoint import Checkpoint
+from packer.checkpoint.roles import Role, TensorRole
+from packer.curvature.curvature_set import CurvatureSet, by_tensor_of
+from packer.errors import CapError
+from packer.planning.account import Limits
+from packer.planning.candidates import Measurement
+from packer.planning.measure import (
+    DEFAULT_OPTIONS,
+    Progress,
+    ignore_progress,
+    measure_choices,
+    pinned_choices,
+    tensor_infos,
+)
+from packer.planning.options import MeasureOptions
+from packer.planning.plan import PackPlan, make_plan
+from packer.planning.recipes import PRUNED, K, Position, Recipe, recipe_choices
+from packer.shipping.loader import loader_bytes
+
+FILLED = 0.9975  # of the cap: nearer is not worth another compression of everything
+INTERPOLATIONS = 5  # guesses from sizes, before halving what is left takes over
+
+
+@dataclass(frozen=True)
+class RecipePlan:
+    """A recipe with its knob at a position, as a plan that packs like any other.
+
+    nearest: tensors rounded to nearest for want of curvature.
+    """
+
+    recipe: Recipe
+    position: Position
+    plan: PackPlan
+    nearest: tuple[str, ...]
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Tensor -> why it is not rounded as the recipe says, in words."""
+        return dict.fromkeys(self.nearest, "rounded to nearest: there is no curvature of it")
+
+
+def recipe_under_cap(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    limits: Limits,
+    options: MeasureOptions = DEFAULT_OPTIONS,
+    curvature: CurvatureSet | None = None,
+    progress: Progress = ignore_progress,
+) -> RecipePlan:
+    """The recipe at the position with the largest file that fits, or one that fills the cap nearly.
+
+    options: its pins take the place of the recipe's choices.
+    Raises CapError: nothing fits, even at the end; PlanError: GPTQ without curvature.
+    """
+    found: dict[int, tuple[Measurement, tuple[str, ...]]] = {}
+    positions = recipe.positions
+
+    def total_bytes(index: int) -> int:
+        nonlocal limits
+        found[index] = _measured(checkpoint, recipe, positions[index], options, curvature, progress)
+        if limits.loader_bytes:  # the same at every position, which changes no format
+            choices = (candidate.choice for candidate in found[index][0].candidates)
+            limits = replace(limits, loader_bytes=loader_bytes(choices))
+        return _total(found[index][0], limits)
+
+    start = positions.index(recipe.original)
+    room = limits.cap_bytes - limits.margin_bytes
+    bytes_per_octave = sum(outline.numel() for outline in checkpoint.outlines.values()) / 8
+    chosen = largest_that_fits(
+        total_bytes, [_octaves(position) for position in positions], start, room, bytes_per_octave
+    )
+    if chosen is None:
+        raise CapError(
+            f"{recipe.name} does not fit under {limits.cap_bytes:,} bytes: at the end of its knob "
+            f"({positions[-1]}) it takes {_total(found[len(positions) - 1][0], limits):,}"
+        )
+    measurement, nearest = found[chosen]
+    return RecipePlan(
+        recipe, positions[chosen], make_plan(measurement, limits, options.pins), nearest
+    )
+
+
+def recipe_at(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    position: Position,
+    code: Limits,
+    options: MeasureOptions = DEFAULT_OPTIONS,
+    curvature: CurvatureSet | None = None,
+    progress: Progress = ignore_progress,
+) -> RecipePlan:
+    """The recipe with its knob at a position, whatever it weighs: its cap is its own size.
+
+    code: what counts beside the file; its cap is not read.
+    """
+    measurement, nearest = _measured(checkpoint, recipe, position, options, curvature, progress)
+    limits = Limits(_total(measurement, code), code.code, code.loader_bytes)
+    return RecipePlan(recipe, position, make_plan(measurement, limits, options.pins), nearest)
+
+
+def _measured(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    position: Position,
+    options: MeasureOptions,
+    curvature: CurvatureSet | None,
+    progress: Progress,
+) -> tuple[Measurement, tuple[str, ...]]:
+    """(one candidate a tensor, tensors rounded to nearest for want of curvature)."""
+    infos = tensor_infos(checkpoint)
+    made = recipe_choices(recipe, infos, position, set(by_tensor_of(curvature)))
+    roles = {info.name: TensorRole(Role(info.role), info.layer) for info in infos}
+    pinned = {name: str(choice) for name, choice in pinned_choices(options.pins, roles).items()}
+    choices = {**made.choices, **pinned}
+    label = f"{recipe.name} at {position}"
+
+    def tell(what: str, done: int, total: int) -> None:
+        progress(f"{label}: {what}", done, total)
+
+    measurement = measure_choices(checkpoint, choices, options.metadata, curvature, tell)
+    return measurement, tuple(name for name in made.nearest if name not in pinned)
+
+
+def _total(measurement: Measurement, limits: Limits) -> int:
+    sizes = sum(candidate.size_bytes for candidate in measurement.candidates)
+    return limits.code_bytes + measurement.header_bytes + sizes
+
+
+def _octaves(position: Position) -> float:
+    """How much coarser a position is, in halvings of the number of codes: about bits per weight."""
+    if position.knob == K:
+        return math.log2(position.value)
+    return (
+        position.value - math.log2(1.5)
+        if position.knob == PRUNED
+        else -math.log2(position.value + 0.5)
+    )
+
+
+def largest_that_fits(
+    total_bytes: Callable[[int], int],
+    octaves: Sequence[float],
+    start: int,
+    room: int,
+    bytes_per_octave: float,
+) -> int | None:
+    """The first index whose size is at most `room`, or one that fits and fills it nearly.
+
+    total_bytes: falls with the index, roughly along `octaves`, which rise with it; it is slow, so
+    sizes already known say where to look next. None when not even the last fits.
+    """
+    known: dict[int, int] = {}
+    too_large, fits = -1, len(octaves)
+    index = start
+    while fits - too_large > 1:
+        known[index] = total_bytes(index)
+        if known[index] <= room:
+            fits = index
+            if known[index] >= FILLED * room:
+                break
+        else:
+            too_large = index
+        index = _next_guess(known, octaves, too_large, fits, room, bytes_per_octave)
+    return fits if fits < len(octaves) else None
+
+
+def _next_guess(
+    known: Mapping[int, int],
+    octaves: Sequence[float],
+    too_large: int,
+    fits: int,
+    room: int,
+    bytes_per_octave: float,
+) -> int:
+    """An index strictly between the two bounds, while there is one."""
+    between = range(too_large + 1, fits)
+    if not between:
+        return fits
+    if len(known) > INTERPOLATIONS:
+        return between[len(between) // 2]
+    near = too_large if too_large >= 0 else fits
+    slope = bytes_per_octave
+    if too_large >= 0 and fits < len(octaves):
+        slope = (known[too_large] - known[fits]) / (octaves[fits] - octaves[too_large])
+    wanted = octaves[near] + (known[near] - room) / max(slope, 1.0)
+    at_least = [index for index in between if octaves[index] >= wanted]
+    return at_least[0] if at_least else between[-1]

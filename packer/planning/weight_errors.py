@@ -1,0 +1,205 @@
+"""What errors of weights are taken to cost where no data tells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from packer.budget.plan import Candidate
+from packer.checkpoint.roles import Role, made_by_formula
+from packer.planning.candidates import TensorInfo
+from packer.quantizers.formats import row_shape
+
+NO_DATA = (
+    "squared weight error times a weight per role, of very small rows and tensors relative to "
+    "their size; no data was given"
+)
+
+# Without data a squared weight error is all there is. One unit of it costs this much in a tensor of
+# each role, relative to an MLP input matrix; how it was measured stands in docs/planner.md.
+ROLE_WEIGHT: Mapping[Role, float] = {
+    Role.TOKEN_EMBEDDING: 20.0,
+    Role.HEAD: 20.0,
+    Role.ATTENTION: 1.2,
+    Role.ATTENTION_Q: 0.7,
+    Role.ATTENTION_K: 1.0,
+    Role.ATTENTION_V: 2.3,
+    Role.ATTENTION_O: 1.6,
+    Role.MLP_IN: 1.0,
+    Role.MLP_GATE: 1.0,
+    Role.MLP_OUT: 1.8,
+    Role.HASHED_BIGRAM: 1.0,
+    Role.VALUE_EMBEDDING: 0.15,
+    Role.GATE: 15.0,
+    Role.CONTROL: 15.0,
+    Role.NORM: 15.0,
+    Role.OTHER: 1.0,
+}
+
+# Mean squares up to this far from the typical are held against errors in absolute terms.
+SPAN = 100.0
+# What a norm or gain acts on, no squared error tells, and in integers it saves next to nothing: so
+# it gives up its floats last, where the cap cannot be met otherwise.
+CAUTION = 1e6
+SMALLEST_SQUARE = 1e-290  # so that errors of tiny float64 weights are not zero
+NEAR_ZERO = 2.0**-10  # of a table's largest value: sines pass through zero
+MONOTONE_ELEMENTS = 8  # of so many trained weights one order in 20,000 is monotone
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorMeasure:
+    """How squared errors of one tensor are counted.
+
+    weight: [...]. unit: what errors are divided by before they are squared. counts: float32,
+    [rows, 1 or columns], what such a square counts. scale: of their sum. level: the tensor's mean
+    square, infinite where errors are relative already.
+    """
+
+    weight: torch.Tensor
+    unit: float
+    counts: torch.Tensor
+    scale: float
+    level: float
+
+    def of(self, decoded: torch.Tensor) -> float | None:
+        """The counted error, None where it is not finite."""
+        rows = row_shape(tuple(self.weight.shape))
+        change = _in_units(decoded, self.unit) - _in_units(self.weight, self.unit)
+        change = change.float().reshape(rows)
+        total = float((change.square_() * self.counts).sum(dtype=torch.float64))
+        total = total and total * self.scale
+        return total if math.isfinite(total) else None
+
+
+def error_measure(info: TensorInfo, weight: torch.Tensor) -> ErrorMeasure:
+    """For real floats, finite, of at least one element.
+
+    A table made by a formula acts through exponents or angles: its errors are relative to every
+    element. Of trained weights, errors in rows and columns (in vectors: elements) are absolute
+    within SPAN of the typical mean square, and relative to their size beyond it: otherwise one row
+    far out decides for all others, and small ones cost nothing to lose.
+    """
+    unit = float(weight.abs().max()) or 1.0
+    unit_square = max(unit * unit, SMALLEST_SQUARE)
+    squares = _in_units(weight, unit).float().reshape(row_shape(tuple(weight.shape))).square_()
+    if is_formula(info, weight):
+        least = 0.0 if is_vector(weight) else NEAR_ZERO**2
+        floor = max(least, torch.finfo(torch.float32).tiny)
+        return ErrorMeasure(weight, unit, 1 / squares.clamp_(min=floor), 1.0, math.inf)
+    level = float(squares.mean(dtype=torch.float64)) * unit_square
+    counts = _counts(squares) if is_vector(weight) else _row_and_column_counts(squares)
+    return ErrorMeasure(weight, unit, counts, unit_square, level)
+
+
+def _row_and_column_counts(squares: torch.Tensor) -> torch.Tensor:
+    return _counts(squares.mean(1, keepdim=True)) * _counts(squares.mean(0, keepdim=True))
+
+
+def _counts(levels: torch.Tensor) -> torch.Tensor:
+    """1 near the typical level, beyond SPAN of it in inverse proportion to the level."""
+    ratio = levels / _typical(levels)
+    ratio = torch.where(levels > 0, ratio, 1.0)
+    return ratio.clamp(1 / SPAN, SPAN) / ratio
+
+
+def _typical(levels: torch.Tensor) -> torch.Tensor:
+    positive = levels[levels > 0]
+    return positive.median() if positive.numel() else torch.ones(())
+
+
+def far_out(weight: torch.Tensor) -> tuple[float, ...]:
+    """The rms of a matrix's typical row and column in units of its own, where a row or column lies
+    far beyond: integers then need steps without a clip. Otherwise nothing.
+    """
+    rows = weight.float().reshape(row_shape(tuple(weight.shape)))
+    squares = (rows / (float(rows.abs().max()) or 1.0)).square_()
+    if not bool(squares.isfinite().all()):
+        return ()
+    ratios = []
+    for levels in (squares.mean(1), squares.mean(0)):
+        typical = float(_typical(levels))
+        if float(levels.max()) > SPAN * typical:
+            ratios.append(math.sqrt(typical / float(squares.mean())))
+    return (min(ratios),) if ratios else ()
+
+
+def is_vector(weight: torch.Tensor) -> bool:
+    """Whether all axes but one have one element at most."""
+    return weight.numel() == max(weight.shape, default=1)
+
+
+def is_formula(info: TensorInfo, weight: torch.Tensor) -> bool:
+    """Whether a table is made by a formula and not trained: by its name, or a monotone vector."""
+    if made_by_formula(info.name):
+        return True
+    if not is_vector(weight) or weight.numel() < MONOTONE_ELEMENTS:
+        return False
+    steps = weight.double().reshape(-1).diff()
+    return bool((steps > 0).all()) or bool((steps < 0).all())
+
+
+def balanced(
+    candidates: Sequence[Candidate], infos: Sequence[TensorInfo], levels: Mapping[str, float]
+) -> list[Candidate]:
+    """Errors of tensors far smaller than is typical, counted relative to their size likewise; and
+    those of vectors in integers, CAUTION times.
+
+    Typical is the median weight among matrices; vectors act on activations, about as gains of one.
+    """
+    matrices = [
+        (levels[info.name], info.elements)
+        for info in infos
+        if 0 < levels.get(info.name, 0.0) < math.inf and len(info.shape) > 1
+    ]
+    typical = {True: _median_weight(matrices), False: 1.0}
+    factors = {
+        info.name: max(1.0, typical[len(info.shape) > 1] / (SPAN * levels[info.name]))
+        for info in infos
+        if levels.get(info.name, 0.0) > 0
+    }
+    vectors = {info.name for info in infos if math.prod(info.shape) == max(info.shape, default=1)}
+    return [
+        replace(
+            one,
+            weight_error=one.weight_error
+            * factors.get(one.tensor, 1.0)
+            * (CAUTION if one.tensor in vectors and not _is_float(one.choice) else 1.0),
+        )
+        for one in candidates
+    ]
+
+
+def _is_float(choice: str) -> bool:
+    return choice.startswith(("raw", "fp", "bf"))
+
+
+def _median_weight(levels: Sequence[tuple[float, int]]) -> float:
+    """Of (level, weights) the level of the median weight, the larger of two."""
+    rest = sum(count for _, count in levels) / 2
+    for level, count in sorted(levels, reverse=True):
+        rest -= count
+        if rest <= 0:
+            return level
+    return 1.0
+
+
+def _in_units(weight: torch.Tensor, unit: float) -> torch.Tensor:
+    return (weight if weight.dtype == torch.float64 else weight.float()) / unit
+
+
+def weight_error(weight: torch.Tensor, decoded: torch.Tensor) -> float | None:
+    """Sum of squared differences in float64, or None when a decoded weight is not finite."""
+    if not (weight.is_floating_point() and weight.dtype.itemsize > 1):
+        return 0.0  # only `raw`, which is exact, holds the other dtypes
+    if weight.dtype == torch.float64:
+        difference = weight - decoded
+    else:
+        difference = decoded.float() - weight.float()
+    total = float(difference.square().sum(dtype=torch.float64))
+    if math.isnan(total):  # infinities that came back
+        difference.masked_fill_(decoded == weight, 0.0)
+        total = float(difference.square().sum(dtype=torch.float64))
+    return total if math.isfinite(total) else None

@@ -1,0 +1,327 @@
+"""The bundle: one script that holds both the encoder and the decoder of just a plan's formats.
+
+A submission is run again from its training code, so what packs the weights has to be in it, and
+counts. Like the loader it is the source text of our own functions.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packer.code.minify import minify_closed
+from packer.code.prune_branches import Marks
+from packer.code.self_extracting import ENTRY, wrap
+from packer.errors import CodeError
+from packer.shipping.extract import extract
+from packer.shipping.insert import inserted
+from packer.shipping.loader import (
+    CHECKS,
+    DECODERS,
+    ENTRIES,
+    EVERYTHING,
+    GUARDS,
+    PARTS,
+    loader_bytes,
+    parts_of,
+)
+
+if TYPE_CHECKING:
+    from packer.quantizers.choice import Choice
+
+ENCODERS: tuple[str, ...] = (
+    tuple(
+        f"packer.quantizers.{name}"
+        for name in (
+            *(
+                "clip",
+                "prune",
+                "curvature",
+                "formats",
+                "choice",
+                "rounding",
+                "stepping",
+                "two_sided",
+            ),
+            *("compiled_loops", "trellis_search", "trellis", "low_rank", "quantize"),
+        )
+    )
+    + tuple(
+        f"packer.artifact.{name}"
+        for name in (
+            *(
+                "rans_encoder",
+                "symbol_writers",
+                "context_classes",
+                "ans_encoder",
+                "trellis_encoder",
+            ),
+            "encoder",
+        )
+    )
+    + ("packer.shipping.fit_to_cap",)
+)
+CALIBRATION: tuple[str, ...] = (
+    *("packer.errors", "packer.checkpoint.checkpoint"),
+    *("packer.eval.forward", "packer.eval.foreign_forward"),
+    *(
+        f"packer.curvature.{name}"
+        for name in (
+            *("weight_origins", "contractions", "weight_products", "moments", "weight_uses"),
+            *("own_labels", "observing"),
+        )
+    ),
+    "packer.shipping.bundled_calibration",
+)
+BUNDLE_ENTRIES = (*ENTRIES, "filled", "read_curvatures", "Choice", "Curvature")
+DEFINED = ("read_curvatures", "encode_weights", "Curvature")  # beside the loader's entries
+# As CHECKS and GUARDS of packer/shipping/loader.py: what a bundle leaves out, and what raises.
+ENCODER_CHECKS = CHECKS | {"check_shape"}
+ENCODER_GUARDS = GUARDS | {"keep_fitting", "keep_usable"}
+CALIBRATION_GUARDS = frozenset(
+    {
+        *("keep_finite", "keep_in_time", "keep_logits", "keep_read", "keep_same", "keep_tokens"),
+        "keep_way",
+    }
+)
+# What an encoder needs to know of each part, and the functions that only this needs.
+ENCODER_PARTS = {
+    "kept": ("_encode_kept", "_stored_bytes"),
+    "scaled": ("_encode_scaled", "choose_scale"),
+    "rank": ("_encode_factors", "correction"),
+    "stepped": ("_encode_stepped", "_stepped"),
+    "trellis": ("encode_trellis", "trellis_codes"),
+    "ans": ("ConstrictionPushes",),
+    "numpy": ("LanePushes",),
+    "zstd": ("to_zstd",),
+    "brotli": ("to_brotli",),
+    "lzma": ("to_lzma",),
+    "zlib": ("to_zlib",),
+}
+# Ways of choosing codes, and what only they need.
+WAYS = {
+    "gptq": ("_factors",),
+    "gptq2": ("_output_factors", "round_both_ways"),
+    "prune": ("prune_smallest",),
+    "mse": ("least_squares_scale",),
+    "kstd": ("kstd_scale",),
+    "percentile": ("percentile_scale",),
+    "absmax": ("absmax_scale",),
+    "absmean": ("absmean_scale",),
+    "ternary": ("ternary_scale",),
+}
+# Loops that are of use compiled alone, and what does the same without a compiler, some five times
+# slower. A trellis has no such other way: where it is searched, the rest is compiled too.
+COMPILED = ("_compiled_block", "_compiled_tile")
+NOT_COMPILED = ("_by_columns", "_by_antidiagonals")
+THREADS = 8  # for compiled loops; others would wait for the interpreter
+
+
+@dataclass(frozen=True)
+class BundleContents:
+    """What a bundle is made for.
+
+    choices: by tensor; their steps matter relative to each other. ties, metadata: of the artifact.
+    beside_bytes: of other files of code, and what is left free on purpose. script: the file that
+    the bundle is put into; None: a file of its own. calibrate: whether it calibrates too.
+    """
+
+    choices: Mapping[str, str]
+    ties: Mapping[str, str]
+    metadata: Mapping[str, str]
+    cap_bytes: int
+    beside_bytes: int
+    script: str | None = None
+    calibrate: bool = False
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """script: the file. added_bytes: how much larger it is than the script without the bundle.
+    decoder_bytes: of these, what the loader of the same formats takes by itself.
+    """
+
+    script: str
+    added_bytes: int
+    decoder_bytes: int
+
+    @property
+    def encoder_bytes(self) -> int:
+        """What the encoder, the plan and the command line add to the decoder."""
+        return self.added_bytes - self.decoder_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.script.encode())
+
+
+GLUE = """
+def encode_weights(weights, curvature, cap_bytes, code_bytes):
+    choices = {{name: Choice(*_KINDS[kind], step) for name, kind, step in _PLAN}}
+    return filled(
+        weights, choices, _TIES, _METADATA, curvature, cap_bytes, code_bytes, {threads})
+
+_KINDS = {kinds}
+_PLAN = {plan}
+_TIES = {ties!r}
+_METADATA = {metadata!r}
+"""
+CALIBRATED = """
+def calibrated(model, weights, batches, seconds, seed=0):
+    names = [name for name, *_ in _PLAN]
+    return curvature_within(model, weights, names, _TIES, batches, seconds, seed)
+"""
+COMMAND = """
+if __name__ == "__main__":
+    import os, sys, torch
+    if len(sys.argv) not in (4, 5):
+        sys.exit("usage: WEIGHTS CURVATURE OUT [CAP]")
+    _, weights, curvature, out, *cap = sys.argv
+    def read(path, how):
+        try:
+            with open(path, "rb") as file:
+                return how(file)
+        except Exception as error:
+            sys.exit(f"{{path}} cannot be read: {{error!r:.200}}")
+    def tensors(file):
+        if weights.endswith(".safetensors"):
+            return read_tensors(file.read())[0]
+        return torch.load(file, map_location="cpu", weights_only=True)
+    weights = read(weights, tensors)
+    curvature = read(curvature, lambda file: read_curvatures(file.read()))
+    code = os.path.getsize(__file__) + {beside}
+    try:
+        data = encode_weights(weights, curvature, int(*cap or [{cap}]), code)
+        with open(out + ".tmp", "wb") as file:
+            file.write(data)
+        os.replace(out + ".tmp", out)
+    except Exception as error:
+        sys.exit(f"{{out}} was not written: {{error}}")
+    print(f"code {{code}} + artifact {{len(data)}} = {{code + len(data)}}")
+"""
+
+
+def make_bundle(contents: BundleContents) -> Bundle:
+    """A file of its own, or the script that the contents name with the bundle put into it.
+
+    Raises CodeError: that script cannot be read.
+    """
+    if contents.script is None:
+        return bundle_file(contents)
+    return inline_bundle(contents, read_script(contents.script))
+
+
+def bundle_file(contents: BundleContents) -> Bundle:
+    """`python bundle.py WEIGHTS CURVATURE OUT [CAP]`; imported or executed, it defines
+    `encode_weights(weights, curvature, cap_bytes, code_bytes)`, `read_curvatures(data)`,
+    `Curvature(hessian, fisher, tokens, ...)` by position, and `read_weights(data)`; where it
+    calibrates, also `calibrated(model, weights, batches, seconds, seed=0)`, which returns
+    (curvature by tensor, tokens read, seconds taken) as `curvature_within` does.
+
+    The cap and the bytes of other files that count as code are in the script.
+    """
+    command = COMMAND.format(beside=contents.beside_bytes, cap=contents.cap_bytes)
+    text = _source(contents, command)
+    return _bundle(contents, wrap({ENTRY: text}, codecs=_codecs(contents)).text, "")
+
+
+def inline_bundle(contents: BundleContents, script: str) -> Bundle:
+    """The script with the bundle in front of its first statement, under the one name `bundle`: a
+    dictionary of the functions that `bundle_file` describes.
+
+    What counts is how much longer it becomes; a script that extracts itself is compressed anew.
+    """
+    text = _source(contents, "")
+    return _bundle(contents, inserted(text, "bundle", script, _codecs(contents)), script)
+
+
+def read_script(path: str) -> str:
+    """Raises CodeError."""
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CodeError(f"the script {path} cannot be read: {error}") from None
+
+
+def _codecs(contents: BundleContents) -> tuple[str, ...]:
+    return ("lzma", "brotli") if "brotli" in parts_of(contents.choices.values()) else ("lzma",)
+
+
+def _bundle(contents: BundleContents, script: str, without: str) -> Bundle:
+    added = len(script.encode()) - len(without.encode())
+    return Bundle(script, added, loader_bytes(contents.choices.values()))
+
+
+def _source(contents: BundleContents, command: str) -> str:
+    from packer.quantizers.choice import parse_choice
+
+    choices = {name: parse_choice(text) for name, text in contents.choices.items()}
+    parts = parts_of(contents.choices.values())
+    classes = sorted({kind for one in choices.values() for kind in _classes(one.format)})
+    never = [name for part in sorted(EVERYTHING - parts) for name in PARTS[part]]
+    never += [name for part in sorted(EVERYTHING - parts) for name in ENCODER_PARTS[part]]
+    never += [name for way in sorted(WAYS.keys() - _ways(choices)) for name in WAYS[way]]
+    never += NOT_COMPILED if "trellis" in parts else COMPILED
+    guards = ENCODER_GUARDS
+    entries = [*BUNDLE_ENTRIES, *classes, *(["read_tensors"] if command else [])]
+    modules, names = (*DECODERS, *ENCODERS), [*ENTRIES, *DEFINED]
+    if contents.calibrate:
+        modules, names = (*modules, *CALIBRATION), [*names, "calibrated"]
+        command = CALIBRATED + command
+        entries.append("curvature_within")
+        never.append("note_call")  # only words for people
+        guards |= CALIBRATION_GUARDS
+    tree = extract(modules, entries, Marks(frozenset(never), ENCODER_CHECKS, guards))
+    tree.body += ast.parse(_glue(contents, choices) + command).body
+    return minify_closed(tree, names)
+
+
+def _classes(format: object) -> list[str]:
+    base = getattr(format, "base", None)
+    return [type(format).__name__, *([] if base is None else _classes(base))]
+
+
+def _ways(choices: Mapping[str, Choice]) -> set[str]:
+    """Names of WAYS that some choice takes, and what these call in turn."""
+    found: set[str] = set()
+    for choice in choices.values():
+        classes = _classes(choice.format)
+        rule = "ternary" if "Ternary" in classes and choice.range_rule == "mse" else None
+        found |= {rule or (choice.range_rule or "").partition("-")[0]} & WAYS.keys()
+        found |= {"mse"} if "LowRank" in classes else set()
+        found |= {"absmax"} if choice.range_rule == "kstd" else set()
+        found |= {"prune"} if choice.prune else set()
+        found |= {"gptq", choice.rounding} if choice.rounding != "nearest" else set()
+    return found
+
+
+def _glue(contents: BundleContents, choices: Mapping[str, Choice]) -> str:
+    """What is the plan's own: every tensor's choice, in two tables."""
+    spelled = {name: _spell(choice) for name, choice in choices.items()}
+    kinds = list(dict.fromkeys(spelled.values()))
+    rows = [(name, kinds.index(spelled[name]), choices[name].step) for name in choices]
+    return GLUE.format(
+        kinds="[" + ",".join(kinds) + "]",
+        plan=rows,
+        ties=dict(contents.ties),
+        metadata=dict(contents.metadata),
+        threads=THREADS if any("trellis" in kind for kind in contents.choices.values()) else 1,
+    )
+
+
+def _spell(choice: Choice) -> str:
+    """The arguments of a Choice but for its step."""
+    values = (choice.coder, choice.range_rule, choice.range_value, choice.reach, choice.prune)
+    rounding = f"{choice.rounding!r},{int(choice.ascending)}"
+    return f"({_spell_format(choice.format)},{','.join(map(repr, values))},{rounding})"
+
+
+def _spell_format(format: object) -> str:
+    assert dataclasses.is_dataclass(format)
+    fields = [getattr(format, one.name) for one in dataclasses.fields(format) if one.init]
+    inner = [_spell_format(f) if dataclasses.is_dataclass(f) else repr(f) for f in fields]
+    return f"{type(format).__name__}({','.join(inner)})"

@@ -1,0 +1,226 @@
+"""Weights and curvature to an artifact that fills what the cap leaves, by the choices of a plan.
+
+A plan's steps stand to each other as one multiplier has made them; here that multiplier is turned
+until the file is as large as it may be. A bundle ships the source text of this, and of what this
+needs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from packer.artifact.artifact_error import ArtifactError
+from packer.artifact.encoder import assemble, encode_header, encode_tensor, header_bytes
+from packer.quantizers.choice import Choice
+from packer.quantizers.curvature import Curvature
+from packer.quantizers.formats import Passthrough
+from packer.quantizers.quantize import quantize
+
+ROUNDS = 12  # of quantizing everything, at most
+CLOSE = 40  # bytes left are few enough to stop
+CLOSE_OCTAVES = 1 / 64  # between two multipliers: whatever tensors take of the two is as good
+NEXT_STEP = 1 / 4  # octaves: what takes most steps to the next ones of their grids
+
+Blocks = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Filling:
+    """What every tensor takes when all steps are multiplied by 2^octaves."""
+
+    octaves: float
+    blocks: Blocks
+
+    @property
+    def size(self) -> int:
+        return total(self.blocks)
+
+
+def filled(
+    weights: Mapping[str, torch.Tensor],
+    choices: Mapping[str, Choice],
+    ties: Mapping[str, str],
+    metadata: Mapping[str, str],
+    curvature: Mapping[str, Curvature],
+    cap_bytes: int,
+    code_bytes: int,
+    threads: int = 1,
+) -> bytes:
+    """The artifact of weights under choices, steps multiplied so that file and code fill the cap.
+
+    threads: how many tensors are worked on at once, of use where loops are compiled.
+    Raises ArtifactError: it does not fit, however coarse; weights or curvature are missing, of
+    another shape, or not finite.
+    """
+    for name, choice in choices.items():
+        keep_usable(name, weights.get(name), choice, curvature.get(name))
+    shapes = {name: (str(weights[name].dtype)[6:], weights[name].shape) for name in choices}
+    coder = "numpy" if any(one.coder == "numpy" for one in choices.values()) else None
+    header = encode_header(shapes, ties, metadata, coder)
+
+    def block(name: str, octaves: float) -> bytes:
+        choice = choices[name]
+        if choice.step is not None:
+            choice = replace(choice, step=choice.step * 2**octaves)
+        weight = weights[name].detach().cpu()
+        quantized = quantize(weight, choice, curvature.get(name))
+        return encode_tensor(quantized, choice.coder).block
+
+    def blocks(names: list[str], octaves: float) -> Blocks:
+        # torch has one thread in each, so that results do not depend on how many there are.
+        with ThreadPoolExecutor(threads, "", torch.set_num_threads, (1,)) as pool:
+            return dict(zip(names, pool.map(lambda name: block(name, octaves), names), strict=True))
+
+    turned = [name for name in choices if choices[name].step is not None]
+    kept = blocks([name for name in choices if choices[name].step is None], 0.0)
+    room = cap_bytes - code_bytes - header_bytes(header) - total(kept)
+    count = sum(weights[name].numel() for name in turned)
+    kept |= largest_filling(lambda octaves: blocks(turned, octaves), room, max(count, 1))
+    return assemble(header, [kept[name] for name in sorted(kept)], cap_bytes, code_bytes)
+
+
+def largest_filling(blocks_at: Callable[[float], Blocks], room: int, count: int) -> Blocks:
+    """The largest blocks that fit into `room` bytes; count: of weights, about a bit per octave.
+
+    What is left is given to some of the tensors, which take steps that were tried beside.
+    """
+    fits: Filling | None = None
+    over: Filling | None = None
+    others: list[Blocks] = []
+    octaves = 0.0
+    for _ in range(ROUNDS):
+        now = Filling(octaves, blocks_at(octaves))
+        others.append(now.blocks)
+        if now.size <= room:
+            fits = now
+        else:
+            over = now
+        if fits is not None and (room - fits.size <= CLOSE or not fits.blocks):
+            break
+        if fits is None or over is None:
+            octaves += (now.size - room + 16) * 8 / count * (1.5 if now is over else 1.0)
+            continue
+        if fits.octaves - over.octaves < CLOSE_OCTAVES:
+            break
+        # Sizes fall about as steeply as they are large.
+        share = math.log(over.size / max(room, 1)) / math.log(over.size / max(fits.size, 1))
+        octaves = over.octaves + min(max(share, 0.05), 0.95) * (fits.octaves - over.octaves)
+    found = keep_fitting(fits, room)
+    blocks = mixed(found.blocks, others, room)
+    if room - total(blocks) > CLOSE and blocks:  # few tensors, or few steps to choose among
+        others += [blocks_at(found.octaves + far) for far in (-NEXT_STEP, NEXT_STEP)]
+        if total(others[-1]) <= room:
+            blocks = mixed(others[-1], others, room)
+    return blocks
+
+
+def total(blocks: Blocks) -> int:
+    return sum(map(len, blocks.values()))
+
+
+def keep_fitting(found: Filling | None, room: int) -> Filling:
+    """Raises ArtifactError, in a bundle too: nothing fits."""
+    if found is None:
+        raise ArtifactError(f"the tensors do not fit into {room} bytes; allow more, or plan anew")
+    return found
+
+
+def mixed(blocks: Blocks, others: list[Blocks], room: int) -> Blocks:
+    """Some of the tensors as in `others`, where they are larger, so that the room is used best."""
+    more = {
+        name: {len(one[name]) - len(block): one[name] for one in others}
+        for name, block in blocks.items()
+    }
+    left = min(room - total(blocks), sum(map(max, more.values())))
+    sums = [np.arange(left + 1) == 0]  # of what the tensors so far can take beyond their blocks
+    for found in more.values():
+        sums.append(sums[-1].copy())
+        for extra in found:
+            if 0 < extra <= left:
+                sums[-1][extra:] |= sums[-2][: left + 1 - extra]
+    left = np.flatnonzero(sums.pop())[-1]
+    chosen = dict(blocks)
+    for name in reversed(more):
+        before = sums.pop()
+        if not before[left]:
+            extra = next(one for one in more[name] if 0 < one <= left and before[left - one])
+            chosen[name], left = more[name][extra], left - extra
+    return chosen
+
+
+def keep_usable(
+    name: str, weight: torch.Tensor | None, choice: Choice, curvature: Curvature | None
+) -> None:
+    """Raises ArtifactError, in a bundle too: nothing can be made of these."""
+    problem = None
+    if weight is None:
+        problem = "is not among the weights"
+    elif not (weight.isfinite() | (weight.isinf() & isinstance(choice.format, Passthrough))).all():
+        problem = "has values that are not finite"
+    elif choice.rounding != "nearest":
+        problem = misfit(weight, choice.rounding, curvature)
+    if problem:
+        raise ArtifactError(f"{name} {problem}")
+
+
+def misfit(weight: torch.Tensor, rounding: str, curvature: Curvature | None) -> str | None:
+    """What is wrong with the curvature that this rounding needs; None where nothing is."""
+    if curvature is None:
+        return "has no curvature: calibrate this model"
+    fields = curvature.hessian, curvature.fisher, curvature.outputs
+    if rounding == "gptq2" and curvature.outputs is None:
+        return "has no curvature of outputs: calibrate again"
+    if not all(field is None or field.isfinite().all() for field in fields):
+        return "has curvature that is not finite"
+    rows, columns = weight.numel() // max(weight.shape[-1], 1), weight.shape[-1]
+    sizes = [len(field) for field in fields[1:2] if field is not None]
+    if curvature.hessian.shape[-1] != columns or sizes not in ([], [rows]):
+        return f"is {rows} x {columns}, and the curvature is of another shape: calibrate this model"
+    return None
+
+
+def read_tensors(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file, of the dtypes that curvature and weights have."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    metadata = header.pop("__metadata__", {})
+    kinds = {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+    }
+    found = {}
+    for name, field in header.items():
+        first, last = field["data_offsets"]
+        raw = bytearray(data[start + first : start + last])
+        found[name] = torch.frombuffer(raw, dtype=kinds[field["dtype"]]).reshape(field["shape"])
+    return found, metadata
+
+
+def read_curvatures(data: bytes) -> dict[str, Curvature]:
+    """By tensor, of the file that `packer calibrate` writes."""
+    tensors, metadata = read_tensors(data)
+    tokens = json.loads(metadata["provenance"])["tokens"]
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        name, _, part = key.rpartition("/")
+        parts.setdefault(name, {})[part] = value
+    return {name: _curvature_of(found, "", tokens) for name, found in sorted(parts.items())}
+
+
+def _curvature_of(parts: Mapping[str, Any], prefix: str, tokens: int) -> Curvature:
+    fields = ("hessian", "fisher", "row_usage", "outputs")
+    hessian, fisher, usage, outputs = (parts.get(prefix + field) for field in fields)
+    assert hessian is not None
+    both = not prefix and "lookup.hessian" in parts
+    lookup = _curvature_of(parts, "lookup.", tokens) if both else None
+    return Curvature(hessian, fisher, tokens, usage, lookup, outputs)

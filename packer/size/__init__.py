@@ -1,0 +1,1 @@
+"""Bytes of a model before it is trained."""
