@@ -14,7 +14,8 @@ import torch
 from packer.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
+TOP = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
+PAGES = (*TOP, *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", flags=re.MULTILINE | re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 OURS = "packer|quantizers|budget|eval|train|tests|benchmarks|docs"
