@@ -135,10 +135,10 @@ def meter(arguments: argparse.Namespace, checkpoint: Checkpoint) -> Meter:
     from packer.commands.models import load_model
     from packer.commands.options.model import ModelOptions
     from packer.evaluation import open_data
-    from packer.planning.damage_trials import damage_bench
+    from packer.planning.damage_trials import damage_evaluator
 
     options = ModelOptions(arguments.config, None, None, "cpu")
-    bench = damage_bench(
+    bench = damage_evaluator(
         load_model(arguments.checkpoint, options),
         checkpoint,
         None,

@@ -116,10 +116,10 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
     """One value a line at the first two levels, so that a plan can be read and compared by eye."""
-    write_bytes(path, spell_json(value).encode())
+    write_bytes(path, describe_json(value).encode())
 
 
-def spell_json(value: dict[str, Any]) -> str:
+def describe_json(value: dict[str, Any]) -> str:
     fields = []
     for key, entry in value.items():
         if isinstance(entry, list) and entry:

@@ -12,6 +12,6 @@ def spelled(text: str) -> str:
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
-def spelled_lines(text: str) -> str:
+def printable_lines(text: str) -> str:
     """As `spelled`, line by line: of texts whose line feeds are our own."""
     return "\n".join(spelled(line) for line in text.split("\n"))

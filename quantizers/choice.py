@@ -122,15 +122,15 @@ class Choice:
         if self.range_rule is not None and self.range_rule != default_range(self.format):
             text += f"+{self.range_rule}"
             if self.range_value is not None:
-                text += f"@{spell_number(self.range_value)}"
+                text += f"@{describe_number(self.range_value)}"
         if self.reach is not None:
             text += f"+reach@{self.reach}"
         if self.prune:
-            text += f"+prune@{spell_number(self.prune)}"
+            text += f"+prune@{describe_number(self.prune)}"
         if self.ascending:
             text += "+ascending"
         if self.step is not None:
-            text += f"+{self.rounding}@{spell_number(self.step)}"
+            text += f"+{self.rounding}@{describe_number(self.step)}"
         elif self.rounding != "nearest":
             text += f"+{self.rounding}"
         return text
@@ -147,7 +147,7 @@ def _is_ternary(format: TensorFormat) -> bool:
     return isinstance(format.base if isinstance(format, LowRank) else format, Ternary)
 
 
-def spell_number(value: float) -> str:
+def describe_number(value: float) -> str:
     """The shortest text that reads back as the same float."""
     text = repr(float(value))
     return text[:-2] if text.endswith(".0") else text

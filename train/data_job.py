@@ -183,11 +183,11 @@ def text_warnings(splits: Sequence[Split]) -> list[str]:
     found = shared_text(*(split.read_with_files() for split in splits))
     if found.shared == found.documents:
         raise CorpusError(
-            f"{found.spell()}: validate on other text, with --valid, or hold none out with "
+            f"{found.describe()}: validate on other text, with --valid, or hold none out with "
             "--valid-fraction 0"
         )
     if found.shared:
-        warnings.append(f"{found.spell()}: its loss says less about text that is new")
+        warnings.append(f"{found.describe()}: its loss says less about text that is new")
     return warnings
 
 

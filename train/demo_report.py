@@ -29,7 +29,7 @@ def write_report(demo: Demo) -> None:
     """The picture, and the page with the same in it. Raises OutputError."""
     with own_style():
         save(draw(demo), str(demo.folder / PICTURE))
-    write_bytes(demo.folder / PAGE, spell_page(demo).encode())
+    write_bytes(demo.folder / PAGE, describe_page(demo).encode())
 
 
 def byte_report(demo: Demo) -> Report:
@@ -73,7 +73,7 @@ def _draw_sizes(axes: Axes, demo: Demo) -> None:
     axes.legend(fontsize="small", loc="upper right")
 
 
-def spell_page(demo: Demo) -> str:
+def describe_page(demo: Demo) -> str:
     """report.html."""
     before, after = demo.before, demo.after
     account = demo.packed.account

@@ -31,7 +31,7 @@ class SharedText:
     file: Path | None = None
     train_file: Path | None = None
 
-    def spell(self) -> str:
+    def describe(self) -> str:
         """What was found, as a sentence."""
         are = "document is" if self.shared == 1 else "documents are"
         return (

@@ -42,7 +42,7 @@ def mutate_artifact(rng: Random, data: bytes) -> bytes:
     blocks = [block(tensor) for tensor in stored.tensors]
     header = header_value(stored)
     if action == 1:
-        return spell_artifact(rng, spell(rng, mutate_json(rng, header)), blocks)
+        return describe_artifact(rng, spell(rng, mutate_json(rng, header)), blocks)
     at = rng.randrange(len(blocks))
     if action == 2:
         blocks[at] = mutate_bytes(rng, blocks[at], blocks)
@@ -50,7 +50,7 @@ def mutate_artifact(rng: Random, data: bytes) -> bytes:
         _swap_blocks(rng, header, blocks)
     else:
         blocks[at] = block(_with_other_streams(rng, stored.tensors[at]))
-    return spell_artifact(rng, json.dumps(header).encode(), blocks)
+    return describe_artifact(rng, json.dumps(header).encode(), blocks)
 
 
 def header_value(stored: StoredArtifact) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def header_value(stored: StoredArtifact) -> dict[str, Any]:
     }
 
 
-def spell_artifact(rng: Random, header: bytes, blocks: list[bytes]) -> bytes:
+def describe_artifact(rng: Random, header: bytes, blocks: list[bytes]) -> bytes:
     fixed = b"\x93BYTECAP\x01" + struct.pack("<QQ", 16_000_000, 0)
     length = len(header) if rng.random() < 0.95 else rng.choice(INTERESTING)
     packed = stream(compressed(rng, header))

@@ -45,7 +45,7 @@ from packer.commands.models import load_subjects
 from packer.commands.options.model import ModelOptions
 from packer.commands.options.types import read_config as read_settings
 from packer.curvature.file import read_curvature
-from packer.curvature.unfinished import UnfinishedFile
+from packer.curvature.resume import ResumeFile
 from packer.errors import PackerError
 from packer.packing.pack import pack_to_cap
 from packer.planning.account import Limits
@@ -209,7 +209,7 @@ def read_a_curvature(data: bytes, folder: Path) -> str:
 def read_unfinished(data: bytes, folder: Path) -> str:
     path = folder / "kept"
     path.write_bytes(data)
-    found = UnfinishedFile(path, samples.KNOWN_BY).read()
+    found = ResumeFile(path, samples.KNOWN_BY).read()
     assert found is not None
     return of_text((found.batches, found.tokens, found.vocab_size, digest_of(found.sums)))
 

@@ -28,7 +28,7 @@ from packer import api
 from packer.artifact.encoder import Artifact
 from packer.checkpoint.checkpoint import from_state_dict
 from packer.checkpoint.fingerprint import contents_fingerprint
-from packer.curvature.unfinished import Unfinished, UnfinishedFile
+from packer.curvature.resume import ResumeFile, ResumeState
 
 Files = dict[str, bytes]
 CAP = 6_000
@@ -108,9 +108,9 @@ def curvature() -> bytes:
 
 def unfinished() -> bytes:
     """A calibration that was cut off."""
-    state = Unfinished(2, 64, 32, 1.0, {"a/hessian": torch.eye(4)}, torch.Generator().get_state())
+    state = ResumeState(2, 64, 32, 1.0, {"a/hessian": torch.eye(4)}, torch.Generator().get_state())
     with tempfile.TemporaryDirectory() as folder:
-        kept = UnfinishedFile(Path(folder) / "kept", KNOWN_BY)
+        kept = ResumeFile(Path(folder) / "kept", KNOWN_BY)
         kept._write(state)
         return kept.path.read_bytes()
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from packer.artifact import stream_decoder
 from packer.artifact.context_classes import Classes, choose_classes
-from packer.artifact.symbol_writers import ConstrictionPushes, LanePushes, Pushes
+from packer.artifact.symbol_writers import ConstrictionEncoder, RansEncoder, SymbolEncoder
 
 CODER_IDS = {
     "raw": stream_decoder.RAW,
@@ -161,7 +161,7 @@ def encode_ans(
     wide = codes.dtype != np.int8
     reach = open_reach(codes, largest) if wide else largest
     clipped = codes.clip(-reach, reach).astype(np.int8) if wide else codes
-    pushed = LanePushes(clipped, reach) if coder == "numpy" else ConstrictionPushes()
+    pushed = RansEncoder(clipped, reach) if coder == "numpy" else ConstrictionEncoder()
     if reach < largest:
         _push_excess(pushed, codes, reach)
     classes, row_class, column_class = choose_classes(clipped, reach, scale, column_scale)
@@ -196,7 +196,7 @@ def open_reach(codes: Codes, largest: int) -> int:
     return int(reaches[bits.argmin()])
 
 
-def _push_excess(pushed: Pushes, codes: Codes, reach: int) -> None:
+def _push_excess(pushed: SymbolEncoder, codes: Codes, reach: int) -> None:
     magnitudes = np.abs(codes.astype(np.int32))
     excess = magnitudes[magnitudes >= reach] - reach
     for part in (excess >> 8, excess & 255):
@@ -217,12 +217,12 @@ def count_levels(counts: Numbers) -> list[int]:
     return found
 
 
-def push_table(pushed: Pushes, levels: list[int], reach: int) -> None:
+def push_table(pushed: SymbolEncoder, levels: list[int], reach: int) -> None:
     order = stream_decoder.table_order(reach)
     guesses = [stream_decoder.predict_level(levels, reach, distance, at) for distance, at in order]
     pushed.levels([levels[at] for _, at in order], guesses)
 
 
-def push_classes(pushed: Pushes, classes: Numbers, count: int) -> None:
+def push_classes(pushed: SymbolEncoder, classes: Numbers, count: int) -> None:
     if count > 1:
         pushed.symbols(classes.astype(np.int32), pushed.model(np.ones(count, np.int64)))

@@ -12,7 +12,7 @@ from packer.artifact import stream_decoder
 from packer.artifact.rans_encoder import Frequencies, LaneEncoder, lane_counts, lanes_for
 
 
-class Pushes(Protocol):
+class SymbolEncoder(Protocol):
     """A stack of symbols."""
 
     def model(self, counts: npt.NDArray[np.int64]) -> Any:
@@ -28,7 +28,7 @@ class Pushes(Protocol):
         """All of it."""
 
 
-class ConstrictionPushes:
+class ConstrictionEncoder:
     """Coder 1."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class ConstrictionPushes:
         return words
 
 
-class LanePushes:
+class RansEncoder:
     """Coder 6, with as many lanes as the entropy of the codes says that it may have."""
 
     def __init__(self, codes: npt.NDArray[np.int8], reach: int) -> None:

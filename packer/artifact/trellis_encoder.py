@@ -18,7 +18,7 @@ from packer.artifact.ans_encoder import (
     push_table,
 )
 from packer.artifact.context_classes import choose_classes
-from packer.artifact.symbol_writers import ConstrictionPushes, LanePushes, Pushes
+from packer.artifact.symbol_writers import ConstrictionEncoder, RansEncoder, SymbolEncoder
 from packer.quantizers.trellis_path import code_states, symbols_of
 
 
@@ -38,7 +38,7 @@ def encode_trellis(
     largest = int(np.abs(whole).max())
     reach = max(open_reach(whole, largest), min(largest, 2))
     symbols = _within(whole, reach)
-    pushed = LanePushes(symbols, reach) if coder == "numpy" else ConstrictionPushes()
+    pushed = RansEncoder(symbols, reach) if coder == "numpy" else ConstrictionEncoder()
     if reach < largest:
         _push_even_excess(pushed, whole, reach)
     classes, row_class, column_class = choose_classes(symbols, reach, scale, column_scale)
@@ -56,7 +56,7 @@ def encode_trellis(
 
 
 def _push_rows(
-    pushed: Pushes,
+    pushed: SymbolEncoder,
     symbols: npt.NDArray[np.int32],
     tables: dict[tuple[int, int], list[int]],
     row_class: Numbers,
@@ -82,7 +82,7 @@ def _within(symbols: Numbers, reach: int) -> npt.NDArray[np.int8]:
     return within
 
 
-def _push_even_excess(pushed: Pushes, symbols: Numbers, reach: int) -> None:
+def _push_even_excess(pushed: SymbolEncoder, symbols: Numbers, reach: int) -> None:
     magnitudes = np.abs(symbols)
     half = (magnitudes[magnitudes >= reach - 1] - reach + 1) >> 1
     for part in (half >> 8, half & 255):

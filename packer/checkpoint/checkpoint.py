@@ -13,7 +13,7 @@ import torch
 from packer.checkpoint.file_kinds import load
 from packer.checkpoint.foreign_artifact import ForeignArtifact, foreign_of
 from packer.checkpoint.gguf_tensors import GGUFFile
-from packer.checkpoint.lazy_tensors import StoredTensor, StoredTensors, outlines_of
+from packer.checkpoint.lazy_tensors import StoredTensor, StoredTensors, meta_tensors_of
 from packer.checkpoint.roles import matching, nearest
 from packer.checkpoint.state_dict import find_state_dict, left_out
 from packer.checkpoint.ties import apply_declared_ties, equal_tensors, without_ties
@@ -48,22 +48,22 @@ class Checkpoint:
     gguf: GGUFFile | None = None
 
     @property
-    def outlines(self) -> Mapping[str, torch.Tensor]:
+    def meta_tensors(self) -> Mapping[str, torch.Tensor]:
         """Shape and dtype of every stored tensor; its values may not be there."""
-        return outlines_of(self.tensors)
+        return meta_tensors_of(self.tensors)
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all stored tensors."""
-        return sum(self.stored_as(name)[1] for name in self.outlines)
+        return sum(self.stored_as(name)[1] for name in self.meta_tensors)
 
     def stored_as(self, name: str) -> tuple[str, int]:
         """(dtype, bytes) of a tensor in its file; of GGUF the type that it is dequantized from."""
         if self.gguf is not None:
             tensor = self.gguf.tensors[name]
             return tensor.type.lower(), tensor.size_bytes
-        outline = self.outlines[name]
-        return str(outline.dtype).removeprefix("torch."), outline.nbytes
+        meta = self.meta_tensors[name]
+        return str(meta.dtype).removeprefix("torch."), meta.nbytes
 
     @property
     def holders(self) -> dict[str, str]:
@@ -148,9 +148,9 @@ def _from_gguf(file: GGUFFile, weights: str | None, drop: Sequence[str]) -> Chec
             f"{file.source}: is a GGUF file, whose weights lie under no key; leave --weights out"
         )
     said = list(file.notes)
-    outlines = {name: tensor.outline for name, tensor in file.tensors.items()}
-    refuse_unspeakable(outlines, file.source)
-    kept = _without_dropped(outlines, drop, said, file.source)
+    meta_tensors = {name: tensor.meta for name, tensor in file.tensors.items()}
+    refuse_unspeakable(meta_tensors, file.source)
+    kept = _without_dropped(meta_tensors, drop, said, file.source)
     refuse_empty(kept, file.source)
     ties = {tied: name for tied, name in file.ties.items() if name in kept}
     if ties:

@@ -43,7 +43,7 @@ class Content:
     codec: what it was compressed with, none for plain files. file_bytes: of the file, of a folder
     all its shards. payload_bytes: after decompression. places: where each tensor of the value lies,
     for files whose tensors can be read one by one. notes: which files of a folder were read, and
-    what is known to be missing. gguf: the file where it is one; the value is then outlines.
+    what is known to be missing. gguf: the file where it is one; the value is then meta_tensors.
     """
 
     source: str
@@ -105,9 +105,9 @@ def _load_file(path: Path, max_memory: int | None) -> Content:
 
 
 def _from_gguf(file: GGUFFile) -> Content:
-    outlines = {name: tensor.outline for name, tensor in file.tensors.items()}
+    meta_tensors = {name: tensor.meta for name, tensor in file.tensors.items()}
     sizes = file.file_bytes, file.file_bytes
-    return Content(file.source, outlines, file.metadata, "none", *sizes, gguf=file)
+    return Content(file.source, meta_tensors, file.metadata, "none", *sizes, gguf=file)
 
 
 def _joined(shards: Shards, source: Path, max_memory: int | None) -> Content:

@@ -34,10 +34,10 @@ def _fingerprint(checkpoint: Checkpoint, *, contents: bool) -> str:
 
     text("bytecap contents 1" if contents else "bytecap structure 1")
     text(str(len(checkpoint.tensors)))
-    for name, outline in sorted(checkpoint.outlines.items()):
+    for name, meta in sorted(checkpoint.meta_tensors.items()):
         text(name)
-        text(str(outline.dtype).removeprefix("torch."))
-        text(",".join(map(str, outline.shape)))
+        text(str(meta.dtype).removeprefix("torch."))
+        text(",".join(map(str, meta.shape)))
         if contents:
             # Shape and dtype already fix the number of bytes.
             digest.update(little_endian(checkpoint.tensors[name]).numpy().data)

@@ -26,14 +26,14 @@ DTYPES = {
 
 @dataclass(frozen=True, eq=False)
 class GGUFTensor:
-    """One tensor. outline: float32 (float64 and integers stay as they are), without values.
+    """One tensor. meta: float32 (float64 and integers stay as they are), without values.
 
     type: of ggml, such as Q4_1. stored: its bytes in the file, uint8 [rows, bytes of a row].
     heads: of queries or keys whose rows llama.cpp interleaved for its rotary embedding, 0 for none.
     shift: what llama.cpp added to every value.
     """
 
-    outline: torch.Tensor
+    meta: torch.Tensor
     type: str
     stored: StoredTensor
     heads: int = 0
@@ -42,16 +42,16 @@ class GGUFTensor:
     @property
     def size_bytes(self) -> int:
         """In the file."""
-        return self.stored.outline.nbytes
+        return self.stored.meta.nbytes
 
     def read(self, name: str) -> torch.Tensor:
         """The values, in memory of their own. Raises CheckpointError: the file was changed."""
         raw = self.stored.read(name)
         if self.type in DTYPES:
-            values = raw.reshape(-1).view(self.outline.dtype)
+            values = raw.reshape(-1).view(self.meta.dtype)
         else:
-            values = _dequantized(raw.numpy(), self.type, self.outline.numel())
-        values = values.reshape(self.outline.shape)
+            values = _dequantized(raw.numpy(), self.type, self.meta.numel())
+        values = values.reshape(self.meta.shape)
         if self.shift:
             values -= self.shift
         if self.heads:
@@ -136,7 +136,7 @@ def read_gguf(path: Path) -> GGUFFile:
 def _types(tensors: Mapping[str, GGUFTensor]) -> str:
     elements: dict[str, int] = {}
     for tensor in tensors.values():
-        elements[tensor.type] = elements.get(tensor.type, 0) + tensor.outline.numel()
+        elements[tensor.type] = elements.get(tensor.type, 0) + tensor.meta.numel()
     spelled = (f"{count:,} of {kind}" for kind, count in sorted(elements.items()))
     return f"GGUF, dequantized to float32; weights: {', '.join(spelled)}"
 
@@ -160,8 +160,8 @@ def _stored_tensors(header: GGUFHeader, mark: FileMark, source: str) -> dict[str
                 f"ends at {end:,} and {header.alignment} bytes are the alignment; {COPY}"
             )
         raw = torch.empty((rows, row_bytes), dtype=torch.uint8, device="meta")
-        outline = torch.empty(entry.shape, dtype=DTYPES.get(kind, torch.float32), device="meta")
-        found[entry.name] = GGUFTensor(outline, kind, StoredTensor(raw, mark, start))
+        meta = torch.empty(entry.shape, dtype=DTYPES.get(kind, torch.float32), device="meta")
+        found[entry.name] = GGUFTensor(meta, kind, StoredTensor(raw, mark, start))
         end = start + size
     return found
 

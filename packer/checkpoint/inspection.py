@@ -51,7 +51,7 @@ def inspect(
 
 
 def _statistics(checkpoint: Checkpoint, progress: Progress) -> Iterator[TensorStatistics]:
-    shapes = {name: tuple(outline.shape) for name, outline in checkpoint.outlines.items()}
+    shapes = {name: tuple(meta.shape) for name, meta in checkpoint.meta_tensors.items()}
     roles = roles_of(shapes, checkpoint.ties)
     total = max(checkpoint.size_bytes, 1)
     weights = sum(math.prod(shape) for shape in shapes.values())

@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class MadeWhenAsked(Mapping[str, T]):
+class LazyMapping(Mapping[str, T]):
     """Knows its names, in order; how a value is made is for those that inherit to say."""
 
     def __init__(self, names: Collection[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from packer.checkpoint.lazy_mapping import MadeWhenAsked
+from packer.checkpoint.lazy_mapping import LazyMapping
 from packer.errors import CheckpointError
 
 
@@ -34,12 +34,12 @@ class FileMark:
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """Where a tensor lies. outline: its shape and dtype, a tensor without values (device meta).
+    """Where a tensor lies. meta: its shape and dtype, a tensor without values (device meta).
 
     offset: bytes from the start of the file to its elements, which are little-endian.
     """
 
-    outline: torch.Tensor
+    meta: torch.Tensor
     file: FileMark
     offset: int
 
@@ -48,7 +48,7 @@ class StoredTensor:
 
         Raises CheckpointError: the file is gone, cannot be read, or is not what it was.
         """
-        path, count = self.file.path, self.outline.nbytes
+        path, count = self.file.path, self.meta.nbytes
         values = torch.empty(count, dtype=torch.uint8)
         try:
             with path.open("rb", buffering=0) as file:
@@ -65,53 +65,53 @@ class StoredTensor:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
         if done < count:
             raise CheckpointError(f"{path}: ends within the tensor {name!r}; copy it again")
-        return values.view(self.outline.dtype).reshape(self.outline.shape)
+        return values.view(self.meta.dtype).reshape(self.meta.shape)
 
 
 class Readable(Protocol):
-    """A tensor in a file. outline: its shape and dtype, without values (device meta)."""
+    """A tensor in a file. meta: its shape and dtype, without values (device meta)."""
 
     @property
-    def outline(self) -> torch.Tensor: ...
+    def meta(self) -> torch.Tensor: ...
 
     def read(self, name: str) -> torch.Tensor:
         """The values, in memory of their own. Raises CheckpointError: the file was changed."""
         ...
 
 
-class ReadLater(MadeWhenAsked[torch.Tensor]):
+class LazyTensors(LazyMapping[torch.Tensor]):
     """Tensors by name, each made whenever it is asked for.
 
-    outlines: shape and dtype of all of them, without making any. Asking raises CheckpointError.
+    meta_tensors: shape and dtype of all of them, without making any. Asking raises CheckpointError.
     """
 
-    def __init__(self, outlines: Mapping[str, torch.Tensor]) -> None:
-        super().__init__(outlines)
-        self.outlines = dict(outlines)
+    def __init__(self, meta_tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__(meta_tensors)
+        self.meta_tensors = dict(meta_tensors)
 
 
-def outlines_of(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+def meta_tensors_of(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
     """Shape and dtype of every tensor; its values may not be there."""
-    return tensors.outlines if isinstance(tensors, ReadLater) else tensors
+    return tensors.meta_tensors if isinstance(tensors, LazyTensors) else tensors
 
 
-class StoredTensors(ReadLater):
+class StoredTensors(LazyTensors):
     """Tensors by name, each read from its file whenever it is asked for."""
 
     def __init__(self, places: Mapping[str, Readable]) -> None:
-        super().__init__({name: place.outline for name, place in places.items()})
+        super().__init__({name: place.meta for name, place in places.items()})
         self._places = dict(places)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._places[name].read(name)
 
 
-class Renamed(ReadLater):
+class Renamed(LazyTensors):
     """Tensors of another mapping. names: name here -> name there."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> None:
-        outlines = outlines_of(tensors)
-        super().__init__({name: outlines[there] for name, there in names.items()})
+        meta_tensors = meta_tensors_of(tensors)
+        super().__init__({name: meta_tensors[there] for name, there in names.items()})
         self._tensors, self._there = tensors, dict(names)
 
     def __getitem__(self, name: str) -> torch.Tensor:

@@ -88,6 +88,6 @@ def _places(
         start, stop = header[name]["data_offsets"]
         if stop - start != tensor.nbytes:
             raise ValueError(f"{name} has {stop - start} bytes, not {tensor.nbytes}")
-        outline = torch.empty_like(tensor, device="meta")
-        found[name] = StoredTensor(outline, mark, 8 + header_bytes + start)
+        meta = torch.empty_like(tensor, device="meta")
+        found[name] = StoredTensor(meta, mark, 8 + header_bytes + start)
     return found

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 
 from packer.artifact.tensor_bytes import bytes_of
-from packer.checkpoint.lazy_tensors import outlines_of
+from packer.checkpoint.lazy_tensors import meta_tensors_of
 
 RESERVED = "__metadata__"  # the header's own entry, beside those of tensors
 MAX_HEADER = 100_000_000  # bytes that the safetensors library reads
@@ -22,23 +22,23 @@ class UnwritableError(ValueError):
 
 def write_safetensors(
     path: Path,
-    outlines: Mapping[str, torch.Tensor],
+    metas: Mapping[str, torch.Tensor],
     values: Iterable[tuple[str, torch.Tensor]],
     metadata: Mapping[str, str],
 ) -> None:
     """A file with these tensors, of which one at a time need be in memory.
 
-    outlines: shape and dtype of every tensor; values: each tensor once, in any order.
+    metas: shape and dtype of every tensor; values: each tensor once, in any order.
     Raises UnwritableError before anything is written; ValueError: a value is missing or is not as
-    its outline says.
+    its meta says.
     """
-    header, places = _header(outlines, metadata)
-    missing = set(outlines)
+    header, places = _header(metas, metadata)
+    missing = set(metas)
     with path.open("wb") as file:
         file.write(header)
         for name, value in values:
-            outline = outlines[name]
-            if (value.shape, value.dtype) != (outline.shape, outline.dtype):
+            meta = metas[name]
+            if (value.shape, value.dtype) != (meta.shape, meta.dtype):
                 raise ValueError(f"{name} is {value.dtype} {list(value.shape)}")
             file.seek(len(header) + places[name])
             file.write(bytes_of(value).numpy().data)
@@ -49,26 +49,26 @@ def write_safetensors(
 
 def write_all(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """A file with tensors that are in memory, or that a mapping reads one by one."""
-    outlines = outlines_of(tensors)
-    write_safetensors(path, outlines, ((name, tensors[name]) for name in outlines), metadata)
+    metas = meta_tensors_of(tensors)
+    write_safetensors(path, metas, ((name, tensors[name]) for name in metas), metadata)
 
 
 def _header(
-    outlines: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+    metas: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int]]:
     """(length and header, name -> bytes from there to its values). Raises UnwritableError."""
-    if RESERVED in outlines:
+    if RESERVED in metas:
         raise UnwritableError(f"safetensors keeps the name {RESERVED} of a tensor for itself")
-    spelled = {dtype: _spelled(dtype, outlines) for dtype in {o.dtype for o in outlines.values()}}
+    spelled = {dtype: _spelled(dtype, metas) for dtype in {o.dtype for o in metas.values()}}
     fields: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     places, at = {}, 0
     # Wide elements first, so that every tensor lies at a multiple of its element's size.
-    for name in sorted(outlines, key=lambda name: (-outlines[name].element_size(), name)):
-        outline = outlines[name]
-        places[name], stop = at, at + outline.nbytes
+    for name in sorted(metas, key=lambda name: (-metas[name].element_size(), name)):
+        meta = metas[name]
+        places[name], stop = at, at + meta.nbytes
         fields[name] = {
-            "dtype": spelled[outline.dtype],
-            "shape": list(outline.shape),
+            "dtype": spelled[meta.dtype],
+            "shape": list(meta.shape),
             "data_offsets": [at, stop],
         }
         at = stop
@@ -81,12 +81,12 @@ def _header(
     return len(text).to_bytes(8, "little") + text, places
 
 
-def _spelled(dtype: torch.dtype, outlines: Mapping[str, torch.Tensor]) -> str:
+def _spelled(dtype: torch.dtype, metas: Mapping[str, torch.Tensor]) -> str:
     """What the library calls a dtype; its own words are in the header of an empty tensor's file."""
     try:
         whole = save({"empty": torch.empty(0, dtype=dtype)})
     except KeyError:  # the library's table of dtypes
-        names = [name for name, outline in outlines.items() if outline.dtype == dtype]
+        names = [name for name, meta in metas.items() if meta.dtype == dtype]
         spelled = str(dtype).removeprefix("torch.")
         raise UnwritableError(f"safetensors has no {spelled}, the dtype of {names[0]}") from None
     header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])

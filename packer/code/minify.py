@@ -6,7 +6,7 @@ import ast
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from packer.code.newer_python import needs, spell_needs
+from packer.code.newer_python import describe_needs, needs
 from packer.code.prune_branches import called_name
 from packer.errors import CodeError
 
@@ -136,7 +136,7 @@ def parse(source: str, name: str) -> ast.Module:
         return ast.parse(source)
     except SyntaxError as error:
         if needs(source) is not None:
-            raise CodeError(spell_needs(source, name)) from None
+            raise CodeError(describe_needs(source, name)) from None
         raise CodeError(
             f"{name}, line {error.lineno}: {error.msg}; it does not parse as Python source"
         ) from None

@@ -32,7 +32,7 @@ def needs(source: str) -> tuple[int, int] | None:
     return NESTED if whole else None
 
 
-def spell_needs(source: str, name: str) -> str:
+def describe_needs(source: str, name: str) -> str:
     """Why a source does not parse, in words."""
     newer = needs(source)
     if newer is None:

@@ -32,8 +32,8 @@ from packer.commands.options.types import (
     say,
     say_notes,
 )
-from packer.commands.own_text import written_by
 from packer.commands.own_tokenizer import with_own_tokenizer
+from packer.commands.self_generated import generate_text
 from packer.devices import choose_device, joined
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def calibrate(
         (subject,) = subjects_of([weights_of(loaded)], built, place, say_first)
         model, spent = subject.model, 0.0
         if text.self_generate is not None:
-            opened, text, spent = written_by(model, replace(text, tokens=text.self_generate))
+            opened, text, spent = generate_text(model, replace(text, tokens=text.self_generate))
         assert opened is not None
         found = curvature_of(model, loaded, opened, text, kept_at, ranks)
     if ranks[0] > 0:
@@ -139,4 +139,4 @@ def _show(found: CurvatureSet, output: str, as_json: bool) -> None:
         say(f"warning: {warning}", err=True)
     if len(found.warnings) > LISTED:
         say(f"warning: and {len(found.warnings) - LISTED} more, see --json", err=True)
-    say(f"{output}: curvature of {len(found.by_tensor)} tensors, {found.spell()}")
+    say(f"{output}: curvature of {len(found.by_tensor)} tensors, {found.describe()}")

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from packer.checkpoint.checkpoint import Checkpoint
     from packer.commands.options.text import TextOptions
     from packer.curvature.curvature_set import CurvatureSet
-    from packer.curvature.unfinished import UnfinishedFile
+    from packer.curvature.resume import ResumeFile
     from packer.eval.forward import AnyModel
     from packer.evaluation import Data
-    from packer.planning.damage_trials import DamageBench
+    from packer.planning.damage_trials import DamageEvaluator
 
 
 def curvature_of(
@@ -62,10 +62,10 @@ def curvature_of(
         )
 
 
-def _unfinished(kept_at: str, known_by: dict[str, str], quiet: bool) -> UnfinishedFile:
-    from packer.curvature.unfinished import UnfinishedFile
+def _unfinished(kept_at: str, known_by: dict[str, str], quiet: bool) -> ResumeFile:
+    from packer.curvature.resume import ResumeFile
 
-    unfinished = UnfinishedFile(kept_at, known_by)
+    unfinished = ResumeFile(kept_at, known_by)
     if unfinished.path.exists() and not quiet:
         say_notes([f"going on from {kept_at}, where a calibration was cut off"])
     return unfinished
@@ -95,7 +95,7 @@ def what_makes_it(
     }
 
 
-def bench_of(
+def evaluator_of(
     model: AnyModel,
     loaded: Checkpoint,
     curvature: CurvatureSet | None,
@@ -103,13 +103,13 @@ def bench_of(
     text: TextOptions,
     *,
     held_out: bool,
-) -> DamageBench:
+) -> DamageEvaluator:
     """A bench on a text. Raises CurvatureError, EvalError."""
     from packer.evaluation import check_window
-    from packer.planning.damage_trials import damage_bench
+    from packer.planning.damage_trials import damage_evaluator
 
     check_window(loaded.source, model, text.window)
-    return damage_bench(
+    return damage_evaluator(
         model,
         loaded,
         curvature,

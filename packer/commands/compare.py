@@ -40,7 +40,7 @@ from packer.planning.options import MeasureOptions
 
 if TYPE_CHECKING:
     from packer.evaluation import Data
-    from packer.packing.comparison import Contender, Refused, Row, Workbench
+    from packer.packing.comparison import Comparison, Entry, Refused, Row
     from packer.planning.account import Limits
 
 MODELS_AT_ONCE = 8  # scored in one pass beside the original; bounds the memory
@@ -163,14 +163,14 @@ def _check_usage(
 
 def _workbench(
     source: str, curvature: CurvatureOptions, limits: Limits, options: MeasureOptions
-) -> Workbench:
-    from packer.packing.comparison import Workbench
+) -> Comparison:
+    from packer.packing.comparison import Comparison
 
     checkpoint = curvature.built.opening.read(source)
-    return Workbench(checkpoint, limits, load_calibration(checkpoint, curvature), options)
+    return Comparison(checkpoint, limits, load_calibration(checkpoint, curvature), options)
 
 
-def _all(bench: Workbench, cap: int, caps: Sequence[int]) -> Iterator[Contender | Refused]:
+def _all(bench: Comparison, cap: int, caps: Sequence[int]) -> Iterator[Entry | Refused]:
     """Recipes and ours under the cap; with more caps, our curve and those of recipes with a k."""
     from packer.packing.comparison import recipes_with_k
     from packer.progress import shown
@@ -183,7 +183,7 @@ def _all(bench: Workbench, cap: int, caps: Sequence[int]) -> Iterator[Contender 
             yield from bench.recipe_curve(recipe)
 
 
-def _ours_alone(bench: Workbench, cap: int) -> Iterator[Contender | Refused]:
+def _ours_alone(bench: Comparison, cap: int) -> Iterator[Entry | Refused]:
     from packer.progress import shown
 
     with shown("packing") as progress:
@@ -192,14 +192,14 @@ def _ours_alone(bench: Workbench, cap: int) -> Iterator[Contender | Refused]:
 
 def _others(source: str, finished: Sequence[str], scoring: Scoring) -> list[Row]:
     """A row for each finished file of the same model."""
-    from packer.checkpoint.lazy_tensors import outlines_of
+    from packer.checkpoint.lazy_tensors import meta_tensors_of
     from packer.packing.comparison import Row
     from packer.packing.finished_files import FinishedFile, bytes_on_disk
 
     if not finished:
         return []
     checkpoint = scoring.built.opening.read(source)
-    weights = sum(outline.numel() for outline in outlines_of(checkpoint.tensors).values())
+    weights = sum(meta.numel() for meta in meta_tensors_of(checkpoint.tensors).values())
     files = [FinishedFile(path, bytes_on_disk(path), weights) for path in finished]
     rows: list[Row] = []
     for start in range(0, len(files), MODELS_AT_ONCE):
@@ -210,23 +210,23 @@ def _others(source: str, finished: Sequence[str], scoring: Scoring) -> list[Row]
 
 
 def _scored(
-    source: str, wanted: Iterator[Contender | Refused], scoring: Scoring
+    source: str, wanted: Iterator[Entry | Refused], scoring: Scoring
 ) -> tuple[list[Row], list[Refused]]:
-    """Every contender written to a file, read back and scored against its checkpoint."""
-    from packer.packing.comparison import Contender, Row
+    """Every entry written to a file, read back and scored against its checkpoint."""
+    from packer.packing.comparison import Entry, Row
 
     found = list(wanted)
-    contenders = [one for one in found if isinstance(one, Contender)]
+    entries = [one for one in found if isinstance(one, Entry)]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for start in range(0, len(contenders), MODELS_AT_ONCE):
-            group = contenders[start : start + MODELS_AT_ONCE]
+        for start in range(0, len(entries), MODELS_AT_ONCE):
+            group = entries[start : start + MODELS_AT_ONCE]
             files = [Path(folder) / f"{start + number}.pack" for number in range(len(group))]
-            for file, contender in zip(files, group, strict=True):
-                file.write_bytes(contender.packed.data)
+            for file, entry in zip(files, group, strict=True):
+                file.write_bytes(entry.packed.data)
             evaluated = _evaluated([source, *map(str, files)], scoring)[1:]
             rows += [Row(source, c, e) for c, e in zip(group, evaluated, strict=True)]
-    return rows, [one for one in found if not isinstance(one, Contender)]
+    return rows, [one for one in found if not isinstance(one, Entry)]
 
 
 def _evaluated(sources: Sequence[str], scoring: Scoring) -> tuple[Any, ...]:

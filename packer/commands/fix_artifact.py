@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packer.commands.fix_scores import Bench, spell_scores
+from packer.commands.fix_scores import Bench, describe_scores
 from packer.commands.options.types import (
     print_json,
     read_config,
@@ -159,12 +159,12 @@ def _write(output: str | None, loader: str | None, data: bytes) -> None:
 
 
 def _spell_start(foreign: ForeignArtifact, limits: Limits) -> str:
-    from packer.planning.account import spell_rest
+    from packer.planning.account import describe_rest
 
     total = limits.code_bytes + foreign.file_bytes
     return (
         f"code {limits.code_bytes:,} + artifact {foreign.file_bytes:,} = {total:,}"
-        f"{spell_rest(limits.cap_bytes, limits.cap_bytes - total)}"
+        f"{describe_rest(limits.cap_bytes, limits.cap_bytes - total)}"
     )
 
 
@@ -193,7 +193,7 @@ def _show(
     say(f"{options.output or 'not written (no -o)'}: {account}")
     if scores is not None:
         name = offers[0].name if offers else "re-encoded"
-        say(spell_scores(scores, name, options.checkpoint or "the artifact as submitted"))
+        say(describe_scores(scores, name, options.checkpoint or "the artifact as submitted"))
     elif offers:
         hint = (
             ""

@@ -19,7 +19,7 @@ from packer.commands.fix_artifact import (
     scores_json,
     show_offers,
 )
-from packer.commands.fix_scores import spell_scores
+from packer.commands.fix_scores import describe_scores
 from packer.commands.options.types import print_json, say, say_notes
 from packer.errors import OutputError
 
@@ -77,13 +77,13 @@ def fix_submission(source: str, options: FixOptions) -> None:
 
 
 def _spell_start(folder: Folder, cap: int) -> str:
-    from packer.planning.account import spell_rest
+    from packer.planning.account import describe_rest
 
     total = folder.code_bytes + folder.largest_model
     claimed = (folder.claims or {}).get("bytes_total")
     return (
         f"code {folder.code_bytes:,} + artifact {folder.largest_model:,} = {total:,}"
-        f"{spell_rest(cap, cap - total)}"
+        f"{describe_rest(cap, cap - total)}"
         + ("" if claimed in (None, total) else f"; submission.json claims {claimed}")
     )
 
@@ -130,7 +130,7 @@ def making_folder(output: str) -> Iterator[Path]:
 
 
 def _show(fixed: FixedFolder, scores: Scores | None, options: FixOptions) -> None:
-    from packer.planning.account import spell_rest
+    from packer.planning.account import describe_rest
 
     show_offers(fixed.offers)
     for key, (old, new) in fixed.corrected.items():
@@ -139,11 +139,12 @@ def _show(fixed: FixedFolder, scores: Scores | None, options: FixOptions) -> Non
         say(f"to do {number}: {line}")
     if scores is not None:
         reference = options.checkpoint or "the artifact as submitted"
-        say(spell_scores(scores, fixed.offers[0].name, reference))
+        say(describe_scores(scores, fixed.offers[0].name, reference))
     where = f"{options.output}{os.sep}" if options.output else "not written (no -o)"
+    left = fixed.cap_bytes - fixed.total_bytes
     say(
         f"{where}: {fixed.what}: code {fixed.code_bytes:,} + artifact {fixed.artifact_bytes:,} = "
-        f"{fixed.total_bytes:,}{spell_rest(fixed.cap_bytes, fixed.cap_bytes - fixed.total_bytes)}"
+        f"{fixed.total_bytes:,}{describe_rest(fixed.cap_bytes, left)}"
     )
 
 

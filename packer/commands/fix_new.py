@@ -72,10 +72,10 @@ def _write(made: NewSubmission, output: str) -> None:
 
 
 def _show(made: NewSubmission, output: str | None) -> None:
-    from packer.planning.account import spell_rest
+    from packer.planning.account import describe_rest
 
     for seed, total in made.totals.items():
-        rest = spell_rest(made.cap_bytes, made.cap_bytes - total)
+        rest = describe_rest(made.cap_bytes, made.cap_bytes - total)
         say(f"seed {seed}: code {made.code_bytes:,} + model = {total:,}{rest}")
     for finding in made.findings:
         if finding.status.value in ("fail", "warn"):

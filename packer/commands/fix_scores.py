@@ -124,7 +124,7 @@ class Bench:
         return load_subjects(sources, built, place, ignore if quiet else say_notes)
 
 
-def spell_scores(scores: Mapping[str, Evaluated], chosen: str, reference: str) -> str:
+def describe_scores(scores: Mapping[str, Evaluated], chosen: str, reference: str) -> str:
     """Before and after, in a sentence."""
     before, after = scores[BEFORE], scores[chosen]
     texts = [f"{before.score.bits_per_byte:.6f} -> {after.score.bits_per_byte:.6f} bits per byte"]

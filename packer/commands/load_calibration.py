@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from packer.commands.calibrating import bench_of, curvature_of
+from packer.commands.calibrating import curvature_of, evaluator_of
 from packer.commands.models import model_of, refusals, running_foreign
 from packer.commands.options.curvature import CurvatureOptions, beside
 from packer.commands.options.types import say_notes
-from packer.commands.own_text import written_for_trials
 from packer.commands.own_tokenizer import with_own_tokenizer
+from packer.commands.self_generated import generate_for_trials
 
 if TYPE_CHECKING:
     from packer.checkpoint.checkpoint import Checkpoint
@@ -33,14 +33,14 @@ def load_calibration(checkpoint: Checkpoint, options: CurvatureOptions) -> Calib
         spent, data = 0.0, None if text.self_generate else text.open()
         model = model_of(checkpoint, options.built)
         if data is None:
-            data, text, spent = written_for_trials(model, text)
+            data, text, spent = generate_for_trials(model, text)
         if curvature is None:
             first, _ = held_out_part(len(data.stream), text.tokens, text.window)
             seen = replace(text, tokens=max(min(text.tokens, first), text.window))
             curvature = curvature_of(model, checkpoint, data, seen)
             curvature = replace(curvature, seconds=curvature.seconds + spent)
-            say_notes([f"calibrated on {curvature.spell()}", *curvature.warnings])
-        bench = bench_of(model, checkpoint, curvature, data, text, held_out=True)
+            say_notes([f"calibrated on {curvature.describe()}", *curvature.warnings])
+        bench = evaluator_of(model, checkpoint, curvature, data, text, held_out=True)
     return Calibration(curvature, bench)
 
 

@@ -68,6 +68,6 @@ def measure(
         f"{checkpoint}; damage is the {found.damage_source}"
     )
     if found.damage_fit is not None:
-        say(f"fitted to {found.damage_fit.spell()}")
+        say(f"fitted to {found.damage_fit.describe()}")
     if kept is not None and kept != curvature.file:
         say(f"{kept}: the curvature, which packing asks for")

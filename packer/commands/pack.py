@@ -189,8 +189,8 @@ def _show(
     recipe: RecipePlan | None,
 ) -> None:
     from packer.reports import tables
+    from packer.reports.describe import describe_quality
     from packer.reports.report import report_packed
-    from packer.reports.spelling import spell_quality
 
     report = report_packed(packed, output)
     files, file_bytes = carried_account(packed.plan.measurement)
@@ -208,8 +208,8 @@ def _show(
     say(f"{output}: {packed.account}")
     if files:
         say(f"of the header, {file_bytes:,} bytes are for {', '.join(files)}")
-    say(packed.plan.limits.spell_code())
-    say(spell_quality(packed.plan), lines=True)
+    say(packed.plan.limits.describe_code())
+    say(describe_quality(packed.plan), lines=True)
     if packed.rounds > 1:
         say(f"real sizes differed from the plan; planned again, {packed.rounds} rounds")
     if recipe is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from packer.commands.calibrating import bench_of
+from packer.commands.calibrating import evaluator_of
 from packer.commands.carrying import INCLUDE, carried
 from packer.commands.load_calibration import kept_curvature
 from packer.commands.models import model_of, refusals, running_foreign
@@ -162,7 +162,7 @@ def _checked(
     text = with_own_tokenizer(text, [measured.measurement.source])
     with refusals(), running_foreign(built.model):
         data, model = text.open(), model_of(checkpoint, built)
-        bench = bench_of(model, checkpoint, calibration.curvature, data, text, held_out=False)
+        bench = evaluator_of(model, checkpoint, calibration.curvature, data, text, held_out=False)
         with shown("measuring plans") as progress:
             return plan_and_check(measured.measurement, limits, measured.pins, bench, progress)
 

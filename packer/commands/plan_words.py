@@ -22,8 +22,8 @@ def show_plan(
 ) -> None:
     """The plan as tables or JSON."""
     from packer.reports import tables
+    from packer.reports.describe import describe_quality
     from packer.reports.report import report_plan
-    from packer.reports.spelling import spell_quality
 
     report = report_plan(made, source)
     if as_json:
@@ -47,16 +47,16 @@ def show_plan(
         return
     tables.print_report(report, every_tensor=True)
     say("")
-    say(made.spell_account())
-    say(made.limits.spell_code())
-    say(spell_quality(made), lines=True)
+    say(made.describe_account())
+    say(made.limits.describe_code())
+    say(describe_quality(made), lines=True)
     for one in (change for change in changes if change.cap_bytes > 0):
-        say(spell_what_if(one, made.plan.damage_kind))
+        say(describe_what_if(one, made.plan.damage_kind))
     for number, tried in enumerate(checked, start=1):
-        say(spell_checked(number, tried) + ("; kept" if tried.plan is made else ""))
+        say(describe_checked(number, tried) + ("; kept" if tried.plan is made else ""))
 
 
-def spell_checked(number: int, one: CheckedPlan) -> str:
+def describe_checked(number: int, one: CheckedPlan) -> str:
     """Predicted against measured damage of one round."""
     text = f"round {number}: measured damage {one.measured:.4g}"
     if one.predicted is None or one.ratio is None:
@@ -64,7 +64,7 @@ def spell_checked(number: int, one: CheckedPlan) -> str:
     return text + f", predicted {one.predicted:.4g}, {one.ratio:.2f} times that"
 
 
-def spell_what_if(one: WhatIf, damage_kind: str) -> str:
+def describe_what_if(one: WhatIf, damage_kind: str) -> str:
     where = f"at a cap of {one.cap_bytes:,} ({one.offset_bytes:+,})"
     if one.damage is None or one.damage_change is None:
         return f"{where}: nothing fits"

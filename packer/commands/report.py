@@ -143,24 +143,24 @@ def _write(evidence: Evidence, page: str | None, plot: str | None) -> None:
         plot_pictures(plot, pictures_of(evidence))
     if page is not None:
         from packer.files import write_bytes
-        from packer.reports.page import spell_page
+        from packer.reports.page import describe_page
 
-        write_bytes(page, spell_page(evidence).encode())
+        write_bytes(page, describe_page(evidence).encode())
 
 
 def _show(evidence: Evidence, page: str | None, plot: str | None) -> None:
     from packer.reports import tables
-    from packer.reports.spelling import spell_account, spell_bound, spell_quality
+    from packer.reports.describe import describe_account, describe_bound, describe_quality
 
     tables.print_report(evidence.report, every_tensor=True)
     say("")
     if evidence.points:
         tables.print_table(*tables.curve_rows(evidence))
         say("")
-    say(spell_account(evidence.report, evidence.plan), lines=True)
+    say(describe_account(evidence.report, evidence.plan), lines=True)
     if evidence.plan is not None:
-        say(spell_quality(evidence.plan), lines=True)
-    if bound := spell_bound(evidence):
+        say(describe_quality(evidence.plan), lines=True)
+    if bound := describe_bound(evidence):
         say(bound)
     for what, path in (("page", page), ("picture", plot)):
         if path is not None:

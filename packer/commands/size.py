@@ -16,7 +16,7 @@ from packer.commands.options.types import (
     say,
     with_options,
 )
-from packer.planning.account import spell_rest
+from packer.planning.account import describe_rest
 
 if TYPE_CHECKING:
     from packer.size.estimate import SizeEstimate
@@ -148,7 +148,7 @@ def _print(found: list[dict[str, Any]], cap: int | None) -> None:
             f"{row['side_bytes'] + row['kept_bytes'] + row['container_bytes']:,}",
             f"{'≤ ' if row['at_most'] else ''}{row['total_bytes']:,}",
             f"{row['bits_per_weight']:.3f}",
-            spell_rest(cap, row["unused_bytes"]).rpartition(", ")[2] if cap else "-",
+            describe_rest(cap, row["unused_bytes"]).rpartition(", ")[2] if cap else "-",
             "-" if row["k_factor"] is None else f"{row['k_factor']:.3f}",
             row["about"],
         )

@@ -60,7 +60,7 @@ def unpack(
     from packer import api
     from packer.artifact.artifact_file import is_artifact
     from packer.artifact.decoder import MAX_DECODED_BYTES
-    from packer.checkpoint.lazy_tensors import outlines_of
+    from packer.checkpoint.lazy_tensors import meta_tensors_of
     from packer.progress import shown
 
     refuse_overwriting([artifact, template], output)
@@ -82,7 +82,7 @@ def unpack(
     else:
         weights, notes = api.unpack_foreign(artifact, output, template, max_memory)
         say_notes(notes)
-    elements = sum(outline.numel() for outline in outlines_of(weights).values())
+    elements = sum(meta.numel() for meta in meta_tensors_of(weights).values())
     if as_json:
         print_json({"output": output, "tensors": len(weights), "elements": elements})
         return

@@ -25,10 +25,10 @@ from packer.curvature.observing import (
     live_tensors,
     observe,
 )
-from packer.curvature.own_labels import OwnLabels
 from packer.curvature.ranks import ALONE, Ranks
+from packer.curvature.resume import ResumeFile, ResumeState
+from packer.curvature.sampled_labels import SampledLabels
 from packer.curvature.shared_copies import sharing_copies
-from packer.curvature.unfinished import Unfinished, UnfinishedFile
 from packer.curvature.weight_uses import OutOfTimeError, WeightUses
 from packer.errors import CurvatureError
 from packer.eval.foreign_forward import named_module
@@ -62,7 +62,7 @@ def calibrate(
     text: TextSource | None = None,
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
-    unfinished: UnfinishedFile | None = None,
+    unfinished: ResumeFile | None = None,
     ranks: Ranks = ALONE,
 ) -> CurvatureSet:
     """Second moments of the inputs of every linear map and the Fisher of its outputs.
@@ -86,7 +86,7 @@ def calibrate(
     contents = contents_fingerprint(checkpoint)
     with sharing_copies(module, checkpoint.ties), evaluation_mode([model]):
         uses = JoinedWeightUses(live_weights(module, checkpoint))
-        run = _Run(model, uses, OwnLabels(seed, device_of(model)), ranks)
+        run = _Run(model, uses, SampledLabels(seed, device_of(model)), ranks)
         started -= run.go_on(unfinished)
         with gradients_for(uses.weights.values()):
             for group, until in within(batches, seconds, started, progress, run.batches, ranks):
@@ -98,7 +98,7 @@ def calibrate(
         raise _nothing_read(text, seconds, time.perf_counter() - started)
     ranks.add_up(uses, run.device)
     unreached = unreached_matrices(uses, checkpoint)
-    by_tensor, outlines = collect(uses, run.tokens), checkpoint.outlines
+    by_tensor, meta_tensors = collect(uses, run.tokens), checkpoint.meta_tensors
     return CurvatureSet(
         by_tensor,
         contents,
@@ -110,7 +110,7 @@ def calibrate(
         unreached,
         (
             *warnings(by_tensor, unreached, uses.met),
-            *left_out(by_tensor, unreached, uses, outlines),
+            *left_out(by_tensor, unreached, uses, meta_tensors),
         ),
     )
 
@@ -118,20 +118,22 @@ def calibrate(
 class _Run:
     """A calibration under way in this process: sums, and how much all processes have read."""
 
-    def __init__(self, model: AnyModel, uses: WeightUses, labels: OwnLabels, ranks: Ranks) -> None:
+    def __init__(
+        self, model: AnyModel, uses: WeightUses, labels: SampledLabels, ranks: Ranks
+    ) -> None:
         self.model, self.uses, self.labels, self.ranks = model, uses, labels, ranks
         self.device = device_of(model)
         self.batches = self.tokens = 0
         self.vocab_size: int | None = None
 
-    def go_on(self, file: UnfinishedFile | None) -> float:
+    def go_on(self, file: ResumeFile | None) -> float:
         """Takes up what an earlier run left, the sums in the first process alone. Returns the
         seconds that it took.
 
         Raises CurvatureError: it is damaged, or not of these weights.
         """
 
-        def read() -> Unfinished | None:
+        def read() -> ResumeState | None:
             earlier = file.read() if file is not None and self.ranks.rank == 0 else None
             if earlier is None:
                 return None
@@ -174,7 +176,7 @@ class _Run:
                 self.labels.pass_over(batch.numel())
         return width
 
-    def keep(self, file: UnfinishedFile, seconds: float) -> None:
+    def keep(self, file: ResumeFile, seconds: float) -> None:
         """What all have summed, by the first process, in the form of one alone.
 
         Raises OutputError.
@@ -183,7 +185,7 @@ class _Run:
         self.labels.catch_up(self.vocab_size or 1)
         state = self.labels.generator.get_state()
         sums = self.uses.sums()
-        now = Unfinished(self.batches, self.tokens, self.vocab_size, seconds, sums, state)
+        now = ResumeState(self.batches, self.tokens, self.vocab_size, seconds, sums, state)
         self.ranks.together(lambda: file.keep(now) if self.ranks.rank == 0 else None)
 
 
@@ -256,7 +258,7 @@ def within(
         longest = max(longest, time.perf_counter() - begun)
 
 
-def _restore(earlier: Unfinished, uses: WeightUses, device: torch.device) -> None:
+def _restore(earlier: ResumeState, uses: WeightUses, device: torch.device) -> None:
     """Raises CurvatureError: sums of other weights, or no state of a generator."""
     try:
         uses.restore(earlier.sums, device)
@@ -265,7 +267,7 @@ def _restore(earlier: Unfinished, uses: WeightUses, device: torch.device) -> Non
         raise CurvatureError(f"the unfinished calibration is damaged: {error}") from None
 
 
-def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, labels: OwnLabels) -> int:
+def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, labels: SampledLabels) -> int:
     """One batch forward and back. Returns the width of the logits."""
 
     def logits_of(ids: Tensor) -> Tensor:
@@ -278,7 +280,7 @@ def unreached_matrices(uses: WeightUses, checkpoint: Checkpoint) -> tuple[str, .
     """Matrices that no linear map or lookup was seen to use."""
     return tuple(
         name
-        for name, weight in sorted(checkpoint.outlines.items())
+        for name, weight in sorted(checkpoint.meta_tensors.items())
         if weight.dim() >= 2
         and weight.numel() >= SMALLEST_MATRIX
         and weight.is_floating_point()

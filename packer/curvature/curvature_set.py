@@ -82,7 +82,7 @@ class CurvatureSet:
                     if value is not None:
                         yield f"{name}/{prefix}{field}", value
 
-    def spell(self) -> str:
+    def describe(self) -> str:
         """One line: of what, how much, how long."""
         return f"{self.tokens:,} tokens of {self.source} in {self.seconds:.1f} s"
 

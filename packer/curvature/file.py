@@ -14,7 +14,7 @@ import torch
 from packer.checkpoint.checkpoint import Checkpoint
 from packer.checkpoint.file_kinds import load
 from packer.checkpoint.fingerprint import contents_fingerprint
-from packer.checkpoint.lazy_mapping import MadeWhenAsked
+from packer.checkpoint.lazy_mapping import LazyMapping
 from packer.checkpoint.safetensors_write import write_all
 from packer.curvature.curvature_set import FIELDS, CurvatureSet
 from packer.errors import CheckpointError, CurvatureError
@@ -35,7 +35,7 @@ def write_curvature(path: str | os.PathLike[str], curvature: CurvatureSet) -> No
         write_all(temporary, dict(curvature.tensors()), metadata)
 
 
-class StoredCurvature(MadeWhenAsked[Curvature]):
+class StoredCurvature(LazyMapping[Curvature]):
     """Curvature by tensor name, read from its file and checked whenever it is asked for.
 
     Nothing is kept: it takes more memory than the weights do. Asking raises CurvatureError.
@@ -80,7 +80,7 @@ def read_curvature(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Curv
 def check_tensors(by_tensor: Mapping[str, Curvature], checkpoint: Checkpoint) -> None:
     """Raises CurvatureError: curvature of a tensor that is not there, or has another shape."""
     for name, one in by_tensor.items():
-        weight = checkpoint.outlines.get(name)
+        weight = checkpoint.meta_tensors.get(name)
         if weight is None:
             near = checkpoint.ties.get(name)
             hint = f"; it is tied to {near}, name that" if near else ""

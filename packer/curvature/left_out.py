@@ -14,25 +14,25 @@ def left_out(
     by_tensor: Mapping[str, Curvature],
     told: Collection[str],
     uses: WeightUses,
-    outlines: Mapping[str, Tensor],
+    meta_tensors: Mapping[str, Tensor],
 ) -> tuple[str, ...]:
     """A line in words for every float tensor that nothing is known of.
 
-    told: names that are spoken of elsewhere. outlines: shapes and dtypes of the checkpoint.
+    told: names that are spoken of elsewhere. meta_tensors: shapes and dtypes of the checkpoint.
     """
     return tuple(
-        f"{name}: {_reason(name, outline, uses)}; nothing is known of it"
-        for name, outline in sorted(outlines.items())
-        if outline.is_floating_point() and name not in by_tensor and name not in told
+        f"{name}: {_reason(name, meta, uses)}; nothing is known of it"
+        for name, meta in sorted(meta_tensors.items())
+        if meta.is_floating_point() and name not in by_tensor and name not in told
     )
 
 
-def _reason(name: str, outline: Tensor, uses: WeightUses) -> str:
+def _reason(name: str, meta: Tensor, uses: WeightUses) -> str:
     if name not in uses.weights:
         return "the model has no tensor of this name"
-    if outline.dim() and outline.size(-1) > MAX_GRADIENT_COLUMNS:
+    if meta.dim() and meta.size(-1) > MAX_GRADIENT_COLUMNS:
         return (
-            f"it has {outline.size(-1):,} columns, and the moment of a gradient is kept of "
+            f"it has {meta.size(-1):,} columns, and the moment of a gradient is kept of "
             f"{MAX_GRADIENT_COLUMNS:,} at most"
         )
     if name in uses.met:

@@ -110,7 +110,7 @@ def offer_of(made: Repair, original: Checkpoint | None) -> Offer:
 
 def damage_of(original: Checkpoint, data: bytes) -> float:
     """Squared errors of a file's weights, each times the weight of its role."""
-    shapes = {name: tuple(outline.shape) for name, outline in original.outlines.items()}
+    shapes = {name: tuple(meta.shape) for name, meta in original.meta_tensors.items()}
     roles = roles_of(shapes, original.ties)
     decoded = read_weights(data)
     with one_torch_thread():

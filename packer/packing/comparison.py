@@ -29,7 +29,7 @@ CURVE_K = (8.0, 10.0, 12.85, 16.0, 20.0)
 
 
 @dataclass(frozen=True)
-class Contender:
+class Entry:
     """A file to score. position: of the recipe's knob; None for ours.
 
     cap_bytes: what it was made to fit; None on a curve over k. seconds: from curvature to the file,
@@ -77,7 +77,7 @@ class Row:
     """A file and its score, against the checkpoint that it was made of."""
 
     source: str
-    contender: Contender | FinishedFile
+    entry: Entry | FinishedFile
     evaluated: Evaluated
 
     @property
@@ -89,34 +89,34 @@ class Row:
     @property
     def bits_per_weight(self) -> float:
         """Of the file, over all weights of the checkpoint."""
-        return 8 * self.contender.artifact_bytes / max(self.contender.weights, 1)
+        return 8 * self.entry.artifact_bytes / max(self.entry.weights, 1)
 
     def to_json(self) -> dict[str, Any]:
-        contender, position = self.contender, self.contender.position
+        entry, position = self.entry, self.entry.position
         scored = self.evaluated.to_json()
         return {
             "checkpoint": self.source,
-            "recipe": contender.recipe,
+            "recipe": entry.recipe,
             "knob": None if position is None else position.value,
             "knob_name": None if position is None else position.knob,
-            "cap_bytes": contender.cap_bytes,
-            "total_bytes": contender.total_bytes,
-            "artifact_bytes": contender.artifact_bytes,
+            "cap_bytes": entry.cap_bytes,
+            "total_bytes": entry.total_bytes,
+            "artifact_bytes": entry.artifact_bytes,
             "bits_per_weight": self.bits_per_weight,
             "bits_per_byte": scored["bits_per_byte"],
             "kl_bits_per_byte": self.kl_bits_per_byte,
-            "predicted_bits_per_byte": contender.predicted_bits_per_byte,
+            "predicted_bits_per_byte": entry.predicted_bits_per_byte,
             "kl_stderr_bits_per_byte": scored.get("kl_stderr_bits_per_byte"),
             "delta_bits_per_byte": scored["delta_bits_per_byte"],
             "stderr_bits_per_byte": scored["delta_stderr_bits_per_byte"],
-            "seconds": None if contender.seconds is None else round(contender.seconds, 2),
-            "rounding_problems": dict(contender.problems),
+            "seconds": None if entry.seconds is None else round(entry.seconds, 2),
+            "rounding_problems": dict(entry.problems),
         }
 
 
 @dataclass(frozen=True)
-class Workbench:
-    """One checkpoint and what every contender shares.
+class Comparison:
+    """One checkpoint and what every entry shares.
 
     code: counted beside the file, and its margin; the cap in it is not read. calibration: with
     curvature; recipes round with it as well. options: of ours; recipes take its pins.
@@ -128,7 +128,7 @@ class Workbench:
     options: MeasureOptions
     progress: Progress = ignore_progress
 
-    def recipes_under(self, cap_bytes: int) -> Iterator[Contender | Refused]:
+    def recipes_under(self, cap_bytes: int) -> Iterator[Entry | Refused]:
         """Every named recipe, its size parameter turned until its file fits."""
         for recipe in RECIPES.values():
             started = time.perf_counter()
@@ -146,7 +146,7 @@ class Workbench:
                 continue
             yield self._packed_recipe(fitted, cap_bytes, started)
 
-    def recipe_curve(self, recipe: Recipe) -> Iterator[Contender]:
+    def recipe_curve(self, recipe: Recipe) -> Iterator[Entry]:
         """A recipe with a k at every k of the common curve."""
         for k in CURVE_K:
             started = time.perf_counter()
@@ -161,7 +161,7 @@ class Workbench:
             )
             yield self._packed_recipe(fitted, None, started)
 
-    def ours_under(self, caps: Sequence[int]) -> Iterator[Contender | Refused]:
+    def ours_under(self, caps: Sequence[int]) -> Iterator[Entry | Refused]:
         """Our planner at every cap; measured and fitted once."""
         if not caps:
             return
@@ -180,7 +180,7 @@ class Workbench:
                 yield Refused(OURS, cap_bytes, str(error))
                 continue
             seconds = measuring + time.perf_counter() - started
-            yield Contender(OURS, None, cap_bytes, packed, seconds, packed.rounding_problems)
+            yield Entry(OURS, None, cap_bytes, packed, seconds, packed.rounding_problems)
 
     def _limits(self, cap_bytes: int) -> Limits:
         return replace(self.code, cap_bytes=cap_bytes)
@@ -188,13 +188,11 @@ class Workbench:
     def _pack(self, plan: PackPlan) -> Packed:
         return pack_to_cap(self.checkpoint, plan, self.calibration.curvature, self.progress)
 
-    def _packed_recipe(
-        self, fitted: RecipePlan, cap_bytes: int | None, started: float
-    ) -> Contender:
+    def _packed_recipe(self, fitted: RecipePlan, cap_bytes: int | None, started: float) -> Entry:
         packed = self._pack(fitted.plan)
         problems = {**fitted.problems, **packed.rounding_problems}
         seconds = time.perf_counter() - started
-        return Contender(fitted.recipe.name, fitted.position, cap_bytes, packed, seconds, problems)
+        return Entry(fitted.recipe.name, fitted.position, cap_bytes, packed, seconds, problems)
 
 
 def recipes_with_k() -> tuple[Recipe, ...]:
@@ -230,14 +228,14 @@ def equal_kl_of(rows: Sequence[Row]) -> tuple[EqualKL, ...]:
     """
     ours, theirs = [], []
     for row in rows:
-        contender, kl = row.contender, row.kl_bits_per_byte
-        total = contender.total_bytes
+        entry, kl = row.entry, row.kl_bits_per_byte
+        total = entry.total_bytes
         if kl is None or not kl > 0:
             continue
-        if contender.recipe == OURS:
+        if entry.recipe == OURS:
             ours.append((total, kl))
-        elif contender.cap_bytes is None:
-            theirs.append((contender.recipe, total, kl))
+        elif entry.cap_bytes is None:
+            theirs.append((entry.recipe, total, kl))
     return equal_kl(ours, theirs)
 
 

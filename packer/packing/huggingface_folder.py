@@ -30,7 +30,7 @@ def write_folder(
     """A new folder with model.safetensors, every tensor in its own dtype, and the files that the
     artifact carries; all or nothing.
 
-    Returns outlines of the weights, and what else was written. A configuration of transformers
+    Returns meta_tensors of the weights, and what else was written. A configuration of transformers
     that was packed with --config is written as config.json where the artifact carries none.
     Raises OutputError: the folder holds files, or cannot be written. PackerError: a carried file
     has no plain name.
@@ -40,10 +40,10 @@ def write_folder(
     if CONFIGURATION not in files and given is not None and _of_transformers(given):
         files[CONFIGURATION] = given.encode()
     with _new_folder(path) as folder:
-        outlines = write_decoded(folder / WEIGHTS, stored, progress)
+        meta_tensors = write_decoded(folder / WEIGHTS, stored, progress)
         for name, data in files.items():
             write_bytes(folder / name, data)
-    return outlines, tuple(sorted(files))
+    return meta_tensors, tuple(sorted(files))
 
 
 def _of_transformers(spelled: str) -> bool:

@@ -14,7 +14,7 @@ from packer.artifact import decoder
 from packer.artifact.encoder import quantized_tensor
 from packer.checkpoint.checkpoint import Checkpoint
 from packer.checkpoint.earlier_versions import PERMUTED_MARK, POLISHED_MARK
-from packer.checkpoint.lazy_tensors import Renamed, outlines_of
+from packer.checkpoint.lazy_tensors import Renamed, meta_tensors_of
 from packer.checkpoint.safetensors_write import UnwritableError, write_safetensors
 from packer.curvature.curvature_set import CurvatureSet, by_tensor_of
 from packer.errors import OutputError
@@ -68,7 +68,7 @@ def write_weights(
     Raises OutputError: another ending, a dtype that safetensors lacks, no room, no right to write.
     """
     if _is_safetensors(path):
-        _save_safetensors(path, outlines_of(weights), weights.items(), ties, metadata)
+        _save_safetensors(path, meta_tensors_of(weights), weights.items(), ties, metadata)
         return
     # Empty tensors may lie at one address, which torch refuses for two dtypes. Given a path, torch
     # writes its name into the file, and no two files are equal.
@@ -91,23 +91,23 @@ def write_decoded(
     stored: decoder.StoredArtifact,
     progress: Progress = ignore_progress,
 ) -> dict[str, torch.Tensor]:
-    """The weights of a parsed artifact, as `write_weights` writes them. Returns their outlines:
+    """The weights of a parsed artifact, as `write_weights` writes them. Returns their meta_tensors:
     tensors of their shape and dtype without values. A .safetensors file is written as tensors are
     decoded, so that few of them are in memory; a .pt file holds all at once.
 
     Raises OutputError as `write_weights`, and ArtifactError: a stream is damaged.
     """
-    outlines = {
+    meta_tensors = {
         tensor.name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype), device="meta")
         for tensor in stored.tensors
     }
-    outlines |= {tied: outlines[kept] for tied, kept in stored.ties.items()}
+    meta_tensors |= {tied: meta_tensors[kept] for tied, kept in stored.ties.items()}
     if _is_safetensors(path):
         decoded = _decoded(stored, progress)
-        _save_safetensors(path, outlines, decoded, stored.ties, stored.metadata)
+        _save_safetensors(path, meta_tensors, decoded, stored.ties, stored.metadata)
     else:
         write_weights(path, dict(_decoded(stored, progress)), stored.ties, stored.metadata)
-    return outlines
+    return meta_tensors
 
 
 def _decoded(
@@ -133,7 +133,7 @@ def _is_safetensors(path: str | os.PathLike[str]) -> bool:
 
 def _save_safetensors(
     path: str | os.PathLike[str],
-    outlines: Mapping[str, torch.Tensor],
+    meta_tensors: Mapping[str, torch.Tensor],
     values: Iterable[tuple[str, torch.Tensor]],
     ties: Mapping[str, str],
     metadata: Mapping[str, str],
@@ -144,7 +144,7 @@ def _save_safetensors(
     }
     try:
         with replacing(path) as temporary:
-            write_safetensors(temporary, outlines, values, {"format": "pt", **texts})
+            write_safetensors(temporary, meta_tensors, values, {"format": "pt", **texts})
     except UnwritableError as error:
         raise OutputError(f"{path}: {error}; name a .pt file instead") from None
 
@@ -215,10 +215,10 @@ def _comparable(tensor: decoder.StoredTensor, against: Checkpoint | None) -> tor
     """The original weight, where it is of this shape and dtype: what else there is, is told among
     the structure's problems.
     """
-    outline = against.outlines.get(tensor.name) if against else None
-    if against is None or outline is None:
+    meta = against.meta_tensors.get(tensor.name) if against else None
+    if against is None or meta is None:
         return None
-    same = (tuple(outline.shape), _dtype(outline)) == (tensor.shape, tensor.dtype)
+    same = (tuple(meta.shape), _dtype(meta)) == (tensor.shape, tensor.dtype)
     return against.tensors[tensor.name] if same else None
 
 
@@ -281,7 +281,7 @@ def _structure_problems(stored: decoder.StoredArtifact, against: Checkpoint) -> 
     """Names, shapes, dtypes and ties that differ."""
     problems = []
     found = {tensor.name: (tensor.shape, tensor.dtype) for tensor in stored.tensors}
-    wanted = {name: (tuple(w.shape), _dtype(w)) for name, w in against.outlines.items()}
+    wanted = {name: (tuple(w.shape), _dtype(w)) for name, w in against.meta_tensors.items()}
     for name in sorted(set(found) | set(wanted)):
         if name not in found:
             problems.append(f"{name}: in {against.source} and not in the artifact")

@@ -59,7 +59,7 @@ class Limits:
         files = sum(file.size_bytes for file in self.code)
         return files + self.loader_bytes + self.encoder_bytes
 
-    def spell_code(self) -> str:
+    def describe_code(self) -> str:
         """What was counted as code, in words."""
         parts = [f"{file.path} {file.size_bytes:,}" for file in self.code]
         if self.encoder_bytes:
@@ -116,15 +116,15 @@ class Account:
             f"side values {self.side_bytes:,} + payload {self.payload_bytes:,} = "
             f"{self.total_bytes:,}"
         )
-        return parts + spell_rest(self.cap_bytes, self.unused_bytes)
+        return parts + describe_rest(self.cap_bytes, self.unused_bytes)
 
 
-def spell_rest(cap_bytes: int, unused_bytes: int) -> str:
+def describe_rest(cap_bytes: int, unused_bytes: int) -> str:
     """How a sum stands against the cap: the end of every account.
 
-    >>> spell_rest(16_000_000, 1_234)
+    >>> describe_rest(16_000_000, 1_234)
     ' of 16,000,000, 1,234 left'
-    >>> spell_rest(16_000_000, -5)
+    >>> describe_rest(16_000_000, -5)
     ' of 16,000,000, OVER by 5'
     """
     if not cap_bytes:

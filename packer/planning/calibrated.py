@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from packer.curvature.curvature_set import CurvatureSet
-from packer.planning.damage_trials import DamageBench
+from packer.planning.damage_trials import DamageEvaluator
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +16,7 @@ class Calibration:
     """
 
     curvature: CurvatureSet | None = None
-    bench: DamageBench | None = None
+    bench: DamageEvaluator | None = None
 
 
 NO_CALIBRATION = Calibration()

@@ -63,7 +63,7 @@ class DamageFit:
         """The damage of a trial in bits per byte, by these factors."""
         return math.fsum(self.factor(role) * part for role, part in trial.predicted.items())
 
-    def spell(self) -> str:
+    def describe(self) -> str:
         """One line: on what, from how many, how good."""
         return (
             f"{len(self.trials)} measurements on {self.tokens:,} tokens of {self.source}, "

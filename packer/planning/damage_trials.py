@@ -39,7 +39,7 @@ MAX_ROUNDS = 3
 
 
 @dataclass(frozen=True, eq=False)
-class DamageBench:
+class DamageEvaluator:
     """A checkpoint, its model, and tokens to measure divergence on. source: the text, in words."""
 
     checkpoint: Checkpoint
@@ -65,7 +65,7 @@ class DamageBench:
         return found
 
 
-def damage_bench(
+def damage_evaluator(
     model: AnyModel,
     checkpoint: Checkpoint,
     curvature: CurvatureSet | None,
@@ -75,7 +75,7 @@ def damage_bench(
     tokens: int,
     window: int,
     held_out: bool,
-) -> DamageBench:
+) -> DamageEvaluator:
     """A bench on the first tokens of a text, or with `held_out` on a fifth as many, its last ones.
 
     Raises CurvatureError: less than a window of text, or a model without named weights.
@@ -99,7 +99,7 @@ def damage_bench(
     setting = Setting(window, tokens=count * window)
     meter = DamageMeter(model, changed, live, stream, data.counter.after(start), setting)
     words = f"the end of {source}" if held_out else source
-    return DamageBench(checkpoint, curvature, meter, words, count * window)
+    return DamageEvaluator(checkpoint, curvature, meter, words, count * window)
 
 
 def held_out_part(length: int, tokens: int, window: int) -> tuple[int, int]:
@@ -118,7 +118,7 @@ def windows_with_trials(calibrated: int) -> int:
 
 
 def fit_to_model(
-    measurement: Measurement, bench: DamageBench, progress: Progress = ignore_progress
+    measurement: Measurement, bench: DamageEvaluator, progress: Progress = ignore_progress
 ) -> Measurement:
     """The measurement with damages multiplied by factors that a handful of trials gave.
 
@@ -182,7 +182,7 @@ def plan_and_check(
     measurement: Measurement,
     limits: Limits,
     pins: Mapping[str, str],
-    bench: DamageBench,
+    bench: DamageEvaluator,
     progress: Progress = ignore_progress,
 ) -> tuple[CheckedPlan, ...]:
     """Plans, measures what the plan does as a whole and role by role, fits, and plans again.

@@ -22,11 +22,11 @@ from packer.planning.options import MeasureOptions
 from packer.planning.predicted_damage import (
     bits_per_byte,
     complete,
+    describe_source,
     output_error,
     predicted_nats,
-    spell_source,
 )
-from packer.planning.step_grid import DENSE, StepGrid, curved_choices
+from packer.planning.step_grid import DENSE, StepGrid, step_choices
 from packer.planning.weight_errors import (
     NO_DATA,
     ROLE_WEIGHT,
@@ -83,7 +83,7 @@ def default_choices(
     if weight.dim() >= 2 and weight.numel() >= LONG_GRID_ELEMENTS:
         if curvature is not None:
             # Steps without a clip: one per tensor or row and a clip are never better.
-            curved = curved_choices(weight, curvature, trellis, grid)
+            curved = step_choices(weight, curvature, trellis, grid)
             return (exact, *(parse_choice(text) for text in texts), *curved)
         texts += ["int7.row", "int5.row", "int4.row", "int3.row", "int2.row", "ternary.row"]
         clips = [f"{127 * step:.4g}" for step in STEP_GRID]
@@ -199,7 +199,7 @@ def _measurement(
         candidates=finished,
         ties=checkpoint.ties,
         metadata=all_metadata,
-        damage_source=spell_damage(finished, by_tensor, whole, guessed),
+        damage_source=describe_damage(finished, by_tensor, whole, guessed),
         curvature=None if curvature is None else curvature.sha256,
     )
 
@@ -221,7 +221,7 @@ def measured_side_by_side(
     return candidates
 
 
-def spell_damage(
+def describe_damage(
     candidates: Sequence[Candidate],
     by_tensor: Mapping[str, Curvature],
     whole: CurvatureSet | None,
@@ -229,14 +229,14 @@ def spell_damage(
 ) -> str:
     """What the candidates' damage was computed from, in words."""
     if whole is not None and candidates and candidates[0].damage_bpb is not None:
-        return spell_source(whole, guessed)
+        return describe_source(whole, guessed)
     return GIVEN_HESSIANS if by_tensor else NO_DATA
 
 
 def tensor_infos(checkpoint: Checkpoint) -> tuple[TensorInfo, ...]:
     """Name, role, shape and dtype of every stored tensor, sorted by name."""
-    outlines = checkpoint.outlines
-    shapes = {name: tuple(outline.shape) for name, outline in outlines.items()}
+    meta_tensors = checkpoint.meta_tensors
+    shapes = {name: tuple(meta.shape) for name, meta in meta_tensors.items()}
     roles = roles_of(shapes, checkpoint.ties)
     return tuple(
         TensorInfo(
@@ -244,7 +244,7 @@ def tensor_infos(checkpoint: Checkpoint) -> tuple[TensorInfo, ...]:
             roles[name].role.value,
             roles[name].layer,
             shapes[name],
-            str(outlines[name].dtype).removeprefix("torch."),
+            str(meta_tensors[name].dtype).removeprefix("torch."),
         )
         for name in sorted(shapes)
     )

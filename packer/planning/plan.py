@@ -12,7 +12,7 @@ from packer.budget.what_if import what_if
 from packer.checkpoint.roles import select
 from packer.errors import CapError, PlanError
 from packer.files import read_json
-from packer.planning.account import CodeFile, Limits, spell_rest
+from packer.planning.account import CodeFile, Limits, describe_rest
 from packer.planning.candidates import KIND as CANDIDATES_KIND
 from packer.planning.candidates import Measurement, check_kind, whole_number
 from packer.planning.code_size import readable, solve, solve_with_code
@@ -53,13 +53,13 @@ class PackPlan:
             limits.calibrate,
         )
 
-    def spell_account(self) -> str:
+    def describe_account(self) -> str:
         """The account as planned, to the byte; the artifact's split is known once it is packed."""
         plan = self.plan
         tensors = plan.artifact_bytes - plan.header_bytes
         return (
             f"code {plan.code_bytes:,} + header {plan.header_bytes:,} + tensors {tensors:,} = "
-            f"{plan.total_bytes:,}{spell_rest(plan.cap_bytes, plan.unused_bytes)}"
+            f"{plan.total_bytes:,}{describe_rest(plan.cap_bytes, plan.unused_bytes)}"
         )
 
     def to_json(self) -> dict[str, Any]:

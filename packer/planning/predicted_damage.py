@@ -71,12 +71,12 @@ def complete(
     return filled, tuple(sorted(guessed & large))
 
 
-def spell_source(curvature: CurvatureSet, guessed: Sequence[str]) -> str:
+def describe_source(curvature: CurvatureSet, guessed: Sequence[str]) -> str:
     """What damage was computed from, in words."""
     unit = "KL to the unquantized model"
     if curvature.bytes_per_token is None:
         unit += " in bits per token (nobody said how many bytes a token stands for)"
-    text = f"predicted {unit}, from the curvature of {curvature.spell()}"
+    text = f"predicted {unit}, from the curvature of {curvature.describe()}"
     if guessed:
         text += f"; of {len(guessed)} tensors without curvature guessed from weight errors"
     return text

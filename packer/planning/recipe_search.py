@@ -73,7 +73,7 @@ def recipe_under_cap(
 
     start = positions.index(recipe.original)
     room = limits.cap_bytes - limits.margin_bytes
-    bytes_per_octave = sum(outline.numel() for outline in checkpoint.outlines.values()) / 8
+    bytes_per_octave = sum(meta.numel() for meta in checkpoint.meta_tensors.values()) / 8
     chosen = largest_that_fits(
         total_bytes, [_octaves(position) for position in positions], start, room, bytes_per_octave
     )

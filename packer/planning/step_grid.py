@@ -37,7 +37,7 @@ DENSE = StepGrid(4, 3)  # for plans under any cap
 SPARSE = StepGrid(1.5, 1)  # for a plan that is refined
 
 
-def curved_choices(
+def step_choices(
     weight: torch.Tensor, curvature: Curvature, trellis: bool = False, grid: StepGrid = DENSE
 ) -> tuple[Choice, ...]:
     """Every step of the grid, in the format whose degrees of freedom pay for themselves.

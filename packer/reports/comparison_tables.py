@@ -21,8 +21,8 @@ def print_comparison(
         lines = [[row.source, *line] for row, line in zip(rows, lines, strict=True)]
     tables.print_table(columns, lines)
     for row in rows:
-        for name, problem in row.contender.problems.items():
-            print(spelled(f"{row.contender.recipe}: {name}: {problem}"))
+        for name, problem in row.entry.problems.items():
+            print(spelled(f"{row.entry.recipe}: {name}: {problem}"))
     for one in refused:
         print(spelled(f"{one.recipe}: {one.reason}"))
     for point in equal:
@@ -33,18 +33,18 @@ def print_comparison(
 
 
 def _line(row: Row) -> list[str]:
-    contender, difference = row.contender, row.evaluated.difference
+    entry, difference = row.entry, row.evaluated.difference
     assert difference is not None  # only the checkpoint itself has none
     return [
-        contender.recipe,
-        "" if contender.position is None else str(contender.position),
-        "" if contender.cap_bytes is None else f"{contender.cap_bytes:,}",
-        f"{contender.total_bytes:,}",
+        entry.recipe,
+        "" if entry.position is None else str(entry.position),
+        "" if entry.cap_bytes is None else f"{entry.cap_bytes:,}",
+        f"{entry.total_bytes:,}",
         f"{row.bits_per_weight:.3f}",
         tables.number(row.kl_bits_per_byte, ".6f"),
-        tables.number(contender.predicted_bits_per_byte, ".6f"),
+        tables.number(entry.predicted_bits_per_byte, ".6f"),
         f"{row.evaluated.score.bits_per_byte:.6f}",
         f"{difference.delta_bpb:+.6f}",
         tables.number(difference.stderr_bits_per_byte, ".6f"),
-        tables.number(contender.seconds, ".1f"),
+        tables.number(entry.seconds, ".1f"),
     ]

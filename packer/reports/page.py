@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from packer.reports import html
+from packer.reports.describe import describe_account, describe_proof
 from packer.reports.evidence import Evidence
 from packer.reports.heat_map import draw_heat_map, heat_map_height
 from packer.reports.histograms import draw_histograms, histograms_height
@@ -20,7 +21,6 @@ from packer.reports.size_figures import (
     draw_trials,
     has_curve,
 )
-from packer.reports.spelling import spell_account, spell_proof
 from packer.reports.tables import curve_rows, known, share_rows, tensor_cells
 from packer.reports.treemap import draw_treemap, treemap_height
 
@@ -59,7 +59,7 @@ def pictures_of(evidence: Evidence) -> tuple[Picture, ...]:
         found.append(
             Picture(
                 "Predicted against measured damage",
-                f"Each dot is a true measurement of KL to the unquantized model: {fit.spell()}. "
+                f"Each dot is a true measurement of KL to the unquantized model: {fit.describe()}. "
                 "Rings are predictions before the factors per role were fitted.",
                 curve_height,
                 partial(draw_trials, fit),
@@ -111,7 +111,7 @@ def _curve(evidence: Evidence) -> Picture:
     return Picture("Size and damage", words, curve_height, partial(draw_curve, evidence))
 
 
-def spell_page(evidence: Evidence) -> str:
+def describe_page(evidence: Evidence) -> str:
     """The page, whole."""
     report = evidence.report
     weights = sum(row.elements for row in report.rows)
@@ -125,14 +125,14 @@ def spell_page(evidence: Evidence) -> str:
 def _blocks(evidence: Evidence) -> list[Html]:
     report, plan = evidence.report, evidence.plan
     blocks = [html.facts(_facts(evidence)), html.heading("The account, to the byte")]
-    words = spell_account(report, plan).partition("\n")[0]
+    words = describe_account(report, plan).partition("\n")[0]
     blocks.append(
         html.account_bar(report.account)
         if report.account is not None
         else html.bar(_parts(evidence), words)
     )
     if plan is not None:
-        blocks.append(html.paragraph(plan.limits.spell_code()))
+        blocks.append(html.paragraph(plan.limits.describe_code()))
     blocks += [html.paragraph(note) for note in report.notes]
     for one in pictures_of(evidence):
         blocks += [html.heading(one.heading), figure_html(one)]
@@ -175,7 +175,9 @@ def _facts(evidence: Evidence) -> list[tuple[str, str]]:
         facts.append((f"{bits:.3f}", "bits per weight, everything in the file"))
     if plan is not None:
         unit = "bits per byte" if plan.plan.damage_kind == DAMAGE_BPB else "weighted squared error"
-        facts.append((f"{plan.plan.damage:.4g}", f"predicted damage, {unit}; {spell_proof(plan)}"))
+        facts.append(
+            (f"{plan.plan.damage:.4g}", f"predicted damage, {unit}; {describe_proof(plan)}")
+        )
         if report.price:
             saved = f"{1000 * report.price:.3g}"
             facts.append((saved, "of damage saved by 1,000 more bytes"))

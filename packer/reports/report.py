@@ -201,9 +201,9 @@ def report_checkpoint(checkpoint: Checkpoint, limits: Limits) -> Report:
     """A checkpoint as it is: uncompressed bytes of every tensor; of a GGUF file those in it."""
     from packer.planning.measure import exact_choice, tensor_infos
 
-    gguf, outlines = checkpoint.gguf, checkpoint.outlines
+    gguf, meta_tensors = checkpoint.gguf, checkpoint.meta_tensors
     rows = tuple(
-        report_row(info, stored if gguf else str(exact_choice(outlines[info.name].dtype)), size)
+        report_row(info, stored if gguf else str(exact_choice(meta_tensors[info.name].dtype)), size)
         for info in tensor_infos(checkpoint)
         for stored, size in [checkpoint.stored_as(info.name)]
     )

@@ -20,7 +20,7 @@ def print_scores(found: Sequence[Evaluated], data: Data, *, markdown: bool) -> N
             print("| " + " | ".join(spelled(cell).replace("|", "\\|") for cell in row) + " |")
     else:
         tables.print_table(columns, rows)
-    print("\n" + spell_counts(found[0], data))
+    print("\n" + describe_counts(found[0], data))
 
 
 def score_rows(found: Sequence[Evaluated]) -> tuple[list[str], list[list[str]]]:
@@ -52,7 +52,7 @@ def score_rows(found: Sequence[Evaluated]) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
-def spell_counts(one: Evaluated, data: Data) -> str:
+def describe_counts(one: Evaluated, data: Data) -> str:
     """What was scored: tokens, bytes, windows, and what could not be counted."""
     score = one.score
     text = (

@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from packer.code.newer_python import spell_needs
+from packer.code.newer_python import describe_needs
 from packer.code.self_extracting import unwrap
 from packer.errors import CodeError
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
@@ -60,7 +60,7 @@ def _trees(submission: Submission) -> tuple[dict[str, ast.Module], list[Point]]:
         try:
             trees[name] = ast.parse(text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            unparsed.append(Point(Status.UNKNOWN, spell_needs(text, name)))
+            unparsed.append(Point(Status.UNKNOWN, describe_needs(text, name)))
     return trees, unparsed
 
 

@@ -72,12 +72,12 @@ CALIBRATION: tuple[str, ...] = (
         f"packer.curvature.{name}"
         for name in (
             *("weight_origins", "contractions", "weight_products", "moments", "weight_uses"),
-            *("own_labels", "observing"),
+            *("sampled_labels", "observing"),
         )
     ),
     "packer.shipping.bundled_calibration",
 )
-BUNDLE_ENTRIES = (*ENTRIES, "filled", "read_curvatures", "Choice", "Curvature")
+BUNDLE_ENTRIES = (*ENTRIES, "fit_to_cap", "read_curvatures", "Choice", "Curvature")
 DEFINED = ("read_curvatures", "encode_weights", "Curvature")  # beside the loader's entries
 # As CHECKS and GUARDS of packer/shipping/loader.py: what a bundle leaves out, and what raises.
 ENCODER_CHECKS = CHECKS | {"check_shape"}
@@ -95,8 +95,8 @@ ENCODER_PARTS = {
     "rank": ("_encode_factors", "correction"),
     "stepped": ("_encode_stepped", "_stepped"),
     "trellis": ("encode_trellis", "trellis_codes"),
-    "ans": ("ConstrictionPushes",),
-    "numpy": ("LanePushes",),
+    "ans": ("ConstrictionEncoder",),
+    "numpy": ("RansEncoder",),
     "zstd": ("to_zstd",),
     "brotli": ("to_brotli",),
     "lzma": ("to_lzma",),
@@ -162,7 +162,7 @@ class Bundle:
 GLUE = """
 def encode_weights(weights, curvature, cap_bytes, code_bytes):
     choices = {{name: Choice(*_KINDS[kind], step) for name, kind, step in _PLAN}}
-    return filled(
+    return fit_to_cap(
         weights, choices, _TIES, _METADATA, curvature, cap_bytes, code_bytes, {threads})
 
 _KINDS = {kinds}

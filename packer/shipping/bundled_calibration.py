@@ -22,7 +22,7 @@ from packer.curvature.observing import (
     live_tensors,
     observe,
 )
-from packer.curvature.own_labels import nats_of_own_labels
+from packer.curvature.sampled_labels import nats_of_sampled_labels
 from packer.curvature.weight_uses import OutOfTimeError, WeightUses
 from packer.errors import CurvatureError
 from packer.eval.foreign_forward import way_to_logits
@@ -56,7 +56,7 @@ def curvature_within(
     generator = torch.Generator(device).manual_seed(seed)
 
     def nats_of(logits: Tensor) -> Tensor:
-        return nats_of_own_labels(logits, generator)
+        return nats_of_sampled_labels(logits, generator)
 
     with evaluation_mode([model]), gradients_for(uses.weights.values()):
         forward = keep_way(*way_to_logits(model))

@@ -44,7 +44,7 @@ class Filling:
         return total(self.blocks)
 
 
-def filled(
+def fit_to_cap(
     weights: Mapping[str, torch.Tensor],
     choices: Mapping[str, Choice],
     ties: Mapping[str, str],

@@ -167,7 +167,7 @@ def test_a_plan_makes_room_for_its_own_bundle(made, tmp_path, script):
     assert limits.code_bytes == done.size_bytes
     assert plan.plan.total_bytes <= 40_000 and plan.plan.code_bytes == limits.code_bytes
     assert plan.plan.damage > earlier.plan.damage
-    assert f"encoder {done.encoder_bytes:,}" in limits.spell_code()
+    assert f"encoder {done.encoder_bytes:,}" in limits.describe_code()
     with pytest.raises(CapError):
         packer.plan(earlier.measurement, packer.PlanLimits(14_000, bundle=True))
 

@@ -15,11 +15,11 @@ from packer.train.model import GPT, GPTConfig
 from torch import Tensor, nn
 
 import packer.curvature.calibration
-import packer.curvature.unfinished
+import packer.curvature.resume
 from packer.checkpoint.checkpoint import from_state_dict
 from packer.curvature.calibration import calibrate, token_batches
 from packer.curvature.file import read_curvature, write_curvature
-from packer.curvature.unfinished import UnfinishedFile
+from packer.curvature.resume import ResumeFile
 from packer.errors import CurvatureError
 
 VOCAB, WIDTH, HIDDEN = 7, 4, 6
@@ -429,8 +429,8 @@ class CutOff(list[Tensor]):
 
 @pytest.fixture
 def kept_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packer.curvature.unfinished, "SECONDS_BETWEEN", 0.0)
-    monkeypatch.setattr(packer.curvature.unfinished, "COST_SHARE", 1e9)
+    monkeypatch.setattr(packer.curvature.resume, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(packer.curvature.resume, "COST_SHARE", 1e9)
 
 
 @pytest.mark.usefixtures("kept_at_once")
@@ -439,7 +439,7 @@ def test_a_calibration_that_was_cut_off_goes_on_to_the_same_values(
 ) -> None:
     model, batches = Banked(), list(torch.split(tokens, 100))
     whole = calibrate(model, batches)
-    file = UnfinishedFile(tmp_path / "c.partial", {"text": "one"})
+    file = ResumeFile(tmp_path / "c.partial", {"text": "one"})
     for before in (2, 5):
         with pytest.raises(KeyboardInterrupt):
             calibrate(model, CutOff(batches, before), unfinished=file)
@@ -456,20 +456,20 @@ def test_a_calibration_that_was_cut_off_goes_on_to_the_same_values(
 @pytest.mark.usefixtures("kept_at_once")
 def test_what_another_calibration_left_is_refused(tokens: Tensor, tmp_path: Path) -> None:
     path, batches = tmp_path / "c.partial", list(torch.split(tokens, 300))
-    calibrate(Banked(), batches, unfinished=UnfinishedFile(path, {"--seed": "0"}))
+    calibrate(Banked(), batches, unfinished=ResumeFile(path, {"--seed": "0"}))
     with pytest.raises(CurvatureError, match=r"c\.partial is .* with another --seed"):
-        UnfinishedFile(path, {"--seed": "1"}).read()
+        ResumeFile(path, {"--seed": "1"}).read()
     with pytest.raises(CurvatureError, match="damaged: there is no sum 'map/hessian/down'"):
         calibrate(
             nn.Sequential(nn.Embedding(VOCAB, VOCAB)),
             batches,
-            unfinished=UnfinishedFile(path, {"--seed": "0"}),
+            unfinished=ResumeFile(path, {"--seed": "0"}),
         )
     whole = path.read_bytes()
     for bad in (b"", whole[:200], whole[: len(whole) // 2], b"{" * 5000):
         path.write_bytes(bad)
         with pytest.raises(CurvatureError, match=r"Remove it to start anew"):
-            UnfinishedFile(path, {"--seed": "0"}).read()
+            ResumeFile(path, {"--seed": "0"}).read()
     write_curvature(path, calibrate(Banked(), batches))
     with pytest.raises(CurvatureError, match="is no unfinished calibration"):
-        UnfinishedFile(path, {"--seed": "0"}).read()
+        ResumeFile(path, {"--seed": "0"}).read()

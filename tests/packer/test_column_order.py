@@ -12,7 +12,7 @@ import packer
 from packer.checkpoint.checkpoint import from_state_dict
 from packer.checkpoint.fingerprint import contents_fingerprint
 from packer.curvature.curvature_set import CurvatureSet
-from packer.planning.step_grid import _cost, curved_choices
+from packer.planning.step_grid import _cost, step_choices
 from packer.shipping.bundle import make_bundle
 
 
@@ -82,10 +82,10 @@ def test_it_is_offered_where_it_pays(planned):
     weights, whole, plan = planned
     (name,) = weights
     assert "+ascending+gptq" in plan.choices[name]
-    offered = [str(one) for one in curved_choices(weights[name], whole.by_tensor[name], True)]
+    offered = [str(one) for one in step_choices(weights[name], whole.by_tensor[name], True)]
     assert any(one.startswith("trellis") and "+ascending" in one for one in offered)
     even = Curvature(torch.eye(64) + 0.5, torch.ones(96), 4096)
-    offered = curved_choices(matrix(96, 64), even)
+    offered = step_choices(matrix(96, 64), even)
     assert not any(one.ascending for one in offered)
 
 

@@ -27,7 +27,7 @@ from packer.evaluation import Data
 from packer.planning.account import Limits
 from packer.planning.candidates import Measurement, TensorInfo
 from packer.planning.damage_fit import Trial, fit_damage
-from packer.planning.damage_trials import at_damage, damage_bench, fit_to_model, plan_and_check
+from packer.planning.damage_trials import at_damage, damage_evaluator, fit_to_model, plan_and_check
 from packer.planning.predicted_damage import complete, output_error, predicted_nats
 
 
@@ -155,7 +155,7 @@ def test_predicted_damage_comes_true(felt, measured: Measurement) -> None:
     assert all(c.damage_bpb is not None for c in measured.candidates)
     assert any("+gptq" in c.choice for c in measured.candidates)
     assert measured.curvature == curvature.sha256 and "bits per token" not in measured.damage_source
-    bench = damage_bench(
+    bench = damage_evaluator(
         model, checkpoint, curvature, data, "noise", tokens=4096, window=64, held_out=True
     )
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -164,7 +164,7 @@ def test_predicted_damage_comes_true(felt, measured: Measurement) -> None:
     assert fitted.damage_fit.tokens == 12 * 64
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     other = Data(np.random.default_rng(1).integers(0, 32, 1025), Ones(), 32, None, None)
-    check = damage_bench(
+    check = damage_evaluator(
         model, checkpoint, curvature, other, "more", tokens=1024, window=64, held_out=False
     )
     for wanted in (0.001, 0.004, 0.012):
@@ -175,7 +175,7 @@ def test_predicted_damage_comes_true(felt, measured: Measurement) -> None:
 
 def test_predictions_are_fitted_from_python_too(felt, measured: Measurement) -> None:
     model, checkpoint, data, curvature = felt
-    bench = damage_bench(
+    bench = damage_evaluator(
         model, checkpoint, curvature, data, "noise", tokens=1024, window=64, held_out=True
     )
     cap = int(sum(tensor.elements for tensor in measured.tensors) * 3 / 8)
@@ -192,7 +192,7 @@ def test_predictions_are_fitted_from_python_too(felt, measured: Measurement) -> 
 
 def test_plans_are_checked_and_the_best_is_known(felt, measured: Measurement) -> None:
     model, checkpoint, data, curvature = felt
-    bench = damage_bench(
+    bench = damage_evaluator(
         model, checkpoint, curvature, data, "noise", tokens=1024, window=64, held_out=False
     )
     cap = int(sum(tensor.elements for tensor in measured.tensors) * 3 / 8)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from packer.errors import OutputError, PlanError
-from packer.files import is_json, read_json, replacing, spell_json, write_bytes, write_json
+from packer.files import describe_json, is_json, read_json, replacing, write_bytes, write_json
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
@@ -137,7 +137,7 @@ def test_json_comes_back_as_written(tmp_path: Path) -> None:
     value = {"kind": "x", "rows": [[1, "é", None], {"a": 0.1}], "none": [], "of": {"b": [1, 2]}}
     write_json(tmp_path / "v.json", value)
     assert read_json(tmp_path / "v.json") == value
-    assert len(spell_json(value).splitlines()) == 9  # a line for every row of a list
+    assert len(describe_json(value).splitlines()) == 9  # a line for every row of a list
     assert is_json(tmp_path / "v.json")
 
 

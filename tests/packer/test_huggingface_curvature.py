@@ -45,11 +45,11 @@ def calibrated(folder: Path) -> CurvatureSet:
 def test_every_tensor_of_every_architecture_has_curvature(name: str, model_folder: Folder) -> None:
     folder = model_folder(name)
     found = calibrated(folder)
-    outlines = read_checkpoint(folder).outlines
-    assert set(found.by_tensor) == set(outlines)
+    meta_tensors = read_checkpoint(folder).meta_tensors
+    assert set(found.by_tensor) == set(meta_tensors)
     for tensor, one in found.by_tensor.items():
         assert one.fisher is not None, tensor
-        assert one.hessian.shape[-1] == outlines[tensor].shape[-1]
+        assert one.hessian.shape[-1] == meta_tensors[tensor].shape[-1]
         assert bool(one.hessian.isfinite().all()) and float(one.hessian.diagonal().sum()) > 0
     assert found.warnings == ()
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from packer.commands.comparing import Sizes
 from packer.commands.options.types import Finite, Size
 from packer.errors import one_paragraph
-from packer.printable import spelled, spelled_lines
+from packer.printable import printable_lines, spelled
 from packer.progress import _Lines
 from packer.reports import tables
 
@@ -29,7 +29,7 @@ Run = Callable[..., Any]
 def test_what_moves_a_cursor_is_spelled(text: str) -> None:
     assert spelled(text).isprintable()
     assert spelled("σ 1.5 × [red] \\") == "σ 1.5 × [red] \\"
-    assert spelled_lines(f"ours\n{text.replace(chr(10), '')}").count("\n") == 1
+    assert printable_lines(f"ours\n{text.replace(chr(10), '')}").count("\n") == 1
 
 
 def test_names_in_tables_are_spelled_and_in_json_true(run: Run, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from packer.reports.agg import Artist, Figure, new_figure, own_style
 from packer.reports.colours import PAPER
 from packer.reports.evidence import ComparedFile, Evidence, evidence_of, read_compared
 from packer.reports.histograms import barred, draw_histograms
-from packer.reports.page import pictures_of, spell_page
+from packer.reports.page import describe_page, pictures_of
 from packer.reports.pictures import LINE_FEED, TITLE, Paper, Picture, figure_html, titled
 from packer.reports.report import Report, TensorRow
 from packer.reports.size_figures import comparable, draw_curve, draw_trials
@@ -68,7 +68,7 @@ def titles(figure: Figure) -> list[str]:
 @pytest.mark.parametrize("source", ["model.pt", "plan.json", "model.pack"])
 def test_the_page_says_what_the_report_says(made: Path, read_page: Read, source: str) -> None:
     found = evidence(made, source)
-    report, page = found.report, spell_page(found)
+    report, page = found.report, describe_page(found)
     text = read_page(page).text
     for row in report.rows:
         assert row.name in text
@@ -171,7 +171,7 @@ def test_hostile_names_stay_text(tmp_path: Path, read_page: Read) -> None:
         compared=[ComparedFile(f"_{HOSTILE}$_$", None, None, 10, 0.1)],
     )
     assert found.histograms and packed.account.total_bytes <= 3_000
-    page = spell_page(found)
+    page = describe_page(found)
     reader = read_page(page)
     assert f"_{HOSTILE}$_$" in reader.text and f"blocks.0.$\\frac{HOSTILE}$" in reader.text
     assert (
@@ -184,11 +184,11 @@ def test_hostile_names_stay_text(tmp_path: Path, read_page: Read) -> None:
 def test_a_report_of_nothing_is_a_page(read_page: Read) -> None:
     empty = Report("nothing", "artifact", (), 0, 0, 0, 0)
     assert pictures_of(evidence_of(empty)) == ()
-    assert "nothing" in read_page(spell_page(evidence_of(empty))).text
+    assert "nothing" in read_page(describe_page(evidence_of(empty))).text
     rows = (TensorRow("a", "other", None, (0,), "float32", "fp32", 5),)
     drawn = evidence_of(Report("a", "artifact", rows, 0, 0, 5, 0))
     assert [one.heading for one in pictures_of(drawn)] == ["Where the bytes go"]
-    read_page(spell_page(drawn))
+    read_page(describe_page(drawn))
 
 
 def test_the_curve_has_the_plan_on_it(made: Path) -> None:
@@ -325,7 +325,7 @@ def pixels(png: bytes) -> list[bytes]:
 def test_a_browser_shows_the_page(made: Path, tmp_path: Path, width: int) -> None:
     """It draws something on every part of a long page, and complains of nothing."""
     page = tmp_path / "page.html"
-    page.write_text(spell_page(evidence(made, "plan.json")), "utf-8")
+    page.write_text(describe_page(evidence(made, "plan.json")), "utf-8")
     shot = tmp_path / "shot.png"
     assert CHROMIUM is not None
     done = subprocess.run(
@@ -371,7 +371,7 @@ def test_pictures_are_drawn_for_both_widths_and_follow_the_paper() -> None:
 
 
 def test_ids_of_a_page_are_used_once(made: Path) -> None:
-    page = spell_page(evidence(made, "plan.json"))
+    page = describe_page(evidence(made, "plan.json"))
     ids = re.findall(r' id="([^"]*)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([^"]*)"', page)) == set(ids)

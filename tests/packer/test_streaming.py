@@ -106,14 +106,14 @@ def test_weights_are_written_as_they_are_decoded(
     data = api.pack(checkpoint, api.plan(checkpoint, 70_000)).data
     living = Living()
     monkeypatch.setattr(decoder, "decode_weight", living.watch(decoder.decode_weight))
-    outlines = api.unpack_to(data, tmp_path / "w.safetensors")
-    assert (living.given, len(outlines)) == (len(weights), len(checkpoint))
+    meta_tensors = api.unpack_to(data, tmp_path / "w.safetensors")
+    assert (living.given, len(meta_tensors)) == (len(weights), len(checkpoint))
     assert living.most <= 2
     expected, written = api.unpack(data), load_file(tmp_path / "w.safetensors")
-    assert expected.keys() == written.keys() == outlines.keys()
+    assert expected.keys() == written.keys() == meta_tensors.keys()
     for name, weight in expected.items():
         assert torch.equal(weight, written[name]) and weight.dtype == written[name].dtype
-        assert (outlines[name].shape, outlines[name].dtype) == (weight.shape, weight.dtype)
+        assert (meta_tensors[name].shape, meta_tensors[name].dtype) == (weight.shape, weight.dtype)
     assert read_checkpoint(tmp_path / "w.safetensors").ties == {"tied": "blocks.3.mlp.fc.weight"}
 
 
@@ -238,11 +238,11 @@ def test_insertion_order_does_not_change_bytes(tmp_path: Path) -> None:
 
 
 def test_values_that_are_missing_or_other_are_noticed(tmp_path: Path) -> None:
-    outlines = {"a": torch.ones(2, device="meta"), "b": torch.ones(2, device="meta")}
+    meta_tensors = {"a": torch.ones(2, device="meta"), "b": torch.ones(2, device="meta")}
     with pytest.raises(ValueError, match="no value of b"):
-        write_safetensors(tmp_path / "w", outlines, [("a", torch.ones(2))], {})
+        write_safetensors(tmp_path / "w", meta_tensors, [("a", torch.ones(2))], {})
     with pytest.raises(ValueError, match=r"a is torch\.float32"):
-        write_safetensors(tmp_path / "w", outlines, [("a", torch.ones(3))], {})
+        write_safetensors(tmp_path / "w", meta_tensors, [("a", torch.ones(3))], {})
 
 
 def test_a_dtype_that_safetensors_lacks_is_refused_before_anything_is_decoded(

@@ -13,8 +13,8 @@ from packer.checkpoint.checkpoint import from_state_dict
 from packer.errors import CheckpointError, PlanError
 from packer.planning.measure import measure
 from packer.planning.options import MeasureOptions
+from packer.reports.describe import describe_quality
 from packer.reports.report import report_plan
-from packer.reports.spelling import spell_quality
 
 Weights = dict[str, torch.Tensor]
 
@@ -134,7 +134,7 @@ def test_a_price_is_said_only_where_room_is_short() -> None:
     best = sum(min(c.size_bytes for c in g if c.damage == 0) for g in measured.by_tensor.values())
     for cap, short in ((best * 3, False), (40_000, True)):
         plan = api.plan(measured, cap)
-        said = "more bytes would save" in spell_quality(plan)
+        said = "more bytes would save" in describe_quality(plan)
         room = plan.plan.unused_bytes < 1000
         assert said == (report_plan(plan, "p").price is not None)
         assert not said or room

@@ -150,7 +150,9 @@ def test_hostile_held_out_names_stay_text(
 ) -> None:
     made, _ = done
     corpus = replace(made.corpus, valid=(Document(HOSTILE, "text"),))
-    page = demo_report.spell_page(replace(made, corpus=corpus, note=HOSTILE, samples=(HOSTILE, "")))
+    page = demo_report.describe_page(
+        replace(made, corpus=corpus, note=HOSTILE, samples=(HOSTILE, ""))
+    )
     assert read_page(page).text.count(HOSTILE) == 4
 
 

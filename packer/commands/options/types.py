@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from packer.planning.account import MAX_SIZE_BYTES
-from packer.printable import spelled, spelled_lines
+from packer.printable import printable_lines, spelled
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -215,7 +215,7 @@ def print_json(value: dict[str, Any]) -> None:
 
 def say(text: str, *, err: bool = False, lines: bool = False) -> None:
     """Print a line; what is no letter in it is spelled. lines: its line feeds are our own."""
-    click.echo(spelled_lines(text) if lines else spelled(text), err=err)
+    click.echo(printable_lines(text) if lines else spelled(text), err=err)
 
 
 def say_notes(notes: Sequence[str]) -> None:

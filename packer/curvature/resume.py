@@ -23,7 +23,7 @@ COST_SHARE = 0.05  # of the time, at most, goes into saving
 
 
 @dataclass(frozen=True, eq=False)
-class Unfinished:
+class ResumeState:
     """All that a calibration has summed after some batches.
 
     seconds: what they took. sums: see `WeightUses.sums`. generator: of the labels, its state.
@@ -37,7 +37,7 @@ class Unfinished:
     generator: torch.Tensor
 
 
-class UnfinishedFile:
+class ResumeFile:
     """Where a calibration is kept while it is under way.
 
     known_by: what makes it this calibration and no other, in words by what they are about.
@@ -47,7 +47,7 @@ class UnfinishedFile:
         self.path, self.known_by = Path(path), dict(known_by)
         self._next = time.monotonic() + SECONDS_BETWEEN
 
-    def read(self) -> Unfinished | None:
+    def read(self) -> ResumeState | None:
         """What was kept; None where there is no file.
 
         Raises CurvatureError: damaged, or of another calibration.
@@ -72,14 +72,14 @@ class UnfinishedFile:
         """Whether it is time to keep what there is: not where that was done a moment ago."""
         return time.monotonic() >= self._next
 
-    def keep(self, state: Unfinished) -> None:
+    def keep(self, state: ResumeState) -> None:
         """Raises OutputError."""
         begun = time.monotonic()
         self._write(state)
         now = time.monotonic()
         self._next = now + max(SECONDS_BETWEEN, (now - begun) / COST_SHARE)
 
-    def _write(self, state: Unfinished) -> None:
+    def _write(self, state: ResumeState) -> None:
         told = {
             "known_by": self.known_by,
             "batches": state.batches,
@@ -106,10 +106,10 @@ class UnfinishedFile:
         return "Remove it to start anew, or name another output."
 
 
-def _unfinished(told: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> Unfinished:
+def _unfinished(told: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> ResumeState:
     generator = tensors.pop("generator")
     vocab_size = told["vocab_size"]
-    made = Unfinished(
+    made = ResumeState(
         int(told["batches"]),
         int(told["tokens"]),
         None if vocab_size is None else int(vocab_size),

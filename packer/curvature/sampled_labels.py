@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class OwnLabels:
+class SampledLabels:
     """Draws for one batch after the other, as one process would that reads them all.
 
     For batches that other processes read, as many random numbers are drawn and thrown away.
@@ -34,10 +34,10 @@ class OwnLabels:
     def nats(self, logits: Tensor) -> Tensor:
         """The summed nats of labels drawn from logits [windows, time, vocab]."""
         self.catch_up(logits.size(-1))
-        return nats_of_own_labels(logits, self.generator)
+        return nats_of_sampled_labels(logits, self.generator)
 
 
-def nats_of_own_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
+def nats_of_sampled_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
     """The summed nats of labels that the generator draws from logits [windows, time, vocab]."""
     flat = logits.flatten(0, 1)
     probabilities = torch.softmax(flat.detach(), dim=-1)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WINDOWS_IN_TIME = 16  # written side by side where seconds are limited, and kept when all are whole
 
 
-def written_by(model: AnyModel, text: TextOptions) -> tuple[Data, TextOptions, float]:
+def generate_text(model: AnyModel, text: TextOptions) -> tuple[Data, TextOptions, float]:
     """(text by the model itself, options that speak of it, the seconds it took).
 
     Half the seconds allowed are for writing; whole windows are kept.
@@ -76,11 +76,11 @@ def _windows(model: AnyModel, processor: Any, text: TextOptions, started: float)
     return found
 
 
-def written_for_trials(model: AnyModel, text: TextOptions) -> tuple[Data, TextOptions, float]:
-    """As `written_by`, with as much more at the end as is held out to measure damage on."""
+def generate_for_trials(model: AnyModel, text: TextOptions) -> tuple[Data, TextOptions, float]:
+    """As `generate_text`, with as much more at the end as is held out to measure damage on."""
     from packer.planning.damage_trials import windows_with_trials
 
     assert text.self_generate is not None
     windows = windows_with_trials(-(-text.self_generate // text.window))
-    data, told, spent = written_by(model, replace(text, tokens=windows * text.window))
+    data, told, spent = generate_text(model, replace(text, tokens=windows * text.window))
     return data, replace(told, tokens=text.self_generate), spent
