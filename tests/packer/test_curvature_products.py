@@ -45,7 +45,7 @@ def tokens() -> Tensor:
 
 def curvature(weight: Tensor, use: Use, tokens: Tensor) -> Curvature:
     found = calibrate(Around(weight.clone(), use), tokens.split(6))
-    assert found.unreached == () and found.warnings == ()
+    assert found.unreached == () and not [one for one in found.warnings if one.startswith("w:")]
     return found.by_tensor["w"]
 
 

@@ -126,6 +126,9 @@ class Ones:
     def unknown_count(self, tokens: np.ndarray) -> int:  # noqa: ARG002
         return 0
 
+    def after(self, start: int) -> Ones:  # noqa: ARG002
+        return self
+
 
 @pytest.fixture(scope="module")
 def felt():

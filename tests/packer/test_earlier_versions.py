@@ -109,7 +109,9 @@ def test_what_is_packed_from_it_is_in_its_order(weights: dict[str, Tensor], tmp_
     data = packer.pack(unpacked, plan).data
     assert "units" not in parse(data).metadata
     assert packer.verify(data, unpacked, plan).problems == ()
-    again = packer.measure(weights, metadata={"units": "sorted", "author": "a"})
+    again = packer.measure(
+        weights, packer.MeasureOptions(metadata={"units": "sorted", "author": "a"})
+    )
     assert again.metadata == {"author": "a"}
 
 

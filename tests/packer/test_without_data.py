@@ -149,11 +149,11 @@ def test_norms_give_up_their_floats_last() -> None:
     measured = measure(from_state_dict(weights))
     norms = {name for name in weights if "norm" in name}
     for cap in (16_000, 24_000, 40_000):
-        choices = api.plan(measured, cap_bytes=cap).choices
+        choices = api.plan(measured, cap).choices
         assert {choices[name] for name in norms} <= {"fp32", "fp16", "bf16"}
         assert any("int" in choices[name] for name in set(weights) - norms)
     least = sum(
         min(one.size_bytes for one in measured.candidates if one.tensor == name) for name in weights
     )
-    tight = api.plan(measured, cap_bytes=least + measured.header_bytes + 40).choices
+    tight = api.plan(measured, least + measured.header_bytes + 40).choices
     assert any(tight[name].startswith("int") for name in norms)
