@@ -12,10 +12,10 @@ A checkpoint is a path, a state dict, or a Checkpoint; a plan is a path or a Pac
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,7 +32,7 @@ from packer.curvature.given import CurvatureLike, resolve_curvature
 from packer.errors import PlanError
 from packer.eval.forward import AnyModel, TailLogits
 from packer.eval.forward_probe import adapt
-from packer.files import is_json, replacing, write_json
+from packer.files import replacing, write_json
 from packer.foreign.gguf_header import is_gguf
 from packer.packing import codes_file
 from packer.packing import verify as unpacking
@@ -42,18 +42,21 @@ from packer.planning.calibrated import NO_CALIBRATION, Calibration
 from packer.planning.candidates import Measurement
 from packer.planning.code_size import counted_loader, weigh_limits
 from packer.planning.measure import DEFAULT_OPTIONS, Progress, ignore_progress
-from packer.planning.options import MeasureOptions, PathLike, PlanLimits
+from packer.planning.measured_source import check_measured, measurement_in
+from packer.planning.options import MeasureFields, MeasureOptions, PathLike, PlanLimits
 from packer.planning.pipeline import always, fit_measurement, plan_checkpoint, plan_under_policy
 from packer.planning.plan import (
     PackPlan,
     check_curvature,
     follow_policy,
     make_plan,
-    read_measurement,
     read_plan,
 )
 from packer.planning.recipe_search import RecipePlan, recipe_under_cap
 from packer.planning.recipes import find_recipe
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 CheckpointLike = PathLike | Mapping[str, torch.Tensor] | Checkpoint
 
@@ -107,15 +110,17 @@ def measure(
     curvature: CurvatureLike | Calibration | None = None,
     out: PathLike | None = None,
     progress: Progress = ignore_progress,
+    **fields: Unpack[MeasureFields],
 ) -> Measurement:
     """Every tensor under every choice; written to `out` (candidates.json) when given.
 
     curvature: what `calibrate` returned or wrote, which predicts damage in bits per byte and lets
     GPTQ round; or by tensor a Curvature or just second moments of its inputs, [columns, columns],
-    with which GPTQ rounds. A Calibration also fits the predictions to true measurements.
+    with which GPTQ rounds. A Calibration also fits the predictions to true measurements. fields:
+    of the options, by name.
     Raises CheckpointError, CurvatureError, SelectorError, PlanError.
     """
-    loaded = load(checkpoint)
+    loaded, options = load(checkpoint), replace(options, **fields)
     calibration = _calibration_of(loaded, curvature)
     measurement = measuring.measure(loaded, options, calibration.curvature, progress=progress)
     measurement = fit_measurement(measurement, calibration, always(progress))
@@ -133,24 +138,26 @@ def plan(
     policy: PathLike | PackPlan | None = None,
     out: PathLike | None = None,
     progress: Progress = ignore_progress,
+    **fields: Unpack[MeasureFields],
 ) -> PackPlan:
     """The plan of least damage under the cap; written to `out` (plan.json) when given.
 
     source: a checkpoint, which is measured first, or measurements (candidates.json, plan.json).
     limits: the cap in bytes, or with what counts beside the artifact. policy: another run's plan,
     whose choices and pins are kept; tensors step down only where they do not fit. curvature: as of
-    `measure`.
+    `measure`. fields: of the options, by name.
     Raises CapError: nothing fits; says the smallest size reachable. PlanError, SelectorError.
     """
     limits = limits if isinstance(limits, PlanLimits) else PlanLimits(limits)
     weighed = weigh_limits(limits)
+    options = replace(options, **fields)
     if policy is not None and (options.pins or options.coder):
         raise PlanError(
             "a policy carries its own pins and coders; plan without it to choose others"
         )
-    measured = _measurement_in(source)
+    measured = measurement_in(source)
     if measured is not None:
-        _check_measured(options, curvature)
+        check_measured(options, curvature is not None)
         measurement, earlier_pins = measured
         if policy is not None:
             made = follow_policy(load_plan(policy), measurement, weighed)
@@ -352,34 +359,6 @@ def verify(
     choices = None if made is None else made.choices
     with _reading(artifact):
         return unpacking.verify(_bytes_of(artifact), checkpoint, choices, found, progress)
-
-
-def _measurement_in(
-    source: CheckpointLike | Measurement | PackPlan,
-) -> tuple[Measurement, Mapping[str, str]] | None:
-    """(measurements, pins of the plan they are in); None for a checkpoint."""
-    if isinstance(source, Measurement):
-        return source, {}
-    if isinstance(source, PackPlan):
-        return source.measurement, source.pins
-    if isinstance(source, str | os.PathLike) and is_json(source):
-        return read_measurement(source)
-    return None
-
-
-def _check_measured(options: MeasureOptions, curvature: CurvatureLike | Calibration | None) -> None:
-    """Raises PlanError: measurements cannot be measured otherwise than they are."""
-    asked = {
-        "curvature": curvature is not None,
-        "coder": options.coder is not None,
-        "trellis": options.trellis,
-        "metadata": bool(options.metadata),
-    }
-    for what in (name for name, given in asked.items() if given):
-        raise PlanError(
-            "measurements carry the damage and sizes they were measured with; give the checkpoint "
-            f"to measure it with another {what}"
-        )
 
 
 def _calibration_of(

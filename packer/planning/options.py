@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 PathLike = str | os.PathLike[str]
 
@@ -23,6 +24,15 @@ class MeasureOptions:
     metadata: Mapping[str, str] = field(default_factory=dict)
     coder: str | None = None
     trellis: bool = False
+
+
+class MeasureFields(TypedDict, total=False):
+    """Fields of MeasureOptions given by name, as in `plan(weights, cap, trellis=True)`."""
+
+    pins: Mapping[str, str]
+    metadata: Mapping[str, str]
+    coder: str | None
+    trellis: bool
 
 
 @dataclass(frozen=True)
