@@ -129,12 +129,6 @@ def undominated(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     return tuple(kept)
 
 
-def lower_hull(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
-    """The lower convex hull of one tensor's candidates: each step saves less damage per byte."""
-    front = undominated(candidates)
-    return tuple(front[i] for i in _hull(front))
-
-
 def hull_steps(fronts: Sequence[Sequence[Candidate]]) -> HullSteps:
     """All hull steps of tensors given by their undominated candidates; ties in the given order."""
     steps: list[tuple[float, int, int, int, float]] = []
@@ -172,28 +166,6 @@ def sweep(candidates: Iterable[Candidate], *, fixed_bytes: int = 0) -> Curve:
     )
     moves = tuple(fronts[t][c] for t, c in zip(steps.tensor, steps.candidate, strict=True))
     return Curve(total_bytes, damage, steps.saved_damage / steps.added_bytes, start, moves)
-
-
-def damage_at(curve: Curve, total_bytes: int) -> float:
-    """The Lagrangian lower bound: no plan of at most ``total_bytes`` does less damage than this.
-
-    Infinite below the smallest total, constant above the largest.
-    """
-    return float(np.interp(total_bytes, curve.total_bytes, curve.damage, left=np.inf))
-
-
-def solution_at(curve: Curve, total_bytes: int) -> tuple[Candidate, ...]:
-    """The largest plan on the curve of at most ``total_bytes``: one candidate a tensor, by name.
-
-    Raises PlanningError below the smallest total.
-    """
-    steps = int(np.searchsorted(curve.total_bytes, total_bytes, side="right")) - 1
-    if steps < 0:
-        raise PlanningError(
-            f"no plan has {total_bytes} bytes or fewer; the smallest has {curve.total_bytes[0]}"
-        )
-    chosen = {candidate.tensor: candidate for candidate in curve.start + curve.moves[:steps]}
-    return tuple(chosen.values())
 
 
 def _hull(front: Sequence[Candidate]) -> list[int]:

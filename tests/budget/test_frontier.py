@@ -10,15 +10,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packer.budget.frontier import (
     Candidate,
+    Curve,
     PlanningError,
-    damage_at,
-    lower_hull,
-    solution_at,
+    hull_steps,
     sweep,
     undominated,
 )
 from packer.budget.plan import plan_to_cap
 from packer.budget.what_if import what_if
+
+
+def lower_hull(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """The lower convex hull of one tensor's candidates, the smallest first."""
+    front = undominated(candidates)
+    return (front[0], *(front[corner] for corner in hull_steps([front]).candidate))
+
+
+def damage_at(curve: Curve, total_bytes: int) -> float:
+    """The Lagrangian lower bound: no plan of at most ``total_bytes`` does less damage than this.
+
+    Infinite below the smallest total, constant above the largest.
+    """
+    return float(np.interp(total_bytes, curve.total_bytes, curve.damage, left=np.inf))
+
+
+def solution_at(curve: Curve, total_bytes: int) -> tuple[Candidate, ...]:
+    """The largest plan on the curve of at most ``total_bytes``: one candidate a tensor, by name.
+
+    Raises PlanningError below the smallest total.
+    """
+    steps = int(np.searchsorted(curve.total_bytes, total_bytes, side="right")) - 1
+    if steps < 0:
+        raise PlanningError(
+            f"no plan has {total_bytes} bytes or fewer; the smallest has {curve.total_bytes[0]}"
+        )
+    chosen = {candidate.tensor: candidate for candidate in curve.start + curve.moves[:steps]}
+    return tuple(chosen.values())
+
 
 points = st.tuples(st.integers(0, 40), st.integers(0, 60))  # few values, so that ties happen
 tensors = st.lists(st.lists(points, min_size=1, max_size=5), min_size=1, max_size=5)
