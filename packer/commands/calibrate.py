@@ -13,6 +13,7 @@ from packer.commands.models import refusals, running_foreign, subjects_of
 from packer.commands.options.groups import OptionGroup
 from packer.commands.options.model import COMPANION, MODEL, ModelOptions
 from packer.commands.options.opening import CHECKPOINT_OPENING
+from packer.commands.options.sections import CALIBRATION, MAIN, SectionedCommand, option
 from packer.commands.options.text import (
     DEFAULT_TOKENS,
     DEFAULT_WINDOW,
@@ -43,23 +44,26 @@ LISTED = 8  # warnings printed one by one
 TEXT = OptionGroup(
     "text",
     TextOptions,
-    click.option("--data", multiple=True, metavar="PATH", help=SHARDS_TOO),
-    click.option(
+    option("--data", section=MAIN, multiple=True, metavar="PATH", help=SHARDS_TOO),
+    option(
         "--self-generate",
+        section=CALIBRATION,
         type=SELF_GENERATE,
         metavar="TOKENS",
         help="Calibrate on so many tokens that the model writes itself, at temperature 0.8.",
     ),
     TOKENIZER,
-    click.option(
+    option(
         "--tokens",
+        section=CALIBRATION,
         type=POSITIVE,
         default=DEFAULT_TOKENS,
         show_default=True,
         help="How many tokens to calibrate on.",
     ),
-    click.option(
+    option(
         "--window",
+        section=CALIBRATION,
         type=POSITIVE,
         default=DEFAULT_WINDOW,
         show_default=True,
@@ -70,10 +74,17 @@ TEXT = OptionGroup(
 )
 
 
-@click.command(short_help="Curvature of every weight, on a text.")
+@click.command(cls=SectionedCommand, short_help="Curvature of every weight, on a text.")
 @click.argument("checkpoint", type=EXISTING)
 @TEXT
-@click.option("-o", "--output", type=WRITABLE, default="curvature.safetensors", show_default=True)
+@option(
+    "-o",
+    "--output",
+    section=MAIN,
+    type=WRITABLE,
+    default="curvature.safetensors",
+    show_default=True,
+)
 @OptionGroup("built", ModelOptions, COMPANION, MODEL, CHECKPOINT_OPENING)
 @JSON
 def calibrate(

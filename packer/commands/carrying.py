@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import click
-
+from packer.commands.options.sections import OUTPUT, option
 from packer.commands.options.types import read_config
 
 if TYPE_CHECKING:
     from packer.planning.candidates import Measurement
 
-INCLUDE = click.option(
+INCLUDE = option(
     "--include",
+    section=OUTPUT,
     multiple=True,
     metavar="FILE",
     help="Carry a file inside the artifact, such as config.json or tokenizer.json: a path, or a "

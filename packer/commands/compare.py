@@ -13,11 +13,13 @@ import click
 from packer.commands.comparing import CALIBRATION, SCORED, Sizes
 from packer.commands.load_calibration import load_calibration
 from packer.commands.models import load_subjects, refusals, running_foreign
+from packer.commands.options import sections
 from packer.commands.options.curvature import CurvatureOptions
 from packer.commands.options.groups import OptionGroup
 from packer.commands.options.limits import LimitOptions, measure_options
 from packer.commands.options.model import COMPANION, MODEL, ModelOptions
 from packer.commands.options.opening import CHECKPOINT_OPENING
+from packer.commands.options.sections import SectionedCommand, option
 from packer.commands.options.text import TextOptions
 from packer.commands.options.types import (
     CODE,
@@ -56,7 +58,9 @@ class Scoring:
     built: ModelOptions
 
 
-@click.command("compare", short_help="Named recipes against our plan, through the file.")
+@click.command(
+    "compare", cls=SectionedCommand, short_help="Named recipes against our plan, through the file."
+)
 @click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
 @OptionGroup("limits", LimitOptions, cap_option(required=True), CODE, MARGIN)
 @OptionGroup("options", measure_options, PINS, TRELLIS)
@@ -67,9 +71,10 @@ class Scoring:
     metavar="A,B,C",
     help="More caps for our curve; recipes with a k give theirs, and bytes at equal KL are told.",
 )
-@click.option(
+@option(
     "--curvature",
     "curvature_files",
+    section=sections.CALIBRATION,
     multiple=True,
     type=EXISTING_FILE,
     help="What `packer calibrate` wrote; one for each checkpoint, in their order.",

@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
+from packer.commands.options import sections
 from packer.commands.options.groups import OptionGroup
+from packer.commands.options.sections import MAIN, option
 from packer.commands.options.text import (
     CALIBRATION_SIZE,
     EFFORT,
@@ -47,8 +49,9 @@ class Sizes(click.ParamType):  # type: ignore[type-arg]
 CALIBRATION = OptionGroup(
     "calibration",
     calibration_text,
-    click.option(
+    option(
         "--calibration",
+        section=MAIN,
         multiple=True,
         metavar="PATH",
         help="Text or shards: calibrate on them (unless --curvature is given), and fit our "
@@ -56,8 +59,9 @@ CALIBRATION = OptionGroup(
     ),
     CALIBRATION_SIZE,
     EFFORT,
-    click.option(
+    option(
         "--self-generate",
+        section=sections.CALIBRATION,
         type=SELF_GENERATE,
         metavar="TOKENS",
         help="In place of --calibration: so many tokens that the model writes itself, at "
@@ -67,8 +71,9 @@ CALIBRATION = OptionGroup(
 SCORED = OptionGroup(
     "scored",
     TextOptions,
-    click.option(
+    option(
         "--data",
+        section=MAIN,
         multiple=True,
         required=True,
         metavar="PATH",

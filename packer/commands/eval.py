@@ -15,6 +15,7 @@ from packer.commands.options.groups import OptionGroup
 from packer.commands.options.model import COMPANION, MODEL, ModelOptions
 from packer.commands.options.opening import OPENING
 from packer.commands.options.scoring import TEXT, WINDOWS, ScoredText, Windows
+from packer.commands.options.sections import OUTPUT, SectionedCommand, option
 from packer.commands.options.types import (
     EXISTING,
     JSON,
@@ -49,14 +50,23 @@ class Shown:
 SHOWN = OptionGroup(
     "shown",
     Shown,
-    click.option("--sample", metavar="PROMPT", help="Print a continuation of PROMPT by each."),
-    click.option("--plot", type=WRITABLE, help="Write a picture of bits per byte against bytes."),
-    click.option("--markdown", is_flag=True, help="Print the table as Markdown."),
+    option(
+        "--sample", section=OUTPUT, metavar="PROMPT", help="Print a continuation of PROMPT by each."
+    ),
+    option(
+        "--plot",
+        section=OUTPUT,
+        type=WRITABLE,
+        help="Write a picture of bits per byte against bytes.",
+    ),
+    option("--markdown", section=OUTPUT, is_flag=True, help="Print the table as Markdown."),
     JSON,
 )
 
 
-@click.command("eval", short_help="Bits per byte of checkpoints and artifacts.")
+@click.command(
+    "eval", cls=SectionedCommand, short_help="Bits per byte of checkpoints and artifacts."
+)
 @click.argument("sources", nargs=-1, required=True, type=EXISTING)
 @TEXT
 @WINDOWS

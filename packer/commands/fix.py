@@ -7,13 +7,18 @@ from pathlib import Path
 import click
 
 from packer.commands.options.fix import FIX_OPTIONS, FixOptions
+from packer.commands.options.sections import MAIN, SectionedCommand, option
 from packer.commands.options.types import EXISTING, EXISTING_FILE
 
 
-@click.command(short_help="An artifact that is over the cap, under it.")
+@click.command(cls=SectionedCommand, short_help="An artifact that is over the cap, under it.")
 @click.argument("sources", nargs=-1, required=True, type=EXISTING)
-@click.option(
-    "--new", is_flag=True, help="Make a submission of the folders of three finished runs."
+@FIX_OPTIONS
+@option(
+    "--new",
+    section=MAIN,
+    is_flag=True,
+    help="Make a submission of the folders of three finished runs.",
 )
 @click.option(
     "--about",
@@ -21,7 +26,6 @@ from packer.commands.options.types import EXISTING, EXISTING_FILE
     metavar="JSON",
     help="With --new, what only its author knows: author, github_id, date, blurb, name.",
 )
-@FIX_OPTIONS
 def fix(sources: tuple[str, ...], new: bool, about: str | None, options: FixOptions) -> None:
     """Bring SOURCES, an artifact (.ptz) or a submission folder, under the cap at the least cost.
 

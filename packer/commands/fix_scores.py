@@ -15,6 +15,7 @@ from packer.commands.options.groups import OptionGroup
 from packer.commands.options.model import MODEL, ModelOptions
 from packer.commands.options.opening import ARTIFACT_OPENING, Opening
 from packer.commands.options.scoring import ScoredText, Windows
+from packer.commands.options.sections import MAIN, option
 from packer.commands.options.text import TOKENIZER
 from packer.commands.options.types import CONFIG, POSITIVE, say_notes, say_warnings
 from packer.devices import choose_device
@@ -50,8 +51,9 @@ SCORING = OptionGroup(
     OptionGroup(
         "text",
         ScoredText,
-        click.option(
+        option(
             "--data",
+            section=MAIN,
             multiple=True,
             metavar="PATH",
             help="Measure what it costs on this text, or token shards named .bin; repeat for more.",

@@ -11,6 +11,7 @@ from packer.commands.load_calibration import kept_curvature, load_calibration
 from packer.commands.options.curvature import CURVATURE_KEPT, CurvatureOptions
 from packer.commands.options.groups import OptionGroup
 from packer.commands.options.limits import measure_options
+from packer.commands.options.sections import MAIN, SectionedCommand, option
 from packer.commands.options.types import (
     CODER,
     EXISTING,
@@ -26,11 +27,12 @@ from packer.commands.options.types import (
 from packer.planning.options import MeasureOptions
 
 
-@click.command(short_help="Every tensor under every format.")
+@click.command(cls=SectionedCommand, short_help="Every tensor under every format.")
 @click.argument("checkpoint", type=EXISTING)
-@click.option("-o", "--output", type=WRITABLE, default="candidates.json", show_default=True)
 @OptionGroup("options", measure_options, PINS, CODER, TRELLIS)
-@with_options(CURVATURE_KEPT, INCLUDE, JSON)
+@CURVATURE_KEPT
+@option("-o", "--output", section=MAIN, type=WRITABLE, default="candidates.json", show_default=True)
+@with_options(INCLUDE, JSON)
 def measure(
     checkpoint: str,
     output: str,

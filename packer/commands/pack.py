@@ -13,6 +13,7 @@ from packer.commands.load_calibration import load_calibration
 from packer.commands.options.curvature import CURVATURE, CurvatureOptions
 from packer.commands.options.groups import OptionGroup
 from packer.commands.options.limits import LimitOptions, measure_options
+from packer.commands.options.sections import MAIN, OUTPUT, SectionedCommand, option
 from packer.commands.options.types import (
     CODE,
     CODER,
@@ -84,20 +85,36 @@ class Deciding:
 DECIDING = OptionGroup(
     "deciding",
     Deciding,
-    click.option("--plan", "plan_file", type=EXISTING_FILE, help="Pack exactly this plan."),
-    click.option("--policy", type=EXISTING_FILE, help="Keep another run's choices, under --cap."),
-    click.option("--recipe", metavar="NAME", help="A recipe people know, made to fit under --cap."),
+    option("--plan", "plan_file", section=MAIN, type=EXISTING_FILE, help="Pack exactly this plan."),
+    option(
+        "--policy",
+        section=MAIN,
+        type=EXISTING_FILE,
+        help="Keep another run's choices, under --cap.",
+    ),
+    option(
+        "--recipe",
+        section=MAIN,
+        metavar="NAME",
+        help="A recipe people know, made to fit under --cap.",
+    ),
 )
 
 
-@click.command(short_help="The artifact, never over the cap.")
+@click.command(cls=SectionedCommand, short_help="The artifact, never over the cap.")
 @click.argument("checkpoint", type=EXISTING)
-@click.option("-o", "--output", type=WRITABLE, required=True, help="The artifact to write.")
-@DECIDING
 @OptionGroup("limits", LimitOptions, cap_option(required=False), CODE, MARGIN)
 @OptionGroup("options", measure_options, PINS, CODER, TRELLIS)
-@click.option("--loader", type=WRITABLE, help="Write (and count) the loader, a Python file, too.")
-@with_options(CURVATURE, INCLUDE, JSON)
+@CURVATURE
+@option("-o", "--output", section=MAIN, type=WRITABLE, required=True, help="The artifact to write.")
+@DECIDING
+@option(
+    "--loader",
+    section=OUTPUT,
+    type=WRITABLE,
+    help="Write (and count) the loader, a Python file, too.",
+)
+@with_options(INCLUDE, JSON)
 def pack(
     checkpoint: str,
     output: str,

@@ -17,6 +17,7 @@ from packer.commands.options.curvature import CURVATURE_KEPT, CurvatureOptions, 
 from packer.commands.options.groups import OptionGroup
 from packer.commands.options.limits import LimitOptions, measure_options
 from packer.commands.options.opening import Opening
+from packer.commands.options.sections import CALIBRATION, MAIN, OUTPUT, SectionedCommand, option
 from packer.commands.options.types import (
     CODE,
     CODER,
@@ -59,12 +60,12 @@ INLINE = click.option(
 CALIBRATE = click.option(
     "--calibrate", is_flag=True, help="Count a bundle that calibrates the model itself, too."
 )
-WHAT_IF = click.option(
-    "--what-if", is_flag=True, help="Also the damage at the cap ±50 KB and ±200 KB."
+WHAT_IF = option(
+    "--what-if", section=OUTPUT, is_flag=True, help="Also the damage at the cap ±50 KB and ±200 KB."
 )
 
 
-@click.command(short_help="A format for every tensor, under a cap.")
+@click.command(cls=SectionedCommand, short_help="A format for every tensor, under a cap.")
 @click.argument("source", type=EXISTING)
 @OptionGroup(
     "limits",
@@ -78,15 +79,19 @@ WHAT_IF = click.option(
     MARGIN,
 )
 @OptionGroup("options", measure_options, PINS, CODER, TRELLIS)
-@click.option("-o", "--output", type=WRITABLE, help="Write the plan here, for `packer pack`.")
-@click.option(
+@option(
     "--measure-on",
+    section=CALIBRATION,
     multiple=True,
     metavar="PATH",
     help="Text or shards: measure what the plan really does there, fit and plan again, at most "
     "three times, and keep the best.",
 )
-@with_options(CURVATURE_KEPT, INCLUDE, WHAT_IF, JSON)
+@CURVATURE_KEPT
+@option(
+    "-o", "--output", section=MAIN, type=WRITABLE, help="Write the plan here, for `packer pack`."
+)
+@with_options(INCLUDE, WHAT_IF, JSON)
 def plan(
     source: str,
     limits: LimitOptions,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,27 @@ def test_help_names_every_option_and_argument(name: str) -> None:
         and parameter.name not in ("output", "help")
     ]
     assert undocumented == []
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("plan", ["--cap", "--calibration", "--tokenizer", "-o"]),
+        ("pack", ["--cap", "--calibration", "--tokenizer", "-o"]),
+        ("measure", ["--calibration", "--tokenizer", "-o"]),
+        ("compare", ["--cap", "--calibration", "--data", "--tokenizer"]),
+        ("calibrate", ["--data", "--tokenizer", "-o"]),
+        ("fix", ["--cap", "--data", "--tokenizer", "-o"]),
+        ("eval", ["--data", "--tokenizer"]),
+    ],
+)
+def test_help_begins_with_the_options_of_a_beginner(name: str, first: list[str]) -> None:
+    text = done(CliRunner().invoke(main, [name, "--help"]))
+    text = text[text.index("Main options:") :]
+    assert re.findall(r"^  (--?[a-z-]+)", text, re.M)[: len(first)] == first
+    listed = re.findall(r"^  (?:-\w, )?(--[a-z-]+)", text, re.M)
+    options = [p for p in main.commands[name].params if p.param_type_name == "option"]
+    assert sorted(listed) == sorted(["--help", *(p.opts[-1] for p in options)])
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

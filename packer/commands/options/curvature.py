@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from packer.commands.options import sections
 from packer.commands.options.groups import OptionGroup, Part
 from packer.commands.options.model import MODEL, ModelOptions
 from packer.commands.options.opening import OPENING
+from packer.commands.options.sections import MAIN, option
 from packer.commands.options.text import (
     CALIBRATION_SIZE,
     TOKENIZER,
@@ -78,22 +80,25 @@ def beside(output: str) -> str:
     return f"{output.removesuffix('.json')}.curvature.safetensors"
 
 
-FILE = click.option(
+FILE = option(
     "--curvature",
     "file",
+    section=sections.CALIBRATION,
     type=EXISTING_FILE,
     help="What `packer calibrate` wrote for this checkpoint.",
 )
-CALIBRATION = click.option(
+CALIBRATION = option(
     "--calibration",
+    section=MAIN,
     multiple=True,
     metavar="PATH",
     help="Text or shards: calibrate on them (unless --curvature is given), and fit the "
     "predicted damage to true measurements on their last fifth.",
 )
-OUT = click.option(
+OUT = option(
     "--curvature-out",
     "out",
+    section=sections.CALIBRATION,
     type=WRITABLE,
     help="Write the curvature that --calibration gave here; default: OUTPUT's name with "
     ".curvature.safetensors at its end.",

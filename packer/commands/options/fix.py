@@ -12,6 +12,7 @@ from packer.commands.fix_scores import SCORING, Bench, Scoring
 from packer.commands.options.groups import OptionGroup
 from packer.commands.options.limits import LimitOptions
 from packer.commands.options.opening import Opening
+from packer.commands.options.sections import MAIN, OUTPUT, option
 from packer.commands.options.types import (
     CODE,
     EXISTING_FILE,
@@ -93,7 +94,6 @@ class FixOptions:
 FIX_OPTIONS = OptionGroup(
     "options",
     FixOptions,
-    click.option("-o", "--output", type=click.Path(), help="The new artifact or folder to write."),
     OptionGroup(
         "limits",
         LimitOptions,
@@ -110,17 +110,26 @@ FIX_OPTIONS = OptionGroup(
         help="Keep the artifact's own layout and codec, so that its code reads it: coarser codes "
         "only.",
     ),
-    click.option(
+    option(
         "--loader",
+        section=OUTPUT,
         type=click.Path(dir_okay=False),
         help="Write (and count) the loader, a Python file, too.",
     ),
-    click.option(
+    SCORING,
+    option(
+        "-o",
+        "--output",
+        section=MAIN,
+        type=click.Path(),
+        help="The new artifact or folder to write.",
+    ),
+    option(
         "--checkpoint",
+        section=MAIN,
         type=EXISTING_FILE,
         metavar="CKPT",
         help="What the artifact was made from: a plan of it is one more way under the cap.",
     ),
-    SCORING,
     JSON,
 )

@@ -6,26 +6,36 @@ from dataclasses import dataclass
 
 import click
 
+from packer.commands.options import sections
 from packer.commands.options.opening import Opening
+from packer.commands.options.sections import option
 from packer.commands.options.types import EXISTING_FILE, with_options
 
-COMPANION = click.option(
+COMPANION = option(
     "--config",
+    section=sections.MODEL,
     type=EXISTING_FILE,
     help="The companion model's configuration (JSON or TOML); default: the one that the "
     "weights carry, or NAME.config.json beside them.",
 )
 MODEL = with_options(
-    click.option(
+    option(
         "--model",
+        section=sections.MODEL,
         metavar="FILE.py:NAME",
         help="Build the model by somebody's class or factory instead; this runs their file.",
     ),
-    click.option(
-        "--model-config", type=EXISTING_FILE, help="Its arguments by name (JSON or TOML)."
+    option(
+        "--model-config",
+        section=sections.MODEL,
+        type=EXISTING_FILE,
+        help="Its arguments by name (JSON or TOML).",
     ),
-    click.option(
-        "--device", metavar="NAME", help="cpu, cuda or cuda:N; default: cuda where there is one."
+    option(
+        "--device",
+        section=sections.MODEL,
+        metavar="NAME",
+        help="cpu, cuda or cuda:N; default: cuda where there is one.",
     ),
 )
 

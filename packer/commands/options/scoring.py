@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from packer.commands.options.groups import OptionGroup
+from packer.commands.options.sections import MAIN, option
 from packer.commands.options.text import SHARDS_TOO
 from packer.commands.options.types import EXISTING_FILE, POSITIVE
 
@@ -81,15 +82,17 @@ class Windows:
 TEXT = OptionGroup(
     "text",
     ScoredText,
-    click.option(
+    option(
         "--data",
+        section=MAIN,
         multiple=True,
         required=True,
         metavar="PATH",
         help=SHARDS_TOO,
     ),
-    click.option(
+    option(
         "--tokenizer",
+        section=MAIN,
         type=EXISTING_FILE,
         help="The data's sentencepiece model or tokenizer.json; default: the one beside a source.",
     ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from packer.commands.options.sections import CALIBRATION, MAIN, option
 from packer.commands.options.types import EXISTING_FILE, POSITIVE, Finite, with_options
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ DEFAULT_WINDOW = 512
 SHARDS_TOO = "Text, or token shards named .bin: a file or a glob; repeat for more."
 SELF_GENERATE = click.IntRange(min=2)  # a token, and one to predict
 TOKENIZER = with_options(
-    click.option(
+    option(
         "--tokenizer",
+        section=MAIN,
         type=EXISTING_FILE,
         help="The text's sentencepiece model or tokenizer.json; default: the one beside the "
         "weights.",
@@ -30,23 +32,28 @@ TOKENIZER = with_options(
     ),
 )
 EFFORT = with_options(
-    click.option(
+    option(
         "--seconds",
+        section=CALIBRATION,
         type=Finite(min=0, min_open=True),
         help="Calibrate no longer than this.",
     ),
-    click.option("--seed", type=int, default=0, help="Of the labels drawn; default 0."),
+    option(
+        "--seed", section=CALIBRATION, type=int, default=0, help="Of the labels drawn; default 0."
+    ),
 )
 CALIBRATION_SIZE = with_options(
-    click.option(
+    option(
         "--calibration-tokens",
+        section=CALIBRATION,
         type=POSITIVE,
         default=DEFAULT_TOKENS,
         show_default=True,
         help="How many tokens to calibrate on.",
     ),
-    click.option(
+    option(
         "--calibration-window",
+        section=CALIBRATION,
         type=POSITIVE,
         default=DEFAULT_WINDOW,
         show_default=True,

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from packer.commands.options.sections import MAIN, MODEL, OUTPUT, option
 from packer.planning.account import MAX_SIZE_BYTES
 from packer.printable import printable_lines, spelled
 
@@ -88,8 +89,8 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]
     """The options as one decorator, listed in --help in this order."""
 
     def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
+        for add in reversed(options):
+            command = add(command)
         return command
 
     return decorate
@@ -102,7 +103,9 @@ def positive(ctx: click.Context, param: click.Parameter, value: int | None) -> i
 
 
 def cap_option(*, required: bool, help: str = "Byte limit, code included.") -> Callable[[Any], Any]:
-    return click.option("--cap", type=Size(), required=required, callback=positive, help=help)
+    return option(
+        "--cap", section=MAIN, type=Size(), required=required, callback=positive, help=help
+    )
 
 
 CODE = click.option(
@@ -136,22 +139,29 @@ TRELLIS = click.option(
     help="With curvature: codes on a trellis too, about 5 % fewer bytes for some 25 microseconds a "
     "weight. Related methods may be patented: see docs/methods.md.",
 )
-CONFIG = click.option(
+CONFIG = option(
     "--config",
+    section=MODEL,
     type=EXISTING_FILE,
     help="Model configuration (JSON or TOML) to carry inside the artifact.",
 )
-WEIGHTS = click.option(
+WEIGHTS = option(
     "--weights",
+    section=MODEL,
     metavar="KEY",
     help="Which entry of the checkpoint holds the weights, such as ema or model.encoder; . takes "
     "all there is, with dotted names.",
 )
-DROP = click.option(
-    "--drop", multiple=True, metavar="GLOB", help="Leave tensors out, such as 'mtp_heads.*'."
+DROP = option(
+    "--drop",
+    section=MODEL,
+    multiple=True,
+    metavar="GLOB",
+    help="Leave tensors out, such as 'mtp_heads.*'.",
 )
-TEMPLATE = click.option(
+TEMPLATE = option(
     "--template",
+    section=MODEL,
     type=EXISTING,
     metavar="CKPT",
     help="A checkpoint of the model in another author's artifact, for the dtypes it does not "
@@ -163,7 +173,9 @@ MAX_MEMORY = click.option(
     metavar="SIZE",
     help="Bytes that a compressed file may expand to; default: 256 times its own, at most 8 GiB.",
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+JSON = option(
+    "--json", "as_json", section=OUTPUT, is_flag=True, help="Print one JSON object on stdout."
+)
 
 
 def read_config(path: str | None) -> dict[str, str]:
