@@ -32,8 +32,8 @@ from packer.commands.verify import verify
 from packer.errors import STOPPED, PackerError, one_paragraph
 
 OUT_OF_MEMORY = (
-    "out of memory; files that stood there are untouched. Close other programs, or work on a "
-    "machine with more"
+    "out of memory; no existing file was modified. Close other programs, or use a machine with "
+    "more memory"
 )
 
 
@@ -62,7 +62,7 @@ class Manual(click.Group):
                 raise
             where = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(one_paragraph(f"{where}{error.strerror or error}")) from None
-        except click.ClickException as error:  # wrong usage, told by click
+        except click.ClickException as error:  # wrong usage, reported by click
             error.message = one_paragraph(error.message)  # type: ignore[misc]
             raise
         except Exception as error:
@@ -90,30 +90,30 @@ def main() -> None:
     """Fit a trained language model under a hard byte cap.
 
     \b
-    Everything once, offline, in minutes:
+    Run every step once, offline, in minutes:
       packer demo
 
     \b
-    A checkpoint to an artifact:
+    Turn a checkpoint into an artifact:
       packer plan model.pt --cap 16000000 --code train_gpt.py -o plan.json
       packer pack model.pt --plan plan.json -o model.pack
       packer verify model.pack --against model.pt --plan plan.json
       packer report plan.json --html plan.html
 
     \b
-    Damage in bits per byte of text, and better rounding:
+    Calibrate on text, for damage in bits per byte and better rounding:
       packer plan model.pt --cap 16MB --calibration train.txt --tokenizer bpe.model -o plan.json
 
-    A checkpoint is a .pt, a .safetensors, a folder of shards, or an artifact of another author;
-    nothing in it is run. A plan fits the weights it was made for and no others; the same choices
-    for other weights are a --policy.
+    A checkpoint is a .pt, a .safetensors, a folder of shards, or an artifact of another author; no
+    code in it is run. A plan fits only the weights it was made for; to make the same choices for
+    other weights, use it as a --policy.
 
-    Sizes are decimal: 16MB is 16,000,000 bytes; 16MiB is 16,777,216. Every command that reports
-    prints one JSON object with --json, progress goes to stderr. Files are written whole or not at
-    all. Exit codes: 0 done and fits, 1 refused with a reason, 2 wrong usage.
+    Sizes are decimal: 16MB is 16,000,000 bytes; 16MiB is 16,777,216. With --json, a command prints
+    one JSON object on stdout; progress goes to stderr. Files are written whole or not at all. Exit
+    codes: 0 done and fits, 1 refused with a reason, 2 wrong usage.
 
     \b
-    Completion with the tab key, in ~/.bashrc, ~/.zshrc (after compinit), config.fish:
+    Enable tab completion, in ~/.bashrc, ~/.zshrc (after compinit), config.fish:
       eval "$(_PACKER_COMPLETE=bash_source packer)"
       eval "$(_PACKER_COMPLETE=zsh_source packer)"
       _PACKER_COMPLETE=fish_source packer | source

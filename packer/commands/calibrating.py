@@ -1,4 +1,4 @@
-"""Curvature of a model on a text, and the bench that measures what a plan does on one."""
+"""Curvature of a model on a text, and the evaluator that measures a plan's damage on one."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ def curvature_of(
     kept_at: str | None = None,
     ranks: tuple[int, int] = (0, 1),
 ) -> CurvatureSet:
-    """Curvature on a text, with a progress bar. kept_at: a file to keep what is under way in, and
-    to go on from. ranks: which process this is, of how many that share the text.
+    """Curvature on a text, with a progress bar.
+
+    kept_at: a file to save the state of the calibration in, and to resume from. ranks: (rank,
+    number of processes that share the text).
     Raises PackerError, EvalError.
     """
     from packer.curvature.calibration import TextSource, calibrate, token_batches
@@ -44,10 +46,10 @@ def curvature_of(
     batches = token_batches(data.stream, text.window, text.tokens, device_of(model))
     count = sum(batch.numel() for batch in batches)
     source = TextSource(", ".join(text.data), bytes_per_token(data.stream, data.counter, count))
-    unfinished = None
+    resume = None
     if kept_at is not None:
-        known_by = what_makes_it(model, checkpoint, batches, text)
-        unfinished = _unfinished(kept_at, known_by, quiet=ranks[0] > 0)
+        identity = calibration_identity(model, checkpoint, batches, text)
+        resume = _resume_file(kept_at, identity, quiet=ranks[0] > 0)
     with shown("calibrating") as progress:
         return calibrate(
             model,
@@ -57,24 +59,24 @@ def curvature_of(
             text=source,
             checkpoint=checkpoint,
             progress=progress if ranks[0] == 0 else None,
-            unfinished=unfinished,
+            unfinished=resume,
             ranks=Ranks(*ranks),
         )
 
 
-def _unfinished(kept_at: str, known_by: dict[str, str], quiet: bool) -> ResumeFile:
+def _resume_file(kept_at: str, identity: dict[str, str], quiet: bool) -> ResumeFile:
     from packer.curvature.resume import ResumeFile
 
-    unfinished = ResumeFile(kept_at, known_by)
-    if unfinished.path.exists() and not quiet:
-        say_notes([f"going on from {kept_at}, where a calibration was cut off"])
-    return unfinished
+    resume = ResumeFile(kept_at, identity)
+    if resume.path.exists() and not quiet:
+        say_notes([f"continuing the interrupted calibration in {kept_at}"])
+    return resume
 
 
-def what_makes_it(
+def calibration_identity(
     model: AnyModel, checkpoint: Checkpoint, batches: Sequence[Tensor], text: TextOptions
 ) -> dict[str, str]:
-    """What tells one calibration from another, in words by what they are about."""
+    """Hashes that tell one calibration from another, by the name of what they are of."""
     import hashlib
 
     from packer.checkpoint.fingerprint import contents_fingerprint
@@ -104,7 +106,7 @@ def evaluator_of(
     *,
     held_out: bool,
 ) -> DamageEvaluator:
-    """A bench on a text. Raises CurvatureError, EvalError."""
+    """What measures a plan's damage on a text. Raises CurvatureError, EvalError."""
     from packer.evaluation import check_window
     from packer.planning.damage_trials import damage_evaluator
 

@@ -1,4 +1,4 @@
-"""What an artifact carries beside weights: a configuration, and files of the model's folder."""
+"""What an artifact stores besides weights: a configuration, and files of the model's folder."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ INCLUDE = option(
     section=OUTPUT,
     multiple=True,
     metavar="FILE",
-    help="Carry a file inside the artifact, such as config.json or tokenizer.json: a path, or a "
-    "name or glob in the checkpoint's folder. Its bytes count; packer unpack -o FOLDER/ writes it.",
+    help="Store FILE, such as config.json or tokenizer.json, inside the artifact: a path, or a "
+    "name or glob in the checkpoint's folder. Its bytes count; unpack -o FOLDER/ restores it.",
 )
 
 
 def carried(config: str | None, include: Sequence[str], checkpoint: str) -> dict[str, str]:
-    """Metadata of the artifact that is to be made. Raises BadParameter, CheckpointError."""
+    """Metadata to store in the artifact. Raises BadParameter, CheckpointError."""
     from packer.huggingface.files import carried_metadata
 
     return {**read_config(config), **carried_metadata(include, checkpoint)}
 
 
 def carried_account(measured: Measurement) -> tuple[list[str], int]:
-    """(names of the files that an artifact carries, bytes that its header has for them)."""
+    """(names of the files stored in an artifact, bytes of its header that they take)."""
     from packer.artifact.encoder import header_bytes
     from packer.huggingface.files import carried_files, without_files
     from packer.planning.measure import header_of

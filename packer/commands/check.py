@@ -1,4 +1,4 @@
-"""`packer check`: what a reviewer would find in a submission folder."""
+"""`packer check`: the contest's rules, checked on a submission folder."""
 
 from __future__ import annotations
 
@@ -28,29 +28,38 @@ if TYPE_CHECKING:
 COLORS = {"pass": "green", "warn": "yellow", "unknown": "cyan", "fail": "red"}
 
 
-@click.command(short_help="What a reviewer would find in a submission.")
+@click.command(short_help="Check a submission against the rules.")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
-@with_options(cap_option(required=False, help="Byte limit; 16,000,000 unless given."), CODE)
+@with_options(
+    cap_option(required=False, help="Check against a limit of SIZE bytes; default: 16MB."), CODE
+)
 @click.option(
     "--sota-nats",
     multiple=True,
     type=float,
-    help="val_loss of the record to beat, its mean or (repeated) its seeds.",
+    help="Compare with this val_loss of the record to beat; repeat for its seeds.",
 )
 @click.option(
     "--replicated-nats",
     multiple=True,
     type=float,
-    help="val_loss of the same record as you ran it; repeat for its seeds.",
+    help="Compare with this val_loss of your own run of the same record; repeat for its seeds.",
 )
 @click.option(
     "--import",
     "run_import",
     is_flag=True,
-    help="Import the code on CPU, in a process of its own. This runs it: only code you trust.",
+    help="Import the code in a separate process, on CPU. This runs it: trust it first.",
 )
-@click.option("--import-seconds", type=float, default=60.0, help="Time limit of that process.")
-@click.option("--verbose", is_flag=True, help="Evidence of rules that pass, too.")
+@click.option(
+    "--import-seconds",
+    type=float,
+    default=60.0,
+    show_default=True,
+    help="Stop that process after SECONDS.",
+    metavar="SECONDS",
+)
+@click.option("--verbose", is_flag=True, help="Print the evidence of rules that pass, too.")
 @with_options(MAX_MEMORY, JSON)
 def check(
     folder: str,
@@ -64,11 +73,11 @@ def check(
     max_memory: int | None,
     as_json: bool,
 ) -> None:
-    """A verdict per rule on the submission in FOLDER: pass, fail, warn or unknown, with evidence.
+    """Check the submission in FOLDER: pass, fail, warn or unknown for each rule, with evidence.
 
-    Read are train_gpt.py (or --code), artifacts, submission.json, logs and README.md; nothing is
-    run unless --import asks for it. What nothing tells is unknown, never passed. Rules and their
-    limits: docs/checker.md. Exit code 1 when a rule fails.
+    Reads train_gpt.py (or --code), artifacts, submission.json, logs and README.md; runs nothing
+    unless --import is given. A rule without evidence is reported as unknown, never as passed. The
+    rules and their limits are in docs/checker.md. Exits with 1 if a rule fails.
     """
     from packer.progress import shown
     from packer.rules import Options, Status

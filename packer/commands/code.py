@@ -1,4 +1,4 @@
-"""`packer code`: bytes of code as the rules count them, and one script that takes fewer."""
+"""`packer code`: bytes of code as the rules count them, and one smaller script."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ if TYPE_CHECKING:
     from packer.code.pack_script import PackedCode, SourceFile
 
 
-@click.command(short_help="Code bytes, minified and wrapped.")
+@click.command(short_help="Count code bytes; minify and wrap code.")
 @click.argument("files", nargs=-1, required=True, type=EXISTING_FILE)
-@click.option("-o", "--out", type=WRITABLE, help="Write the self-extracting script here.")
+@click.option("-o", "--out", type=WRITABLE, help="Write the self-extracting script to FILE.")
 @click.option(
-    "--rename", is_flag=True, help="Shorten local names too, where smaller; not proven equal."
+    "--rename",
+    is_flag=True,
+    help="Also shorten local names, where that is smaller; not proven equivalent.",
 )
-@click.option("--no-minify", is_flag=True, help="Compress the sources as they are.")
+@click.option("--no-minify", is_flag=True, help="Compress the sources without minifying them.")
 @click.option(
     "--codec",
     type=click.Choice(["auto", "lzma", "brotli"]),
     default="auto",
-    help="auto: lzma, which is in every Python, or the shorter of both where FILES import brotli.",
+    help="Choose the compressor; auto: lzma, which every Python has, or the smaller of both if "
+    "FILES import brotli.",
 )
 @JSON
 def code(
@@ -41,14 +44,14 @@ def code(
     codec: str,
     as_json: bool,
 ) -> None:
-    """The bytes that FILES count as code, and how small they can be.
+    """Count the bytes of FILES as code, and pack them into one small script.
 
-    Code counts as the UTF-8 bytes of every file. The files become one script: the first is what is
-    run, every other a module that it imports by its path beside the first (model.py as model,
-    lib/rope.py as lib.rope). The script is the sources without comments and docstrings, proven to
-    parse to the same syntax tree, compressed and spelled in base 85; it is proven to unwrap to
-    exactly those sources, and counts with its own length. It is written only where -o says, never
-    over an original. Equal input gives equal bytes under equal versions of Python and compressors.
+    Code counts as the UTF-8 bytes of every file. In the script, the first file is the one that
+    runs, and every other is a module, imported by its path relative to the first (model.py as
+    model, lib/rope.py as lib.rope). Comments and docstrings are removed, which is proven to leave
+    the syntax tree unchanged; the result is compressed and written in base 85, and proven to unwrap
+    to exactly those sources. The script is written only with -o, and never over an original. The
+    same input gives the same bytes under the same versions of Python and the compressors.
     """
     from packer.code.pack_script import Packing, pack_code, read_sources
     from packer.files import write_bytes
@@ -107,6 +110,6 @@ def _print(sources: tuple[SourceFile, ...], packed: PackedCode | None) -> None:
         needs = (
             f"{', '.join(packed.needs)}, which must be installed" if packed.needs else "no package"
         )
-        click.echo(f"to unpack itself the script needs {needs}")
+        click.echo(f"to unpack itself, the script needs {needs}")
     if packed.already:
         say("the first file was a self-extracting script; what is inside it was packed")

@@ -1,4 +1,4 @@
-"""`packer compare`: named recipes against our plan, or checkpoints against each other."""
+"""`packer compare`: published recipes against our plan, or checkpoints against each other."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from packer.packing.comparison import Comparison, Entry, Refused, Row
     from packer.planning.account import Limits
 
-MODELS_AT_ONCE = 8  # scored in one pass beside the original; bounds the memory
+MODELS_AT_ONCE = 8  # scored in one pass with the original; limits the memory
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Scoring:
 
 
 @click.command(
-    "compare", cls=SectionedCommand, short_help="Named recipes against our plan, through the file."
+    "compare", cls=SectionedCommand, short_help="Score published recipes against our plan."
 )
 @click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
 @OptionGroup("limits", LimitOptions, cap_option(required=True), CODE, MARGIN)
@@ -69,7 +69,8 @@ class Scoring:
     type=Sizes(),
     default=(),
     metavar="A,B,C",
-    help="More caps for our curve; recipes with a k give theirs, and bytes at equal KL are told.",
+    help="Draw size/damage curves with these caps too, of our plans and of recipes with a tunable "
+    "k, and report sizes at equal KL.",
 )
 @option(
     "--curvature",
@@ -77,7 +78,7 @@ class Scoring:
     section=sections.CALIBRATION,
     multiple=True,
     type=EXISTING_FILE,
-    help="What `packer calibrate` wrote; one for each checkpoint, in their order.",
+    help="Read curvature that `packer calibrate` wrote; one for each checkpoint, in order.",
 )
 @click.option(
     "--with",
@@ -85,8 +86,8 @@ class Scoring:
     multiple=True,
     type=EXISTING,
     metavar="FILE",
-    help="A finished file or folder of the same model (GGUF, an artifact, a checkpoint): a row of "
-    "its own, at its size on disk; repeat for more.",
+    help="Also score a finished file or folder of the same model (GGUF, artifact or checkpoint), "
+    "at its size on disk; repeat for more.",
 )
 @with_options(CALIBRATION, SCORED)
 @OptionGroup("built", ModelOptions, COMPANION, MODEL, CHECKPOINT_OPENING)
@@ -103,21 +104,22 @@ def compare(
     built: ModelOptions,
     as_json: bool,
 ) -> None:
-    """Pack CHECKPOINTS by every recipe that people know and by our planner, and score the files.
+    """Pack each CHECKPOINT with every built-in recipe and with the planner, and score the files.
 
     \b
     packer compare model.pt --cap 1500000 --caps 1300000,1800000,2200000 \\
         --calibration train.txt --data valid.txt --tokenizer bpe.model
 
-    KL and the difference in bits per byte are against the checkpoint itself, with every tensor read
-    back from the file. Files of others (--with) are scored as they are. Several checkpoints are
-    each packed under the cap by our planner and ranked by bits per byte through the file.
+    KL and the difference in bits per byte are measured against the checkpoint itself, with every
+    tensor read back from the file. Finished files (--with) are scored unchanged. Several
+    checkpoints are each packed under the cap by the planner, and ranked by bits per byte of their
+    files.
     """
     from packer.planning.code_size import weigh_limits
 
     _check_usage(checkpoints, caps, calibration, curvature_files)
     if finished and len(checkpoints) > 1:
-        raise click.UsageError("--with is a row beside one checkpoint; give one")
+        raise click.UsageError("--with compares with one checkpoint; give one")
     built.check()
     scored = with_own_tokenizer(scored, checkpoints)
     text = replace(calibration, tokenizer=scored.tokenizer, bytes_table=scored.bytes_table)
@@ -134,10 +136,14 @@ def compare(
         for number, source in enumerate(checkpoints):
             file = curvature_files[number] if curvature_files else None
             curvature = CurvatureOptions(file, text, built)
-            bench = _workbench(source, curvature, weighed, options)
-            wanted = _ours_alone(bench, cap) if len(checkpoints) > 1 else _all(bench, cap, caps)
-            found, failed = _scored(source, wanted, scoring)
-            rows += found
+            comparison = _comparison(source, curvature, weighed, options)
+            entries = (
+                _ours_alone(comparison, cap)
+                if len(checkpoints) > 1
+                else _all(comparison, cap, caps)
+            )
+            scored_rows, failed = _scored(source, entries, scoring)
+            rows += scored_rows
             refused += failed
     packed_none = bool(refused) and not rows
     _show([*rows, *others], refused, len(checkpoints) > 1, as_json)
@@ -166,7 +172,7 @@ def _check_usage(
         raise click.UsageError("--caps draws the curve of one checkpoint; give one, or --cap alone")
 
 
-def _workbench(
+def _comparison(
     source: str, curvature: CurvatureOptions, limits: Limits, options: MeasureOptions
 ) -> Comparison:
     from packer.packing.comparison import Comparison
@@ -175,24 +181,24 @@ def _workbench(
     return Comparison(checkpoint, limits, load_calibration(checkpoint, curvature), options)
 
 
-def _all(bench: Comparison, cap: int, caps: Sequence[int]) -> Iterator[Entry | Refused]:
-    """Recipes and ours under the cap; with more caps, our curve and those of recipes with a k."""
+def _all(comparison: Comparison, cap: int, caps: Sequence[int]) -> Iterator[Entry | Refused]:
+    """Recipes and our plan under the cap; with --caps, also the curves of both."""
     from packer.packing.comparison import recipes_with_k
     from packer.progress import shown
 
     with shown("packing") as progress:
-        bench = replace(bench, progress=progress)
-        yield from bench.recipes_under(cap)
-        yield from bench.ours_under(sorted({cap, *caps}))
+        comparison = replace(comparison, progress=progress)
+        yield from comparison.recipes_under(cap)
+        yield from comparison.ours_under(sorted({cap, *caps}))
         for recipe in recipes_with_k() if caps else ():
-            yield from bench.recipe_curve(recipe)
+            yield from comparison.recipe_curve(recipe)
 
 
-def _ours_alone(bench: Comparison, cap: int) -> Iterator[Entry | Refused]:
+def _ours_alone(comparison: Comparison, cap: int) -> Iterator[Entry | Refused]:
     from packer.progress import shown
 
     with shown("packing") as progress:
-        yield from replace(bench, progress=progress).ours_under([cap])
+        yield from replace(comparison, progress=progress).ours_under([cap])
 
 
 def _others(source: str, finished: Sequence[str], scoring: Scoring) -> list[Row]:
@@ -215,13 +221,13 @@ def _others(source: str, finished: Sequence[str], scoring: Scoring) -> list[Row]
 
 
 def _scored(
-    source: str, wanted: Iterator[Entry | Refused], scoring: Scoring
+    source: str, tried: Iterator[Entry | Refused], scoring: Scoring
 ) -> tuple[list[Row], list[Refused]]:
-    """Every entry written to a file, read back and scored against its checkpoint."""
+    """Write every entry to a file, read it back and score it against its checkpoint."""
     from packer.packing.comparison import Entry, Row
 
-    found = list(wanted)
-    entries = [one for one in found if isinstance(one, Entry)]
+    results = list(tried)
+    entries = [one for one in results if isinstance(one, Entry)]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for start in range(0, len(entries), MODELS_AT_ONCE):
@@ -231,7 +237,7 @@ def _scored(
                 file.write_bytes(entry.packed.data)
             evaluated = _evaluated([source, *map(str, files)], scoring)[1:]
             rows += [Row(source, c, e) for c, e in zip(group, evaluated, strict=True)]
-    return rows, [one for one in found if not isinstance(one, Entry)]
+    return rows, [one for one in results if not isinstance(one, Entry)]
 
 
 def _evaluated(sources: Sequence[str], scoring: Scoring) -> tuple[Any, ...]:
@@ -239,9 +245,9 @@ def _evaluated(sources: Sequence[str], scoring: Scoring) -> tuple[Any, ...]:
     from packer.evaluation import evaluate
     from packer.progress import shown
 
-    place = choose_device(scoring.built.device)
+    device = choose_device(scoring.built.device)
     say = ignore  # the notes are the same for every file
-    subjects = load_subjects(sources, scoring.built, place, say)
+    subjects = load_subjects(sources, scoring.built, device, say)
     setting = Setting(scoring.window, tokens=scoring.tokens)
     with shown("scoring") as tell:
         return evaluate(

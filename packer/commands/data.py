@@ -1,4 +1,4 @@
-"""`packer data`: text to a tokenizer and token shards."""
+"""`packer data`: a tokenizer and token shards from text."""
 
 from __future__ import annotations
 
@@ -19,35 +19,46 @@ from packer.commands.options.types import (
 from packer.errors import PackerError
 
 
-@click.command(short_help="Text to a tokenizer and token shards.")
+@click.command(short_help="Make a tokenizer and token shards from text.")
 @click.argument("texts", nargs=-1, required=True, type=EXISTING)
 @click.option(
-    "-o", "--output", required=True, type=click.Path(file_okay=False), help="Folder to write."
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False),
+    help="Write the shards into this folder.",
 )
-@click.option("--vocab-size", type=int, help="Pieces of the tokenizer to train; default: 1024.")
-@click.option("--tokenizer", type=EXISTING_FILE, help="Take this sentencepiece model instead.")
+@click.option(
+    "--vocab-size", type=int, help="Train a tokenizer of this many pieces; default: 1024."
+)
+@click.option("--tokenizer", type=EXISTING_FILE, help="Use this sentencepiece model; train none.")
 @click.option(
     "--tokenizer-text",
     type=Size(),
     default=100_000_000,
     metavar="SIZE",
-    help="Text that the tokenizer is trained on, from the first document on; default: 100MB.",
+    help="Train the tokenizer on the first SIZE bytes of text; default: 100MB.",
 )
-@click.option("--document-separator", help="Text between the documents of one file.")
-@click.option("--valid", multiple=True, type=EXISTING, help="Validation text; repeat for more.")
+@click.option("--document-separator", help="Split each file into documents at this text.")
+@click.option(
+    "--valid", multiple=True, type=EXISTING, help="Use this as validation text; repeat for more."
+)
 @click.option(
     "--valid-fraction",
     type=Finite(0, 1, max_open=True),
-    help="Share of the documents held out, evenly spaced, at least one; default: 0.01.",
+    help="Hold out this share of the documents for validation, evenly spaced, at least one; "
+    "default: 0.01.",
 )
 @click.option(
     "--shard-tokens",
     type=click.IntRange(1, 2**31 - 1),
     default=100_000_000,
     show_default=True,
-    help="Tokens of a shard.",
+    help="Write this many tokens per shard.",
 )
-@click.option("--prefix", default="corpus", show_default=True, help="How the shards' names begin.")
+@click.option(
+    "--prefix", default="corpus", show_default=True, help="Begin the shards' names with this."
+)
 @JSON
 def data(
     texts: tuple[str, ...],
@@ -67,9 +78,9 @@ def data(
     \b
     packer data books/*.txt --valid held_out.txt --vocab-size 1024 -o data
 
-    A folder among TEXTS stands for its .txt files. The folder written holds tokenizer.model,
-    PREFIX_train_000000.bin, PREFIX_val_000000.bin and so on, and manifest.json. Run again with the
-    same options, an interrupted run continues after its last whole shard.
+    A folder among TEXTS means its .txt files. The output folder holds tokenizer.model,
+    PREFIX_train_000000.bin, PREFIX_val_000000.bin and so on, and manifest.json. Given the same
+    command again, an interrupted run continues after its last complete shard.
     """
     from packer.eval.errors import EvalError
     from packer.progress import shown
@@ -77,7 +88,7 @@ def data(
     from packer.train.data_job import DataOptions
 
     if tokenizer is not None and vocab_size is not None:
-        raise click.UsageError("--vocab-size is of a tokenizer to train; --tokenizer has its own")
+        raise click.UsageError("--vocab-size is for a tokenizer to train; --tokenizer has its own")
     if valid and valid_fraction is not None:
         raise click.UsageError("--valid names the validation text; leave --valid-fraction out")
     if not prefix or not all(letter.isalnum() or letter in "_-" for letter in prefix):
@@ -109,11 +120,11 @@ def _show(output: str, manifest: dict[str, Any]) -> None:
     tokenizer = manifest["tokenizer"]
     say(f"{output}/{tokenizer['file']}: {tokenizer['vocab_size']:,} pieces")
     for split in ("train", "val"):
-        found = manifest.get(split)
-        if found is not None:
+        counts = manifest.get(split)
+        if counts is not None:
             say(
-                f"{split}: {found['tokens']:,} tokens of {found['bytes']:,} bytes in "
-                f"{_count(found['documents'], 'document')}, {_count(found['shards'], 'shard')}"
+                f"{split}: {counts['tokens']:,} tokens of {counts['bytes']:,} bytes in "
+                f"{_count(counts['documents'], 'document')}, {_count(counts['shards'], 'shard')}"
             )
 
 

@@ -8,12 +8,12 @@ from packer.artifact.artifact_file import reading_artifact
 from packer.commands.options.types import EXISTING, JSON, print_json, say
 
 
-@click.command(short_help="What changed between two plans or artifacts.")
+@click.command(short_help="Compare two plans or artifacts.")
 @click.argument("before", type=EXISTING)
 @click.argument("after", type=EXISTING)
 @JSON
 def diff(before: str, after: str, as_json: bool) -> None:
-    """Tensors whose format or size differs between BEFORE and AFTER, plans or artifacts."""
+    """List tensors whose format or size differs between BEFORE and AFTER, plans or artifacts."""
     from packer.reports import tables
     from packer.reports.difference import compare
     from packer.reports.report import row_json

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shown:
-    """What is shown of the scores. sample: a prompt to be continued. plot: a picture to write."""
+    """How to show the scores. sample: a prompt to continue. plot: a picture to write."""
 
     sample: str | None
     plot: str | None
@@ -51,7 +51,10 @@ SHOWN = OptionGroup(
     "shown",
     Shown,
     option(
-        "--sample", section=OUTPUT, metavar="PROMPT", help="Print a continuation of PROMPT by each."
+        "--sample",
+        section=OUTPUT,
+        metavar="PROMPT",
+        help="Print each model's continuation of PROMPT.",
     ),
     option(
         "--plot",
@@ -65,14 +68,14 @@ SHOWN = OptionGroup(
 
 
 @click.command(
-    "eval", cls=SectionedCommand, short_help="Bits per byte of checkpoints and artifacts."
+    "eval", cls=SectionedCommand, short_help="Score checkpoints and artifacts in bits per byte."
 )
 @click.argument("sources", nargs=-1, required=True, type=EXISTING)
 @TEXT
 @WINDOWS
 @OptionGroup("built", ModelOptions, COMPANION, MODEL, OPENING)
 @click.option(
-    "--reference", metavar="SOURCE", help="The source to compare with; default: the first."
+    "--reference", metavar="SOURCE", help="Compare the others with SOURCE; default: the first."
 )
 @SHOWN
 def evaluate(
@@ -83,14 +86,15 @@ def evaluate(
     reference: str | None,
     shown: Shown,
 ) -> None:
-    """Bits per byte of each of SOURCES (checkpoints, artifacts, also others') on the same tokens.
+    """Score SOURCES in bits per byte on the same tokens.
 
     \b
     packer eval model.pt model.pack --data valid.txt --tokenizer bpe.model --window 1024 --stride 64
 
-    With several sources, also the difference to the first with its standard error, the KL
-    divergence from it in bits per byte, and how often both find the same token likeliest. Under
-    torchrun the windows are divided over the processes.
+    SOURCES are checkpoints, artifacts of ours or of other authors. With several, also print each
+    one's difference from the first with its standard error, the KL divergence from it in bits per
+    byte, and how often both predict the same token. Under torchrun the windows are divided among
+    the processes.
     """
     from packer import evaluation
     from packer.eval.batches import ignore
@@ -102,35 +106,35 @@ def evaluate(
         raise click.UsageError("--sample needs the tokenizer: name it with --tokenizer")
     refuse_overwriting([*sources, *text.inputs, *built.inputs], shown.plot)
     _check_picture(shown.plot)
-    place = choose_device(built.device)
-    with refusals(), joined(place) as (rank, world_size):
+    device = choose_device(built.device)
+    with refusals(), joined(device) as (rank, world_size):
         say = say_notes if rank == 0 else ignore
-        opened = text.open()
+        data = text.open()
         with running_foreign(built.model):
-            subjects = load_subjects(sources, built, place, say)
+            subjects = load_subjects(sources, built, device, say)
             setting = windows.setting(subjects[chosen], rank, world_size)
-            # Before a sample trips over it.
-            evaluation.check_models(subjects, opened, setting, lambda text: say([text]))
-            continuations = _continue(subjects, opened, shown.sample, setting.window)
-            found = _run(subjects, opened, setting, chosen, say)
+            # Before generating a sample, which would fail less clearly.
+            evaluation.check_models(subjects, data, setting, lambda text: say([text]))
+            continuations = _continue(subjects, data, shown.sample, setting.window)
+            evaluated = _run(subjects, data, setting, chosen, say)
         if rank == 0:
-            _show(found, opened, setting, chosen, continuations, shown)
+            _show(evaluated, data, setting, chosen, continuations, shown)
 
 
 def _reference(sources: Sequence[str], reference: str | None) -> int:
-    """Its number among the sources."""
+    """Index of the reference in `sources`. Raises UsageError: it is not one of them."""
     if reference is None:
         return 0
     resolved = [Path(source).resolve() for source in sources]
     if Path(reference).resolve() not in resolved:
         raise click.UsageError(
-            f"--reference {reference} is none of the sources: {', '.join(sources)}"
+            f"--reference {reference} is not one of the sources: {', '.join(sources)}"
         )
     return resolved.index(Path(reference).resolve())
 
 
 def _check_picture(plot: str | None) -> None:
-    """Refuse before minutes of scoring what would be refused after them."""
+    """Refuse an unwritable picture before the scoring. Raises PackerError."""
     if plot is None:
         return
     from packer.reports.pictures import check_ending

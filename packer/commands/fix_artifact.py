@@ -1,4 +1,4 @@
-"""`packer fix` on one artifact: re-encoded, repaired or planned anew, whichever loses least."""
+"""`packer fix` on one artifact: re-encode, repair or plan anew, whichever loses least."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Scores = Mapping[str, "Evaluated"]
 
 
 def fix_artifact(artifact: str, options: FixOptions) -> None:
-    """Reads, repairs, measures, writes and says so. Raises PackerError."""
+    """Read, repair, measure, write and report. Raises PackerError."""
     from packer.checkpoint.checkpoint import read_checkpoint
     from packer.fix.offers import offers_under
     from packer.fix.own_layout import refuse_unwritable
@@ -72,7 +72,7 @@ def fix_artifact(artifact: str, options: FixOptions) -> None:
         if options.lossless:
             raise CapError(
                 f"{foreign.source}: re-encoded without loss it takes {same.account}; nothing was "
-                "written. Without --lossless, tensors would be stored more coarsely."
+                "written. Leave out --lossless to store tensors more coarsely."
             )
         with shown("looking for bytes") as progress:
             offers = offers_under(limits, foreign, same, original, metadata, progress)
@@ -86,28 +86,28 @@ def fix_artifact(artifact: str, options: FixOptions) -> None:
 
 
 def _refuse_larger(foreign: ForeignArtifact, data: bytes) -> None:
-    """Raises CapError: what would be written is larger than what was read."""
+    """Raises CapError: the new artifact is larger than the old one."""
     more = len(data) - foreign.file_bytes
     if more <= 0:
         return
     floats = [name for name, one in foreign.tensors.items() if one.is_inflated]
     why = (
-        f" ({len(floats)} tensors, such as {floats[0]}, have codes that none of our formats can "
-        "say, and are kept as floats)"
+        f" ({len(floats)} tensors, such as {floats[0]}, have codes that none of our formats "
+        "can hold, and are kept as floats)"
         if floats
         else ""
     )
     raise CapError(
         f"{foreign.source}: re-encoded it would be {len(data):,} bytes, {more:,} more than its "
-        f"{foreign.file_bytes:,}{why}; nothing was written. Submit it as it is, or plan its "
-        "weights anew: packer pack FILE --cap N"
+        f"{foreign.file_bytes:,}{why}; nothing was written. Submit it unchanged, or plan "
+        "its weights anew: packer pack FILE --cap N"
     )
 
 
 def _in_own_layout(
     foreign: ForeignArtifact, same: Repacked, limits: Limits, options: FixOptions
 ) -> Offer:
-    """The artifact as its author writes it, with coarser codes."""
+    """The artifact in its author's layout, with coarser codes."""
     from packer.fix.offers import Offer
     from packer.fix.own_layout import requantize
     from packer.planning.account import Account
@@ -115,15 +115,15 @@ def _in_own_layout(
 
     allowed = limits.cap_bytes - limits.code_bytes - limits.margin_bytes
     with shown("looking for bytes") as progress:
-        made = requantize(
+        requantized = requantize(
             Path(foreign.source), foreign, same, allowed, options.opening.max_memory, progress
         )
-    account = Account(limits.cap_bytes, limits.code_bytes, 0, 0, len(made.data))
-    return Offer("its own layout", made.data, account, made.damage, made.steps)
+    account = Account(limits.cap_bytes, limits.code_bytes, 0, 0, len(requantized.data))
+    return Offer("its own layout", requantized.data, account, requantized.damage, requantized.steps)
 
 
 def read_original(foreign: ForeignArtifact, checkpoint: str | None) -> Checkpoint | None:
-    """The weights that the artifact was made from. Raises CheckpointError: they are of another."""
+    """The weights that the artifact was made from. Raises CheckpointError: they do not fit it."""
     from packer.checkpoint.checkpoint import read_checkpoint
     from packer.fix.offers import original_of
 
@@ -131,7 +131,7 @@ def read_original(foreign: ForeignArtifact, checkpoint: str | None) -> Checkpoin
 
 
 def measured(offers: Sequence[Offer], bench: Bench | None) -> tuple[list[Offer], Scores | None]:
-    """(the offers by measured KL, what was measured), or as they are where nothing measures."""
+    """(the offers ordered by measured KL, the scores); without a bench, (the offers, None)."""
     from dataclasses import replace
 
     from packer.fix.offers import ranked
@@ -198,13 +198,13 @@ def _show(
         hint = (
             ""
             if options.checkpoint or options.no_recode
-            else "; --checkpoint CKPT, where there is one, loses less"
+            else "; with --checkpoint CKPT, less may be lost"
         )
-        say(f"what it costs: the same command with --data TEXT --tokenizer MODEL{hint}")
+        say(f"to measure what it costs, add --data TEXT --tokenizer MODEL{hint}")
 
 
 def show_offers(offers: Sequence[Offer]) -> None:
-    """The ways that fit, the one taken first, and its steps."""
+    """Print the repairs that fit, the chosen one first, and its steps."""
     from packer.reports import tables
 
     if len(offers) > 1:
@@ -212,7 +212,12 @@ def show_offers(offers: Sequence[Offer]) -> None:
             (offer.name, f"{offer.account.total_bytes:,}", f"{offer.damage:.4g}", _kl(offer))
             for offer in offers
         ]
-        columns = ("way, the one taken first", ">total bytes", ">weight error", ">KL, bits/byte")
+        columns = (
+            "repair, the chosen one first",
+            ">total bytes",
+            ">weight error",
+            ">KL, bits/byte",
+        )
         tables.print_table(columns, rows)
         say("")
     if offers and offers[0].steps:
@@ -224,7 +229,7 @@ def _kl(offer: Offer) -> str:
 
 
 def show_steps(steps: Sequence[Step]) -> None:
-    """What each tensor's repair saves and costs, the cheapest byte first."""
+    """Print what each tensor's repair saves and costs, the cheapest byte first."""
     from packer.reports import tables
 
     saved, damage, rows = 0, 0.0, []
@@ -248,7 +253,7 @@ def show_steps(steps: Sequence[Step]) -> None:
 
 
 def offers_json(offers: Sequence[Offer]) -> list[dict[str, Any]]:
-    """Every way that fits, the one taken first."""
+    """All repairs that fit, the chosen one first."""
     return [
         {
             "name": offer.name,

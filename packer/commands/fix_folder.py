@@ -1,4 +1,4 @@
-"""`packer fix` on a submission folder: a new folder beside it, the old one untouched."""
+"""`packer fix` on a submission folder: writes a new folder, and leaves the old one unmodified."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 
 def fix_submission(source: str, options: FixOptions) -> None:
-    """Reads, repairs, measures, writes and says so. Raises PackerError."""
+    """Read, repair, measure, write and report. Raises PackerError."""
     from packer.fix.fix_folder import fix_folder
     from packer.fix.fixable_folder import read_folder
     from packer.progress import shown
 
     if options.loader is not None:
-        raise click.UsageError("a folder gets its loader by itself; --loader is for artifacts")
+        raise click.UsageError("--loader is for artifacts; a folder always gets its loader")
     if options.output is not None:
         refuse_output(source, options.output)
     folder = read_folder(
@@ -89,16 +89,16 @@ def _spell_start(folder: Folder, cap: int) -> str:
 
 
 def refuse_output(source: str, output: str) -> None:
-    """Raises UsageError: inside the source, or something is there."""
+    """Raises UsageError: the output overlaps the source, or is not empty."""
     target, old = Path(output).resolve(), Path(source).resolve()
     if target == old or old in target.parents or target in old.parents:
         raise click.UsageError(f"{output} is, or lies in or around, {source}; name another folder")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise click.UsageError(f"{output} is there already; name a folder that is not")
+        raise click.UsageError(f"{output} exists already; name a new folder")
 
 
 def write_folder(folder: Folder, fixed: FixedFolder, output: str) -> None:
-    """The new folder, whole or not at all. Raises OutputError."""
+    """Write the new folder, whole or not at all. Raises OutputError."""
     dropped = {(folder.root / name).resolve() for name in fixed.dropped}
 
     def left_out(where: str, names: list[str]) -> list[str]:
@@ -112,7 +112,7 @@ def write_folder(folder: Folder, fixed: FixedFolder, output: str) -> None:
 
 @contextlib.contextmanager
 def making_folder(output: str) -> Iterator[Path]:
-    """A path to make a folder at, which then takes the place of `output`, or is removed.
+    """A path to make a folder at, which is then renamed to `output`, or removed after an error.
 
     Raises OutputError: it could not be written.
     """

@@ -26,7 +26,7 @@ def make_new(
     max_memory: int | None,
     as_json: bool,
 ) -> None:
-    """Reads the runs, writes the folder and says what the checker finds. Raises PackerError."""
+    """Read the runs, write the folder and report what the checker finds. Raises PackerError."""
     from packer.fix.new_submission import new_submission, read_run
     from packer.progress import shown
 
@@ -35,19 +35,20 @@ def make_new(
             raise click.UsageError(f"{run} is not a folder; --new takes the folders of runs")
         if output is not None:
             refuse_output(run, output)
-    said = _read_about(about)
-    read = []
+    description = _read_about(about)
+    finished = []
     with shown("reading") as progress:
         for done, run in enumerate(runs):
             progress(run, done, len(runs))
-            read.append(read_run(Path(run), max_memory))
-    made = new_submission(read, cap, said, Path(output or "submission").resolve().name)
+            finished.append(read_run(Path(run), max_memory))
+    name = Path(output or "submission").resolve().name
+    submission = new_submission(finished, cap, description, name)
     if output is not None:
-        _write(made, output)
+        _write(submission, output)
     if as_json:
-        print_json(_json(made, output))
+        print_json(_json(submission, output))
     else:
-        _show(made, output)
+        _show(submission, output)
 
 
 def _read_about(path: str | None) -> Mapping[str, Any]:
@@ -58,43 +59,45 @@ def _read_about(path: str | None) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise click.BadParameter(f'{path} holds no object; write one, such as {{"author": ...}}')
+        raise click.BadParameter(
+            f'{path} holds no JSON object; write one, such as {{"author": ...}}'
+        )
     return value
 
 
-def _write(made: NewSubmission, output: str) -> None:
+def _write(submission: NewSubmission, output: str) -> None:
     with making_folder(output) as inside:
         inside.mkdir()
-        for name, content in made.files.items():
+        for name, content in submission.files.items():
             (inside / name).write_bytes(content)
-        for name, origin in made.copied.items():
+        for name, origin in submission.copied.items():
             shutil.copyfile(origin, inside / name)
 
 
-def _show(made: NewSubmission, output: str | None) -> None:
+def _show(submission: NewSubmission, output: str | None) -> None:
     from packer.planning.account import describe_rest
 
-    for seed, total in made.totals.items():
-        rest = describe_rest(made.cap_bytes, made.cap_bytes - total)
-        say(f"seed {seed}: code {made.code_bytes:,} + model = {total:,}{rest}")
-    for finding in made.findings:
+    for seed, total in submission.totals.items():
+        rest = describe_rest(submission.cap_bytes, submission.cap_bytes - total)
+        say(f"seed {seed}: code {submission.code_bytes:,} + model = {total:,}{rest}")
+    for finding in submission.findings:
         if finding.status.value in ("fail", "warn"):
             say(f"packer check: {finding.status.value} {finding.rule}: {finding.verdict}")
-    for number, line in enumerate(made.to_do, 1):
+    for number, line in enumerate(submission.to_do, 1):
         say(f"to do {number}: {line}")
     where = f"{output}{os.sep}" if output else "not written (no -o)"
-    names = ", ".join(sorted((*made.files, *made.copied)))
-    say(f"{where}: val_bpb {made.claims['val_bpb']}: {names}")
+    names = ", ".join(sorted((*submission.files, *submission.copied)))
+    say(f"{where}: val_bpb {submission.claims['val_bpb']}: {names}")
 
 
-def _json(made: NewSubmission, output: str | None) -> dict[str, Any]:
+def _json(submission: NewSubmission, output: str | None) -> dict[str, Any]:
     return {
         "output": output,
-        "files": sorted((*made.files, *made.copied)),
-        "totals": {str(seed): total for seed, total in made.totals.items()},
-        "code_bytes": made.code_bytes,
-        "cap_bytes": made.cap_bytes,
-        "submission": dict(made.claims),
-        "findings": [finding.to_json() for finding in made.findings],
-        "to_do": list(made.to_do),
+        "files": sorted((*submission.files, *submission.copied)),
+        "totals": {str(seed): total for seed, total in submission.totals.items()},
+        "code_bytes": submission.code_bytes,
+        "cap_bytes": submission.cap_bytes,
+        "submission": dict(submission.claims),
+        "findings": [finding.to_json() for finding in submission.findings],
+        "to_do": list(submission.to_do),
     }

@@ -1,4 +1,4 @@
-"""What `packer fix` did to the model, measured: bits per byte and KL, through the files."""
+"""What `packer fix` does to the model: bits per byte and KL, measured through the files."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ BEFORE = "as submitted"
 
 @dataclass(frozen=True)
 class Scoring:
-    """How to measure. Without data nothing is."""
+    """How to score. Without data nothing is scored."""
 
     text: ScoredText
     windows: Windows
     built: ModelOptions
 
     def check(self) -> None:
-        """Raises UsageError: options that go with others."""
+        """Raises UsageError: options that need --data, without it."""
         text = self.text
         given = (text.tokenizer, text.bytes_table, *vars(self.windows).values(), self.built.model)
         if not text.data and any(given):
-            raise click.UsageError("what it costs is measured on a text: name it with --data")
+            raise click.UsageError("the cost is measured on a text; name it with --data")
         if text.data:
             self.built.check_for_scoring()
         self.built.check()
@@ -56,16 +56,21 @@ SCORING = OptionGroup(
             section=MAIN,
             multiple=True,
             metavar="PATH",
-            help="Measure what it costs on this text, or token shards named .bin; repeat for more.",
+            help="Measure the cost on this text, or token shards named .bin; repeat for more.",
         ),
         TOKENIZER,
     ),
     OptionGroup(
         "windows",
         Windows,
-        click.option("--tokens", type=POSITIVE, help="Measure on the first so many only."),
         click.option(
-            "--window", type=POSITIVE, metavar="TOKENS", help="What a model sees at once."
+            "--tokens", type=POSITIVE, metavar="TOKENS", help="Measure only on the first TOKENS."
+        ),
+        click.option(
+            "--window",
+            type=POSITIVE,
+            metavar="TOKENS",
+            help="Score in windows of this many tokens.",
         ),
     ),
     OptionGroup("built", ModelOptions, MODEL, CONFIG, ARTIFACT_OPENING),
@@ -74,8 +79,10 @@ SCORING = OptionGroup(
 
 @dataclass(frozen=True)
 class Bench:
-    """Scores files of one model on one text. sources: the checkpoint, if there is one, which is
-    then what KL is measured from, and the artifact as it was.
+    """Scores files of one model on one text.
+
+    sources: the original artifact, after the checkpoint if there is one, from which KL is then
+    measured.
     """
 
     scoring: Scoring
@@ -83,25 +90,25 @@ class Bench:
     opening: Opening
 
     def check(self) -> None:
-        """Loads and scores nothing, but refuses before minutes of work what would be after them.
+        """Refuse early what `run` would refuse after minutes of work.
 
-        Raises PackerError: no such data, no tokenizer, weights that are not of the model.
+        Raises PackerError: no such data, no tokenizer, weights that do not fit the model.
         """
         with refusals(), running_foreign(self.scoring.built.model):
             say_warnings(self.scoring.text.open().warnings)
             self._subjects(self.sources, quiet=False)
 
     def run(self, files: Mapping[str, bytes]) -> dict[str, Evaluated]:
-        """The artifact as it was under BEFORE, then every file under its name."""
+        """Scores by name: the original artifact under BEFORE, then every file."""
         from packer.evaluation import evaluate
         from packer.progress import shown
 
         with (
-            tempfile.TemporaryDirectory() as made,
+            tempfile.TemporaryDirectory() as folder,
             refusals(),
             running_foreign(self.scoring.built.model),
         ):
-            paths = [Path(made) / f"{number}.pack" for number in range(len(files))]
+            paths = [Path(folder) / f"{number}.pack" for number in range(len(files))]
             for path, data in zip(paths, files.values(), strict=True):
                 path.write_bytes(data)
             subjects = self._subjects((*self.sources, *map(str, paths)), quiet=True)
@@ -109,21 +116,21 @@ class Bench:
             named = [replace(one, name=n) for one, n in zip(subjects, names, strict=True)]
             setting = self.scoring.windows.setting(named[0])
             with shown("scoring") as tell:
-                found = evaluate(
+                evaluated = evaluate(
                     named,
                     self.scoring.text.open(),
                     setting,
                     progress=lambda done, total: tell("tokens", done, total),
                     notice=lambda text: say_notes([text]),
                 )
-        return {one.subject.name: one for one in found[len(self.sources) - 1 :]}
+        return {one.subject.name: one for one in evaluated[len(self.sources) - 1 :]}
 
     def _subjects(self, sources: tuple[str, ...], *, quiet: bool) -> list[Subject]:
         from packer.eval.batches import ignore
 
         built = replace(self.scoring.built, opening=self.opening)
-        place = choose_device(built.device)
-        return load_subjects(sources, built, place, ignore if quiet else say_notes)
+        device = choose_device(built.device)
+        return load_subjects(sources, built, device, ignore if quiet else say_notes)
 
 
 def describe_scores(scores: Mapping[str, Evaluated], chosen: str, reference: str) -> str:

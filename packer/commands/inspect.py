@@ -8,14 +8,15 @@ from packer.commands.options.opening import OPENING, Opening
 from packer.commands.options.types import EXISTING, JSON, print_json, say, say_notes
 
 
-@click.command(short_help="What is in a checkpoint.")
+@click.command(short_help="List the tensors of a checkpoint.")
 @click.argument("checkpoint", type=EXISTING)
 @OPENING
 @JSON
 def inspect(checkpoint: str, opening: Opening, as_json: bool) -> None:
-    """Tensors of CHECKPOINT: role, shape, dtype, bytes, share, rms, kurtosis (Gaussian: 3).
+    """List the tensors of CHECKPOINT: role, shape, dtype, bytes, share, rms and kurtosis.
 
-    CHECKPOINT may be another author's artifact (.ptz), which is decoded, or a GGUF file.
+    CHECKPOINT may be another author's artifact (.ptz), which is decoded, or a GGUF file. The
+    kurtosis of a Gaussian is 3.
     """
     from packer import api
     from packer.checkpoint.checkpoint import read_checkpoint

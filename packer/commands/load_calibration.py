@@ -1,4 +1,4 @@
-"""The curvature that a command measures with, and what its predictions are fitted on."""
+"""The curvature that a command measures with, and the evaluator its predictions are fitted to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def load_calibration(checkpoint: Checkpoint, options: CurvatureOptions) -> Calibration:
-    """Reads or makes the curvature that the options name; with a text, also what measures damage.
+    """Read or make the curvature that the options name; with a text, also a damage evaluator.
 
     Raises PackerError: see `read_curvature`, `calibrate` and `open_data`.
     """
@@ -40,16 +40,16 @@ def load_calibration(checkpoint: Checkpoint, options: CurvatureOptions) -> Calib
             curvature = curvature_of(model, checkpoint, data, seen)
             curvature = replace(curvature, seconds=curvature.seconds + spent)
             say_notes([f"calibrated on {curvature.describe()}", *curvature.warnings])
-        bench = evaluator_of(model, checkpoint, curvature, data, text, held_out=True)
-    return Calibration(curvature, bench)
+        evaluator = evaluator_of(model, checkpoint, curvature, data, text, held_out=True)
+    return Calibration(curvature, evaluator)
 
 
 def kept_curvature(
     calibration: Calibration, options: CurvatureOptions, output: str | None
 ) -> str | None:
-    """The file with the curvature that was used, written where it was made here.
+    """The file with the curvature that was used, written if it was made here.
 
-    None where there is none, or nothing is written at all. Raises OutputError.
+    None without curvature, or where the command writes no file. Raises OutputError.
     """
     from packer.curvature.file import write_curvature
 

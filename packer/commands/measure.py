@@ -1,4 +1,4 @@
-"""`packer measure`: every tensor under every format."""
+"""`packer measure`: bytes and damage of every tensor in every format."""
 
 from __future__ import annotations
 
@@ -27,11 +27,19 @@ from packer.commands.options.types import (
 from packer.planning.options import MeasureOptions
 
 
-@click.command(cls=SectionedCommand, short_help="Every tensor under every format.")
+@click.command(cls=SectionedCommand, short_help="Measure every tensor in every format.")
 @click.argument("checkpoint", type=EXISTING)
 @OptionGroup("options", measure_options, PINS, CODER, TRELLIS)
 @CURVATURE_KEPT
-@option("-o", "--output", section=MAIN, type=WRITABLE, default="candidates.json", show_default=True)
+@option(
+    "-o",
+    "--output",
+    section=MAIN,
+    type=WRITABLE,
+    default="candidates.json",
+    show_default=True,
+    help="Write the measurements to FILE.",
+)
 @with_options(INCLUDE, JSON)
 def measure(
     checkpoint: str,
@@ -41,10 +49,11 @@ def measure(
     include: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Measure every tensor of CHECKPOINT under every format: real coded bytes and damage.
+    """Measure every tensor of CHECKPOINT in every format: its coded bytes and its damage.
 
-    The file written can be planned for any cap in a second: packer plan candidates.json --cap 16MB.
-    With --calibration or --curvature, damage is predicted in bits per byte and GPTQ rounds.
+    The file written can then be planned for any cap in a second: packer plan candidates.json --cap
+    16MB. With --calibration or --curvature, damage is predicted in bits per byte, and weights are
+    rounded by GPTQ.
     """
     from packer.files import write_json
     from packer.planning.measure import measure as measure_checkpoint
@@ -72,4 +81,4 @@ def measure(
     if found.damage_fit is not None:
         say(f"fitted to {found.damage_fit.describe()}")
     if kept is not None and kept != curvature.file:
-        say(f"{kept}: the curvature, which packing asks for")
+        say(f"{kept}: the curvature, which packer pack needs")

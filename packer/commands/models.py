@@ -1,4 +1,4 @@
-"""The models of checkpoints and artifacts: the companion model, or somebody's own class."""
+"""The models of checkpoints and artifacts: the companion model, transformers, or a user's class."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def subjects_of(
 ) -> list[Subject]:
     """The model of every set of weights, on a device.
 
-    The companion model, that of transformers which a config.json names, or by `built.model`
-    (FILE.py:NAME) a class or function in somebody's file.
-    Its configuration or arguments are in the file that `built` names, else what the source carries
-    or has beside it, else what another source does. say: called with where they come from.
+    The companion model, a model of transformers that a config.json names, or a class or function
+    in a user's file, `built.model` (FILE.py:NAME). Its configuration or arguments come from the
+    file that `built` names, else from the source or the file next to it, else from another source.
+    say: called with where they come from.
     Raises PackerError, ConfigError: weights that do not fit their model.
     """
     from packer.evaluation import Subject
@@ -73,13 +73,13 @@ def model_of(checkpoint: Checkpoint, built: ModelOptions) -> AnyModel:
     """The model with the weights of a checkpoint that has been read. Raises as `subjects_of`."""
     from packer.checkpoint.any_weights import weights_of
 
-    place = choose_device(built.device)
-    return subjects_of([weights_of(checkpoint)], built, place, say_notes)[0].model
+    device = choose_device(built.device)
+    return subjects_of([weights_of(checkpoint)], built, device, say_notes)[0].model
 
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """What eval and train refuse, as refusals of the command."""
+    """Turn errors of eval and train into PackerError."""
     from packer.eval.errors import EvalError
     from packer.train.config import ConfigError
 
@@ -91,10 +91,9 @@ def refusals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def running_foreign(spec: str | None) -> Iterator[None]:
-    """Around somebody's code: it runs as its own program, stdout stays ours, and what it raises is
-    a refusal.
+    """Run a user's model file as its own program; its stdout goes to stderr.
 
-    Raises PackerError in place of every exception that is not one of ours.
+    Raises PackerError in place of every exception that is not ours.
     """
     from packer.eval.errors import EvalError
     from packer.eval.foreign_program import running_as, spelled
@@ -115,7 +114,7 @@ def running_foreign(spec: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Also for what is written past Python, as by kernels and other processes."""
+    """Also what is written outside of Python, as by kernels and other processes."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:
@@ -128,7 +127,7 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 
 def _known_models(loaded: Sequence[NamedWeights], config: str | None, say: Say) -> list[AnyModel]:
-    """Models of transformers where a configuration says so, companions elsewhere."""
+    """Models of transformers where the configuration is one of theirs, else companion models."""
     found = _of_transformers(loaded, config, say)
     others = [one for one, theirs in zip(loaded, found, strict=True) if theirs is None]
     companions = iter(_companions(others, config, say))
@@ -138,9 +137,9 @@ def _known_models(loaded: Sequence[NamedWeights], config: str | None, say: Say) 
 def _of_transformers(
     loaded: Sequence[NamedWeights], config: str | None, say: Say
 ) -> list[AnyModel | None]:
-    """The models of sources that a configuration of transformers is for, None for others.
+    """The models of sources with a configuration of transformers, None for others.
 
-    config: of all, if given; else each has its own, or that of the first which has one.
+    config: for all sources, if given; else each uses its own, or the first one there is.
     """
     from packer.huggingface.configuration import configuration_beside, is_transformers
     from packer.huggingface.model import build_model
@@ -206,7 +205,7 @@ def _foreign_models(
 def _settings(
     loaded: Sequence[NamedWeights], read: Callable[[str], Settings], say: Say
 ) -> list[Settings]:
-    """What each source carries or has beside it, else that of the first source that has some."""
+    """The settings of each source, else those of the first source that has some."""
     own = [_own_settings(one, read, say) for one in loaded]
     lent, owner = next(
         ((given, one.source) for given, one in zip(own, loaded, strict=True) if given is not None),
@@ -235,7 +234,7 @@ def _beside(source: str) -> Path:
 
 
 def _any_settings(path: str) -> Settings:
-    """Settings whose names only somebody's class knows."""
+    """Settings for a user's class, whose names are not checked."""
     settings: Settings = json.loads(read_config(path)["config"])
     return settings
 
@@ -259,7 +258,7 @@ def _companion(one: NamedWeights, settings: Settings) -> AnyModel:
 
 @contextlib.contextmanager
 def _naming(source: str, hint: str = "") -> Iterator[None]:
-    """Says whose weights or configuration were refused, and what to do."""
+    """Name the source in errors about its weights or configuration, and what to do."""
     from packer.eval.errors import EvalError
     from packer.train.config import ConfigError
 

@@ -1,4 +1,4 @@
-"""The tokenizer that stands beside a model, where a command was not told of another."""
+"""The tokenizer next to a model, for commands that were given no other."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def with_own_tokenizer(text: Text, sources: Sequence[str]) -> Text:
         return text
     from packer.huggingface.tokenizer import tokenizer_beside
 
-    found = tokenizer_beside(sources)
-    return text if found is None else replace(text, tokenizer=found)
+    tokenizer = tokenizer_beside(sources)
+    return text if tokenizer is None else replace(text, tokenizer=tokenizer)

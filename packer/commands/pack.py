@@ -1,4 +1,4 @@
-"""`packer pack`: the artifact, under the cap."""
+"""`packer pack`: a checkpoint to an artifact under the cap."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Deciding:
-    """Where the choice of every tensor comes from; from none of these: it is planned here."""
+    """Where the choice for every tensor comes from; with none of these, `packer pack` plans."""
 
     plan_file: str | None
     policy: str | None
@@ -55,7 +55,7 @@ class Deciding:
     def check(
         self, limits: LimitOptions, options: MeasureOptions, curvature: CurvatureOptions
     ) -> None:
-        """Raises UsageError: options that are already decided, or of two ways at once."""
+        """Raises UsageError: options that --plan, --policy or --recipe decide, or two of those."""
         coded = options.coder or options.trellis
         decides = limits.code or limits.margin or options.pins or curvature.built.config
         others = self.plan_file is not None or self.policy is not None
@@ -71,7 +71,8 @@ class Deciding:
             raise click.UsageError("give --plan, or --cap to plan for (and --policy to follow one)")
         if self.plan_file is not None and curvature.text.data:
             raise click.UsageError(
-                "a --plan is packed with the curvature it was made with: --curvature"
+                "--plan is packed with the curvature it was made with; give --curvature, not "
+                "--calibration"
             )
         if self.policy is not None and (options.pins or coded):
             raise click.UsageError(
@@ -79,7 +80,7 @@ class Deciding:
                 "plan anew"
             )
         if self.recipe is not None and coded:
-            raise click.UsageError("--recipe carries its own ways; leave --coder and --trellis out")
+            raise click.UsageError("--recipe has its own coder; leave --coder and --trellis out")
 
 
 DECIDING = OptionGroup(
@@ -90,29 +91,31 @@ DECIDING = OptionGroup(
         "--policy",
         section=MAIN,
         type=EXISTING_FILE,
-        help="Keep another run's choices, under --cap.",
+        help="Keep the choices of another run's plan, under --cap.",
     ),
     option(
         "--recipe",
         section=MAIN,
         metavar="NAME",
-        help="A recipe people know, made to fit under --cap.",
+        help="Use a published recipe, tuned to fit under --cap.",
     ),
 )
 
 
-@click.command(cls=SectionedCommand, short_help="The artifact, never over the cap.")
+@click.command(cls=SectionedCommand, short_help="Write the artifact, never over the cap.")
 @click.argument("checkpoint", type=EXISTING)
 @OptionGroup("limits", LimitOptions, cap_option(required=False), CODE, MARGIN)
 @OptionGroup("options", measure_options, PINS, CODER, TRELLIS)
 @CURVATURE
-@option("-o", "--output", section=MAIN, type=WRITABLE, required=True, help="The artifact to write.")
+@option(
+    "-o", "--output", section=MAIN, type=WRITABLE, required=True, help="Write the artifact to FILE."
+)
 @DECIDING
 @option(
     "--loader",
     section=OUTPUT,
     type=WRITABLE,
-    help="Write (and count) the loader, a Python file, too.",
+    help="Write the loader, a Python file, and count its bytes.",
 )
 @with_options(INCLUDE, JSON)
 def pack(
@@ -128,11 +131,16 @@ def pack(
 ) -> None:
     """Pack CHECKPOINT into an artifact that is never over the cap.
 
-    With --plan, exactly that plan (its cap, code and pins); the checkpoint must be the planned one.
-    With --policy and --cap, the choices of another run of the same structure, stepping down only
-    where they do not fit. With --recipe and --cap, a recipe that people know, its size knob turned
-    until the file fits: baseline-int8-zlib, int6-rowmax-zstd, int5mlp-int6-zstd, gptq-lite-int6,
-    full-gptq-int6 or sdclip-gptq-brotli. With --cap alone, plan first.
+    \b
+    packer pack model.pt --plan plan.json -o model.pack
+    packer pack model.pt --cap 16MB --calibration train.txt --tokenizer bpe.model -o model.pack
+
+    With --plan, pack exactly that plan, with its cap, code and pins; the checkpoint must be the one
+    it was made for. With --cap alone, plan first. With --policy and --cap, keep the choices of
+    another run of the same structure, and step down only where they do not fit. With --recipe and
+    --cap, use a published recipe, with its size parameter tuned until the file fits:
+    baseline-int8-zlib, int6-rowmax-zstd, int5mlp-int6-zstd, gptq-lite-int6, full-gptq-int6 or
+    sdclip-gptq-brotli.
     """
     from packer import api
     from packer.progress import shown
@@ -172,7 +180,7 @@ def _plan(
     options: MeasureOptions,
     calibration: Calibration,
 ) -> tuple[PackPlan, RecipePlan | None]:
-    """The plan, and the recipe that it is of, if any. Raises CapError, PlanError."""
+    """The plan, and the recipe it follows, if any. Raises CapError, PlanError."""
     from packer import api
     from packer.planning.code_size import weigh_limits
     from packer.planning.pipeline import plan_checkpoint, plan_under_policy
@@ -224,13 +232,13 @@ def _show(
     say("")
     say(f"{output}: {packed.account}")
     if files:
-        say(f"of the header, {file_bytes:,} bytes are for {', '.join(files)}")
+        say(f"{file_bytes:,} bytes of the header are for {', '.join(files)}")
     say(packed.plan.limits.describe_code())
     say(describe_quality(packed.plan), lines=True)
     if packed.rounds > 1:
         say(f"real sizes differed from the plan; planned again, {packed.rounds} rounds")
     if recipe is not None:
-        say(f"{recipe.recipe.name} with its knob at {recipe.position}")
+        say(f"{recipe.recipe.name} with its size parameter at {recipe.position}")
     for name, problem in (*packed.lost.items(), *_problems(packed, recipe).items()):
         say(f"{name}: {problem}")
     if policy:
@@ -238,17 +246,17 @@ def _show(
 
 
 def _problems(packed: Packed, recipe: RecipePlan | None) -> dict[str, str]:
-    """Tensor -> why it was not rounded as it should be."""
+    """Tensor -> why it was not rounded as planned."""
     return {**(recipe.problems if recipe else {}), **packed.rounding_problems}
 
 
-def _say_steps_down(made: PackPlan) -> None:
-    """Under a policy: which tensors did not keep its choice, the largest of those allowed."""
-    allowed = made.measurement.by_tensor
-    kept = {name: max(found, key=lambda c: c.size_bytes).choice for name, found in allowed.items()}
+def _say_steps_down(plan: PackPlan) -> None:
+    """Print which tensors did not keep the policy's choice, the largest of those allowed."""
+    allowed = plan.measurement.by_tensor
+    kept = {name: max(each, key=lambda c: c.size_bytes).choice for name, each in allowed.items()}
     changed = [
         f"{chosen.tensor} {kept[chosen.tensor]} -> {chosen.choice}"
-        for chosen in made.plan.chosen
+        for chosen in plan.plan.chosen
         if chosen.choice != kept[chosen.tensor]
     ]
     if changed:

@@ -1,4 +1,4 @@
-"""`packer plan`: the choice for every tensor under a cap."""
+"""`packer plan`: a format for every tensor, under a cap."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from packer.planning.damage_trials import CheckedPlan
     from packer.planning.plan import PackPlan
 
-LOADER = click.option("--loader", is_flag=True, help="Count the loader's bytes too.")
+LOADER = click.option("--loader", is_flag=True, help="Count the bytes of the loader too.")
 BUNDLE = click.option(
     "--bundle", is_flag=True, help="Count what `packer bundle` will write: encoder and decoder."
 )
@@ -55,17 +55,20 @@ INLINE = click.option(
     "--inline",
     type=EXISTING_FILE,
     metavar="SCRIPT",
-    help="Count the bundle as what it adds to this training script, which is code as well.",
+    help="Count what the bundle adds to this training script, which counts as code as well.",
 )
 CALIBRATE = click.option(
-    "--calibrate", is_flag=True, help="Count a bundle that calibrates the model itself, too."
+    "--calibrate", is_flag=True, help="Count a bundle that also calibrates the model itself."
 )
 WHAT_IF = option(
-    "--what-if", section=OUTPUT, is_flag=True, help="Also the damage at the cap ±50 KB and ±200 KB."
+    "--what-if",
+    section=OUTPUT,
+    is_flag=True,
+    help="Also print the damage at the cap ±50 KB and ±200 KB.",
 )
 
 
-@click.command(cls=SectionedCommand, short_help="A format for every tensor, under a cap.")
+@click.command(cls=SectionedCommand, short_help="Choose a format for every tensor, under a cap.")
 @click.argument("source", type=EXISTING)
 @OptionGroup(
     "limits",
@@ -84,12 +87,12 @@ WHAT_IF = option(
     section=CALIBRATION,
     multiple=True,
     metavar="PATH",
-    help="Text or shards: measure what the plan really does there, fit and plan again, at most "
-    "three times, and keep the best.",
+    help="Measure the plan's true damage on this text or these shards, fit and plan again, at most "
+    "three times, and keep the best; repeat for more.",
 )
 @CURVATURE_KEPT
 @option(
-    "-o", "--output", section=MAIN, type=WRITABLE, help="Write the plan here, for `packer pack`."
+    "-o", "--output", section=MAIN, type=WRITABLE, help="Write the plan to FILE, for `packer pack`."
 )
 @with_options(INCLUDE, WHAT_IF, JSON)
 def plan(
@@ -103,11 +106,15 @@ def plan(
     what_if: bool,
     as_json: bool,
 ) -> None:
-    """Choose a format for every tensor, so that file and code fit the cap at the least damage.
+    """Choose a format for every tensor, so that file and code fit the cap with the least damage.
+
+    \b
+    packer plan model.pt --cap 16MB --calibration train.txt --tokenizer bpe.model -o plan.json
 
     SOURCE is a checkpoint (or another author's artifact), which is measured first, or a file of
-    measurements (candidates.json, or an earlier plan.json), which is planned anew in a second. With
-    --calibration or --curvature, damage is predicted in bits per byte and GPTQ rounds.
+    measurements (candidates.json, or an earlier plan.json), which takes a second to plan again.
+    With --calibration or --curvature, damage is predicted in bits per byte, and weights are rounded
+    by GPTQ.
     """
     from packer.planning.code_size import weigh_limits
 
@@ -137,7 +144,7 @@ def plan(
 def _kept(
     source: str, measured: Measured, curvature: CurvatureOptions, output: str | None
 ) -> str | None:
-    """The file of curvature that the plan was made with, written if it was made here."""
+    """The curvature file that the plan was made with, written if it was made here."""
     if measured.calibration is not None:
         return kept_curvature(measured.calibration, curvature, output)
     if curvature.file is None and Path(beside(source)).is_file():
@@ -146,7 +153,7 @@ def _kept(
 
 
 def _next_command(made: PackPlan, plan: str, curvature: str | None, opening: Opening) -> str:
-    """What packs this plan; the plan fits only the same weights without the same tensors."""
+    """The command that packs this plan, with the options that read the same weights."""
     from packer.planning.plan import rounded_with_curvature
 
     words = ["packer", "pack", made.measurement.source, "--plan", plan, "-o", "model.pack"]
@@ -158,7 +165,7 @@ def _next_command(made: PackPlan, plan: str, curvature: str | None, opening: Ope
 def _checked(
     measured: Measured, limits: Limits, text: TextOptions, built: ModelOptions
 ) -> tuple[CheckedPlan, ...]:
-    """Every round of a plan that is measured on a text."""
+    """All rounds of planning and measuring on a text."""
     from packer.planning.damage_trials import plan_and_check
     from packer.progress import shown
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is planned from, and what it was measured with; None where a file was enough."""
+    """Measurements, and what they were made with; None where they were read from a file."""
 
     measurement: Measurement
     pins: dict[str, str]
@@ -30,7 +30,7 @@ class Measured:
     calibration: Calibration | None = None
 
     def plan(self, limits: Limits) -> PackPlan:
-        """The best plan; where the checkpoint is there, refined. Raises CapError, PlanError."""
+        """The best plan, refined if the checkpoint was read. Raises CapError, PlanError."""
         from packer.planning.plan import make_plan
 
         plan = make_plan(self.measurement, limits, self.pins)
@@ -45,23 +45,23 @@ class Measured:
 def measured_from(
     source: str, curvature: CurvatureOptions, options: MeasureOptions, measure_on: tuple[str, ...]
 ) -> Measured:
-    """Measures a checkpoint, or reads the file of its measurements.
+    """Measure a checkpoint, or read the file of its measurements.
 
-    measure_on: texts to measure plans on; for them the checkpoint is read again.
-    Raises PackerError; UsageError: options of a checkpoint beside a file of measurements.
+    measure_on: texts to measure plans on, which need the checkpoint that was measured.
+    Raises PackerError; UsageError: options for a checkpoint with a file of measurements.
     """
     opening = curvature.built.opening
-    if is_json(source):  # nothing of this path needs torch: a new cap takes under a second
-        measured_so = options.metadata or options.coder or options.trellis
-        if measured_so or curvature.text.data or opening.given:
+    if is_json(source):  # needs no torch: a new cap takes under a second
+        for_checkpoint = options.metadata or options.coder or options.trellis
+        if for_checkpoint or curvature.text.data or opening.given:
             raise click.UsageError(
                 "--weights, --drop, --template, --max-memory, --config, --include, --calibration, "
                 "--coder and --trellis need the checkpoint as SOURCE"
             )
         from packer.planning.plan import read_measurement
 
-        measurement, earlier = read_measurement(source)
-        measured = Measured(measurement, {**earlier, **options.pins})
+        measurement, pins = read_measurement(source)
+        measured = Measured(measurement, {**pins, **options.pins})
         return _with_checkpoint(measured, curvature) if measure_on else measured
     from packer.planning.pipeline import measure_to_plan
     from packer.progress import shown
@@ -73,7 +73,7 @@ def measured_from(
 
 
 def _with_checkpoint(measured: Measured, options: CurvatureOptions) -> Measured:
-    """Measurements and the checkpoint they name. Raises PlanError: that has changed since."""
+    """Measurements with the checkpoint they name. Raises PlanError: it has changed since."""
     from packer.checkpoint.checkpoint import read_checkpoint
     from packer.checkpoint.fingerprint import contents_fingerprint
     from packer.errors import PlanError
@@ -82,14 +82,12 @@ def _with_checkpoint(measured: Measured, options: CurvatureOptions) -> Measured:
     measurement = measured.measurement
     loaded = read_checkpoint(measurement.source)
     if contents_fingerprint(loaded) != measurement.contents:
-        raise PlanError(
-            f"{measurement.source} has other contents than when it was measured; measure it again"
-        )
+        raise PlanError(f"{measurement.source} has changed since it was measured; measure it again")
     curvature = options.read(loaded)
-    given = None if curvature is None else curvature.sha256
-    if measurement.curvature is not None and given != measurement.curvature:
+    digest = None if curvature is None else curvature.sha256
+    if measurement.curvature is not None and digest != measurement.curvature:
         raise PlanError(
             "the measurements were made with curvature "
-            f"{measurement.curvature[:12]}: give that file, --curvature FILE"
+            f"{measurement.curvature[:12]}; give that file with --curvature"
         )
     return replace(measured, checkpoint=loaded, calibration=Calibration(curvature))

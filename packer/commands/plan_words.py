@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 def show_plan(
-    made: PackPlan,
+    plan: PackPlan,
     source: str,
     output: str | None,
     changes: tuple[WhatIf, ...],
     as_json: bool,
     checked: tuple[CheckedPlan, ...] = (),
 ) -> None:
-    """The plan as tables or JSON."""
+    """Print the plan as tables or JSON."""
     from packer.reports import tables
     from packer.reports.describe import describe_quality
     from packer.reports.report import report_plan
 
-    report = report_plan(made, source)
+    report = report_plan(plan, source)
     if as_json:
         value = report.to_json()
         value["what_if"] = [
@@ -41,19 +41,19 @@ def show_plan(
             {"predicted_damage_bpb": one.predicted, "measured_damage_bpb": one.measured}
             for one in checked
         ]
-        limits = made.limits
+        limits = plan.limits
         value["decoder_bytes"], value["encoder_bytes"] = limits.loader_bytes, limits.encoder_bytes
         print_json({**value, "output": output})
         return
     tables.print_report(report, every_tensor=True)
     say("")
-    say(made.describe_account())
-    say(made.limits.describe_code())
-    say(describe_quality(made), lines=True)
+    say(plan.describe_account())
+    say(plan.limits.describe_code())
+    say(describe_quality(plan), lines=True)
     for one in (change for change in changes if change.cap_bytes > 0):
-        say(describe_what_if(one, made.plan.damage_kind))
+        say(describe_what_if(one, plan.plan.damage_kind))
     for number, tried in enumerate(checked, start=1):
-        say(describe_checked(number, tried) + ("; kept" if tried.plan is made else ""))
+        say(describe_checked(number, tried) + ("; kept" if tried.plan is plan else ""))
 
 
 def describe_checked(number: int, one: CheckedPlan) -> str:

@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from packer.reports.evidence import Evidence
 
 
-@click.command(short_help="Where the bytes go: table, page, picture.")
+@click.command(short_help="Show where the bytes go: table, page, picture.")
 @click.argument("source", type=EXISTING)
 @click.option(
     "--html",
     "page",
     type=WRITABLE,
-    help="Write one page that needs nothing else: the account, a map of the bytes, bits per weight "
-    "as a heat map, the size/damage curve, histograms of codes, predicted against measured damage.",
+    help="Write one self-contained page: the account, a map of the bytes, bits per weight as a "
+    "heat map, the size/damage curve, histograms of codes, predicted against measured damage.",
 )
 @click.option("--plot", type=WRITABLE, help="Write the page's figures as a picture: PNG, SVG, PDF.")
 @click.option(
@@ -46,21 +46,23 @@ if TYPE_CHECKING:
     "compared",
     type=EXISTING_FILE,
     metavar="ROWS.json",
-    help="What `packer compare --json` printed: its files stand on the curve.",
+    help="Draw the files that `packer compare --json` printed on the curve.",
 )
 @click.option(
     "--curvature",
     type=EXISTING_FILE,
-    help="The file a plan was made with: how far the plan is from the Shannon bound.",
+    help="Read the curvature of a plan, and print how far the plan is from the Shannon bound.",
 )
 @click.option(
     "--checkpoint",
     type=EXISTING,
     metavar="CKPT",
-    help="For --curvature: the checkpoint of the plan, where it moved.",
+    help="With --curvature, read the plan's checkpoint from here, if it has moved.",
 )
-@click.option("--explain", metavar="TENSOR", help="All candidates of one tensor, and why this one.")
-@with_options(cap_option(required=False, help="Cap for a source that has none."), CODE)
+@click.option(
+    "--explain", metavar="TENSOR", help="List all candidates of one tensor, and why one was chosen."
+)
+@with_options(cap_option(required=False, help="Use this cap for a source that has none."), CODE)
 @with_options(WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
 def report(
     source: str,
@@ -78,10 +80,10 @@ def report(
     max_memory: int | None,
     as_json: bool,
 ) -> None:
-    """The bytes of SOURCE per tensor and role, and the account.
+    """Show the bytes of SOURCE per tensor and role, and the account.
 
-    SOURCE is a checkpoint, a plan, an artifact, or another author's artifact (.ptz). Of a plan also
-    the damage, the price of a byte and the size/damage curve.
+    SOURCE is a checkpoint, a plan, an artifact, or another author's artifact (.ptz). For a plan,
+    also show the damage, the price of a byte and the size/damage curve.
 
     \b
     packer report plan.json --html plan.html --curvature plan.curvature.safetensors
@@ -96,12 +98,14 @@ def report(
         raise click.UsageError(f"{page} cannot be both the page and the picture")
     opening: dict[str, Any] = {"template": template, "max_memory": max_memory}
     with reading_artifact(source):
-        found, plan = load_report(source, cap=cap, code=code, weights=weights, drop=drop, **opening)
+        summary, plan = load_report(
+            source, cap=cap, code=code, weights=weights, drop=drop, **opening
+        )
         drawn = page is not None or plot is not None
-        histograms = load_histograms(source, found, **opening) if drawn else ()
-    say_notes(found.notes)
+        histograms = load_histograms(source, summary, **opening) if drawn else ()
+    say_notes(summary.notes)
     evidence = evidence_of(
-        found,
+        summary,
         plan,
         bounded=_bounded(plan, source, curvature, checkpoint, weights, drop),
         compared=read_compared(compared) if compared else (),
@@ -111,7 +115,7 @@ def report(
     if explain is not None:
         _explain(explain, plan, source, as_json)
     elif as_json:
-        print_json({**found.to_json(), **evidence.to_json(), "html": page, "plot": plot})
+        print_json({**summary.to_json(), **evidence.to_json(), "html": page, "plot": plot})
     else:
         _show(evidence, page, plot)
 
@@ -131,7 +135,7 @@ def _bounded(
             raise click.UsageError("--checkpoint goes with --curvature")
         return None
     if plan is None:
-        raise click.UsageError(f"--curvature bounds a plan, and {source} is none")
+        raise click.UsageError(f"--curvature is for a plan, and {source} is none")
     return load_bounded(plan, curvature, checkpoint, weights=weights, drop=drop)
 
 

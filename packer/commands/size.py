@@ -1,4 +1,4 @@
-"""`packer size`: predicted bytes of a model before it is trained."""
+"""`packer size`: predicted bytes of a model before training."""
 
 from __future__ import annotations
 
@@ -37,20 +37,24 @@ class Setting(click.ParamType):  # type: ignore[type-arg]
         return key, text
 
 
-@click.command(short_help="Predicted bytes before training.")
+@click.command(short_help="Predict bytes before training.")
 @click.argument("config", type=EXISTING_FILE)
 @click.option(
     "--set",
     "settings",
     multiple=True,
     type=Setting(),
-    help="A setting of the model (num_layers=11), of the recipe (k=12.85, k.mlp=11.5, "
-    "bits.embedding=7), extra=N small weights of parts that the model lacks, or weight_std=S for "
-    "recipes whose scales have a floor. Several values, with commas, are a sweep.",
+    help="Change a setting of the model (num_layers=11) or of the recipe (k=12.85, k.mlp=11.5, "
+    "bits.embedding=7); add extra=N small weights that the model lacks; or give weight_std=S for "
+    "recipes whose scales have a floor. Several values, separated by commas, are a sweep.",
 )
-@click.option("--recipe", "names", multiple=True, help="Only this recipe; repeat for more.")
+@click.option(
+    "--recipe", "names", multiple=True, help="Predict only for this recipe; repeat for more."
+)
 @with_options(
-    cap_option(required=False, help="Byte limit, code included: says what fits, and which k."),
+    cap_option(
+        required=False, help="Print what fits under SIZE bytes, code included, and with which k."
+    ),
     CODE,
     JSON,
 )
@@ -62,14 +66,14 @@ def size(
     code: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Predicted bytes of the model in CONFIG (JSON or TOML) under the field's recipes and ours.
+    """Predict the bytes of the model in CONFIG (JSON or TOML) with published recipes and ours.
 
-    From the shapes alone: codes as the entropy of a normal variable under the recipe's step, times
-    what its coder takes; scales, small tensors and the container as they are. Within 1 % of logged
-    artifacts of recipes that clip at k standard deviations. Recipes that clip at row maxima have
-    scales with a floor, and take less when weights are small: give weight_std for those. Layers
-    that run several times count once. With --cap, `k ×` is what all clips would have to be
-    multiplied by to land on the cap.
+    Uses the shapes alone: codes take the entropy of a normal variable at the recipe's step, times
+    the overhead of its coder; scales, small tensors and the container are counted exactly. The
+    prediction is within 1 % of logged artifacts of recipes that clip at k standard deviations.
+    Recipes that clip at row maxima have scales with a floor, and take less if weights are small;
+    give weight_std for those. Layers that run several times count once. With --cap, `k ×` is the
+    factor on all clips that would just reach the cap.
     """
     from packer.planning.account import count_code
     from packer.size.estimate import estimate_size, factor_to_cap, recipes_named
@@ -77,7 +81,7 @@ def size(
     from packer.train.config import FIELDS
 
     code_bytes = sum(file.size_bytes for file in count_code(code))
-    found: list[dict[str, Any]] = []
+    sizes: list[dict[str, Any]] = []
     for variant in variants(settings, list(FIELDS)):
         shapes = _shapes(config, variant)
         for recipe in (variant.applied(one) for one in recipes_named(names)):
@@ -86,11 +90,11 @@ def size(
             )
             left = None if cap is None else cap - code_bytes
             factor = factor_to_cap(shapes, recipe, left, extra=variant.extra) if left else None
-            found.append(_row(variant, estimate, code_bytes, cap, factor))
+            sizes.append(_row(variant, estimate, code_bytes, cap, factor))
     if as_json:
-        print_json({"config": config, "cap_bytes": cap, "code_bytes": code_bytes, "sizes": found})
+        print_json({"config": config, "cap_bytes": cap, "code_bytes": code_bytes, "sizes": sizes})
         return
-    _print(found, cap)
+    _print(sizes, cap)
 
 
 def _shapes(config: str, variant: Variant) -> Mapping[str, tuple[int, ...]]:
@@ -135,10 +139,10 @@ def _row(
     }
 
 
-def _print(found: list[dict[str, Any]], cap: int | None) -> None:
+def _print(sizes: list[dict[str, Any]], cap: int | None) -> None:
     from packer.reports import tables
 
-    swept = list(found[0]["settings"])
+    swept = list(sizes[0]["settings"])
     rows = [
         (
             *row["settings"].values(),
@@ -152,10 +156,10 @@ def _print(found: list[dict[str, Any]], cap: int | None) -> None:
             "-" if row["k_factor"] is None else f"{row['k_factor']:.3f}",
             row["about"],
         )
-        for row in found
+        for row in sizes
     ]
     columns = (*swept, "recipe", ">weights", ">codes", ">side, kept, container", ">total")
     columns = (*columns, ">bits/w", ">of the cap", ">k ×", "how")
     tables.print_table(columns, rows)
-    if any(row["at_most"] for row in found):
-        say("≤: row maxima; scales have a floor that makes small weights cheaper (weight_std=S)")
+    if any(row["at_most"] for row in sizes):
+        say("≤: an upper bound; where scales have a floor, small weights take less (weight_std=S)")

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 LOG = "train.log"
 LIMITS = with_options(
-    click.option("--cap", type=Size(), help="Pack under this byte limit at the end."),
-    click.option("--size-cap", type=Size(), help="Warn while the predicted size is above."),
+    click.option("--cap", type=Size(), help="Pack under this many bytes at the end."),
+    click.option("--size-cap", type=Size(), help="Warn while the predicted size is larger."),
     click.option(
         "--max-wallclock",
         type=Finite(min=0),
         metavar="SECONDS",
-        help="Seconds of all that touches training data, calibration included; 0: steps alone.",
+        help="Stop after SECONDS of work on training data, calibration included; 0: no limit.",
     ),
     CODE,
 )
@@ -44,8 +44,12 @@ LIMITS = with_options(
 
 @click.command(short_help="Train the companion model, with or without quantization.")
 @click.argument("config", required=False, metavar="[CONFIG]")
-@click.option("-o", "--output", default="run", show_default=True, help="Folder of the run.")
-@click.option("--data", metavar="DIR", help="A folder that `packer data` wrote.")
+@click.option(
+    "-o", "--output", default="run", show_default=True, help="Write the run into this folder."
+)
+@click.option(
+    "--data", metavar="DIR", help="Train on the shards in a folder that `packer data` wrote."
+)
 @click.option(
     "--set",
     "changes",
@@ -54,9 +58,11 @@ LIMITS = with_options(
     help="Change a setting, such as schedule.iterations=500; repeat for more.",
 )
 @LIMITS
-@click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
-@click.option("--device", metavar="NAME", help="cpu, cuda or cuda:N; default: cuda if there is.")
-@click.option("--show", is_flag=True, help="Print every setting as JSON, and train nothing.")
+@click.option("--resume", is_flag=True, help="Continue the run in the folder.")
+@click.option(
+    "--device", metavar="NAME", help="Train on cpu, cuda or cuda:N; default: cuda if available."
+)
+@click.option("--show", is_flag=True, help="Print all settings as JSON, and train nothing.")
 @JSON
 def train(
     config: str | None,
@@ -79,28 +85,28 @@ def train(
     packer train small-6l --data data --set schedule.iterations=500 --cap 2MB -o run
 
     CONFIG is a TOML or JSON file, or a preset: demo (the default), small-6l, baseline-9l,
-    11l-backout-int6, 11l-xsa4-ema-int5mlp, 11l-vrl-leaky-gptq. The folder gets raw, ema and
-    swa weights, each packed under the cap and scored, metrics.jsonl and curves.png, and state.pt to
-    --resume from. Under torchrun the batch is divided over the processes.
+    11l-backout-int6, 11l-xsa4-ema-int5mlp, 11l-vrl-leaky-gptq. Writes raw, ema and swa
+    weights, each packed under the cap and scored, metrics.jsonl, curves.png, and state.pt to
+    --resume from. Under torchrun the batch is divided among the processes.
     """
     from packer.train.run_config import run_settings
 
-    given = {
+    options = {
         "data.folder": data,
         "pack.cap": cap,
         "pack.size_cap": size_cap,
         "schedule.max_wallclock": max_wallclock,
         "pack.code": list(code) or None,
     }
-    named = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
-    made = _configured(config, output, named, changes, resume)
+    named = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
+    settings = _configured(config, output, named, changes, resume)
     if show:
-        print_json(run_settings(made))
+        print_json(run_settings(settings))
         return
     refuse_overwriting([config, *code], str(Path(output) / "raw.safetensors"))
-    place = choose_device(device)
-    with joined(place) as (rank, world_size), _stdout_of(rank):
-        trainer = _trainer(made, output, resume, place, rank, world_size)
+    torch_device = choose_device(device)
+    with joined(torch_device) as (rank, world_size), _stdout_of(rank):
+        trainer = _trainer(settings, output, resume, torch_device, rank, world_size)
         trainer.train()
         if rank == 0:
             _finish(trainer, as_json)
@@ -109,9 +115,9 @@ def train(
 def _configured(
     config: str | None, output: str, named: Sequence[str], changes: Sequence[str], resume: bool
 ) -> TrainConfig:
-    """The run as its file and its options, or resumed its own folder, describe it.
+    """The settings of a run, from its file and options, or from its folder if it is resumed.
 
-    Raises PackerError: a folder that holds a run or, resumed, holds none; settings that cannot be.
+    Raises PackerError: the folder holds a run already, or none to resume; invalid settings.
     """
     from packer.train.config import ConfigError
     from packer.train.run_config import read_run
@@ -120,13 +126,13 @@ def _configured(
     saved = folder / "config.json"
     if resume:
         if config is not None or changes:
-            raise click.UsageError("--resume goes on with the run's own settings; name only -o")
+            raise click.UsageError("--resume uses the run's own settings; give only -o")
         if not saved.is_file():
             raise PackerError(f"{folder}: there is no run to resume; start one without --resume")
         config = str(saved)
     elif (folder / "state.pt").exists():
         raise PackerError(
-            f"{folder} holds a run already: go on with it (--resume -o {folder}), or name another "
+            f"{folder} holds a run already; continue it (--resume -o {folder}), or name another "
             "folder with -o"
         )
     try:
@@ -137,7 +143,7 @@ def _configured(
 
 @contextlib.contextmanager
 def _stdout_of(rank: int) -> Iterator[None]:
-    """Refusals of all processes at once are one too many: the others leave in silence."""
+    """Only rank 0 reports the error; other ranks exit quietly."""
     try:
         yield
     except PackerError:
@@ -147,7 +153,7 @@ def _stdout_of(rank: int) -> Iterator[None]:
 
 
 def _trainer(
-    made: TrainConfig, output: str, resume: bool, place: Any, rank: int, world_size: int
+    settings: TrainConfig, output: str, resume: bool, device: Any, rank: int, world_size: int
 ) -> Trainer:
     from packer.files import write_json
     from packer.train.log_line import start_line
@@ -157,45 +163,45 @@ def _trainer(
     from packer.train.training_data import open_training_data
 
     folder = Path(output)
-    data = open_training_data(made)
+    data = open_training_data(settings)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PackerError(
-            f"{folder} cannot be made a folder: {error.strerror}; name another with -o"
+            f"{folder} cannot be created: {error.strerror}; name another folder with -o"
         ) from None
 
-    say = _teller(folder / LOG, rank, resume)
-    trainer = Trainer(made, data, folder, place, rank=rank, world_size=world_size, say=say)
+    say = _logger(folder / LOG, rank, resume)
+    trainer = Trainer(settings, data, folder, device, rank=rank, world_size=world_size, say=say)
     if resume:
         trainer.restore(read_state(folder / STATE))
-        say(f"going on after step {trainer.step}")
+        say(f"continuing after step {trainer.step}")
     elif rank == 0:
-        write_json(folder / "config.json", run_settings(made))
+        write_json(folder / "config.json", run_settings(settings))
     parameters = sum(weight.numel() for weight in trainer.weights.values())
     precision = "float32" if trainer.gradients.autocast is None else "bfloat16"
     say(
-        f"{start_line(parameters, made.run.seed, len(data.train))}, {made.batch.tokens:,} a step, "
-        f"{precision} on {place} x {world_size}"
+        f"{start_line(parameters, settings.run.seed, len(data.train))}, "
+        f"{settings.batch.tokens:,} a step, {precision} on {device} x {world_size}"
     )
     return trainer
 
 
-def _teller(log: Path, rank: int, resume: bool) -> Callable[[str], None]:
-    """What says a line on stderr and adds it to the log; of rank 0 alone."""
+def _logger(path: Path, rank: int, resume: bool) -> Callable[[str], None]:
+    """A function that prints a line on stderr and adds it to the log; rank 0 only."""
 
-    def tell(text: str) -> None:
+    def log(text: str) -> None:
         if rank == 0:
             say(text, err=True)
-            _log(log, text)
+            _log(path, text)
 
     if rank == 0 and not resume:
-        log.unlink(missing_ok=True)
-    return tell
+        path.unlink(missing_ok=True)
+    return log
 
 
 def _log(path: Path, text: str) -> None:
-    """Adds a line; a full disk does not stop training, which warns where it saves its state."""
+    """Add a line; a full disk does not stop training, which warns when it saves its state."""
     with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
         file.write(text + "\n")
 

@@ -1,4 +1,4 @@
-"""`packer unpack`: weights out of an artifact, ours or another author's."""
+"""`packer unpack`: the weights of an artifact, ours or another author's."""
 
 from __future__ import annotations
 
@@ -25,20 +25,19 @@ if TYPE_CHECKING:
     import torch
 
 
-@click.command(short_help="The weights back out of an artifact.")
+@click.command(short_help="Write the weights of an artifact.")
 @click.argument("artifact", type=EXISTING_FILE)
 @click.option(
     "-o",
     "--output",
     type=click.Path(),
     required=True,
-    help="A .safetensors or .pt file to write, or a new folder, FOLDER/, as from_pretrained takes "
-    "it.",
+    help="Write a .safetensors or .pt file, or a new folder, FOLDER/, for from_pretrained.",
 )
 @click.option(
     "--codes",
     is_flag=True,
-    help="Write integer codes and their steps, for whoever computes with them, not the floats.",
+    help="Write integer codes and scales in place of floats.",
 )
 @with_options(TEMPLATE, MAX_MEMORY, JSON)
 def unpack(
@@ -51,11 +50,11 @@ def unpack(
 ) -> None:
     """Write the weights of ARTIFACT with their names, shapes, dtypes and ties.
 
-    ARTIFACT may be one of the layouts that contest submissions use (.ptz), or a GGUF file: what it
-    holds is then decoded as its own reader does. With --codes, nothing is inflated to
-    floats: NAME/codes and NAME/scale (or NAME/row, NAME/column) stand for each quantized tensor,
-    and what was stored as it is keeps its dtype. A folder gets model.safetensors and the files
-    that were packed with --include: configuration, tokenizer and what else there was.
+    ARTIFACT may also be in one of the layouts of contest submissions (.ptz), or a GGUF file; it is
+    then decoded as its own reader does. With --codes, quantized tensors stay integer codes and
+    scales, NAME/codes and NAME/scale (or NAME/row, NAME/column); unquantized tensors keep their
+    dtype. A folder gets model.safetensors and the files that were packed with --include, such as
+    the configuration and tokenizer.
     """
     from packer import api
     from packer.artifact.artifact_file import is_artifact
@@ -66,7 +65,7 @@ def unpack(
     refuse_overwriting([artifact, template], output)
     if output.endswith("/") or Path(output).is_dir():
         if codes or template is not None:
-            raise click.UsageError("--codes and --template go with a file; name one to write")
+            raise click.UsageError("--codes and --template need a file to write; name one")
         _unpack_folder(artifact, output, max_memory or MAX_DECODED_BYTES, as_json)
         return
     if codes:
@@ -75,7 +74,9 @@ def unpack(
     weights: Mapping[str, torch.Tensor]
     if is_artifact(artifact):
         if template is not None:
-            raise click.UsageError("--template is for other authors' artifacts; ours needs none")
+            raise click.UsageError(
+                "--template is for artifacts of other authors; this one needs none"
+            )
         allowed = max_memory or MAX_DECODED_BYTES
         with shown("unpacking") as progress, reading_artifact(artifact):
             weights = api.unpack_to(artifact, output, max_bytes=allowed, progress=progress)
@@ -97,7 +98,7 @@ def _unpack_folder(artifact: str, output: str, max_bytes: int, as_json: bool) ->
 
     if not is_artifact(artifact):
         raise click.UsageError(
-            f"{artifact} is no artifact of ours; name a file to write, not the folder {output}"
+            f"{artifact} is not a packer artifact; name a file to write, not the folder {output}"
         )
     with shown("unpacking") as progress, reading_artifact(artifact):
         stored = parse(Path(artifact).read_bytes(), max_bytes)
@@ -116,7 +117,7 @@ def _unpack_codes(artifact: str, output: str, max_bytes: int, as_json: bool) -> 
 
     if not is_artifact(artifact):
         raise click.UsageError(
-            f"--codes reads our own artifacts, and {artifact} is none; repack it first "
+            f"--codes reads packer artifacts, and {artifact} is none; repack it first "
             "(packer fix --lossless)"
         )
     with reading_artifact(artifact):

@@ -1,4 +1,4 @@
-"""`packer verify`: whether an artifact is whole, and what it lost."""
+"""`packer verify`: an artifact, checked by itself and against its checkpoint and plan."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from packer.errors import PackerError
 if TYPE_CHECKING:
     from packer.packing.verify import Verification
 
-SAID = 5  # problems told in a refusal; --json has them all
+LISTED = 5  # problems in the error message; --json has them all
 
 
-@click.command(short_help="Whether an artifact is whole.")
+@click.command(short_help="Check that an artifact is intact.")
 @click.argument("artifact", type=EXISTING_FILE)
-@click.option("--against", type=EXISTING, help="The checkpoint it was packed from.")
-@click.option("--plan", "plan_file", type=EXISTING_FILE, help="The plan it was packed by.")
+@click.option("--against", type=EXISTING, help="Compare with the checkpoint it was packed from.")
+@click.option(
+    "--plan", "plan_file", type=EXISTING_FILE, help="Compare with the plan it was packed from."
+)
 @click.option(
     "--curvature",
     type=EXISTING_FILE,
-    help="What `packer calibrate` wrote for the checkpoint: codes of choices with +gptq are "
-    "compared too.",
+    help="Read curvature that `packer calibrate` wrote, to compare codes with +gptq too.",
 )
 @CHECKPOINT_OPENING
 @JSON
@@ -39,9 +40,9 @@ def verify(
 ) -> None:
     """Check ARTIFACT: checksum, decoding of every tensor, and finite weights.
 
-    With --against, the error of each tensor, and passthrough tensors bit for bit. With --plan too,
-    quantizing again must give the very codes in the file; those of choices with +gptq are compared
-    where --curvature is given.
+    With --against, also print the error of each tensor, and compare unquantized tensors bit for
+    bit. With --plan as well, quantizing again must give exactly the codes in the file; codes of
+    choices with +gptq are compared only with --curvature.
     """
     from packer import api
     from packer.progress import shown
@@ -52,38 +53,38 @@ def verify(
         raise click.UsageError("--curvature needs the checkpoint as well: --against CKPT")
     checkpoint = None if against is None else opening.read(against)
     with shown("verifying") as progress, reading_artifact(artifact):
-        found = api.verify(artifact, checkpoint, plan_file, progress, curvature=curvature)
-    _show(found, artifact, against, as_json)
-    if found.problems:
-        more = len(found.problems) - SAID
+        result = api.verify(artifact, checkpoint, plan_file, progress, curvature=curvature)
+    _show(result, artifact, against, as_json)
+    if result.problems:
+        more = len(result.problems) - LISTED
         rest = f"; and {more} more" if more > 0 else ""
-        raise PackerError(f"{artifact} does not pass: {'; '.join(found.problems[:SAID])}{rest}")
+        raise PackerError(f"{artifact} does not pass: {'; '.join(result.problems[:LISTED])}{rest}")
 
 
-def _show(found: Verification, artifact: str, against: str | None, as_json: bool) -> None:
+def _show(result: Verification, artifact: str, against: str | None, as_json: bool) -> None:
     if as_json:
         print_json(
             {
                 "artifact": artifact,
-                "artifact_bytes": found.artifact_bytes,
-                "passed": not found.problems,
-                "problems": list(found.problems),
-                "tensors": [vars(check) for check in found.tensors],
+                "artifact_bytes": result.artifact_bytes,
+                "passed": not result.problems,
+                "problems": list(result.problems),
+                "tensors": [vars(check) for check in result.tensors],
             }
         )
         return
     if against is not None:
-        _print_checks(found)
-    if not found.problems:
-        exact = sum(1 for check in found.tensors if check.exact)
+        _print_checks(result)
+    if not result.problems:
+        exact = sum(1 for check in result.tensors if check.exact)
         compared = f", {exact} of them bit for bit as in {against}" if against else ""
         say(
-            f"{artifact}: {found.artifact_bytes:,} bytes, checksum right, "
-            f"{len(found.tensors)} tensors decode{compared}"
+            f"{artifact}: {result.artifact_bytes:,} bytes, checksum right, "
+            f"{len(result.tensors)} tensors decode{compared}"
         )
 
 
-def _print_checks(found: Verification) -> None:
+def _print_checks(result: Verification) -> None:
     from packer.reports import tables
 
     rows = [
@@ -94,7 +95,7 @@ def _print_checks(found: Verification) -> None:
             tables.number(check.relative_error, ".4f"),
             check.problem or "",
         )
-        for check in found.tensors
+        for check in result.tensors
     ]
     columns = ("tensor", "format", ">largest error", ">relative rms", "problem")
     tables.print_table(columns, rows)

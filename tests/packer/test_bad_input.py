@@ -363,10 +363,10 @@ def test_wrong_usage(refused: Refused, arguments: tuple[object, ...], said: str)
         (b"{}", "holds no settings"),
         (b"[1, 2]", "holds no settings"),
         (b"layers: 2", "is neither JSON nor TOML"),
-        (b"\xff\xfe", "is not a text in UTF-8"),
-        (b"when = 1979-05-27", "cannot be spelled in JSON"),
-        (b'{"scale": NaN}', "cannot be spelled in JSON"),
-        (b"scale = inf", "cannot be spelled in JSON"),
+        (b"\xff\xfe", "is not UTF-8"),
+        (b"when = 1979-05-27", "cannot be written as JSON"),
+        (b'{"scale": NaN}', "cannot be written as JSON"),
+        (b"scale = inf", "cannot be written as JSON"),
     ],
 )
 def test_configurations_that_are_none(

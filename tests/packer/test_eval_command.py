@@ -565,7 +565,7 @@ def test_bad_input(score: Run, lab: Path, bad: Path, arguments: str, words: str)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("LAB/a.pt --reference LAB/b.pt", "is none of the sources"),
+        ("LAB/a.pt --reference LAB/b.pt", "--reference"),
         ("LAB/a.pt --data LAB/valid.bin --sample abc", "name it with --tokenizer"),
         ("LAB/a.pt --model-config typo.json", "--model-config goes with --model"),
         ("LAB/a.pt --model m.py:GPT --config wrong.json", "use --model-config"),

@@ -392,7 +392,7 @@ def test_folders_that_are_refused(submission: Path, run: Run) -> None:
     refuse("lies in or around", "-o", submission.parent, code=2)
     Path("there").mkdir()
     Path("there/file").touch()
-    refuse("is there already", "-o", "there", code=2)
+    refuse("exists already", "-o", "there", code=2)
     refuse("gets its loader by itself", "--loader", "loader.py", code=2)
     (submission / "second.ptz").write_bytes((submission / "final_model.int6.ptz").read_bytes())
     refuse("holds 2 artifacts")
@@ -537,13 +537,13 @@ def test_runs_that_are_no_submission(runs: list[Path], run: Run) -> None:
     refuse("a submission needs 3", *runs[:2])
     refuse("every seed may be there once", runs[0], *runs[:2])
     refuse("OVER by", *runs, "--cap", 1000)
-    refuse("--new goes with", *runs, "--lossless", code=2)
+    refuse("--lossless", *runs, "--lossless", code=2)
     (runs[2] / "train_gpt.py").write_text(RUN_CODE + "# edited\n")
     refuse("ran different code", *runs)
     (runs[2] / "train.log").unlink()
     refuse("one log with its seed", *runs)
     result = run("fix", *runs)
-    assert result.exit_code == 2 and "go with --new" in result.output
+    assert result.exit_code == 2 and "--new" in result.output
 
 
 # --- The int6 model of PR #339, replayed on the reference checkpoint ----------------------------

@@ -107,7 +107,7 @@ def test_what_is_no_size_is_refused_as_it_was_read(text: str) -> None:
 def test_decimal_commas_are_no_lists_of_sizes() -> None:
     assert Sizes().convert("1300000,1.8MB", None, None) == (1_300_000, 1_800_000)
     for text in ("15,5MB", "16,000,000"):
-        with pytest.raises(click.BadParameter, match="commas stand between sizes"):
+        with pytest.raises(click.BadParameter, match="commas separate sizes"):
             Sizes().convert(text, None, None)
 
 

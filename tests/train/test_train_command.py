@@ -144,7 +144,7 @@ def test_a_finished_run_is_not_overwritten_and_resumes_to_its_end(
     again = run()
     assert again.exit_code == 1 and "holds a run already" in again.output
     resumed = CliRunner().invoke(main, ["train", "--resume", "-o", str(tmp_path / "run")])
-    assert resumed.exit_code == 0 and "going on after step 12" in resumed.stderr
+    assert resumed.exit_code == 0 and "continuing after step 12" in resumed.stderr
 
 
 def test_settings_are_shown_without_training(run: Callable[..., Result], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a command that measures was told of curvature: a file of it, or a text to make it on."""
+"""Options of commands that measure with curvature: a file of it, or a text to calibrate on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CurvatureOptions:
-    """What a command that measures was told of curvature. out: where to write what it makes."""
+    """Where curvature comes from. out: the file to write curvature made here to."""
 
     file: str | None
     text: TextOptions
@@ -40,11 +40,12 @@ class CurvatureOptions:
         return self.file is not None or self.text.given
 
     def check(self) -> None:
-        """Raises UsageError: options that go with a text, without one."""
+        """Raises UsageError: options that need --calibration or --model, without it."""
         self.built.check()
         if self.out is not None and (self.file is not None or not self.text.given):
             raise click.UsageError(
-                "--curvature-out is where curvature made with --calibration goes; here none is made"
+                "--curvature-out writes curvature made with --calibration; give that, and not "
+                "--curvature"
             )
 
     @property
@@ -55,7 +56,7 @@ class CurvatureOptions:
     def writes(self, output: str | None) -> tuple[str | None, ...]:
         """Every file that the command writes, to be checked against its inputs.
 
-        Raises UsageError: the output itself is to hold the curvature.
+        Raises UsageError: output and curvature would be the same file.
         """
         if self.file is not None or not self.text.given:
             return (output,)
@@ -69,14 +70,14 @@ class CurvatureOptions:
         return (output, path)
 
     def read(self, loaded: Checkpoint) -> CurvatureSet | None:
-        """From the file alone. Raises CurvatureError."""
+        """The curvature in the file, or None without one. Raises CurvatureError."""
         from packer.curvature.file import read_curvature
 
         return None if self.file is None else read_curvature(self.file, loaded)
 
 
 def beside(output: str) -> str:
-    """Where the curvature behind a plan or measurements is written: plan.curvature.safetensors."""
+    """The default file for the curvature of a plan: plan.curvature.safetensors."""
     return f"{output.removesuffix('.json')}.curvature.safetensors"
 
 
@@ -85,23 +86,23 @@ FILE = option(
     "file",
     section=sections.CALIBRATION,
     type=EXISTING_FILE,
-    help="What `packer calibrate` wrote for this checkpoint.",
+    help="Read curvature that `packer calibrate` wrote for this checkpoint.",
 )
 CALIBRATION = option(
     "--calibration",
     section=MAIN,
     multiple=True,
     metavar="PATH",
-    help="Text or shards: calibrate on them (unless --curvature is given), and fit the "
-    "predicted damage to true measurements on their last fifth.",
+    help="Calibrate on this text or these shards (unless --curvature is given), and fit the "
+    "predicted damage to damage measured on their last fifth; repeat for more.",
 )
 OUT = option(
     "--curvature-out",
     "out",
     section=sections.CALIBRATION,
     type=WRITABLE,
-    help="Write the curvature that --calibration gave here; default: OUTPUT's name with "
-    ".curvature.safetensors at its end.",
+    help="Write the curvature from --calibration to FILE; default: OUTPUT's name, ending in "
+    ".curvature.safetensors.",
 )
 
 

@@ -1,4 +1,4 @@
-"""What `packer fix` is asked for."""
+"""Options of `packer fix`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FixOptions:
-    """What the command line asked for. output: the artifact or folder to write, if any."""
+    """All options of `packer fix`. output: the artifact or folder to write, if any."""
 
     output: str | None
     limits: LimitOptions
@@ -45,7 +45,7 @@ class FixOptions:
         return self.limits.cap or CAP_BYTES
 
     def count(self) -> Limits:
-        """The limits in bytes, every file weighed. Raises PackerError: a file cannot be read."""
+        """The limits in bytes. Raises PackerError: a file counted as code cannot be read."""
         from packer.planning.code_size import weigh_limits
         from packer.shipping.loader import RE_ENCODED, loader_source
 
@@ -62,32 +62,45 @@ class FixOptions:
 
     @property
     def opening(self) -> Opening:
-        """How the artifact is read: dtypes by the template, or if there is none the checkpoint."""
+        """How to read the artifact: dtypes from the template, else from the checkpoint."""
         opening = self.scoring.built.opening
         return replace(opening, template=opening.template or self.checkpoint)
 
     def bench(self, artifact: str) -> Bench | None:
-        """What measures files made of an artifact; None without data."""
+        """A bench that scores files made from an artifact; None without --data."""
         if not self.scoring.text.data:
             return None
         original = (self.checkpoint,) if self.checkpoint is not None else ()
         return Bench(self.scoring, (*original, artifact), self.opening)
 
     def check_new(self) -> None:
-        """Raises UsageError: options that say nothing where a submission is made."""
+        """Raises UsageError: options that have no meaning with --new."""
         limits, built = self.limits, self.scoring.built
-        decided = (limits.code, limits.margin, self.lossless, self.no_recode, self.loader)
-        given = (self.checkpoint, self.scoring.text.data, built.config, built.opening.template)
-        if any((*decided, *given)):
-            raise click.UsageError("--new goes with -o, --cap, --about, --max-memory and --json")
+        refused = {
+            "--code": limits.code,
+            "--margin": limits.margin,
+            "--lossless": self.lossless,
+            "--no-recode": self.no_recode,
+            "--loader": self.loader,
+            "--checkpoint": self.checkpoint,
+            "--data": self.scoring.text.data,
+            "--config": built.config,
+            "--template": built.opening.template,
+        }
+        given = [name for name, value in refused.items() if value]
+        if given:
+            raise click.UsageError(
+                f"--new cannot be combined with {', '.join(given)}; allowed are -o, --cap, "
+                "--about, --max-memory and --json"
+            )
 
     def check_source(self, source: str) -> None:
-        """Raises UsageError: what only an artifact of its own file can be asked for."""
+        """Raises UsageError: --no-recode with a folder or an option that needs another layout."""
         others = self.lossless or self.loader or self.checkpoint or Path(source).is_dir()
         if self.no_recode and others:
             raise click.UsageError(
-                "--no-recode is for one artifact file, whose own code reads the result; it goes "
-                "without --lossless, --loader and --checkpoint"
+                "--no-recode is for one artifact file, whose own code reads the result; it cannot "
+                "be combined with --lossless, --loader or --checkpoint"
             )
 
 
@@ -97,24 +110,24 @@ FIX_OPTIONS = OptionGroup(
     OptionGroup(
         "limits",
         LimitOptions,
-        cap_option(required=False, help="Byte limit, code included; default: 16MB."),
+        cap_option(required=False, help="Limit code and artifact together to SIZE; default: 16MB."),
         CODE,
         MARGIN,
     ),
     click.option(
-        "--lossless", is_flag=True, help="Change no weight: re-encode the same codes only."
+        "--lossless", is_flag=True, help="Change no weight: only re-encode the same codes."
     ),
     click.option(
         "--no-recode",
         is_flag=True,
-        help="Keep the artifact's own layout and codec, so that its code reads it: coarser codes "
-        "only.",
+        help="Keep the artifact's own layout and codec, so that its own code reads it; only make "
+        "codes coarser.",
     ),
     option(
         "--loader",
         section=OUTPUT,
         type=click.Path(dir_okay=False),
-        help="Write (and count) the loader, a Python file, too.",
+        help="Write the loader, a Python file, and count its bytes.",
     ),
     SCORING,
     option(
@@ -122,14 +135,14 @@ FIX_OPTIONS = OptionGroup(
         "--output",
         section=MAIN,
         type=click.Path(),
-        help="The new artifact or folder to write.",
+        help="Write the new artifact or folder here.",
     ),
     option(
         "--checkpoint",
         section=MAIN,
         type=EXISTING_FILE,
         metavar="CKPT",
-        help="What the artifact was made from: a plan of it is one more way under the cap.",
+        help="Also try planning anew from CKPT, the weights that the artifact was made from.",
     ),
     JSON,
 )

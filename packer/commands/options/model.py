@@ -1,4 +1,4 @@
-"""How a command was told to build the model of its checkpoint."""
+"""Options for building the model of a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ COMPANION = option(
     "--config",
     section=sections.MODEL,
     type=EXISTING_FILE,
-    help="The companion model's configuration (JSON or TOML); default: the one that the "
-    "weights carry, or NAME.config.json beside them.",
+    help="Read the companion model's configuration (JSON or TOML); default: the one stored with "
+    "the weights, or NAME.config.json next to them.",
 )
 MODEL = with_options(
     option(
         "--model",
         section=sections.MODEL,
         metavar="FILE.py:NAME",
-        help="Build the model by somebody's class or factory instead; this runs their file.",
+        help="Build the model with a class or function of your own; this runs the file.",
     ),
     option(
         "--model-config",
         section=sections.MODEL,
         type=EXISTING_FILE,
-        help="Its arguments by name (JSON or TOML).",
+        help="Read the arguments of --model by name (JSON or TOML).",
     ),
     option(
         "--device",
         section=sections.MODEL,
         metavar="NAME",
-        help="cpu, cuda or cuda:N; default: cuda where there is one.",
+        help="Compute on cpu, cuda or cuda:N; default: cuda if available.",
     ),
 )
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The companion by `config`, or somebody's class `model` by `model_config`."""
+    """The companion model from `config`, or a user's class `model` with `model_config`."""
 
     config: str | None
     model: str | None
@@ -56,12 +56,16 @@ class ModelOptions:
         return (self.config, self.model_config, self.opening.template)
 
     def check(self) -> None:
-        """Raises UsageError: options of the companion and of somebody's model together."""
+        """Raises UsageError: options of the companion and of a user's model together."""
         if self.model is None and self.model_config is not None:
-            raise click.UsageError("--model-config goes with --model; the companion takes --config")
+            raise click.UsageError(
+                "--model-config goes with --model; the companion model takes --config"
+            )
 
     def check_for_scoring(self) -> None:
-        """As `check`, where a --config is not carried inside an artifact. Raises UsageError."""
+        """As `check`, for commands that do not store --config in an artifact. Raises UsageError."""
         self.check()
         if self.model is not None and self.config is not None:
-            raise click.UsageError("--config is the companion's; with --model, use --model-config")
+            raise click.UsageError(
+                "--config is for the companion model; with --model, use --model-config"
+            )

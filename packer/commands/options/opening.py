@@ -1,4 +1,4 @@
-"""How a command was told to read a checkpoint, or another author's artifact."""
+"""Options for reading a checkpoint, or another author's artifact."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opening:
-    """What `read_checkpoint` is told beside the path."""
+    """Arguments of `read_checkpoint` other than the path."""
 
     weights: str | None = None
     drop: Sequence[str] = ()
@@ -32,7 +32,7 @@ class Opening:
         return any(self.arguments.values())
 
     def read(self, source: str) -> Checkpoint:
-        """The checkpoint, with what was taken and left out said on stderr. Raises PackerError."""
+        """Read the checkpoint, and print its notes on stderr. Raises PackerError."""
         from packer.checkpoint.checkpoint import read_checkpoint
 
         loaded = read_checkpoint(source, **self.arguments)
@@ -41,7 +41,7 @@ class Opening:
 
     @property
     def words(self) -> list[str]:
-        """The options as another command is to be given them."""
+        """The options as words of a command line."""
         words = []
         for option in ("weights", "template", "max_memory"):
             if self.arguments[option]:

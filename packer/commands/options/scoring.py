@@ -1,4 +1,4 @@
-"""What models are scored on: which text, and how it is cut into windows."""
+"""Options for the text that models are scored on, and how it is cut into windows."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class ScoredText:
 
 @dataclass(frozen=True)
 class Windows:
-    """window: what a model sees at once, in tokens. stride: how many of each window are scored.
+    """window: tokens of one forward pass. stride: how many of each window are scored.
 
-    tokens: how many in all. batch: windows at a time. None: the model's own, or all.
+    tokens: how many in all. batch: windows at a time. None: the model's own window, or all.
     """
 
     window: int | None = None
@@ -62,7 +62,7 @@ class Windows:
     batch: int | None = None
 
     def setting(self, subject: Subject, rank: int = 0, world_size: int = 1) -> Setting:
-        """As a model is scored, by this process of so many."""
+        """How to score a model, as process `rank` of `world_size`."""
         from packer.eval.batches import Setting
         from packer.eval.forward import device_of
 
@@ -94,19 +94,22 @@ TEXT = OptionGroup(
         "--tokenizer",
         section=MAIN,
         type=EXISTING_FILE,
-        help="The data's sentencepiece model or tokenizer.json; default: the one beside a source.",
+        help="Tokenize the data with this sentencepiece model or tokenizer.json; default: the one "
+        "next to a source.",
     ),
     click.option(
-        "--bytes-table", type=EXISTING_FILE, help="Bytes per token of another tokenizer (JSON)."
+        "--bytes-table",
+        type=EXISTING_FILE,
+        help="Read the bytes of each token from FILE (JSON), for any other tokenizer.",
     ),
     click.option(
         "--bytes-sidecar",
         multiple=True,
         metavar="PATH",
-        help="Bytes of text behind each token of the shards, in shards of their own.",
+        help="Read the bytes of text behind each token from these shards; repeat for more.",
     ),
     click.option(
-        "--document-separator", metavar="TEXT", help="What stands between documents in a text."
+        "--document-separator", metavar="TEXT", help="Split a text into documents at TEXT."
     ),
 )
 WINDOWS = OptionGroup(
@@ -116,17 +119,20 @@ WINDOWS = OptionGroup(
         "--window",
         type=POSITIVE,
         metavar="TOKENS",
-        help="What a model sees at once; default: its rope_train_length, or 1024, or what its "
-        "configuration allows.",
+        help="Score in windows of this many tokens; default: the model's rope_train_length, else "
+        "1024 or what its configuration allows.",
     ),
     click.option(
         "--stride",
         type=POSITIVE,
         metavar="TOKENS",
-        help="Score the last so many of each window; default: all, windows back to back.",
+        help="Score the last TOKENS of each window; default: all, windows back to back.",
     ),
-    click.option("--tokens", type=POSITIVE, metavar="TOKENS", help="Score only the first so many."),
+    click.option("--tokens", type=POSITIVE, metavar="TOKENS", help="Score only the first TOKENS."),
     click.option(
-        "--batch", type=POSITIVE, metavar="WINDOWS", help="Windows at a time; for speed only."
+        "--batch",
+        type=POSITIVE,
+        metavar="WINDOWS",
+        help="Run this many windows at a time; changes the speed only.",
     ),
 )

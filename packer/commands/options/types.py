@@ -1,4 +1,4 @@
-"""Options that several commands share, and the types that read them."""
+"""Options that several commands share, and the types that parse them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ else:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-# Commas group thousands or stand nowhere; underscores as in Python.
+# Commas only group thousands; underscores as in Python.
 _SIZE = re.compile(r"([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+(?:_[0-9]+)*)(\.[0-9]+)?\s*([a-zA-Z]*)")
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -102,7 +102,9 @@ def positive(ctx: click.Context, param: click.Parameter, value: int | None) -> i
     return value
 
 
-def cap_option(*, required: bool, help: str = "Byte limit, code included.") -> Callable[[Any], Any]:
+def cap_option(
+    *, required: bool, help: str = "Limit code and artifact together to SIZE bytes."
+) -> Callable[[Any], Any]:
     return option(
         "--cap", section=MAIN, type=Size(), required=required, callback=positive, help=help
     )
@@ -113,10 +115,10 @@ CODE = click.option(
     "code",
     multiple=True,
     type=EXISTING_FILE,
-    help="File counted as code; repeat for more.",
+    help="Count FILE as code; repeat for more.",
 )
 MARGIN = click.option(
-    "--margin", type=Size(), default=0, help="Bytes to leave free on purpose.", metavar="SIZE"
+    "--margin", type=Size(), default=0, help="Leave SIZE bytes unused.", metavar="SIZE"
 )
 PINS = click.option(
     "--pin",
@@ -125,53 +127,54 @@ PINS = click.option(
     type=Pin(),
     help="Fix tensors to a choice. A selector is a name or glob, a role (mlp-in), embeddings, "
     "late-k or late-k:2: --pin embeddings=fp16 --pin 'blocks.*.attn.c_k.weight=int6.row'. "
-    "The last pin on a tensor wins.",
+    "If several match a tensor, the last one wins.",
 )
 CODER = click.option(
     "--coder",
     type=click.Choice(["numpy"]),
-    help="Of every tensor: numpy is read where constriction is not installed. "
-    "Default: the smallest, of those that need it too.",
+    help="Choose the entropy coder for all tensors. Files written with numpy can be decoded "
+    "without constriction. Default: whichever is smallest.",
 )
 TRELLIS = click.option(
     "--trellis",
     is_flag=True,
-    help="With curvature: codes on a trellis too, about 5 % fewer bytes for some 25 microseconds a "
-    "weight. Related methods may be patented: see docs/methods.md.",
+    help="Also try trellis-coded quantization, where curvature is known: about 5 % fewer bytes, at "
+    "some 25 microseconds a weight. Related methods may be patented: see docs/methods.md.",
 )
 CONFIG = option(
     "--config",
     section=MODEL,
     type=EXISTING_FILE,
-    help="Model configuration (JSON or TOML) to carry inside the artifact.",
+    help="Store FILE, the model's configuration (JSON or TOML), inside the artifact.",
 )
 WEIGHTS = option(
     "--weights",
     section=MODEL,
     metavar="KEY",
-    help="Which entry of the checkpoint holds the weights, such as ema or model.encoder; . takes "
-    "all there is, with dotted names.",
+    help="Read the weights from this entry of the checkpoint, such as ema or model.encoder; . "
+    "reads every entry, with dotted names.",
 )
 DROP = option(
     "--drop",
     section=MODEL,
     multiple=True,
     metavar="GLOB",
-    help="Leave tensors out, such as 'mtp_heads.*'.",
+    help="Leave out tensors whose names match, such as 'mtp_heads.*'; repeat for more.",
 )
 TEMPLATE = option(
     "--template",
     section=MODEL,
     type=EXISTING,
     metavar="CKPT",
-    help="A checkpoint of the model in another author's artifact, for the dtypes it does not "
-    "store; default: float32.",
+    help="Take the dtypes that another author's artifact does not store from CKPT, a checkpoint "
+    "of the same model; default: float32.",
 )
 MAX_MEMORY = click.option(
     "--max-memory",
     type=Size(),
     metavar="SIZE",
-    help="Bytes that a compressed file may expand to; default: 256 times its own, at most 8 GiB.",
+    help="Refuse compressed files that expand beyond SIZE; default: 256 times the file's size, at "
+    "most 8 GiB.",
 )
 JSON = option(
     "--json", "as_json", section=OUTPUT, is_flag=True, help="Print one JSON object on stdout."
@@ -181,14 +184,14 @@ JSON = option(
 def read_config(path: str | None) -> dict[str, str]:
     """Metadata that carries a model configuration; empty without one.
 
-    Raises BadParameter: neither JSON nor TOML, no settings, or values that JSON has no word for.
+    Raises BadParameter: neither JSON nor TOML, no settings, or values that JSON cannot represent.
     """
     if path is None:
         return {}
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise click.BadParameter(f"{path} is not a text in UTF-8: {error}") from None
+        raise click.BadParameter(f"{path} is not UTF-8 text: {error}") from None
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -196,10 +199,10 @@ def read_config(path: str | None) -> dict[str, str]:
     if not isinstance(value, dict) or not value:
         raise click.BadParameter(f"{path} holds no settings; name a configuration in JSON or TOML")
     try:
-        spelled = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:  # dates and NaN
-        raise click.BadParameter(f"{path} cannot be spelled in JSON: {error}") from None
-    return {"config": spelled}
+        raise click.BadParameter(f"{path} cannot be written as JSON: {error}") from None
+    return {"config": text}
 
 
 def _read_toml(path: str, text: str) -> Any:
@@ -226,17 +229,17 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def say(text: str, *, err: bool = False, lines: bool = False) -> None:
-    """Print a line; what is no letter in it is spelled. lines: its line feeds are our own."""
+    """Print a line, with unprintable characters escaped. lines: its line feeds are kept."""
     click.echo(printable_lines(text) if lines else spelled(text), err=err)
 
 
 def say_notes(notes: Sequence[str]) -> None:
-    """What was taken, stripped or left out of a checkpoint, on stderr."""
+    """Print on stderr which entries of a checkpoint were read, stripped or left out."""
     for note in notes:
         say(f"note: {note}", err=True)
 
 
 def say_warnings(warnings: Sequence[str]) -> None:
-    """What is probably not meant, on stderr."""
+    """Print warnings on stderr."""
     for warning in warnings:
         say(f"warning: {warning}", err=True)
