@@ -177,7 +177,10 @@ main({[str(part) for part in command]!r} + ["-o", "c"])
     other = run(*command, "-o", "c", "--seed", 1)
     assert other.exit_code == 1 and "with another --seed" in " ".join(other.stderr.split())
     again = run(*command, "-o", "c")
-    assert again.exit_code == 0 and "going on from c.partial" in again.stderr
+    assert (
+        again.exit_code == 0
+        and "continuing the interrupted calibration in c.partial" in again.stderr
+    )
     checkpoint = read_checkpoint(lab / "model.pt")
     assert read_curvature("c", checkpoint).sha256 == read_curvature("whole", checkpoint).sha256
     assert not Path("c.partial").exists()
@@ -219,7 +222,10 @@ def test_processes_share_a_text(lab: Path, run) -> None:
     ended = together("killed.py", *command, "-o", "three")
     assert ended.returncode != 0 and Path("three.partial").exists() and not Path("three").exists()
     again = run(*command, "-o", "three")
-    assert again.exit_code == 0 and "going on from three.partial" in again.stderr
+    assert (
+        again.exit_code == 0
+        and "continuing the interrupted calibration in three.partial" in again.stderr
+    )
     same_but_for_rounding(lab, "one", "three")
 
 

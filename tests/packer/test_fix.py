@@ -393,7 +393,7 @@ def test_folders_that_are_refused(submission: Path, run: Run) -> None:
     Path("there").mkdir()
     Path("there/file").touch()
     refuse("exists already", "-o", "there", code=2)
-    refuse("gets its loader by itself", "--loader", "loader.py", code=2)
+    refuse("--loader is for artifacts", "--loader", "loader.py", code=2)
     (submission / "second.ptz").write_bytes((submission / "final_model.int6.ptz").read_bytes())
     refuse("holds 2 artifacts")
     (submission / "second.ptz").write_bytes(b"\x78\xda damaged")
@@ -510,7 +510,7 @@ def test_a_new_submission_is_told_in_words(runs: list[Path], run: Run) -> None:
     assert "seed 1: code" in told.stdout and "to do 1: say in submission.json" in told.stdout
     written = run("fix", "--new", *runs, "-o", "new")
     assert written.exit_code == 0 and "new/: val_bpb 1.70" in written.stdout
-    for text, says in (("{", "is not JSON"), ("[1]", "holds no object")):
+    for text, says in (("{", "is not JSON"), ("[1]", "holds no JSON object")):
         Path("about.json").write_text(text)
         refused = run("fix", "--new", *runs, "-o", "other", "--about", "about.json")
         assert refused.exit_code == 2 and says in refused.stderr
