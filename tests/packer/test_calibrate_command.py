@@ -158,10 +158,10 @@ def test_a_calibration_killed_half_way_goes_on(lab: Path, run) -> None:
 import os, signal
 import torch
 from packer.curvature import calibration
-from packer.curvature import unfinished as unfinished_calibration
+from packer.curvature import resume
 from packer.cli import main
 torch.set_num_threads(1)  # as here: sums are the same with as many threads
-unfinished_calibration.SECONDS_BETWEEN, unfinished_calibration.COST_SHARE = 0.0, 1e9
+resume.SECONDS_BETWEEN, resume.COST_SHARE = 0.0, 1e9
 observe, seen = calibration._observe, []
 def killed(*arguments):
     if len(seen) == 2:
@@ -233,16 +233,16 @@ def test_several_processes_write_no_text(lab: Path, run, monkeypatch: pytest.Mon
     rank = contextlib.nullcontext((1, 2))  # the second of two
     monkeypatch.setattr("packer.commands.calibrate.joined", lambda _: rank)
     refused = run(*on_text(lab, 64)[:2], "--self-generate", 64, "-o", "four")
-    assert refused.exit_code == 2 and "is for one process" in refused.stderr
+    assert refused.exit_code == 2 and "--self-generate runs in one process" in refused.stderr
     assert not Path("four").exists()
 
 
 KILLED_IN_THE_SECOND_ROUND = """
 import os, signal, sys
 from packer.cli import main
-from packer.curvature import calibration, unfinished
+from packer.curvature import calibration, resume
 
-unfinished.SECONDS_BETWEEN, unfinished.COST_SHARE = 0.0, 1e9
+resume.SECONDS_BETWEEN, resume.COST_SHARE = 0.0, 1e9
 observe, seen = calibration._observe, []
 
 def killed(*arguments):

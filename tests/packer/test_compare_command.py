@@ -195,7 +195,7 @@ def test_a_finished_file_that_is_none_is_refused_before_packing(lab: Path, run: 
     assert result.exit_code == 1 and "broken.gguf" in result.stderr
     sources = (lab / "smaller.pt", lab / "model.pt")
     result = run("compare", *sources, "--cap", CAP, "--with", broken, *options(lab))
-    assert result.exit_code == 2 and "--with is a row beside one checkpoint" in result.stderr
+    assert result.exit_code == 2 and "--with compares with one checkpoint" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -300,7 +300,7 @@ def test_wrong_use_is_told(run: Run, made: Path) -> None:
         result = run("report", made / "plan.json", *arguments)
         assert result.exit_code == 2 and said in result.stderr
     result = run("report", made / "model.pt", "--curvature", made / "model.pt")
-    assert result.exit_code == 2 and "bounds a plan" in result.stderr
+    assert result.exit_code == 2 and "--curvature is for a plan" in result.stderr
 
 
 def pixels(png: bytes) -> list[bytes]:
