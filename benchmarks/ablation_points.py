@@ -21,7 +21,7 @@ from packer.quantizers.stepping import FISHER_POWER, row_curvature
 from packer.quantizers.trellis_path import code_states, symbols_of
 
 from benchmarks.ablation_ways import SIZE_ONLY, Way
-from packer.artifact import context_classes as row_column_classes
+from packer.artifact import context_classes
 from packer.artifact.encoder import encode_tensor
 from packer.planning.predicted_damage import predicted_nats
 
@@ -164,10 +164,8 @@ def _switched_off(way: Way) -> Iterator[None]:
             stack.enter_context(mock.patch.object(trellis, "EAGERNESS", 0.0))
         if "points" not in way:
             stack.enter_context(mock.patch.object(stepping, "_shrink", lambda *_: 0))
-        if "settled" not in way:
-            stack.enter_context(
-                mock.patch.object(row_column_classes, "_SMALLEST_SETTLED", math.inf)
-            )
+        if "refined" not in way:
+            stack.enter_context(mock.patch.object(context_classes, "_SMALLEST_REFINED", math.inf))
         yield
 
 

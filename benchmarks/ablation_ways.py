@@ -37,8 +37,8 @@ class Part:
 
 
 PARTS = (
-    Part("coder", "coder (in place of brotli-11)", needing=frozenset({"settled"})),
-    Part("settled", "within it: settled classes", needed=frozenset({"coder"})),
+    Part("coder", "coder (in place of brotli-11)", needing=frozenset({"refined"})),
+    Part("refined", "within it: refined classes", needed=frozenset({"coder"})),
     Part("columns", "column steps"),
     Part("rows", "row steps (row weights)"),
     Part("tensors", "tensor weights"),
@@ -51,7 +51,7 @@ PARTS = (
 )
 EVERYTHING: Way = frozenset(part.name for part in PARTS)
 PLAIN: Way = frozenset()
-SIZE_ONLY: Way = frozenset({"coder", "settled", "coded"})
+SIZE_ONLY: Way = frozenset({"coder", "refined", "coded"})
 """Parts that change bytes and no weight."""
 
 

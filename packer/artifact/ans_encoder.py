@@ -1,8 +1,10 @@
 """Codes to bytes: the encoding half of what stream_decoder.py reads.
 
-Codes are coded by their statistics. Rows and columns are sorted into classes by their energy, each
-pair of classes gets a table of integer counts, and one static ANS coder (Duda, arXiv:1311.2540;
-constriction) writes tables and codes. How many classes pay for their tables is decided per stream.
+Rows and columns fall into context classes (context_classes.py), each pair of classes has a table of
+integer counts, and one static ANS coder (Duda, "Asymmetric numeral systems", 2013,
+arXiv:1311.2540) writes tables and codes: constriction's, or the interleaved rANS of
+rans_encoder.py. How many classes pay for their tables is decided per stream. ANS is a stack, so
+whatever is decoded first is encoder last.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ CODER_IDS = {
 CODER_NAMES = {number: name for name, number in CODER_IDS.items()}
 SMALL_STREAM_BYTES = 4096  # below this every coder is tried: the slow ones take about a millisecond
 THOROUGH_BYTES = 1 << 18  # below this the highest settings take less than a second
-_LARGEST_REACH = 127  # of int16 codes
-_EXCESS_BITS = 16
+_LARGEST_REACH = 127  # largest code that the tables of int16 codes hold
+_EXCESS_BITS = 16  # of an escaped code beyond it
 _BITS_PER_MAGNITUDE = 3.0  # of a code and its negative in one table, about
 
 Codes = npt.NDArray[Any]  # int8, or int16 of stepped formats
@@ -72,7 +74,7 @@ def encode_elements(elements: npt.NDArray[np.uint8], coder: str | None) -> tuple
 
 
 def encode_kept(elements: npt.NDArray[np.uint8], coder: str | None) -> tuple[int, bytes]:
-    """Like `encode_elements`, for tensors that are kept as they are.
+    """Like `encode_elements`, for tensors that are not quantized.
 
     Masks and tables repeat themselves, which ANS does not see. Long streams are therefore tried
     under general compressors too, where a quick one already beats ANS.
@@ -160,33 +162,36 @@ def encode_ans(
         return bytes(2)
     wide = codes.dtype != np.int8
     reach = open_reach(codes, largest) if wide else largest
-    clipped = codes.clip(-reach, reach).astype(np.int8) if wide else codes
-    pushed = RansEncoder(clipped, reach) if coder == "numpy" else ConstrictionEncoder()
+    clipped = codes.clip(-reach, reach).astype(np.int8) if wide else codes  # [rows, columns]
+    encoder = RansEncoder(clipped, reach) if coder == "numpy" else ConstrictionEncoder()
     if reach < largest:
-        _push_excess(pushed, codes, reach)
+        _push_excess(encoder, codes, reach)
     classes, row_class, column_class = choose_classes(clipped, reach, scale, column_scale)
     for cell, _, _ in reversed(stream_decoder.class_cells(row_class, column_class)):
-        symbols = clipped[cell].astype(np.int32).ravel()
+        symbols = clipped[cell].astype(np.int32).ravel()  # [rows of the class · its columns]
         symbols += reach
         levels = count_levels(np.bincount(symbols, minlength=2 * reach + 1))
-        pushed.symbols(symbols, pushed.model(level_counts()[levels]))
-        push_table(pushed, levels, reach)
+        encoder.symbols(symbols, encoder.model(level_counts()[levels]))
+        push_table(encoder, levels, reach)
     if not classes.columns_by_scale:
-        push_classes(pushed, column_class, classes.columns)
+        push_classes(encoder, column_class, classes.columns)
     if classes.kind == 2:
-        push_classes(pushed, row_class, classes.rows)
-    return bytes([first_byte(classes) | (reach < largest) << 6, reach]) + pushed.data()
+        push_classes(encoder, row_class, classes.rows)
+    return bytes([first_byte(classes) | (reach < largest) << 6, reach]) + encoder.data()
 
 
 def first_byte(classes: Classes) -> int:
-    """How a stream with these classes begins, where its largest magnitude is not open."""
+    """The first byte of a stream with these classes whose codes are all within its reach."""
     log2 = {1: 0, 2: 1, 4: 2, 8: 3}
     first = classes.kind | log2[classes.rows] << 2 | log2[classes.columns] << 4
     return first | classes.columns_by_scale << 7
 
 
 def open_reach(codes: Codes, largest: int) -> int:
-    """The largest magnitude that tables should hold: beyond it, two bytes a code are cheaper."""
+    """The reach: the largest code (clip level) that tables should hold.
+
+    Codes [rows, columns] beyond it escape to two bytes each, which is cheaper than wider tables.
+    """
     counts = np.bincount(np.minimum(np.abs(codes), _LARGEST_REACH).ravel(), minlength=2)
     beyond = counts[::-1].cumsum()[::-1]  # codes of at least that magnitude
     reaches = np.arange(1, min(largest, _LARGEST_REACH) + 1)
@@ -196,11 +201,11 @@ def open_reach(codes: Codes, largest: int) -> int:
     return int(reaches[bits.argmin()])
 
 
-def _push_excess(pushed: SymbolEncoder, codes: Codes, reach: int) -> None:
+def _push_excess(encoder: SymbolEncoder, codes: Codes, reach: int) -> None:
     magnitudes = np.abs(codes.astype(np.int32))
     excess = magnitudes[magnitudes >= reach] - reach
     for part in (excess >> 8, excess & 255):
-        pushed.symbols(part.astype(np.int32), pushed.model(np.ones(256, np.int64)))
+        encoder.symbols(part.astype(np.int32), encoder.model(np.ones(256, np.int64)))
 
 
 @functools.cache
@@ -213,16 +218,16 @@ def count_levels(counts: Numbers) -> list[int]:
     """The nearest level of each count; a symbol that occurs never gets level 0."""
     values = level_counts()
     levels = np.searchsorted((values[1:] + values[:-1]) / 2, counts, side="left")
-    found: list[int] = np.where(counts > 0, np.maximum(levels, 1), 0).tolist()
-    return found
+    nearest: list[int] = np.where(counts > 0, np.maximum(levels, 1), 0).tolist()
+    return nearest
 
 
-def push_table(pushed: SymbolEncoder, levels: list[int], reach: int) -> None:
+def push_table(encoder: SymbolEncoder, levels: list[int], reach: int) -> None:
     order = stream_decoder.table_order(reach)
     guesses = [stream_decoder.predict_level(levels, reach, distance, at) for distance, at in order]
-    pushed.levels([levels[at] for _, at in order], guesses)
+    encoder.levels([levels[at] for _, at in order], guesses)
 
 
-def push_classes(pushed: SymbolEncoder, classes: Numbers, count: int) -> None:
+def push_classes(encoder: SymbolEncoder, classes: Numbers, count: int) -> None:
     if count > 1:
-        pushed.symbols(classes.astype(np.int32), pushed.model(np.ones(count, np.int64)))
+        encoder.symbols(classes.astype(np.int32), encoder.model(np.ones(count, np.int64)))

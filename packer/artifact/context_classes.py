@@ -1,9 +1,11 @@
-"""Which rows and which columns of a matrix of codes share tables: the classes of an ANS stream.
+"""Context classes of an ANS stream: which rows and which columns of codes share tables.
 
-Rows and columns are ranked by their energy or their scale and cut into classes of equal size, as
-many as pay for their tables. Then each moves to the class under whose tables it is shortest, in
-turn (Lloyd, "Least squares quantization in PCM", 1982, with code length in place of distance). The
-decoder is told the classes and never how they were found.
+Initial classes: rows and columns are sorted by energy or by scale and cut into classes of equal
+size, as many as pay for their tables. They are then refined: each row and column in turn moves to
+the class whose tables code it shortest (Lloyd, "Least squares quantization in PCM", 1982, with code
+length in place of distance). Classes are side information of the stream; the decoder does not
+depend on how they were chosen. docs/methods.md, "Which rows and columns share tables", has what it
+saves.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ _FINEST = 8  # row classes and column classes at most
 _CLASS_COUNTS = (1, 2, 4, 8)
 _SAMPLED_ELEMENTS = 1 << 17
 _SMALLEST_CLASSED = 256  # fewer codes cannot pay for a second table
-_SMALLEST_SETTLED = 1 << 14
-_SETTLING_ROUNDS = 6
-_SETTLING_SAMPLE = 256  # rows, or columns, that say where a column, or a row, belongs
+_SMALLEST_REFINED = 1 << 14  # codes
+_REFINING_ROUNDS = 6
+_REFINING_SAMPLE = 256  # rows from which columns are classed, and columns for rows
 _GOLDEN = 2654435769  # 2^32 over the golden ratio: its multiples spread evenly (Knuth)
 _PARTS_OF_A_BIT = 256  # lengths are whole multiples, so that their sums are the same in any order
-_ABSENT = 0.05
-_ALONE = 8  # magnitudes below it are told apart
+_ABSENT = 0.05  # added to every count, so that no code length is infinite
+_ALONE = 8  # magnitudes below it have a range of their own
 _BLOCK_ELEMENTS = 1 << 20
 
 Codes = npt.NDArray[Any]  # int8, or int16 of stepped formats
@@ -44,13 +46,13 @@ class Classes:
 
 
 Classed = tuple[Classes, Numbers, Numbers]
-"""Classes, and which each row and each column is in."""
+"""Classes, and the class of each row [rows] and of each column [columns]."""
 
 
 def energy_classes(codes: Codes) -> tuple[Numbers, Numbers]:
-    """The finest classes of rows and of columns, by their sum of magnitudes."""
-    row_energy = np.zeros(codes.shape[0], dtype=np.int64)
-    column_energy = np.zeros(codes.shape[1], dtype=np.int64)
+    """The finest classes of rows [rows] and of columns [columns], by their sum of magnitudes."""
+    row_energy = np.zeros(codes.shape[0], dtype=np.int64)  # [rows]
+    column_energy = np.zeros(codes.shape[1], dtype=np.int64)  # [columns]
     for start, block in row_blocks(codes):
         magnitudes = np.abs(block.astype(np.int16))
         row_energy[start : start + len(block)] = magnitudes.sum(axis=1, dtype=np.int64)
@@ -72,43 +74,47 @@ def choose_classes(
     scale: npt.NDArray[Any] | None,
     column_scale: npt.NDArray[Any] | None = None,
 ) -> Classed:
-    """The classes estimated to give the smallest stream, and the class of each row and column."""
+    """The classes estimated to give the smallest stream, and the class of each row and column.
+
+    codes: [rows, columns] within ±reach, the largest magnitude that the tables hold. scale [rows],
+    column_scale [columns]: known to the decoder, so that classes by their rank cost nothing.
+    """
     rows, columns = codes.shape
     if 1 < rows <= _FINEST:  # byte planes, or so few rows that each can have its own tables
         return Classes(3, 1, 1), np.arange(rows), np.zeros(columns, dtype=np.int64)
     if rows == 1 or codes.size < _SMALLEST_CLASSED:
         return Classes(0, 1, 1), np.zeros(rows, np.int64), np.zeros(columns, np.int64)
     row_energy, column_energy = energy_classes(codes)
-    row_ways, column_ways = [(2, row_energy)], [(False, column_energy)]
+    row_options, column_options = [(2, row_energy)], [(False, column_energy)]
     if scale is not None and len(scale) == rows:
-        row_ways.append((1, stream_decoder.rank_classes(scale, _FINEST)))
+        row_options.append((1, stream_decoder.rank_classes(scale, _FINEST)))
     if column_scale is not None and len(column_scale) == columns:
-        column_ways.append((True, stream_decoder.rank_classes(column_scale, _FINEST)))
-    found = []
-    for kind, by_row in row_ways:
-        for by_scale, by_column in column_ways:
+        column_options.append((True, stream_decoder.rank_classes(column_scale, _FINEST)))
+    estimates = []
+    for kind, by_row in row_options:
+        for by_scale, by_column in column_options:
             bits, classes = _best_classes(codes, reach, by_row, by_column, kind, by_scale)
-            found.append((bits, classes, by_row, by_column))
-    _, classes, by_row, by_column = min(found, key=lambda way: way[0])
-    ranked = classes, by_row * classes.rows // _FINEST, by_column * classes.columns // _FINEST
-    return _settled(codes, reach, ranked) if codes.size >= _SMALLEST_SETTLED else ranked
+            estimates.append((bits, classes, by_row, by_column))
+    _, classes, by_row, by_column = min(estimates, key=lambda estimate: estimate[0])
+    initial = classes, by_row * classes.rows // _FINEST, by_column * classes.columns // _FINEST
+    return _refined(codes, reach, initial) if codes.size >= _SMALLEST_REFINED else initial
 
 
-def _settled(codes: Codes, reach: int, ranked: Classed) -> Classed:
-    """Classes after some rounds of moves; as ranked where telling them costs more than it saves."""
-    if ranked[0].rows * ranked[0].columns == 1:
-        return ranked
-    ways = (ranked, _after_moves(codes, _size_ranges(reach), ranked))
-    return min(ways, key=lambda way: _classed_bits(codes, reach, *way))
+def _refined(codes: Codes, reach: int, initial: Classed) -> Classed:
+    """Refined classes; the initial ones where storing the refined costs more than they save."""
+    if initial[0].rows * initial[0].columns == 1:
+        return initial
+    options = (initial, _after_moves(codes, _size_ranges(reach), initial))
+    return min(options, key=lambda option: _classed_bits(codes, reach, *option))
 
 
 def _after_moves(codes: Codes, ranges: npt.NDArray[np.int32], start: Classed) -> Classed:
-    """Classes after the rows and columns of a sample have moved some times, and all others once."""
+    """Classes after up to six rounds of moves of a sample's rows and columns, and one of all."""
     classes, rows, columns = start[0], start[1].copy(), start[2].copy()
     some_rows, some_columns = _sample(len(rows)), _sample(len(columns))
-    across = ranges[np.abs(codes[:, some_columns].astype(np.int16))]
-    down = ranges[np.abs(codes[some_rows].T.astype(np.int16))]
-    for _ in range(_SETTLING_ROUNDS):
+    across = ranges[np.abs(codes[:, some_columns].astype(np.int16))]  # [rows, sample]
+    down = ranges[np.abs(codes[some_rows].T.astype(np.int16))]  # [columns, sample]
+    for _ in range(_REFINING_ROUNDS):
         before = rows[some_rows].copy(), columns[some_columns].copy()
         if classes.rows > 1:
             rows[some_rows] = _moved(across[some_rows], before[0], columns[some_columns])
@@ -118,37 +124,38 @@ def _after_moves(codes: Codes, ranges: npt.NDArray[np.int32], start: Classed) ->
             break
     rows = _moved(across, rows, columns[some_columns], some_rows)
     columns = _moved(down, columns, rows[some_rows], some_columns)
-    told = replace(classes, kind=2 if classes.rows > 1 else 0, columns_by_scale=False)
-    return told, rows, columns
+    stored = replace(classes, kind=2 if classes.rows > 1 else 0, columns_by_scale=False)
+    return stored, rows, columns
 
 
 def _sample(count: int) -> Numbers:
-    """Some of so many rows, in no pattern that heads or groups could have too."""
+    """Positions [at most 256] of a sample of `count` rows, in no pattern of heads or groups."""
     scattered = np.arange(count) * _GOLDEN % (1 << 32)
-    return np.sort(scattered.argsort(kind="stable")[:_SETTLING_SAMPLE])
+    return np.sort(scattered.argsort(kind="stable")[:_REFINING_SAMPLE])
 
 
 def _size_ranges(reach: int) -> npt.NDArray[np.int32]:
     """The range [reach + 1] that a magnitude is in: small ones alone, later four to an octave.
 
-    Classes differ in how wide their codes are spread, of which one large code tells no more than
-    another.
+    Classes differ in how widely their codes are spread; the exact size of a large code adds little
+    to that.
     """
     magnitudes = np.arange(reach + 1)
     octaves = np.log2(np.maximum(magnitudes, _ALONE) / _ALONE)
-    found: npt.NDArray[np.int32] = np.minimum(magnitudes, _ALONE).astype(np.int32)
-    found += (4 * octaves).astype(np.int32)
-    return found
+    ranges: npt.NDArray[np.int32] = np.minimum(magnitudes, _ALONE).astype(np.int32)
+    ranges += (4 * octaves).astype(np.int32)
+    return ranges
 
 
 def _moved(
     sizes: npt.NDArray[np.int32], own: Numbers, other: Numbers, known: Numbers | None = None
 ) -> Numbers:
-    """The class of every row of ranges [rows, columns] that is shortest under the tables so far.
+    """The class [rows] whose current tables code each row of ranges [rows, columns] shortest.
 
-    own, other: classes of rows and of columns. known: rows that the tables are made of, else all.
+    own [rows], other [columns]: current classes. known: positions of the rows whose counts make up
+    the tables; None: all.
     """
-    import torch  # whose threads are set; a plan from measurements does without it
+    import torch  # here: planning from measurements does not need it; its thread count is set
 
     ranges, own_count, other_count = int(sizes.max()) + 1, int(own.max()) + 1, int(other.max()) + 1
     cells = other_count * ranges
@@ -157,12 +164,13 @@ def _moved(
     counts = np.bincount(index.ravel(), minlength=len(sizes) * cells).reshape(len(sizes), -1)
     tables = np.zeros((own_count, cells))
     known = np.arange(len(own)) if known is None else known
-    np.add.at(tables, own[known], counts[known])
+    np.add.at(tables, own[known], counts[known])  # [own classes, other classes · ranges]
     shares = tables.reshape(own_count, other_count, ranges) + _ABSENT
     shares /= shares.sum(axis=-1, keepdims=True)
     lengths = np.rint(-_PARTS_OF_A_BIT * np.log2(shares)).reshape(own_count, cells)
-    taken = torch.from_numpy(counts.astype(np.float64)) @ torch.from_numpy(lengths).T
-    moved: Numbers = taken.argmin(dim=1).numpy()
+    # Bits of every row under the tables of every class, [rows, own classes].
+    bits = torch.from_numpy(counts.astype(np.float64)) @ torch.from_numpy(lengths).T
+    moved: Numbers = bits.argmin(dim=1).numpy()
     return moved
 
 
@@ -178,10 +186,10 @@ def _classed_bits(
 
 
 def _class_bits(codes: Codes, classes: Classes) -> float:
-    """What it takes to tell the classes, where no scale tells them."""
+    """Bits of the classes as side information; none where they follow from a scale."""
     rows, columns = codes.shape
-    told = columns * np.log2(classes.columns) * (not classes.columns_by_scale)
-    return float(told + rows * np.log2(classes.rows) * (classes.kind == 2))
+    by_column = columns * np.log2(classes.columns) * (not classes.columns_by_scale)
+    return float(by_column + rows * np.log2(classes.rows) * (classes.kind == 2))
 
 
 def _best_classes(
@@ -198,14 +206,14 @@ def _best_classes(
     """
     stride = 4 if codes.size >= _SAMPLED_ELEMENTS else 1
     histograms = _histograms(codes[::stride], reach, row_class[::stride], column_class)
-    found = []
+    estimates = []
     for row_classes in _CLASS_COUNTS:
         for column_classes in _CLASS_COUNTS:
             bits = _estimated_bits(histograms, row_classes, column_classes, stride)
-            told = Classes(kind, row_classes, column_classes, columns_by_scale)
-            bits += _class_bits(codes, told)
-            found.append((bits, row_classes, column_classes))
-    bits, row_classes, column_classes = min(found)
+            merged = Classes(kind, row_classes, column_classes, columns_by_scale)
+            bits += _class_bits(codes, merged)
+            estimates.append((bits, row_classes, column_classes))
+    bits, row_classes, column_classes = min(estimates)
     by_scale = columns_by_scale and column_classes > 1
     return bits, Classes(kind if row_classes > 1 else 0, row_classes, column_classes, by_scale)
 
@@ -216,7 +224,10 @@ def _histograms(
     row_class: Numbers,
     column_class: Numbers,
 ) -> Numbers:
-    """Counts [row classes, column classes, symbols] under the finest classes."""
+    """Counts [row classes, column classes, symbols] under the finest classes.
+
+    symbols = 2 · reach + 1: the codes -reach to reach.
+    """
     symbols = 2 * reach + 1
     cells = _FINEST * _FINEST * symbols
     total = np.zeros(cells, dtype=np.int64)
@@ -232,7 +243,10 @@ def _histograms(
 def _estimated_bits(
     histograms: Numbers, row_classes: int, column_classes: int, stride: int
 ) -> float:
-    """Bits of all codes and their tables, after merging classes."""
+    """Bits of all codes and their tables, after neighbouring classes are merged.
+
+    histograms: [row classes, column classes, symbols].
+    """
     finest, _, symbols = histograms.shape
     merged = histograms.reshape(row_classes, finest // row_classes, finest, symbols).sum(axis=1)
     merged = merged.reshape(row_classes, column_classes, finest // column_classes, symbols).sum(

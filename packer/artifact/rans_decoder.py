@@ -1,8 +1,8 @@
-"""Coder 6: interleaved range ANS (Giesen, arXiv:1402.3392) that needs nothing but numpy.
+"""Coder 6: interleaved rANS in numpy (Duda, arXiv:1311.2540; Giesen, arXiv:1402.3392).
 
-Symbol i of a call goes to lane i mod lanes, so that one numpy operation serves a symbol of every
-lane. Like decoder.py this module is closed and part of the shipped loader. docs/format.md
-specifies it.
+Several rANS states ("lanes") share one stream of words: symbol i of a call belongs to state i mod
+lanes, so that one numpy operation decodes a symbol of every state. Like decoder.py this module is
+closed and part of the shipped loader. docs/format.md specifies it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from packer.artifact.artifact_error import ArtifactError
 
 PRECISION = 14  # bits of a probability
 LOWEST = 1 << 16  # of a state; below it a 16-bit word is read
-MOST_LANES = 10  # log2
+MOST_LANES = 10  # log2 of the interleaved states
 
 Table = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
 def lane_frequencies(counts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """int64 [symbols], summing to 2^14; only symbols without a count have none."""
+    """int64 [symbols], summing to 2^14; 0 for symbols whose count is 0, and for no others."""
     used = counts > 0
     ends = counts.cumsum() * ((1 << PRECISION) - used.sum()) // counts.sum() + used.cumsum()
     frequencies: npt.NDArray[np.int64] = np.diff(ends, prepend=0)
@@ -30,7 +30,7 @@ def lane_frequencies(counts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 
 def lane_model(counts: npt.NDArray[Any]) -> Table:
-    """Of each of the 2^14 slots the symbol, its frequency, and how far into it the slot is."""
+    """(symbol, its frequency, offset of the slot within the symbol) of the slots, each [2^14]."""
     frequencies = lane_frequencies(counts)
     symbols = np.arange(len(counts)).repeat(frequencies)
     starts = frequencies.cumsum() - frequencies
@@ -38,7 +38,7 @@ def lane_model(counts: npt.NDArray[Any]) -> Table:
 
 
 class LaneDecoder:
-    """Byte 0: log2 of the lanes. Then a 32-bit state per lane, then 16-bit words."""
+    """Interleaved rANS states. Byte 0: log2 of their number; then 32-bit states, 16-bit words."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         check_lanes(data)
@@ -50,7 +50,7 @@ class LaneDecoder:
     def decode(self, model: Table, count: int) -> npt.NDArray[np.int64]:
         """int64 [count] symbols."""
         symbols, frequencies, offsets = model
-        slots = np.empty(count, np.int64)
+        slots = np.empty(count, np.int64)  # [count]
         lanes = len(self.states)
         for start in range(0, count, lanes):
             here = slots[start : start + lanes]
@@ -66,16 +66,17 @@ class LaneDecoder:
         return symbols[slots]
 
     def is_empty(self) -> bool:
-        """Whether all data were used, and every lane is back where its encoder began."""
+        """Whether all data were used, and every state is back at its encoder's initial value."""
         return self.at == len(self.words) and bool((self.states == LOWEST).all())
 
 
 def check_lanes(data: bytes | memoryview) -> None:
-    """Raises ArtifactError: too many lanes, a state that no encoder leaves, an even length."""
+    """Raises ArtifactError: too many states, a state below LOWEST, an even length."""
     if not len(data) or data[0] > MOST_LANES:
-        raise ArtifactError(f"an ANS stream has 2^{data[0] if len(data) else '?'} lanes")
+        found = data[0] if len(data) else "?"
+        raise ArtifactError(f"an ANS stream has 2^{found} states; at most 2^{MOST_LANES} may be")
     states = 4 << data[0]
     if len(data) < 1 + states or len(data) % 2 == 0:
-        raise ArtifactError(f"{len(data)} bytes are no states of {1 << data[0]} lanes and words")
+        raise ArtifactError(f"{len(data)} bytes do not hold {1 << data[0]} states and words")
     if (np.frombuffer(data, "<u4", 1 << data[0], 1) < LOWEST).any():
-        raise ArtifactError("a lane of an ANS stream has a state that is too small")
+        raise ArtifactError("an interleaved state of an ANS stream is too small")

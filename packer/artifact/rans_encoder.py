@@ -1,4 +1,4 @@
-"""The encoding half of lane_decoder.py: interleaved range ANS in numpy."""
+"""The encoding half of rans_decoder.py: interleaved rANS states ("lanes") in numpy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from packer.artifact.rans_decoder import LOWEST, MOST_LANES, PRECISION, lane_frequencies
 
-# A lane costs two bytes: a stream has so many bytes per lane, at least.
+# Of a stream, at least: a lane costs about two bytes, 0.1 % of them.
 BYTES_PER_LANE = 2048
 _ROOM = (
     32 - PRECISION
@@ -21,13 +21,13 @@ Frequencies = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
 def lane_counts(counts: npt.NDArray[Any]) -> Frequencies:
-    """What LaneEncoder encodes with, of the counts that `lane_model` makes a model of."""
+    """The model for LaneEncoder; `lane_model` gives LaneDecoder's, from the same counts."""
     frequencies = lane_frequencies(counts)
     return frequencies, frequencies.cumsum() - frequencies
 
 
 def lanes_for(size_bytes: float) -> int:
-    """How many lanes a stream of about so many bytes is given: a power of two."""
+    """The number of lanes of a stream of about `size_bytes` bytes: a power of two."""
     most = max(size_bytes / BYTES_PER_LANE, 1.0)
     return min(1 << int(np.log2(most)), 1 << MOST_LANES)
 
@@ -53,7 +53,7 @@ class LaneEncoder:
             states[:] = (whole << PRECISION) + rest + starts[here]
 
     def encode_each(self, symbols: Sequence[int], models: Sequence[Frequencies]) -> None:
-        """Symbols that each are a call of their own to the decoder, so that lane 0 has them all."""
+        """Symbols that the decoder reads in calls of one symbol each: all of them in state 0."""
         state, words = int(self.states[0]), []
         for symbol, (frequencies, starts) in zip(reversed(symbols), reversed(models), strict=True):
             frequency = int(frequencies[symbol])

@@ -1,4 +1,4 @@
-"""What an ANS stream is pushed onto, last symbol first: constriction's coder, or that of numpy."""
+"""Encoders of ANS streams, stacks that take the last symbol first: constriction's, or numpy's."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ class SymbolEncoder(Protocol):
     """A stack of symbols."""
 
     def model(self, counts: npt.NDArray[np.int64]) -> Any:
-        """What symbols with these counts are pushed under."""
+        """The model of symbols with these counts, for `symbols`."""
 
     def symbols(self, symbols: npt.NDArray[np.int32], model: Any) -> None:
-        """Symbols [count] under one model."""
+        """Push symbols [count] under one model."""
 
     def levels(self, levels: list[int], guesses: list[int]) -> None:
-        """The levels of a table, each under the model of its guess."""
+        """Push the levels of a table, each under the model of its guess."""
 
     def data(self) -> bytes:
-        """All of it."""
+        """The bytes of the stream."""
 
 
 class ConstrictionEncoder:
-    """Coder 1."""
+    """Coder 1: constriction's AnsCoder."""
 
     def __init__(self) -> None:
         import constriction
@@ -55,7 +55,7 @@ class ConstrictionEncoder:
 
 
 class RansEncoder:
-    """Coder 6, with as many lanes as the entropy of the codes says that it may have."""
+    """Coder 6: interleaved rANS, its number of states by the entropy of the codes."""
 
     def __init__(self, codes: npt.NDArray[np.int8], reach: int) -> None:
         counts = np.bincount(codes.ravel().astype(np.int16) + reach)

@@ -1,4 +1,8 @@
-"""Codes on a trellis to bytes: the encoding half of what trellis_decoder.py reads."""
+"""Codes on a trellis to bytes: the encoding half of what trellis_decoder.py reads.
+
+Entropy-coded trellis-coded quantization (Fischer and Wang 1992): symbols are coded under tables by
+context class and by the parity of the trellis state.
+"""
 
 from __future__ import annotations
 
@@ -33,47 +37,48 @@ def encode_trellis(
     """
     if not codes.any():
         return bytes(2)
-    odd = code_states(codes)[:-1] & 1
-    whole = symbols_of(codes, odd)
+    odd = code_states(codes)[:-1] & 1  # [rows, columns]
+    whole = symbols_of(codes, odd)  # [rows, columns]
     largest = int(np.abs(whole).max())
     reach = max(open_reach(whole, largest), min(largest, 2))
     symbols = _within(whole, reach)
-    pushed = RansEncoder(symbols, reach) if coder == "numpy" else ConstrictionEncoder()
+    encoder = RansEncoder(symbols, reach) if coder == "numpy" else ConstrictionEncoder()
     if reach < largest:
-        _push_even_excess(pushed, whole, reach)
+        _push_even_excess(encoder, whole, reach)
     classes, row_class, column_class = choose_classes(symbols, reach, scale, column_scale)
-    kinds = 2 * column_class[None, :] + odd
+    kinds = 2 * column_class[None, :] + odd  # [rows, columns]
     shifted = symbols.astype(np.int32) + reach
     tables = _tables(shifted, reach, row_class, kinds)
-    _push_rows(pushed, shifted, tables, row_class, kinds)
+    _push_rows(encoder, shifted, tables, row_class, kinds)
     for table in reversed(tables.values()):
-        push_table(pushed, table, reach)
+        push_table(encoder, table, reach)
     if not classes.columns_by_scale:
-        push_classes(pushed, column_class, classes.columns)
+        push_classes(encoder, column_class, classes.columns)
     if classes.kind == 2:
-        push_classes(pushed, row_class, classes.rows)
-    return bytes([first_byte(classes) | (reach < largest) << 6, reach]) + pushed.data()
+        push_classes(encoder, row_class, classes.rows)
+    return bytes([first_byte(classes) | (reach < largest) << 6, reach]) + encoder.data()
 
 
 def _push_rows(
-    pushed: SymbolEncoder,
+    encoder: SymbolEncoder,
     symbols: npt.NDArray[np.int32],
     tables: dict[tuple[int, int], list[int]],
     row_class: Numbers,
     kinds: Numbers,
 ) -> None:
-    models = {key: pushed.model(level_counts()[table]) for key, table in tables.items()}
+    models = {key: encoder.model(level_counts()[table]) for key, table in tables.items()}
     by_kind = np.take_along_axis(symbols, kinds.argsort(axis=1, kind="stable"), 1)
+    # Symbols of each kind in each row, [rows, kinds].
     sizes = np.stack([(kinds == kind).sum(axis=1) for kind in range(kinds.max() + 1)], axis=1)
     ends = sizes.cumsum(axis=1)
     for row in range(len(symbols) - 1, -1, -1):
         for kind in np.flatnonzero(sizes[row])[::-1].tolist():
             here = slice(ends[row, kind] - sizes[row, kind], ends[row, kind])
-            pushed.symbols(by_kind[row, here], models[row_class[row], kind])
+            encoder.symbols(by_kind[row, here], models[row_class[row], kind])
 
 
 def _within(symbols: Numbers, reach: int) -> npt.NDArray[np.int8]:
-    """Symbols beyond the reach as one of the two largest magnitudes, of their own parity."""
+    """Symbols clipped to ±reach, to the largest magnitude of their own parity."""
     magnitudes = np.abs(symbols)
     beyond = reach - ((magnitudes - reach) & 1)
     within: npt.NDArray[np.int8] = (
@@ -82,11 +87,11 @@ def _within(symbols: Numbers, reach: int) -> npt.NDArray[np.int8]:
     return within
 
 
-def _push_even_excess(pushed: SymbolEncoder, symbols: Numbers, reach: int) -> None:
+def _push_even_excess(encoder: SymbolEncoder, symbols: Numbers, reach: int) -> None:
     magnitudes = np.abs(symbols)
     half = (magnitudes[magnitudes >= reach - 1] - reach + 1) >> 1
     for part in (half >> 8, half & 255):
-        pushed.symbols(part.astype(np.int32), pushed.model(np.ones(256, np.int64)))
+        encoder.symbols(part.astype(np.int32), encoder.model(np.ones(256, np.int64)))
 
 
 def _tables(

@@ -342,7 +342,7 @@ def test_a_header_may_be_as_long_as_the_limit_and_no_longer(monkeypatch: pytest.
 
 def test_as_many_lanes_as_the_limit_and_no_more():
     check_lanes(bytes([MOST_LANES]) + b"\xff" * (4 << MOST_LANES))
-    with pytest.raises(ArtifactError, match=rf"2\^{MOST_LANES + 1} lanes"):
+    with pytest.raises(ArtifactError, match=rf"2\^{MOST_LANES + 1} states"):
         check_lanes(bytes([MOST_LANES + 1]) + b"\xff" * (8 << MOST_LANES))
 
 

@@ -130,11 +130,11 @@ def test_small_streams_have_one_lane():
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "2\\^\\? lanes"),
-        (b"\x0b" + bytes(9), "2\\^11 lanes"),
-        (b"\x01" + bytes(4), "5 bytes are no states of 2 lanes"),
-        (b"\x00\x00\x00\x01\x00\x00", "6 bytes are no states of 1 lanes"),
-        (b"\x00\xff\xff\x00\x00", "state that is too small"),
+        (b"", "2\\^\\? states"),
+        (b"\x0b" + bytes(9), "2\\^11 states; at most 2\\^10"),
+        (b"\x01" + bytes(4), "5 bytes do not hold 2 states"),
+        (b"\x00\x00\x00\x01\x00\x00", "6 bytes do not hold 1 states"),
+        (b"\x00\xff\xff\x00\x00", "interleaved state of an ANS stream is too small"),
     ],
 )
 def test_lanes_that_no_encoder_writes_are_refused(data, says):

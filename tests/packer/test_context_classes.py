@@ -1,11 +1,11 @@
-"""Rows and columns that settle in classes: fewer bytes, the same codes."""
+"""Refined context classes: fewer bytes, the same codes."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from packer.artifact import context_classes as row_column_classes
+from packer.artifact import context_classes
 from packer.artifact.ans_encoder import encode_ans
 from packer.artifact.stream_decoder import ANS, NUMPY, decode_ans
 
@@ -21,10 +21,10 @@ def spread_codes(rows: int, columns: int, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("coder", "number"), [("ans", ANS), ("numpy", NUMPY)])
 @pytest.mark.parametrize(("rows", "columns"), [(160, 128), (700, 300), (128, 600)])
-def test_settled_streams_are_smaller_and_decode(monkeypatch, coder, number, rows, columns):
+def test_refined_streams_are_smaller_and_decode(monkeypatch, coder, number, rows, columns):
     codes = spread_codes(rows, columns, rows)
-    settled = encode_ans(codes, coder=coder)
-    assert np.array_equal(decode_ans(settled, rows, columns, None, None, True, number), codes)
-    monkeypatch.setattr(row_column_classes, "_settled", lambda _codes, _reach, ranked: ranked)
-    ranked = encode_ans(codes, coder=coder)
-    assert len(settled) < 0.997 * len(ranked)
+    refined = encode_ans(codes, coder=coder)
+    assert np.array_equal(decode_ans(refined, rows, columns, None, None, True, number), codes)
+    monkeypatch.setattr(context_classes, "_refined", lambda _codes, _reach, initial: initial)
+    initial = encode_ans(codes, coder=coder)
+    assert len(refined) < 0.997 * len(initial)
