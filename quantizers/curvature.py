@@ -1,6 +1,7 @@
-"""Curvature: how much a change of a weight is felt, from second moments of inputs and gradients.
+"""Curvature: how much a change of a weight changes the output, by second moments of inputs and
+gradients.
 
-With labels drawn from the model itself, the KL of a changed model is half a quadratic form in the
+With labels sampled from the model itself, the KL of a changed model is half a quadratic form in the
 change, and its matrix is the Fisher information of the weights. For a linear map that matrix is
 close to a Kronecker product (Martens and Grosse, arXiv:1503.05671): one factor over columns, the
 second moment H of the map's inputs, and one over rows, of which the diagonal is kept.
@@ -15,12 +16,14 @@ import torch
 
 from .formats import FormatError
 
-# H is a sum of outer products: what is off by more than rounding was not made that way.
+# H is a sum of outer products, hence symmetric up to rounding.
 SYMMETRY_TOLERANCE = 1e-4
-# Of the mean: what every row of a map is taken to be felt beside what a sample says. Units that are
-# silent on it are not free: rounded without heed they begin to speak (docs/methods.md).
-LEAST_FELT = 0.03
-# A sample overstates how alike the gradients of two outputs are.
+# Floor of the Fisher of every row of a map, as a fraction of the mean: hidden units inactive on the
+# calibration text become active when they are rounded arbitrarily. docs/methods.md, "What the
+# frontier is made of", compares 1, 3 and 10 %.
+MIN_ROW_FISHER = 0.03
+# A sample overstates the correlations of gradients at two outputs (docs/methods.md, "Two-sided
+# GPTQ").
 SHRINK_CORRELATIONS = 0.3
 
 
@@ -32,12 +35,12 @@ class Curvature:
     hessian: float32 [columns, columns], or [banks, columns, columns]: x xᵀ summed over the uses of
         the weight at a token, averaged over tokens.
     fisher: float32 [rows], or [banks · rows of one]: the squared gradient of a sequence's summed
-        nats with respect to y, labels drawn from the model, averaged over uses; None if unknown.
+        nats with respect to y, labels sampled from the model, averaged over uses; None if unknown.
     outputs: float32 [rows, rows], or [banks, rows of one, rows of one]: the whole second moment of
         these gradients, of which `fisher` is the diagonal up to a prior; None if not kept.
 
     A table, whose rows are looked up, has the same two with other meanings: `hessian` is g gᵀ
-    averaged over tokens, g the gradient at what the lookup gave, and `fisher` is the share of
+    averaged over tokens, g the gradient at the result of the lookup, and `fisher` is the share of
     tokens that read each row, weighted by g². A tied embedding is a head, by those two fields, and
     a table by `lookup`.
 
@@ -55,7 +58,9 @@ class Curvature:
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
-            raise FormatError(f"curvature of {self.tokens} tokens says nothing; calibrate on more")
+            raise FormatError(
+                f"curvature of {self.tokens} tokens is no estimate; calibrate on more"
+            )
         check_hessian(self.hessian)
         if self.fisher is not None:
             _check_row_values("fisher", self.fisher)
@@ -74,38 +79,38 @@ class Curvature:
         rows = 0 if self.fisher is None else len(self.fisher)
         if outputs.dim() != self.hessian.dim() or outputs.shape[:-1].numel() != rows:
             raise FormatError(
-                f"outputs is {list(outputs.shape)} beside a fisher of {rows} rows and a hessian "
+                f"outputs is {list(outputs.shape)}, with a fisher of {rows} rows and a hessian "
                 f"{list(self.hessian.shape)}"
             )
 
     @functools.cached_property
-    def felt(self) -> torch.Tensor | None:
-        """float32 [rows]: `fisher`, of the rows of a map with a floor under it."""
+    def row_fisher(self) -> torch.Tensor | None:
+        """float32 [rows]: `fisher`, for the rows of a map plus MIN_ROW_FISHER of their mean."""
         if self.fisher is None or self.row_usage is not None:
             return self.fisher
-        return self.fisher + LEAST_FELT * self.fisher.mean()
+        return self.fisher + MIN_ROW_FISHER * self.fisher.mean()
 
     @functools.cached_property
     def row_factors(self) -> torch.Tensor | None:
-        """float32 [banks, rows of one, rows of one]: how changes of rows are felt together, `felt`
-        on the diagonal, and the correlations that were seen drawn towards none.
+        """float32 [banks, rows of one, rows of one]: G with `row_fisher` on its diagonal and its
+        correlations shrunk towards zero.
         """
-        if self.outputs is None or self.felt is None:
+        if self.outputs is None or self.row_fisher is None:
             return None
         size = self.outputs.shape[-1]
         G = self.outputs.reshape(-1, size, size).double().clone()
         diagonal = G.diagonal(dim1=-2, dim2=-1)
-        diagonal += LEAST_FELT * diagonal.mean()
+        diagonal += MIN_ROW_FISHER * diagonal.mean()
         scale = G.diagonal(dim1=-2, dim2=-1).clamp(min=1e-30).rsqrt()
         correlation = (1 - SHRINK_CORRELATIONS) * G * scale[:, :, None] * scale[:, None, :]
         correlation.diagonal(dim1=-2, dim2=-1).fill_(1.0)
-        root = self.felt.double().sqrt().reshape(-1, size)
+        root = self.row_fisher.double().sqrt().reshape(-1, size)
         return (correlation * root[:, :, None] * root[:, None, :]).float()
 
     @property
     def rounding_hessian(self) -> torch.Tensor:
-        """The second moment that rounding should heed: of a head that is a table too, of both,
-        by how much either is felt.
+        """The second moment H that rounding minimizes under: of a tied embedding, that of the head
+        plus that of the table, weighted by their mean Fisher.
         """
         if self.lookup is None or self.fisher is None or self.lookup.fisher is None:
             return self.hessian
@@ -157,7 +162,9 @@ def check_hessian(hessian: torch.Tensor, name: str = "hessian") -> None:
         )
     smallest = float(hessian.diagonal(dim1=-2, dim2=-1).min())
     if smallest < 0:
-        raise FormatError(f"{name} has {smallest:.3g} on its diagonal; a mean of squares is never")
+        raise FormatError(
+            f"{name} has {smallest:.3g} on its diagonal; a mean of squares is never negative"
+        )
 
 
 def _check_row_values(name: str, values: torch.Tensor) -> None:

@@ -1,9 +1,9 @@
-"""A correction of low rank to what rounding left over (LQER, arXiv:2402.02446).
+"""A low-rank correction of the rounding error (LQER, arXiv:2402.02446).
 
-With E = W - Q and curvature H over columns and F over rows, the change that is felt is
+With E = W - Q and curvature H over columns and F over rows, the remaining damage is proportional to
 tr(F (E - A B) H (E - A B)ᵀ). With H = R Rᵀ it is the squared norm of F^½ (E - A B) R, whose best
 A B comes from the largest singular values of F^½ E R (QERA, arXiv:2410.06040, with F besides). B
-is rounded first; A is then fitted to what B became, H deciding, and rounded in turn.
+is rounded first; A is then fitted to the rounded B under H, and rounded in turn.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def correction(
 ) -> Factors:
     """int8 left [rank, rows] and right [rank, columns], float32 rank_scale [rank].
 
-    residual: E, float32 [rows, columns]. Without curvature every error is felt alike. The matrices
+    residual: E, float32 [rows, columns]. Without curvature all errors count equally. The matrices
     of a bank are corrected together, under the mean of their Hessians.
-    Raises FormatError: a rank that the matrix cannot have.
+    Raises FormatError: a rank above the number of rows or of columns.
     """
     rows, columns = residual.shape
     if format.rank > min(rows, columns):
@@ -48,8 +48,8 @@ def correction(
 def _components(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(squared singular values, largest first; right singular vectors [of them, columns]).
 
-    From the smaller of the two Gram matrices: the whole decomposition takes many times as long, and
-    small singular values, which this cannot tell apart, are of no use here.
+    From the smaller of the two Gram matrices: a full SVD takes many times as long. Small singular
+    values, which are inaccurate this way, are of no use here.
     """
     wide = matrix.shape[1] > matrix.shape[0]
     powers, vectors = torch.linalg.eigh(matrix @ matrix.T if wide else matrix.T @ matrix)
@@ -71,16 +71,16 @@ def _metric(
     damping = DAMPING * float(H.diagonal().mean())
     while int(torch.linalg.cholesky_ex(H + damping * torch.eye(columns)).info):
         damping = 10 * damping or 1.0
-    if curvature.felt is None or not bool(curvature.felt.any()):
+    if curvature.row_fisher is None or not bool(curvature.row_fisher.any()):
         weight = torch.ones(rows, dtype=torch.float64)
     else:
-        fisher = curvature.felt.double()
+        fisher = curvature.row_fisher.double()
         weight = (fisher + 1e-6 * fisher.mean()).sqrt()
     return H + damping * torch.eye(columns, dtype=torch.float64), weight
 
 
 def _fitted(E: torch.Tensor, B: torch.Tensor, H: torch.Tensor) -> torch.Tensor:
-    """A [rows, rank] of least tr((E - A B) H (E - A B)ᵀ), whatever weighs the rows."""
+    """A [rows, rank] of least tr((E - A B) H (E - A B)ᵀ), for any weights of the rows."""
     normal = B @ H @ B.T
     fitted: torch.Tensor = E @ H @ B.T @ torch.linalg.pinv(normal, hermitian=True)
     return fitted
@@ -89,7 +89,7 @@ def _fitted(E: torch.Tensor, B: torch.Tensor, H: torch.Tensor) -> torch.Tensor:
 def _rounded(vectors: torch.Tensor, code_max: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(int8 codes, float32 scale [rank]) of vectors [rank, length], each under its best step."""
     largest = vectors.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-    unit = vectors / largest[:, None]  # where float16, in which steps are searched, is exact enough
+    unit = vectors / largest[:, None]  # steps are searched in float16, which is precise near 1
     scale = least_squares_scale(unit, code_max)
     codes = nearest_codes(unit, scale, -code_max, code_max)
     return codes.to(torch.int8), scale * largest

@@ -1,10 +1,11 @@
-"""How codes are chosen so that the errors of one column are made good by the columns after it.
+"""GPTQ: rounding in which later columns compensate for the errors of earlier ones.
 
-GPTQ (Frantar, Ashkboos, Hoefler and Alistarh, arXiv:2210.17323) rounds a matrix column by column.
-Rounding a weight by e = w - q costs e² / (2 [F⁻¹]_jj) when all weights not yet rounded move by the
-best correction, δ = -e / [F⁻¹]_jj · F⁻¹_:,j, where F is the Hessian of those weights (Optimal Brain
-Surgeon, Hassibi and Stork 1993). With H⁻¹ = Uᵀ U, U upper triangular, row j of U is F⁻¹_j,: over
-√[F⁻¹]_jj for every j at once, so that no inverse has to be updated on the way.
+GPTQ (Frantar, Ashkboos, Hoefler and Alistarh 2022, arXiv:2210.17323) rounds a matrix column by
+column. Rounding a weight by e = w - q costs e² / (2 [F⁻¹]_jj) when all weights not yet rounded move
+by the best correction, δ = -e / [F⁻¹]_jj · F⁻¹_:,j, where F is the Hessian of those weights
+(Optimal Brain Surgeon, Hassibi and Stork 1993). With H⁻¹ = Uᵀ U, U upper triangular, row j of U is
+F⁻¹_j,: over √[F⁻¹]_jj for every j at once: the Cholesky factor of the inverse Hessian in GPTQ.
+No inverse has to be updated on the way. docs/methods.md, "GPTQ", lists the settings.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ DAMPING = 0.01  # of the mean diagonal, as in the paper and in PR #1855
 BLOCK = 64  # columns between two updates of all later ones; the paper has 128, with equal results
 DAMPING_STEP = 10.0  # damping grows by this factor when the factorization fails ...
 LARGEST_DAMPING = 1.0  # ... up to here; beyond it little of H is left
-ORDERS = ("descending", "ascending", "given")  # of the columns: by diagonal, or as they stand
+ORDERS = ("descending", "ascending", "given")  # of columns: by the diagonal of H, or as stored
 
 
 @dataclass(frozen=True)
 class RoundingReport:
-    """What happened. damping: the fraction of the mean diagonal that was used.
+    """The outcome of GPTQ on a matrix, or on a bank of matrices.
 
-    wanted_damping: the fraction asked for; a larger one was needed where they differ.
-    dead_columns: inputs that are always zero, whose weights become zero.
-    fell_back: why nearest rounding had to do, in words; None when GPTQ worked.
+    damping: the fraction of the mean diagonal that was added to the diagonal.
+    wanted_damping: the fraction requested; where they differ, a larger one was needed.
+    dead_columns: the number of inputs that are always zero, whose weights become zero.
+    fell_back: the reason for rounding to nearest instead; None when GPTQ worked.
     """
 
     damping: float
@@ -41,7 +43,7 @@ class RoundingReport:
 
     @property
     def problem(self) -> str | None:
-        """What a summary has to say of this tensor, if anything."""
+        """The warning that a summary shows for this tensor; None if all went well."""
         if self.fell_back is not None:
             return f"rounded to nearest: {self.fell_back}"
         if self.damping > self.wanted_damping:
@@ -54,7 +56,7 @@ class RoundingReport:
 
 @dataclass(frozen=True, eq=False)
 class Rounded:
-    """codes: float32 integers [rows, columns], columns as they came."""
+    """codes: float32 integers [rows, columns], in stored column order."""
 
     codes: torch.Tensor
     report: RoundingReport
@@ -62,11 +64,11 @@ class Rounded:
 
 @dataclass(frozen=True, eq=False)
 class HessianFactor:
-    """A Hessian made ready, once for all matrices and choices that share it.
+    """The factorization of a Hessian, shared by all matrices and choices under it.
 
     order: int64 [columns], the column rounded first, second, ... upper: float32 [columns, columns],
-    the U of H⁻¹ = Uᵀ U in that order; None if it could not be had. dead: bool [columns], as they
-    came.
+    the U of H⁻¹ = Uᵀ U in that order; None if H has no Cholesky factor. dead: bool [columns], in
+    stored order.
     """
 
     order: torch.Tensor
@@ -89,8 +91,8 @@ def gptq(
 ) -> Rounded:
     """Codes of float32 rows [rows, columns] under scale [rows] and H [columns, columns].
 
-    zero: bool [rows, columns], weights whose code must be 0 (pruned); later columns make up for it.
-    Where a factor needs more damping, or cannot be had at all, the report says so.
+    zero: bool [rows, columns], weights whose code must be 0 (pruned); later columns compensate.
+    The report names a larger damping, or the reason why there is no factor at all.
     """
     factor = factorize(hessian, damping=damping, order=order)
     return round_with(factor, rows, scale, code_min, code_max, block=block, zero=zero)
@@ -105,11 +107,11 @@ def factorize(
     """
     if order not in ORDERS or not damping >= 0:
         raise FormatError(f"order {order!r} or damping {damping}: orders are {', '.join(ORDERS)}")
-    H = hessian.double()
-    diagonal = H.diagonal().clone()
+    H = hessian.double()  # [columns, columns]
+    diagonal = H.diagonal().clone()  # [columns]
     dead = diagonal <= 0
-    by = torch.sort(diagonal, descending=order == "descending", stable=True).indices
-    chosen = torch.arange(len(diagonal), device=H.device) if order == "given" else by
+    by_diagonal = torch.sort(diagonal, descending=order == "descending", stable=True).indices
+    chosen = torch.arange(len(diagonal), device=H.device) if order == "given" else by_diagonal
     if bool(dead.all()):
         report = RoundingReport(damping, damping, int(dead.sum()), "all of its inputs are zero")
         return HessianFactor(chosen, None, dead, report)
@@ -127,7 +129,7 @@ def factorize(
 def _damped_factor(
     H: torch.Tensor, mean: float, damping: float
 ) -> tuple[torch.Tensor | None, float]:
-    """(U, the damping it took), or (None, the largest damping tried)."""
+    """(U [columns, columns], the damping used), or (None, the largest damping tried)."""
     while True:
         upper = _inverse_factor(H + damping * mean * torch.eye(len(H), dtype=H.dtype).to(H))
         if upper is not None or damping >= LARGEST_DAMPING:
@@ -136,10 +138,10 @@ def _damped_factor(
 
 
 def _inverse_factor(H: torch.Tensor) -> torch.Tensor | None:
-    """U, upper triangular, with H⁻¹ = Uᵀ U; None where H is not positive definite.
+    """U [columns, columns], upper triangular, with H⁻¹ = Uᵀ U; None if H is not positive definite.
 
-    H read backwards is L Lᵀ, so H = R Rᵀ with R = L backwards, upper triangular, and U = R⁻¹: one
-    factorization, where inverting H and factorizing the inverse take two and lose digits.
+    With rows and columns reversed, H is L Lᵀ; R, L reversed, is upper triangular with H = R Rᵀ, and
+    U = R⁻¹. One factorization; inverting H and factorizing the inverse takes two and loses digits.
     """
     lower, failed = torch.linalg.cholesky_ex(H.flip(0, 1))
     if int(failed):
@@ -161,24 +163,24 @@ def round_with(
     zero: torch.Tensor | None = None,
     shrink: int = 0,
 ) -> Rounded:
-    """`gptq` with a factor at hand; arguments as there, and shrink of `code_values`."""
+    """`gptq` under a given factor; other arguments as there, shrink as of `code_values`."""
     W = rows.masked_fill(factor.dead, 0.0) if bool(factor.dead.any()) else rows
     if factor.upper is None:
         # The weights of inputs that are all zero are kept: this matrix was not calibrated at all.
         codes = nearest_codes(rows, scale, code_min, code_max)
         return Rounded(codes if zero is None else codes.masked_fill_(zero, 0), factor.report)
-    ordered = W[:, factor.order]
+    ordered = W[:, factor.order]  # [rows, columns], in the order of rounding
     forced = None if zero is None else zero[:, factor.order]
     rounded = torch.empty_like(ordered)
     for start in range(0, W.shape[1], block):
         here, later = slice(start, start + block), slice(start + block, None)
-        U = factor.upper[here, here].contiguous()
+        U = factor.upper[here, here].contiguous()  # [block, block]
         mask = None if forced is None else forced[:, here].contiguous()
-        taken = ordered[:, here].clone()
-        told = (taken, U, scale.float(), (code_min, code_max), mask, shrink)
-        done = _compiled_block(*told) if W.device.type == "cpu" else _by_columns(*told)
-        rounded[:, here], E = done
-        ordered[:, later].addmm_(E, factor.upper[here, later], alpha=-1)
+        weights = ordered[:, here].clone()  # [rows, block]
+        arguments = (weights, U, scale.float(), (code_min, code_max), mask, shrink)
+        on_cpu = W.device.type == "cpu"
+        rounded[:, here], E = _compiled_block(*arguments) if on_cpu else _by_columns(*arguments)
+        ordered[:, later].addmm_(E, factor.upper[here, later], alpha=-1)  # W -= E U, later columns
     codes = torch.empty_like(rounded)
     codes[:, factor.order] = rounded
     return Rounded(codes, factor.report)
@@ -192,12 +194,15 @@ def _compiled_block(
     zero: torch.Tensor | None,
     shrink: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(codes, E) [rows, columns] of a block of columns W [rows, columns], which are changed."""
+    """(codes, E), both [rows, columns], of a block of columns W [rows, columns]; W is overwritten.
+
+    E: errors over pivots, (w - q) / U_jj. U [columns, columns], scale [rows], zero [rows, columns].
+    """
     from .compiled_loops import round_rows  # a compiler is slow to import
 
     forced = torch.empty(0, 0, dtype=torch.bool) if zero is None else zero
-    given = (W.numpy(), U.numpy(), scale.contiguous().numpy(), nearer_to_zero(shrink).numpy())
-    codes, E = round_rows(*given, *limits, forced.numpy())
+    arrays = (W.numpy(), U.numpy(), scale.contiguous().numpy(), nearer_to_zero(shrink).numpy())
+    codes, E = round_rows(*arrays, *limits, forced.numpy())
     return torch.from_numpy(codes), torch.from_numpy(E)
 
 
@@ -209,16 +214,16 @@ def _by_columns(
     zero: torch.Tensor | None,
     shrink: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A column of all rows at once, where a compiled loop cannot go."""
+    """As `_compiled_block`, a column of all rows at once: on a GPU, or without a compiler."""
     divisor = scale.masked_fill(scale == 0, torch.inf)
     codes, E = torch.empty_like(W), torch.empty_like(W)
     for j in range(W.shape[1]):
-        q = (W[:, j] / divisor).round_().clamp_(*limits)
+        q = (W[:, j] / divisor).round_().clamp_(*limits)  # [rows]
         if zero is not None:
             q.masked_fill_(zero[:, j], 0)
         codes[:, j] = q
         E[:, j] = (W[:, j] - code_values(q, shrink) * scale) / U[j, j]
-        W[:, j:].addr_(E[:, j], U[j, j:], alpha=-1)
+        W[:, j:].addr_(E[:, j], U[j, j:], alpha=-1)  # δ of Optimal Brain Surgeon
     return codes, E
 
 

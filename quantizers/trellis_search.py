@@ -1,8 +1,11 @@
 """The cheapest path of one column through the trellis, by damage and code length.
 
-The Viterbi algorithm with eight survivors (Marcellin and Fischer 1990 for quantization; Fischer and
-Wang 1992 for the weighing of lengths). What rows above want of a row depends on the path, so every
-survivor heeds its own last codes; what all survivors have in common is added up once.
+The Viterbi algorithm with one survivor per state (Marcellin and Fischer 1990 for quantization,
+Fischer and Wang 1992 for damage + price · length). With two-sided GPTQ the target of a row depends
+on the codes of the rows above, so every survivor uses its own; the contribution of rows on which
+all survivors agree is summed once.
+
+z is Z of two_sided.py for the current column: a path costs Σ z² + price · bits.
 """
 
 from __future__ import annotations
@@ -16,19 +19,19 @@ from .trellis_path import NEXT_STATE
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
-Step = tuple[int, float, float]  # a symbol, what it is off by, damage and length
+Step = tuple[int, float, float]  # a symbol, its z, its cost z² + price · bits
 Eight = tuple[float, float, float, float, float, float, float, float]
 
 STATES = len(NEXT_STATE)
-# [states, 2]: from where an even, and from where an odd symbol leads to a state.
+# [states, 2]: the state from which an even, and from which an odd symbol leads to a state.
 PREVIOUS = np.argsort(NEXT_STATE, axis=0)
 UNREACHED = 1e300
-LARGEST = 16_000  # symbol, so that its code has 16 bits
+LARGEST = 16_000  # symbol; its code fits into 16 bits
 
 
 @compiled
 def _all_took(z: Floats, lead: float, cost: Doubles) -> bool:
-    """Whether every survivor's z [states] in a row is `lead`."""
+    """Whether every survivor's z [states] in one row is `lead`. cost [states]."""
     others = 0
     for state in range(STATES):
         others += (cost[state] < UNREACHED) & (z[state] != lead)
@@ -37,9 +40,9 @@ def _all_took(z: Floats, lead: float, cost: Doubles) -> bool:
 
 @compiled
 def _pulled(common: float, z: Floats, pulls: Floats) -> Eight:
-    """For every survivor `common` and Σ z pulls over rows; z [rows, states], pulls [rows].
+    """`common` + Σ_i z_i · pulls_i for each of the 8 survivors; z [rows, states], pulls [rows].
 
-    Written out: eight sums stay in registers, where those of an array do not.
+    Unrolled: eight sums stay in registers, those of an array do not.
     """
     a = b = c = d = e = f = g = h = common
     for i in range(len(z)):
@@ -57,7 +60,7 @@ def _pulled(common: float, z: Floats, pulls: Floats) -> Eight:
 
 @compiled
 def _follow(z: Floats, parents: npt.NDArray[np.int8]) -> None:
-    """Every survivor takes over its parent's z [rows, states]."""
+    """Every survivor takes over its parent's z [rows, states]; parents [states]."""
     for i in range(len(z)):
         row = z[i]
         a, b, c, d = row[parents[0]], row[parents[1]], row[parents[2]], row[parents[3]]
@@ -68,7 +71,7 @@ def _follow(z: Floats, parents: npt.NDArray[np.int8]) -> None:
 
 @compiled
 def _off(symbol: int, odd: int, size: float, weight: float) -> float:
-    """What a symbol for a code of this size is off by, in a state of even or of odd codes."""
+    """z of a symbol for a target of this size, in a state of even or of odd codes."""
     return weight * (2 * symbol - odd * (symbol > 0) - size)
 
 
@@ -82,10 +85,10 @@ def _length(bits: Floats, odd: int, symbol: int) -> float:
 def _best_symbols(
     code: float, odd: int, weight: float, price: float, bits: Floats
 ) -> tuple[Step, Step]:
-    """The best even symbol and the best odd one for a wanted code, with what each costs.
+    """The best even symbol and the best odd one for a target `code`, with z and cost of each.
 
-    odd: whether the state has odd codes. bits [2, magnitudes]: of symbols in either, the
-    last of all from there on.
+    odd: whether the state has odd codes. bits [2, magnitudes]: lengths of symbols in even and in
+    odd states, the last entry for all larger symbols too.
     """
     size, sign = abs(code), 1 if code >= 0 else -1
     low = min(int(size + odd) >> 1, LARGEST - 1)
@@ -134,14 +137,16 @@ def _best_path(
     previous: Numbers,
     start: int,
 ) -> npt.NDArray[np.int16]:
-    """Codes [rows], from the state `start`.
+    """Codes [rows] of the cheapest path from the state `start`.
 
-    target [rows]: the wanted codes, but for what the rows above add, `pull` times Σ z V over them.
-    weight, z: what a code off by one costs, squared, and what is left of it.
+    target [rows]: X_ij / scale_i, to which the rows above add pull_i · A_ij, A_ij = Σ_i'<i z_i'
+    V_i'i; pull [rows]: U_jj / scale_i. weight [rows]: scale_i / (U_jj V_ii), so that a code that
+    differs from its target by d has z = weight · d. V [rows, rows] or [1, rows].
     """
-    rows, alone = len(target), len(V) == 1
-    settled, z = np.zeros(rows, np.float32), np.zeros((rows, STATES), np.float32)
-    cost, first = np.full(STATES, UNREACHED), 0  # `first`: the first row in which survivors differ
+    rows, independent = len(target), len(V) == 1
+    # common [rows]: A_ij of the rows before `first`, the first row in which survivors differ.
+    common, z = np.zeros(rows, np.float32), np.zeros((rows, STATES), np.float32)
+    cost, first = np.full(STATES, UNREACHED), 0
     cost[start] = 0.0
     symbols = np.zeros((rows, STATES), dtype=np.int32)
     parents = np.zeros((rows, STATES), dtype=np.int8)
@@ -149,13 +154,13 @@ def _best_path(
     costs, wanted = np.zeros((2, STATES)), np.zeros(STATES, np.float32)
     for i in range(rows):
         leading = cost.argmin()
-        while first < i and (alone or _all_took(z[first], z[first, leading], cost)):
-            if not alone:
-                below, pulls = settled[i:], V[first, i:]
+        while first < i and (independent or _all_took(z[first], z[first, leading], cost)):
+            if not independent:
+                below, pulls = common[i:], V[first, i:]
                 for row in range(rows - i):
                     below[row] += z[first, leading] * pulls[row]
             first += 1
-        pulled = _pulled(settled[i], z[first:i], V[first:i, i])
+        pulled = _pulled(common[i], z[first:i], V[first:i, i])
         (wanted[0], wanted[1], wanted[2], wanted[3]) = pulled[:4]
         (wanted[4], wanted[5], wanted[6], wanted[7]) = pulled[4:]
         lengths = bits[row_class[i]]
@@ -189,27 +194,29 @@ def search_columns(
     previous: Numbers,
     starts: Numbers,
 ) -> tuple[npt.NDArray[np.int16], Floats]:
-    """(codes, Y), both [columns, rows], of a block of columns under their upper factor U.
+    """(codes, Y), both [columns, rows], of a block of columns under their factor U.
+
+    U [columns, columns]: the block of the upper factor, H⁻¹ = Uᵀ U.
 
     X [columns, rows]: weights over column steps, with the corrections of all blocks before; it is
-    changed. V [rows, rows]: upper factor of the rows, or [1, rows] its diagonal if they are felt
-    apart. scale [rows]. price: damage a bit is worth. lengths [row classes, column classes, 2,
+    changed. V [rows, rows]: upper factor of the rows, or its diagonal [1, rows] if they are
+    independent. scale [rows]. price: damage per bit. lengths [row classes, column classes, 2,
     magnitudes]: bits of symbols in even and in odd states. starts [columns]: the first state of
-    each. Y: what later columns have to make up for.
+    each. Y: errors over pivots, for which later columns compensate.
     """
     columns, rows = X.shape
     codes = np.zeros((columns, rows), dtype=np.int16)
     Y = np.zeros((columns, rows), dtype=np.float32)
-    alone = V.shape[0] == 1
-    pivots = np.zeros(rows, dtype=np.float32)
+    independent = V.shape[0] == 1
+    pivots = np.zeros(rows, dtype=np.float32)  # V_ii, [rows]
     for i in range(rows):
-        pivots[i] = V[0, i] if alone else V[i, i]
+        pivots[i] = V[0, i] if independent else V[i, i]
     for j in range(columns):
         for before in range(j):
             for i in range(rows):
-                X[j, i] += Y[before, i] * U[before, j]
-        weight = scale / (U[j, j] * pivots)
-        bits = lengths[:, column_class[j]]
+                X[j, i] += Y[before, i] * U[before, j]  # the sum over j' < j of two_sided.py
+        weight = scale / (U[j, j] * pivots)  # [rows]
+        bits = lengths[:, column_class[j]]  # [row classes, 2, magnitudes]
         target = X[j] / scale
         pull = U[j, j] / scale
         path = _best_path(target, pull, weight, V, price, bits, row_class, previous, starts[j])

@@ -1,11 +1,19 @@
-"""GPTQ that lets later rows, too, make up for the errors of earlier ones.
+"""Two-sided GPTQ: under a Kronecker-factored Hessian G ⊗ H, later rows compensate too.
 
-The change E of a map's weights is felt as tr(G E H Eᵀ), H the second moment of its inputs and G
-that of the gradients at its outputs. With H⁻¹ = Uᵀ U and G⁻¹ = Vᵀ V, both upper triangular,
-E = Vᵀ Z U turns it into the sum of squares of Z. Weight (i, j) is rounded when all of Z above it
-and left of it is known, so that its own entry comes out smallest: Babai's nearest plane, of which
-GPTQ is the case of a diagonal G (arXiv:2507.18553; for a G that is not, compare YAQA,
-arXiv:2505.22988).
+A change E [rows, columns] of a linear map's weights costs ½ tr(G E H Eᵀ), H [columns, columns] the
+second moment of its inputs, G [rows, rows] that of the gradients at its outputs. With H⁻¹ = Uᵀ U
+and G⁻¹ = Vᵀ V, U and V upper triangular, E = Vᵀ Z U makes that ½ Σ Z². Weight (i, j) is rounded
+once all of Z above it and left of it is known, so that its own entry comes out smallest: Babai's
+nearest plane, of which GPTQ is the case of a diagonal G (arXiv:2507.18553). Compare YAQA
+(arXiv:2505.22988), which uses a Kronecker-factored Hessian inside LDLQ. docs/methods.md, "Two-sided
+GPTQ", has what it gains.
+
+With Y = Vᵀ Z, E = Y U. In the order of rounding,
+
+    X_ij = W_ij + Σ_j'<j Y_ij' U_j'j       the weight, corrected for columns rounded so far
+    A_ij = Σ_i'<i Z_i'j V_i'i              the Y_ij at which Z_ij is 0
+    q_ij = the code nearest to X_ij + U_jj A_ij, its value Q_ij
+    Y_ij = (Q_ij - X_ij) / U_jj,  Z_ij = (Y_ij - A_ij) / V_ii
 """
 
 from __future__ import annotations
@@ -15,7 +23,7 @@ import torch
 from .dequantize import code_values, nearer_to_zero
 from .rounding import HessianFactor
 
-TILE = 64
+TILE = 64  # rows and columns rounded between two matrix products
 
 
 def round_both_ways(
@@ -29,9 +37,10 @@ def round_both_ways(
 ) -> torch.Tensor:
     """float32 codes [rows, columns] of rows [rows, columns] under scale [rows].
 
-    inputs, outputs: factors of H and of G that could be had.
+    inputs, outputs: factors of H and of G; both must have an upper factor.
     """
     assert inputs.upper is not None and outputs.upper is not None
+    # [rows, columns], both axes in the order of rounding.
     W = rows.masked_fill(inputs.dead, 0.0)[outputs.order][:, inputs.order]
     work = _Work(
         W, inputs.upper, outputs.upper, scale.float()[outputs.order], (code_min, code_max), shrink
@@ -46,10 +55,10 @@ def round_both_ways(
 
 
 class _Work:
-    """One matrix in the order of rounding.
+    """One matrix in the order of rounding, its rounding in progress.
 
-    X [rows, columns]: weights as the columns rounded so far would have them, W + what their Y says.
-    A [columns, rows]: Σ over the rows rounded so far of Z_i'j V_i'i.
+    X [rows, columns] and A [columns, rows] (transposed), as in the module's docstring. U [columns,
+    columns], V [rows, rows], scale [rows], codes [rows, columns].
     """
 
     def __init__(
@@ -70,11 +79,11 @@ class _Work:
         """Round rows `at`, columns `by`; all tiles above and to the left are done."""
         X, A = self.X[at, by].clone(), self.A[by, at].clone()
         U, V = self.U[by, by].contiguous(), self.V[at, at].contiguous()
-        told = (X, A, U, V, self.scale[at], self.limits, self.shrink)
-        done = _compiled_tile(*told) if X.device.type == "cpu" else _by_antidiagonals(*told)
-        codes, Y, Z = done
+        arguments = (X, A, U, V, self.scale[at], self.limits, self.shrink)
+        on_cpu = X.device.type == "cpu"
+        codes, Y, Z = _compiled_tile(*arguments) if on_cpu else _by_antidiagonals(*arguments)
         self.codes[at, by] = codes
-        # U and V are upper triangular: what is right of the tile, and below it, still moves.
+        # U and V are upper triangular: only X to the right of the tile and A below it change.
         self.X[at, by.stop :].addmm_(Y, self.U[by, by.stop :])
         self.A[by, at.stop :].addmm_(Z, self.V[at, at.stop :])
 
@@ -95,8 +104,8 @@ def _compiled_tile(
     from .compiled_loops import round_tile  # a compiler is slow to import
 
     tile = (X.numpy(), A.T.contiguous().numpy(), U.numpy(), V.numpy())
-    done = round_tile(*tile, scale.numpy(), nearer_to_zero(shrink).numpy(), *limits)
-    codes, Y, Z = (torch.from_numpy(one) for one in done)
+    arrays = round_tile(*tile, scale.numpy(), nearer_to_zero(shrink).numpy(), *limits)
+    codes, Y, Z = (torch.from_numpy(array) for array in arrays)
     return codes, Y, Z.T
 
 
@@ -109,16 +118,19 @@ def _by_antidiagonals(
     limits: tuple[int, int],
     shrink: int,
 ) -> Tile:
-    """All weights of one antidiagonal at once, where a compiled loop cannot go."""
+    """As `_compiled_tile`, an antidiagonal at once: on a GPU, or without a compiler.
+
+    X [rows, columns], A [columns, rows], U [columns, columns], V [rows, rows], scale [rows].
+    """
     height, width = X.shape
     codes, Y, Z = torch.zeros_like(X), torch.zeros_like(X), torch.zeros_like(A)
-    pivots, row_pivots = U.diagonal(), V.diagonal()
+    pivots, row_pivots = U.diagonal(), V.diagonal()  # [columns], [rows]
     index = torch.arange(max(height, width), device=X.device)
     for step in range(height + width - 1):
         low, high = max(0, step - width + 1), min(height, step + 1)
         i = index[low:high]
         j = step - i
-        x, a, pivot = X[i, j], A[j, i], pivots[j]
+        x, a, pivot = X[i, j], A[j, i], pivots[j]  # [weights of the antidiagonal]
         q = ((x + pivot * a) / scale[low:high]).round_().clamp_(*limits)
         value = code_values(q, shrink) * scale[low:high]
         y = (value - x) / pivot

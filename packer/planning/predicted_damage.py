@@ -20,12 +20,12 @@ def predicted_nats(curvature: Curvature, change: torch.Tensor) -> float | None:
 
     A tied embedding is felt as a head and as a table.
     """
-    if curvature.felt is None:
+    if curvature.row_fisher is None:
         return None
     rows = change.reshape(-1, curvature.columns)
     factors = curvature.row_factors
     if factors is None:
-        nats = second_order_nats(rows, curvature.hessian, curvature.felt)
+        nats = second_order_nats(rows, curvature.hessian, curvature.row_fisher)
     else:
         nats = kronecker_nats(rows, curvature.hessian, factors)
     if curvature.lookup is not None:

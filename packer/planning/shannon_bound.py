@@ -189,8 +189,8 @@ def _row_values(curvature: Curvature, bank: int, banks: int) -> Floats:
     factors = curvature.row_factors
     if factors is not None:
         return _eigenvalues(factors[bank])
-    assert curvature.felt is not None
-    felt = curvature.felt.double().reshape(banks, -1)[bank].numpy()
+    assert curvature.row_fisher is not None
+    felt = curvature.row_fisher.double().reshape(banks, -1)[bank].numpy()
     return np.sort(felt)[::-1].copy()
 
 

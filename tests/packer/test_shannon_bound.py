@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packer.quantizers.choice import parse_choice
-from packer.quantizers.curvature import LEAST_FELT, Curvature
+from packer.quantizers.curvature import MIN_ROW_FISHER, Curvature
 from packer.quantizers.quantize import dequantize, quantize
 
 from packer import api
@@ -47,7 +47,7 @@ def test_white_weights_take_half_the_logarithm_of_their_ratio() -> None:
     white = Curvature(torch.eye(COLUMNS), torch.ones(ROWS), 1)
     matrices = gaussian_matrices("w", weight, white, 1.0)
     variance, count = float(weight.double().var(correction=0)), weight.numel()
-    felt = 1 + LEAST_FELT  # of each row
+    felt = 1 + MIN_ROW_FISHER  # of each row
     for distortion in (0.5 * variance, 0.01 * variance, 1e-6 * variance):
         bits = bits_at(matrices, 0.5 * count * felt * distortion)
         assert bits == pytest.approx(0.5 * count * math.log2(variance / distortion), rel=1e-6)

@@ -127,7 +127,7 @@ def test_steps_follow_the_cholesky_diagonal_and_the_rows_fisher(size, stride):
     pivots = torch.empty(size)
     pivots[factor.order] = factor.upper.diagonal()
     columns = (quantized.side["column"] / pivots).log2()
-    rows = (quantized.side["row"] * curvature.felt**0.375).log2()
+    rows = (quantized.side["row"] * curvature.row_fisher**0.375).log2()
     for logs in (columns, rows):
         middle = (logs.max() + logs.min()) / 2
         assert float((logs - middle).abs().max()) <= stride / 16 * 1.1

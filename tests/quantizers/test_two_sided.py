@@ -104,7 +104,7 @@ def test_it_lowers_the_damage_at_equal_steps(banks):
 def test_rows_have_their_own_fisher_on_the_diagonal():
     curvature = curved(6, 5)
     factors = curvature.row_factors
-    assert torch.allclose(factors[0].diagonal(), curvature.felt, rtol=1e-6)
+    assert torch.allclose(factors[0].diagonal(), curvature.row_fisher, rtol=1e-6)
     assert torch.allclose(factors[0, 0, 1], 0.7 * curvature.outputs[0, 1], rtol=1e-5)
     assert bool((torch.linalg.eigvalsh(factors[0].double()) > 0).all())
 
@@ -113,7 +113,7 @@ def test_a_row_that_was_silent_is_felt_all_the_same():
     fisher = torch.tensor([0.0, 2.0, 4.0])
     outputs = torch.tensor([[0.0, 0.0, 0.0], [0.0, 2.0, 1.0], [0.0, 1.0, 4.0]])
     silent = Curvature(torch.eye(2), fisher, 1000, outputs=outputs)
-    assert silent.felt.tolist() == pytest.approx([0.06, 2.06, 4.06])
+    assert silent.row_fisher.tolist() == pytest.approx([0.06, 2.06, 4.06])
     assert silent.row_factors[0].diagonal().tolist() == pytest.approx([0.06, 2.06, 4.06])
     assert float(silent.row_factors[0, 1, 2]) == pytest.approx(0.7)
     change = torch.tensor([[3.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
@@ -129,7 +129,7 @@ def test_curvature_of_outputs_is_asked_for_and_checked():
         quantize(weight, parse_choice("step+gptq2@0.5"), bare)
     with pytest.raises(FormatError, match=r"int6.row rounds by nearest or gptq"):
         parse_choice("int6.row+gptq2")
-    with pytest.raises(FormatError, match=r"outputs is .* beside a fisher of 6 rows"):
+    with pytest.raises(FormatError, match=r"outputs is .* with a fisher of 6 rows"):
         Curvature(curvature.hessian, curvature.fisher, 1000, outputs=moment(5, 1))
     with pytest.raises(FormatError, match="outputs is not symmetric"):
         Curvature(curvature.hessian, curvature.fisher, 1000, outputs=torch.ones(6, 6).triu())
