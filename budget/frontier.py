@@ -2,8 +2,9 @@
 
 The sweep is the Lagrangian relaxation of the multiple-choice knapsack (Sinha and Zoltners, "The
 Multiple-Choice Knapsack Problem", Operations Research 27, 1979): walking the hull steps of all
-tensors in the order of damage saved per byte gives every plan that is best for some price of a
-byte. Between those plans the straight line is a lower bound that no plan can beat.
+tensors in the order of damage saved per byte gives every plan that is best for some Lagrange
+multiplier (the price of a byte). Between those plans the straight line is a lower bound that no
+plan can beat.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class PlanningError(ValueError):
 class Candidate:
     """One tensor under one choice.
 
-    ``choice`` is text that is never looked into. ``size_bytes`` is everything in the artifact that
+    ``choice`` is an opaque label. ``size_bytes`` is everything in the artifact that
     depends on the choice, after entropy coding. ``weight_error`` is a role-weighted squared error;
     ``damage_bpb`` the predicted KL to the unquantized model in bits per byte, None without data.
     """
@@ -41,7 +42,7 @@ class Candidate:
 
     @property
     def damage(self) -> float:
-        """What plans add up: ``damage_bpb`` where it is known, else ``weight_error``."""
+        """The term of the plan's sum: ``damage_bpb`` where it is known, else ``weight_error``."""
         return self.weight_error if self.damage_bpb is None else self.damage_bpb
 
 
@@ -66,8 +67,8 @@ class Curve:
 class HullSteps:
     """The hull steps of several tensors, from the one that saves most damage per byte downwards.
 
-    Arrays [steps]: ``tensor`` and ``candidate`` (int64) say which tensor moves to which of its
-    undominated candidates, ``added_bytes`` (int64) and ``saved_damage`` (float64) what it brings.
+    Arrays [steps]: ``tensor`` (int64) moves to its undominated candidate ``candidate`` (int64), at
+    a cost of ``added_bytes`` (int64) and a gain of ``saved_damage`` (float64).
     """
 
     tensor: Ints
@@ -87,7 +88,7 @@ class HullSteps:
     def trace(self, start_bytes: int, end_damage: float) -> tuple[Ints, Floats]:
         """Bytes and damage before the first step and after each one, both [steps + 1]."""
         total_bytes = start_bytes + np.concatenate([[0], np.cumsum(self.added_bytes)])
-        # Summed from the small end: what is left after the big savings must not drown in them.
+        # Summed from the small end: rounding errors of the large savings must not swamp the small.
         saved_later = np.concatenate([[0.0], np.cumsum(self.saved_damage[::-1])])[::-1]
         return total_bytes.astype(np.int64), end_damage + saved_later
 
@@ -151,7 +152,7 @@ def sweep(candidates: Iterable[Candidate], *, fixed_bytes: int = 0) -> Curve:
     """The whole size/damage curve, from every tensor at its smallest to every tensor at its best.
 
     >>> sizes = {"int2": (10, 8.0), "int4": (20, 2.0), "fp16": (80, 0.0)}
-    >>> curve = sweep([Candidate("w", choice, *found) for choice, found in sizes.items()])
+    >>> curve = sweep([Candidate("w", choice, *measured) for choice, measured in sizes.items()])
     >>> curve.total_bytes.tolist(), curve.damage.tolist()
     ([10, 20, 80], [8.0, 2.0, 0.0])
 
@@ -169,7 +170,7 @@ def sweep(candidates: Iterable[Candidate], *, fixed_bytes: int = 0) -> Curve:
 
 
 def _hull(front: Sequence[Candidate]) -> list[int]:
-    """Where the corners of the lower convex hull stand among undominated candidates."""
+    """Indices of the corners of the lower convex hull among undominated candidates."""
     sizes = [candidate.size_bytes for candidate in front]
     damages = [candidate.damage for candidate in front]
     corners = [0]

@@ -57,10 +57,11 @@ class Plan:
     """One candidate for every tensor, by tensor name, and the account they were chosen for.
 
     ``header_bytes`` is the part of the artifact that no choice changes, ``code_bytes`` the counted
-    code (0 when none was named), ``margin_bytes`` what is left free on purpose. ``damage_kind`` is
-    "damage_bpb" when every candidate has it, else "weight_error". ``price`` is the damage that one
-    more byte would save, 0 when nothing larger would help. ``gap`` is proven: no plan that fits
-    does less than ``damage * (1 - gap)``, to float64 rounding; 0 means that the plan is optimal.
+    code (0 without any), ``margin_bytes`` the bytes reserved below the cap. ``damage_kind`` is
+    "damage_bpb" when every candidate has it, else "weight_error". ``price`` is the
+    Lagrange multiplier, the damage that one more byte would save; 0 when no larger plan is better.
+    ``gap`` is proven: no plan that fits does less than ``damage * (1 - gap)``, to float64 rounding;
+    0 means that the plan is optimal.
     """
 
     chosen: tuple[Candidate, ...]
@@ -89,7 +90,7 @@ class Plan:
 
     @property
     def unused_bytes(self) -> int:
-        """What is left under the cap, the margin included."""
+        """Bytes left below the cap, the margin included."""
         return self.cap_bytes - self.total_bytes
 
     @property
@@ -111,10 +112,10 @@ def plan_to_cap(
 
     The order of the candidates does not matter. The search keeps at most ``max_partial_plans``
     at a time (real models need hundreds); only when that forces it to drop some can the plan be
-    less than optimal, and then ``gap`` says by how much at most. The limit is not one of time, so
-    a slow or busy machine makes the same plan.
+    less than optimal, and then ``gap`` bounds by how much. The limit is not one of time, so that a
+    slow or busy machine makes the same plan.
 
-    Raises PlanningError for candidates or byte counts that make no sense, naming the tensor, and
+    Raises PlanningError for invalid candidates or byte counts, naming the tensor, and
     InfeasibleCap when even the smallest candidates do not fit.
     """
     account = {"code": code_bytes, "header": header_bytes, "margin": margin_bytes}
@@ -193,7 +194,7 @@ class _Relaxation:
         )
 
     def bounds(self, room: Ints) -> Floats:
-        """The damage that nothing within ``room`` bytes goes below; infinite if nothing fits."""
+        """A lower bound of the damage within ``room`` bytes; infinite if nothing fits."""
         return np.interp(room, self.total_bytes, self.damage, left=np.inf)
 
     def reached(self, room: Ints) -> Floats:

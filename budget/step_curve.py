@@ -1,4 +1,4 @@
-"""Size and damage of a tensor between the steps that were measured."""
+"""Size and damage of a tensor, interpolated between the step sizes that were measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.interpolate import make_interp_spline
 
-PARTS_OF_AN_OCTAVE = 64
+PARTS_OF_AN_OCTAVE = 64  # of the grid on which the least cost is searched
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,10 @@ class StepPoint:
 def best_step(points: Sequence[StepPoint], price: float) -> tuple[float, float]:
     """(step, cost) of least damage + price · bytes between the smallest and the largest step.
 
-    price: damage a byte, of a plan. Bytes and the logarithm of damage are taken to be smooth in the
-    logarithm of the step: at high rates a step half as wide costs a bit a weight and leaves a
-    quarter of the damage. Cubic splines through all points; fewer than four give a lower degree.
+    price: a plan's Lagrange multiplier, damage per byte. Bytes and the logarithm of damage are
+    interpolated in the logarithm of the step: at high rates half the step costs one bit per weight
+    more and leaves a quarter of the damage. Cubic splines through all points, of lower degree for
+    fewer than four.
     """
     by_step = sorted(points, key=lambda point: point.step)
     octaves = np.log2([point.step for point in by_step])

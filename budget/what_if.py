@@ -1,4 +1,4 @@
-"""What a plan would become under another cap, by solving exactly anew."""
+"""The best plan under other caps, each solved exactly."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def what_if(
     plan: Plan,
     offsets: Sequence[int] = (-200_000, -50_000, 50_000, 200_000),
 ) -> tuple[WhatIf, ...]:
-    """What the plan would become with its cap moved by each offset, by solving exactly anew.
+    """The best plan with the cap moved by each offset, each solved exactly.
 
-    ``candidates`` are those the plan was made from. Raises PlanningError as plan_to_cap does, but
-    for a cap that nothing fits under: that is an answer.
+    ``candidates`` are those the plan was made from. Raises PlanningError as plan_to_cap does,
+    except for a cap under which nothing fits: that is an answer.
     """
     candidates = tuple(candidates)
     return tuple(_plan_moved(candidates, plan, offset) for offset in offsets)

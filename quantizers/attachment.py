@@ -1,4 +1,4 @@
-"""Fake quantization on the parameters of a module, by name: on, off, annealed, held or learned."""
+"""Fake quantization of the parameters of a module, by name: on, off, annealed, held or learned."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def attach(
 ) -> tuple[str, ...]:
     """Fake-quantize parameters of `module` by name, and every other name of a tied parameter.
 
-    `raw` keeps a weight as it is and needs no wrapper. Where a parameter has several names, their
+    `raw` does not quantize and needs no wrapper. Where a parameter has several names, their
     choices must agree. Call before `torch.compile`. Rules that search (`mse`, `percentile`) do so
     at every step, which only `held` spares; with `learned`, integer formats learn their step
     instead of choosing it (see `current_choices`). While attached, a parameter `a.weight` is called
@@ -44,8 +44,9 @@ def attach(
             raise FormatError(f"{plain_name(name)} is fake-quantized already; detach it first")
     wanted: dict[int, tuple[str, Choice]] = {}
     for name in (name for name in choices if name in parameters):
-        given, parameter = choices[name], parameters[name]
-        choice = parse_choice(given) if isinstance(given, str) else given
+        choice, parameter = choices[name], parameters[name]
+        if isinstance(choice, str):
+            choice = parse_choice(choice)
         if not isinstance(choice.format, Passthrough):
             try:
                 check_faked(parameter, choice)
@@ -91,7 +92,7 @@ def set_strength(module: nn.Module, strength: float) -> None:
 
 
 def hold_scales(module: nn.Module) -> None:
-    """Choose the held scales of every attached parameter anew, from its weight as it is now."""
+    """Recompute the held scales of every attached parameter from its current weight."""
     for attached in module.modules():
         if isinstance(attached, parametrize.ParametrizationList):
             wrapper, weight = attached[0], attached.original
@@ -100,9 +101,9 @@ def hold_scales(module: nn.Module) -> None:
 
 
 def current_choices(module: nn.Module) -> dict[str, Choice]:
-    """Parameter name -> the choice that packs it as it is trained now, for all that are attached.
+    """Parameter name -> the choice under which its current state packs, of all that are attached.
 
-    A learned step is spelled as what it is in standard deviations, `kstd@`.
+    A learned step is given in standard deviations, `kstd@`.
     """
     return {
         plain_name(f"{path}{ORIGINAL}"): attached[0].current_choice()
@@ -113,7 +114,7 @@ def current_choices(module: nn.Module) -> dict[str, Choice]:
 
 
 def plain_name(name: str) -> str:
-    """`a.weight` of `a.parametrizations.weight.original`; any other name as it is."""
+    """`a.weight` of `a.parametrizations.weight.original`; any other name unchanged."""
     if not name.endswith(ORIGINAL) or PARAMETRIZATIONS not in name:
         return name
     path, _, leaf = name.removesuffix(ORIGINAL).rpartition(PARAMETRIZATIONS)

@@ -1,4 +1,4 @@
-"""A choice: format, coder and the way codes are chosen, as one line of text.
+"""A choice: format, coder, range rule and rounding of a tensor, as one line of text.
 
 Grammar: `format[~coder][+step[@value]]...`, for instance `int6.row`, `fp16~brotli`,
 `int6.row+percentile`, `int8.row~zstd+kstd@12.85`, `int5.row+prune@0.02`, `ternary.row+absmean`,
@@ -35,7 +35,8 @@ class Choice:
     """format: how codes become weights. coder: how codes become bytes; None lets the packer choose.
 
     range_rule: how a row's scale is chosen; range_value: its parameter (k of `kstd`).
-    reach: codes are held to ±reach, fewer than the format has; None: all of them.
+    reach: the largest code (clip level), below that of the format: codes lie in ±reach, and the
+        range rule chooses the scale for them; None: all codes of the format.
     prune: fraction of smallest magnitudes set to zero first, in [0, 1).
     rounding: how codes are chosen under a scale; `gptq` needs curvature, and `gptq2` also that of
         outputs.
@@ -62,7 +63,7 @@ class Choice:
             )
         if isinstance(self.format, Passthrough):
             if self.range_rule or self.reach or self.prune or self.rounding != "nearest":
-                raise FormatError(f"{self.format} keeps weights as they are: it takes no + steps")
+                raise FormatError(f"{self.format} does not quantize weights: it takes no + steps")
             return
         if isinstance(self.format, Stepped):
             self._check_stepped(self.format)
@@ -159,7 +160,7 @@ def parse_choice(text: str) -> Choice:
     >>> choice = parse_choice("int6.row~brotli+kstd@12.85+gptq")
     >>> choice.format.bits, choice.coder, choice.range_value, choice.rounding
     (6, 'brotli', 12.85, 'gptq')
-    >>> str(parse_choice("int8.row+absmax"))  # what goes without saying is not spelled
+    >>> str(parse_choice("int8.row+absmax"))  # defaults are not spelled
     'int8.row'
 
     Raises FormatError: unknown format, coder or step, a step given twice, a bad number.
@@ -167,41 +168,41 @@ def parse_choice(text: str) -> Choice:
     head, *steps = text.split("+")
     name, tilde, coder = head.partition("~")
     format = parse_format(name)
-    found = _parse_steps(text, steps)
+    fields = _parse_steps(text, steps)
     return Choice(
         format,
         coder if tilde else None,
-        found.pop("range_rule", default_range(format)),
-        found.pop("range_value", None),
-        **found,
+        fields.pop("range_rule", default_range(format)),
+        fields.pop("range_value", None),
+        **fields,
     )
 
 
 def _parse_steps(text: str, steps: Sequence[str]) -> dict[str, Any]:
     """The fields of a choice that its steps give, each at most once."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for step in steps:
         word, at, number = step.partition("@")
         value = _parse_number(text, number) if at else None
-        if word == "prune" and word not in found:
+        if word == "prune" and word not in fields:
             if value is None:
                 raise FormatError(f"{text!r}: prune comes with a fraction: prune@0.02")
-            found["prune"] = value
-        elif word == "reach" and word not in found:
+            fields["prune"] = value
+        elif word == "reach" and word not in fields:
             if value is None or not value.is_integer():
                 raise FormatError(f"{text!r}: reach comes with a whole number: reach@20")
-            found["reach"] = int(value)
-        elif word == "ascending" and word not in found and not at:
-            found["ascending"] = True
-        elif word in ROUNDINGS and "rounding" not in found and (word != "nearest" or at):
-            found["rounding"], found["step"] = word, value
-        elif word in (*UNIFORM_RANGES, *TERNARY_RANGES) and "range_rule" not in found:
-            found["range_rule"], found["range_value"] = word, value
+            fields["reach"] = int(value)
+        elif word == "ascending" and word not in fields and not at:
+            fields["ascending"] = True
+        elif word in ROUNDINGS and "rounding" not in fields and (word != "nearest" or at):
+            fields["rounding"], fields["step"] = word, value
+        elif word in (*UNIFORM_RANGES, *TERNARY_RANGES) and "range_rule" not in fields:
+            fields["range_rule"], fields["range_value"] = word, value
         else:
             raise FormatError(
                 f"{text!r}: step {word!r} is unknown, given twice, or a second range rule"
             )
-    return found
+    return fields
 
 
 def _parse_number(text: str, number: str) -> float:

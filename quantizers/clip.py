@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 import torch
 
-# GPTQ-lite's list (openai/parameter-golf PR #414).
+# Of GPTQ-lite (openai/parameter-golf PR #414).
 PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
 _SEARCH_BLOCK_ELEMENTS = 1 << 18  # bounds the working memory of the search to tens of megabytes
 _LARGEST_PATTERN = 0x7BFF  # of the largest finite float16
 
 
 def store_scale(scale: torch.Tensor, absmax: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Scales [rows] as they are stored: rounded to `dtype`, finite, positive for rows with weights.
+    """Stored scales [rows]: rounded to `dtype`, finite, positive for rows with weights.
 
     A scale that would round to zero becomes the smallest positive number, one that would overflow
     the largest; rows of zeros get scale 0.

@@ -1,8 +1,8 @@
 """The inner loops of GPTQ, compiled: weights of a block, one after another.
 
-Every weight waits for those left of it, in two-sided GPTQ for those above it too, and rounding one
-takes less time than a call into torch. Compiled when first used, and kept beside this file or in
-the user's cache.
+Every weight depends on those to its left, in two-sided GPTQ on those above it too, and rounding one
+takes less time than a call into torch. Compiled by numba on first use; the machine code is cached
+in a folder next to this file or in the user's cache.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ Loop = TypeVar("Loop", bound=Callable[..., object])
 
 
 def compiled(loop: Loop) -> Loop:
-    """Without fast math: sums are in the order written, on every machine.
+    """The loop under numba, without fast math: the order of sums is the same on every machine.
 
-    Where a shipped bundle finds no numba, the loop itself, some hundred times slower.
+    Without numba, as a shipped bundle may be, the loop itself, about a hundred times slower.
     """
-    made: Any = loop
+    function: Any = loop
     try:
         import numba
 
-        made = numba.njit(nogil=True, error_model="numpy")(loop)
-        made = numba.njit(cache=True, nogil=True, error_model="numpy")(loop)
-    except (ImportError, RuntimeError):  # the latter: no folder to keep it in can be written
+        function = numba.njit(nogil=True, error_model="numpy")(loop)
+        function = numba.njit(cache=True, nogil=True, error_model="numpy")(loop)
+    except (ImportError, RuntimeError):  # the latter: no folder for the cache is writable
         pass
-    return made  # type: ignore[no-any-return]
+    return function  # type: ignore[no-any-return]
 
 
 @compiled
@@ -57,7 +57,7 @@ def round_rows(
 ) -> tuple[Floats, Floats]:
     """(codes, E), both float32 [rows, columns], names as in rounding.py.
 
-    X [rows, columns], which is changed; U [columns, columns]; scale [rows]. nearer [4]: how much
+    X [rows, columns], overwritten; U [columns, columns]; scale [rows]. nearer [4]: how much
     nearer to zero a code of that size lies, in steps. forced [rows, columns], or [0, 0]: weights
     whose code is 0.
     """
@@ -70,7 +70,7 @@ def round_rows(
             q, value = nearest(X[i, j], scale[i], nearer, low, high)
             if any_forced and forced[i, j]:
                 q, value = np.float32(0), np.float32(0)
-            e = (X[i, j] - value) / U[j, j]
+            e = (X[i, j] - value) / U[j, j]  # error over pivot
             codes[i, j], E[i, j] = q, e
             for right in range(j + 1, width):
                 X[i, right] -= e * U[j, right]
@@ -90,7 +90,7 @@ def round_tile(
 ) -> tuple[Floats, Floats, Floats]:
     """(codes, Y, Z), all float32 [rows, columns], names as in two_sided.py.
 
-    X, A [rows, columns], which are changed; U [columns, columns] and V [rows, rows] of this tile;
+    X, A [rows, columns], overwritten; U [columns, columns] and V [rows, rows] of this tile;
     scale [rows]; nearer as of `round_rows`.
     """
     height, width = X.shape
@@ -100,7 +100,7 @@ def round_tile(
         for above in range(i):
             v = V[above, i]
             for j in range(width):
-                A[i, j] += Z[above, j] * v
+                A[i, j] += Z[above, j] * v  # Zᵀ V
         for j in range(width):
             pivot = U[j, j]
             q, value = nearest(X[i, j] + pivot * A[i, j], scale[i], nearer, low, high)
@@ -108,5 +108,5 @@ def round_tile(
             codes[i, j], Y[i, j] = q, y
             Z[i, j] = (y - A[i, j]) / V[i, i]
             for right in range(j + 1, width):
-                X[i, right] += y * U[j, right]
+                X[i, right] += y * U[j, right]  # Y U
     return codes, Y, Z

@@ -1,4 +1,4 @@
-"""Codes and side values back to weights: the only place where that arithmetic is written.
+"""Codes and side values to weights: the one implementation of that arithmetic.
 
 Training, measuring and unpacking call these functions, and the shipped loader contains their source
 text; they may therefore use nothing but their arguments and torch.
@@ -56,8 +56,8 @@ def dequantize_stepped(
 
 
 def code_values(codes: torch.Tensor, shrink: int) -> torch.Tensor:
-    """What float codes stand for: ±1 lies shrink/256 nearer to zero, ±2 half, others a quarter of
-    that (in 256ths, rounded down). Exact in float32.
+    """Values of float codes, in steps: ±1 lies shrink/256 nearer to zero, ±2 half, others a
+    quarter of that (in 256ths, rounded down). Exact in float32.
     """
     if shrink == 0:
         return codes

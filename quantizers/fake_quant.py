@@ -1,9 +1,9 @@
-"""Fake quantization for training: the forward value is what packing and unpacking would give.
+"""Fake quantization for training: the forward value is that after packing and unpacking.
 
 The backward pass is the straight-through estimator: the gradient reaches the weight as it came
 (Bengio, Léonard and Courville, arXiv:1308.3432), also where a code was clipped or a weight pruned.
-Stopping it there would leave a clipped weight no way back but weight decay while its scale is held,
-and a pruned weight none at all.
+Stopping it there would leave a clipped weight only weight decay to return by while its scale is
+held, and a pruned weight nothing.
 
 Rounding is annealed by `strength` in [0, 1]: the forward value is weight + strength · (decoded -
 weight), the blend of Liu and Mattina (arXiv:1903.01061); at 1 it is the decoded value to the bit.
@@ -161,7 +161,7 @@ _blended.register_autograd(_straight_through)
 
 
 class FakeQuantized(nn.Module):
-    """A parametrization: the parameter is the full-precision weight, what is read is its decoded.
+    """A parametrization: the parameter holds the full-precision weight, reads give the decoded one.
 
     Attributes:
         strength: float32 scalar in [0, 1], a buffer: fill it in place to switch or to anneal.
@@ -186,10 +186,10 @@ class FakeQuantized(nn.Module):
         return fake_quantize(weight, self.choice, strength=self.strength, scale=self.scale)
 
     def current_choice(self) -> Choice:
-        """What packs the weight as it is trained now."""
+        """The choice under which the current weight packs."""
         return self.choice
 
     def hold(self, weight: torch.Tensor) -> None:
-        """Choose held scales anew from `weight`; nothing to do where none are held."""
+        """Recompute held scales from `weight`; without held scales, do nothing."""
         if self.scale is not None:
             self.scale.copy_(stored_scale(weight, self.choice))

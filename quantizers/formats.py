@@ -1,4 +1,4 @@
-"""Formats: how stored codes become weights. A format is all that a decoder knows of a tensor.
+"""Formats: how stored codes become weights. A decoder knows nothing else of a tensor.
 
 How the codes were chosen (clip search, rounding, pruning) is another axis and never reaches a file.
 """
@@ -21,7 +21,7 @@ class FormatError(ValueError):
 
 @dataclass(frozen=True)
 class Passthrough:
-    """Weights kept as they are (`raw`) or cast to a float type; codes are the bit patterns."""
+    """Weights without quantization (`raw`) or cast to a float type; codes are the bit patterns."""
 
     dtype: str  # raw, fp32, fp16, bf16
 
@@ -122,7 +122,7 @@ class Stepped:
     """Integers without a clip times a step per row (`rows`) and a step per column (`columns`).
 
     Without `rows` one step serves the whole tensor. Steps lie on the grid of step_grid.py. Codes
-    beside 0 stand for values a little nearer to zero, where the weights are denser: see
+    other than 0 are reconstructed a little nearer to zero, where weights are denser: see
     `dequantize.code_values`. On a `trellis` steps are finer, and a code says which codes may follow
     it in the next row: see trellis_path.py.
     """
@@ -143,13 +143,13 @@ ScaledFormat = Uniform | Ternary | LowRank
 MAX_RANK = 255
 LARGEST_PRODUCT = 127 * 127 * MAX_RANK  # of two factors, summed over all components
 FACTOR_BITS = (2, 4, 8)
-FACTORS = ("left", "rank_scale", "right")  # side values of a LowRank format beside `scale`
+FACTORS = ("left", "rank_scale", "right")  # side values of a LowRank format, besides `scale`
 _LOW_RANK = re.compile(r"(.+)\.rank(\d{1,3})x(\d)")
 _UNIFORM = re.compile(r"int(\d)\.(row|tensor)(\.wide)?(\.scale32)?")
 STEPPED = {
-    str(made): made for made in (Stepped(r, c) for r in (True, False) for c in (True, False))
+    str(format): format for format in (Stepped(r, c) for r in (True, False) for c in (True, False))
 }
-TRELLIS = {str(made): made for made in (replace(one, trellis=True) for one in STEPPED.values())}
+TRELLIS = {str(format): format for format in (replace(f, trellis=True) for f in STEPPED.values())}
 PASSTHROUGH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -245,9 +245,9 @@ class QuantizedTensor:
         wanted = {"row": rows if format.rows else 1, "shrink": 1}
         if format.columns:
             wanted["column"] = columns
-        found = {name: list(values.shape) for name, values in self.side.items()}
-        if found != {name: [count] for name, count in wanted.items()}:
-            raise FormatError(f"{format} has side values of lengths {wanted}, found {found}")
+        lengths = {name: list(values.shape) for name, values in self.side.items()}
+        if lengths != {name: [count] for name, count in wanted.items()}:
+            raise FormatError(f"{format} has side values of lengths {wanted}, found {lengths}")
         if self.side["shrink"].dtype != torch.uint8 or int(self.side["shrink"]) > MAX_SHRINK:
             raise FormatError(f"{format}: shrink is a uint8 of at most {MAX_SHRINK}")
         for name in ("row", "column") if format.columns else ("row",):
@@ -273,8 +273,8 @@ class QuantizedTensor:
                 f"{format} with {rows} rows has {scale_dtype(format)} scales [{count}], "
                 f"found {scale.dtype} {list(scale.shape)}"
             )
-        reach = scale.float() * -format.code_min
-        if not bool((torch.isfinite(reach) & (scale >= 0)).all()):
+        largest = scale.float() * -format.code_min
+        if not bool((torch.isfinite(largest) & (scale >= 0)).all()):
             raise FormatError(f"{format}: a scale is negative, not finite, or overflows float32")
 
     def _check_factors(self, format: LowRank, rows: int, columns: int) -> None:

@@ -2,7 +2,7 @@
 
 What is learned is k, the clip in standard deviations of each row (or of the tensor): the step is
 k · std / code_max. A k can be spelled in a choice, `int6.row+kstd@12.85`, so packing needs nothing
-more than the choice to give back the very weights that were trained.
+more than the choice to reproduce the weights that were trained.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _decoded(
 
 @torch.library.custom_op("bytecap::step_slope", mutates_args=(), schema=SLOPE_SCHEMA)
 def _slope(weight: torch.Tensor, log_k: torch.Tensor, choice: str) -> torch.Tensor:
-    """What a decoded weight gains per unit of log k: itself, less the weight unless it is clipped.
+    """The derivative of a decoded weight by log k: itself, less the weight unless it is clipped.
 
     d(s · q) / ds is q - w / s inside the range and q outside (LSQ, equation 3); times s.
     """
@@ -124,8 +124,8 @@ class LearnedStep(FakeQuantized):
         self.log_k = nn.Parameter(torch.tensor(math.log(k), device=weight.device))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = _decoded(weight, self.log_k, str(self.choice), self.strength)
-        return found
+        decoded: torch.Tensor = _decoded(weight, self.log_k, str(self.choice), self.strength)
+        return decoded
 
     def current_choice(self) -> Choice:
         k = float(self.log_k.detach().float().exp())

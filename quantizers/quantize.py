@@ -42,7 +42,7 @@ from .rounding import HessianFactor, RoundingReport, factorize, round_with, toge
 from .stepping import step_sizes, stepped_codes
 from .trellis import trellis_codes
 
-KEPT_FACTORS = 8  # of the tensors that are worked on at once
+KEPT_FACTORS = 8  # cached: of the tensors that are quantized in parallel
 
 
 def quantize(
@@ -59,7 +59,7 @@ def quantize(
 def quantize_reported(
     weight: torch.Tensor, choice: Choice, curvature: Curvature | None = None
 ) -> tuple[QuantizedTensor, RoundingReport | None]:
-    """`quantize`, and what became of GPTQ; None where the choice has no +gptq."""
+    """`quantize`, and the report of GPTQ; None where the choice has no +gptq."""
     shape, dtype = tuple(weight.shape), weight.dtype
     if isinstance(choice.format, Passthrough):
         codes = _stored_bytes(weight, choice.format)
@@ -82,15 +82,15 @@ def quantize_reported(
     if isinstance(choice.format, LowRank):
         if curvature is not None:
             curvature.check_shape(shape)
-        left_over = whole - codes.float() * scale.float()[:, None]
-        side |= correction(left_over, choice.format, curvature)
+        residual = whole - codes.float() * scale.float()[:, None]  # [rows, columns]
+        side |= correction(residual, choice.format, curvature)
     return QuantizedTensor(choice.format, shape, dtype, codes, side), report
 
 
 def _stepped(
     weight: torch.Tensor, choice: Choice, format: Stepped, curvature: Curvature | None
 ) -> tuple[QuantizedTensor, RoundingReport | None]:
-    """With nearest rounding, curvature is not looked at."""
+    """Codes and steps of a stepped format; nearest rounding ignores curvature."""
     shape, rows = tuple(weight.shape), weight.float().reshape(row_shape(tuple(weight.shape)))
     assert choice.step is not None
     factors: tuple[HessianFactor, ...] = ()
@@ -99,7 +99,7 @@ def _stepped(
         factors = _factors(_needed(choice, curvature, shape), choice.ascending)
     if choice.rounding == "gptq2":
         outputs = _output_factors(choice, _needed(choice, curvature, shape))
-        if format.trellis:  # its path runs down the rows as they stand
+        if format.trellis:  # its path runs down the rows in stored order
             outputs = _ordered_output_factors(_needed(choice, curvature, shape))
     side = step_sizes(rows, format, choice.step, curvature if factors else None, factors, outputs)
     if format.trellis:
@@ -141,7 +141,7 @@ def _gptq_codes(
 
 @functools.lru_cache(maxsize=KEPT_FACTORS)
 def _factors(curvature: Curvature, ascending: bool) -> tuple[HessianFactor, ...]:
-    """A factor per bank, kept for a while, because a tensor is measured under many choices."""
+    """A factor per bank, cached because a tensor is measured under many choices."""
     hessian = curvature.rounding_hessian
     banks = hessian if hessian.dim() == 3 else hessian[None]
     order = "ascending" if ascending else "descending"
@@ -162,10 +162,12 @@ def _ordered_output_factors(curvature: Curvature) -> tuple[HessianFactor, ...]:
 
 
 def _output_factors(choice: Choice, curvature: Curvature) -> tuple[HessianFactor, ...]:
-    """Raises FormatError: the curvature says nothing of outputs."""
+    """The factors of G, one per bank. Raises FormatError: curvature without outputs."""
     factors = _kept_output_factors(curvature)
     if factors is None:
-        raise FormatError(f"{choice} needs the curvature of outputs, which this tensor has not")
+        raise FormatError(
+            f"{choice} needs the curvature of outputs, which this tensor does not have"
+        )
     return factors
 
 

@@ -20,8 +20,8 @@ MAX_SHRINK = 127  # in 256ths of a step
 def step_values(indices: np.ndarray) -> np.ndarray:
     """float32 [count] of integer indices [count] between the smallest and the largest."""
     mantissas = np.array(MANTISSAS, dtype=np.float32)[indices % PER_OCTAVE]
-    found: np.ndarray = np.ldexp(mantissas, (indices // PER_OCTAVE - 23).astype(np.int32))
-    return found
+    steps: np.ndarray = np.ldexp(mantissas, (indices // PER_OCTAVE - 23).astype(np.int32))
+    return steps
 
 
 def steps_of(indices: np.ndarray) -> torch.Tensor:

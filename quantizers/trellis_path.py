@@ -1,4 +1,4 @@
-"""The trellis: which codes may follow which, down the rows of a column.
+"""The trellis: which codes may follow which, down the rows of a column (Ungerboeck 1982).
 
 Codes are whole multiples of a fine step. In a state that allows the even ones, and in one that
 allows 0 and the odd ones, the k-th allowed code is called symbol k; the parity of the symbol leads
@@ -31,13 +31,13 @@ def on_trellis(codes: np.ndarray) -> bool:
 
 
 def symbols_of(codes: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """int64: the symbols that codes are called in these states."""
+    """int64: the symbols of codes in these states, of the same shape."""
     wide = codes.astype(np.int64)
-    found: np.ndarray = (wide + np.sign(wide) * (states & 1)) // 2
-    return found
+    symbols: np.ndarray = (wide + np.sign(wide) * (states & 1)) // 2
+    return symbols
 
 
 def codes_of(symbols: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """int64: the codes that symbols stand for in these states."""
-    found: np.ndarray = 2 * symbols - np.sign(symbols) * (states & 1)
-    return found
+    """int64: the codes of symbols in these states, of the same shape."""
+    codes: np.ndarray = 2 * symbols - np.sign(symbols) * (states & 1)
+    return codes

@@ -2,4 +2,4 @@
 
 
 class ArtifactError(Exception):
-    """Bytes that are not an artifact, or a damaged one; says what was found where."""
+    """Bytes that are not an artifact, or a damaged one; names what was found and where."""

@@ -1,4 +1,4 @@
-"""Artifacts on disk: told by their magic, and every refusal names the file."""
+"""Artifacts on disk, recognized by their magic; every error names the file."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Artifact bytes to weights. The layout is specified in docs/format.md.
 
 This module is closed: the standard library, numpy, torch, the codecs a file uses, and the
-dequantize functions. Its source text is what the shipped loader is made of, so codecs are imported
-where they are used: a loader needs only the packages that its own file needs.
+dequantize functions. Its source text goes into the shipped loader, so codecs are imported where
+they are used: a loader needs only the packages that its own file needs.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ DTYPES = (
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor as it lies in the file; streams are (coder, bytes).
+    """One tensor of the file, not yet decoded; streams are (coder, bytes).
 
     rank: of the correction, 0 without one. factor_bits: of its factors. factors: its streams, of
-    rank_scale, left and right. steps: of a stepped format, of rows and then of columns; shrink: how
-    much nearer to zero its codes lie; steps_bytes: what both take.
+    rank_scale, left and right. steps: of a stepped format, of rows and then of columns; shrink: its
+    reconstruction offset, in 256ths of a step; steps_bytes: the size of both.
     """
 
     name: str
@@ -83,8 +83,8 @@ class StoredTensor:
 class StoredArtifact:
     """The parsed file. Tensors are in file order, which is sorted by name.
 
-    cap_bytes, code_bytes: what the file was made for. ties: tied name -> stored name.
-    header_bytes: everything but the tensors, checksum included.
+    cap_bytes, code_bytes: the cap and counted code that the file was packed for. ties: tied name ->
+    stored name. header_bytes: everything but the tensors, checksum included.
     """
 
     cap_bytes: int

@@ -43,7 +43,7 @@ _PASSTHROUGH = ("raw", "fp32", "fp16", "bf16")
 
 @dataclass(frozen=True)
 class EncodedTensor:
-    """One tensor as it will lie in the file, and what its parts weigh.
+    """The encoded tensor of a file, and the sizes of its parts.
 
     block: the record with all streams. side_bytes: the streams of scales and of a correction of low
     rank. payload_bytes: the codes' stream. The rest of the block is framing.
@@ -137,7 +137,7 @@ def assemble(header: bytes, blocks: Sequence[bytes], cap_bytes: int, code_bytes:
 
 
 def encode_tensor(quantized: QuantizedTensor, coder: str | None = None) -> EncodedTensor:
-    """The block of one tensor: the same bytes wherever it stands in the file."""
+    """The block of one tensor: the same bytes at any place in the file."""
     if isinstance(quantized.format, Passthrough):
         return _encode_kept(quantized, coder)
     if isinstance(quantized.format, Stepped):
@@ -154,10 +154,10 @@ def _encode_kept(quantized: QuantizedTensor, coder: str | None) -> EncodedTensor
 def _encode_scaled(quantized: QuantizedTensor, coder: str | None) -> EncodedTensor:
     scale = quantized.side["scale"]
     payload = encode_stream(quantized.codes.numpy(), coder, scale.float().numpy())
-    aside = beside(coder)
+    side_coder = scale_coder(coder)
     corrected = isinstance(quantized.format, LowRank)
-    side = _encode_numbers(scale, aside)
-    factors = _encode_factors(quantized, aside) if corrected else []
+    side = _encode_numbers(scale, side_coder)
+    factors = _encode_factors(quantized, side_coder) if corrected else []
     block = b"".join(
         [
             format_bytes(quantized.format),
@@ -168,9 +168,9 @@ def _encode_scaled(quantized: QuantizedTensor, coder: str | None) -> EncodedTens
     return EncodedTensor(block, CODER_NAMES[payload[0]], side_bytes, len(payload[1]))
 
 
-def beside(coder: str | None) -> str | None:
-    """The coder of streams of side values, for codes of this coder: without constriction too where
-    the codes are, else the smallest.
+def scale_coder(coder: str | None) -> str | None:
+    """The coder for scales and factors: free of constriction if the codes' coder is, else the
+    smallest.
     """
     return "numpy" if coder == "numpy" else None
 
@@ -179,9 +179,9 @@ def _encode_stepped(
     quantized: QuantizedTensor, format: Stepped, coder: str | None
 ) -> EncodedTensor:
     row, column = quantized.side["row"], quantized.side.get("column")
-    steps = _encode_steps(row, format.rows, beside(coder))
+    steps = _encode_steps(row, format.rows, scale_coder(coder))
     if column is not None:
-        steps += _encode_steps(column, True, beside(coder))
+        steps += _encode_steps(column, True, scale_coder(coder))
     scales = row.numpy(), None if column is None else column.numpy()
     name = coder or "ans"
     codes = quantized.codes.numpy()
@@ -225,7 +225,7 @@ def _stream(coder: int, data: bytes) -> bytes:
 
 
 def format_bytes(format: TensorFormat) -> bytes:
-    """How a block begins."""
+    """The first bytes of a block."""
     if isinstance(format, Stepped):
         return bytes([STEPPED_BYTE | format.trellis << 2 | format.rows << 1 | int(format.columns)])
     if isinstance(format, LowRank):

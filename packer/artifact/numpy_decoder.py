@@ -1,4 +1,4 @@
-"""Artifact bytes to weights as numpy arrays, without torch: what a loader of coder `numpy` reads.
+"""Artifact bytes to weights as numpy arrays, without torch, for loaders of coder `numpy`.
 
 Like decoder.py this module is closed and part of the shipped loader. Its arithmetic is that of
 dequantize.py, operation by operation in float32, so that every bit agrees.
@@ -98,7 +98,7 @@ def stepped_values(codes: Array, row: Array, column: Array | None, shrink: Array
 
 
 def cast(values: Array, dtype: str) -> Array:
-    """To a dtype by name: floats to bfloat16 are rounded to even, bits stay as they are."""
+    """To a dtype by name: floats to bfloat16 are rounded to even, bits are unchanged."""
     if dtype != "bfloat16" or values.dtype.kind != "f":
         return values.astype(bits_dtype(dtype))
     bits = values.astype("f4").view("u4")

@@ -1,4 +1,4 @@
-"""Stepped formats: steps and codes of one tensor out of its streams.
+"""Stepped formats: steps and codes of one tensor from its streams.
 
 Like decoder.py this module is closed and part of the shipped loader. docs/format.md specifies it.
 """
@@ -79,7 +79,7 @@ def decode_stepped(
     columns: int,
     trellis: int = 0,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any] | None, npt.NDArray[Any]]:
-    """(int16 codes [rows, columns], row, column or None, uint8 shrink [1]): what dequantizes.
+    """(int16 codes [rows, columns], row, column or None, uint8 shrink [1]), for dequantize_stepped.
 
     Raises ArtifactError.
     """

@@ -26,7 +26,7 @@ LEVELS = 128
 
 Buffer = bytes | memoryview
 Model = Callable[[npt.NDArray[Any]], Any]
-"""Makes integer counts the model that a coder decodes symbols with."""
+"""From integer counts to the model under which a coder decodes symbols."""
 
 
 def decode_elements(stream: tuple[int, Buffer], count: int, itemsize: int) -> npt.NDArray[np.uint8]:
@@ -47,7 +47,7 @@ def decode_stream(
 
 
 def decompress(coder: int, data: Buffer, length: int) -> Buffer:
-    """Exactly `length` bytes, or ArtifactError; never makes much more than that."""
+    """Exactly `length` bytes, or ArtifactError; never allocates much more than that."""
     try:
         raw = expanded(coder, data, length)
     except ArtifactError:
@@ -132,8 +132,9 @@ def decode_ans(
 
     First byte: bits 0-1 how rows are classed (0 one class, 1 by rank of their scale, 2 stored,
     3 each row its own), bits 2-3 log2 of row classes, bits 4-5 log2 of column classes; of int16
-    codes (`wide`) bit 6: the largest magnitude is open, bit 7: columns are classed by rank of their
-    scale, else stored. Second byte: largest magnitude. Then the data of one ANS coder.
+    codes (`wide`) bit 6: codes beyond the reach escape, bit 7: columns are classed by rank of their
+    scale, else stored. Second byte: the reach, the largest code that the tables hold (clip level).
+    Then the data of one ANS coder.
     """
     check_start(data, rows, columns, scale, column_scale, wide)
     first, reach = data[:2]
@@ -144,10 +145,10 @@ def decode_ans(
         data, rows, columns, scale, column_scale, coder
     )
     for cell, height, width in class_cells(row_class, column_class):
-        found = symbols.decode(decode_table(symbols, model, reach), height * width)
-        if not wide and found.max() > 127 + reach:
+        decoded = symbols.decode(decode_table(symbols, model, reach), height * width)
+        if not wide and decoded.max() > 127 + reach:
             raise ArtifactError("an ANS stream decodes to a value above 127")
-        codes[cell] = (found - reach).reshape(height, width)
+        codes[cell] = (decoded - reach).reshape(height, width)
     if first & 64:
         add_excess(symbols, model, codes, reach)
     check_used(symbols)
@@ -167,7 +168,7 @@ def open_classes(
     column_scale: npt.NDArray[Any] | None,
     coder: int,
 ) -> tuple[Any, Model, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(what decodes symbols, what makes models, class of each row, class of each column)."""
+    """(decoder of symbols, maker of models, class of each row [rows], of each column [columns])."""
     first = data[0]
     symbols, model = opened(coder, data[2:])
     row_class = class_rows(first & 3, 1 << (first >> 2 & 3), rows, scale, symbols, model)
@@ -187,8 +188,8 @@ def check_start(
     column_scale: npt.NDArray[Any] | None,
     wide: bool,
 ) -> None:
-    """Raises ArtifactError: the first two bytes are not as specified, or ask for scales that this
-    tensor has not.
+    """Raises ArtifactError: the first two bytes are not as specified, or need scales that this
+    tensor does not have.
     """
     if len(data) < 2 or data[0] > (255 if wide else 63) or data[1] > 128:
         raise ArtifactError(
@@ -208,7 +209,7 @@ def check_start(
 
 
 def opened(coder: int, data: Buffer) -> tuple[Any, Model]:
-    """(what decodes symbols, what makes its models) of the data of an ANS coder."""
+    """(decoder of symbols, maker of its models) of the data of an ANS coder."""
     if coder == NUMPY:
         return LaneDecoder(data), lane_model
     return open_constriction(data), categorical
@@ -228,7 +229,7 @@ def open_constriction(data: Buffer) -> Any:
 def add_excess(
     symbols: Any, model: Model, codes: npt.NDArray[Any], reach: int, unit: int = 1
 ) -> None:
-    """The `unit` largest magnitudes have more of it, in units: two bytes, the lower ones first."""
+    """Add the excess of the `unit` largest magnitudes, in units: two bytes, low bytes first."""
     at = np.abs(codes) > reach - unit
     byte = model(np.ones(256, np.int64))
     excess = symbols.decode(byte, at.sum()).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Codes that lie on a trellis, out of an ANS stream: row by row, each under the model of its state.
+"""Codes on a trellis from an ANS stream: row by row, each under the model of its state.
 
 Like decoder.py this module is closed and part of the shipped loader. docs/format.md specifies it.
 """
