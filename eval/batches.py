@@ -24,7 +24,7 @@ Notice = Callable[[str], None]
 # numbers for those positions: float64 [rows, windows, count].
 Compute = Callable[[Tensor, Tensor, int], NDArray[np.float64]]
 
-# Tokens in a batch when nobody says. On a CPU activations should stay in the cache: 16 windows of
+# Tokens in a batch by default. On a CPU activations should stay in the cache: 16 windows of
 # 256 took 1.6 times as long per token as 4 on a core with 512 KiB. A GPU wants work for all its
 # multiprocessors.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 131_072}
@@ -37,7 +37,7 @@ class Setting:
     Attributes:
         window: tokens a model sees at once.
         stride: scored tokens per window after the first; None means back to back.
-        tokens: score only so many; None means all.
+        tokens: the number of tokens to score; None: all.
         batch: windows at a time; None chooses by device.
         workers: batches side by side on a CPU; None takes torch's threads, or 1 where the model
             may not be called from several threads.

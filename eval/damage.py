@@ -64,7 +64,7 @@ class DamageMeter:
     """Measures the divergence of a model from itself with some weights changed.
 
     Attributes:
-        reference: the model as it is.
+        reference: the unquantized model.
         changed: a copy of it; `live` are its weights by name, which are overwritten and restored.
         stream, counter, setting: what it is measured on; see `score`.
     """
@@ -83,7 +83,7 @@ class DamageMeter:
             ScoreError: settings, model and stream do not fit.
         """
         with self._holding(weights):
-            found = divergence(
+            divergences = divergence(
                 self.reference,
                 [self.changed],
                 self.stream,
@@ -91,7 +91,7 @@ class DamageMeter:
                 self.setting,
                 progress=progress,
             )
-        return found[0]
+        return divergences[0]
 
     @contextmanager
     def _holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:

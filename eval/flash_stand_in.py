@@ -1,4 +1,4 @@
-"""A stand-in for FlashAttention while somebody's model file is imported where it is missing.
+"""A stand-in for FlashAttention, if missing, while a third-party model file is imported.
 
 The functions compute the same through `scaled_dot_product_attention`. Options that would change
 the result and are not implemented are refused by name, never ignored.

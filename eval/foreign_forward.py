@@ -1,8 +1,8 @@
-"""How somebody's model gives logits, found by trying.
+"""How a third-party model returns logits, determined by trying.
 
 In this order: `forward_logits(tokens)`, `forward(tokens)`, `forward(tokens, targets)`. A forward
 that returns only a loss still computes logits; they are read where it hands them, with targets, to
-`cross_entropy` and its like, and the targets that it hands on tell which positions they belong to.
+`cross_entropy` and its like, and the targets passed to it show to which positions they belong.
 Where there is nothing to read, the mean over a window is all there is: windows back to back can be
 scored, overlapping ones cannot, and there is no divergence and no agreement.
 """
@@ -109,7 +109,7 @@ class ShiftedLoss(Foreign):
 
 
 class MeanLoss(Foreign):
-    """A model that tells nothing but the mean loss of `forward(tokens, targets)`.
+    """A model that returns nothing but the mean loss of `forward(tokens, targets)`.
 
     Each token of a window counts the window's mean, so that sums over windows are exact.
     """
@@ -133,7 +133,7 @@ class MeanLoss(Foreign):
 
 
 class _NoLogitsError(Exception):
-    """This way of calling the model does not give logits; says why."""
+    """This way of calling the model does not give logits; the message has the reason."""
 
 
 class _LossInputs(TorchFunctionMode):
@@ -205,17 +205,17 @@ def way_to_logits(
     """
     tried: list[str] = []
     for title, way in WAYS.items():
-        said: list[str] = []
+        causes: list[str] = []
         for layout in LAYOUTS[: 1 if way in READ else None]:
             candidate = way(model, layout)
             try:
                 check(candidate)
             except Exception as error:  # whatever somebody's code raises only means: not this way
-                said.append(str(error).partition("\n")[0] or type(error).__name__)
+                causes.append(str(error).partition("\n")[0] or type(error).__name__)
             else:
                 return candidate, tried
-        telling = [text for text in said if not text.endswith(NOT_LOGITS)]
-        tried.append(f"{title}: {(telling or said)[0]}")
+        specific = [text for text in causes if not text.endswith(NOT_LOGITS)]
+        tried.append(f"{title}: {(specific or causes)[0]}")
     return None, tried
 
 
@@ -276,8 +276,8 @@ def _logits(result: Any, tokens: Tensor, layout: str) -> Tensor:
 
 def _called_logits(value: Any) -> Tensor | None:
     """Of an output object or a dictionary."""
-    found = value.get("logits") if isinstance(value, dict) else getattr(value, "logits", None)
-    return found if isinstance(found, Tensor) else None
+    logits = value.get("logits") if isinstance(value, dict) else getattr(value, "logits", None)
+    return logits if isinstance(logits, Tensor) else None
 
 
 def _of_positions(calls: list[tuple[Tensor, Tensor]], targets: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def load_foreign_model(
         settings: its arguments by name; see `build`.
         state_dict: every weight by its name in the model, tied ones included.
         device: where it is tried and stays; real flash-attn kernels refuse to run on a CPU.
-        notice: told of names in the file or the model that were passed over.
+        notice: called with a sentence on names in the file or the model that were ignored.
 
     Raises:
         ModelError: the file, name, arguments, weights or forward do not fit, each in words.

@@ -75,25 +75,25 @@ def fit_under(rename: Rename, model: nn.Module, state_dict: Mapping[str, Tensor]
             {}, {}, (*(f"not in the model: {name}" for name in state_dict), "ambiguous names")
         )
     by_plain = {plain: name for name, plain in mine.items()}
-    given = {by_plain[p]: state_dict[n] for n, p in theirs.items() if p in by_plain}
+    tensors = {by_plain[p]: state_dict[n] for n, p in theirs.items() if p in by_plain}
     extra = {n: state_dict[n] for n, p in theirs.items() if p not in by_plain}
     lines, notes = [], []
-    for name, value in given.items():
+    for name, value in tensors.items():
         if not _same_shape(own[name], value):
             lines.append(f"{name} is {_shape(value)}, the model has {_shape(own[name])}")
-    lines += _disagreements(own, given)
-    present = {_storage(own[name]) for name in given}
-    missing = [n for n in saved if n not in given and _storage(own[n]) not in present]
+    lines += _disagreements(own, tensors)
+    present = {_storage(own[name]) for name in tensors}
+    missing = [n for n in saved if n not in tensors and _storage(own[n]) not in present]
     computed = [n for n in missing if n in dict(model.named_buffers()) and _derived(n, own[n])]
     lines += [f"missing: {n} {_shape(own[n])}" for n in missing if n not in computed]
-    spare = [n for n, value in extra.items() if _derived(n, value) or _copy_of(value, given)]
+    spare = [n for n, value in extra.items() if _derived(n, value) or _copy_of(value, tensors)]
     lines += [f"not in the model: {n} {_shape(extra[n])}" for n in extra if n not in spare]
     if computed:
         notes.append(f"not in the file, as the model computes them: {_listed(computed)}")
     if spare:
         notes.append(f"in the file, and not used by the model: {_listed(spare)}")
     names = {by_plain[p]: n for n, p in theirs.items() if by_plain.get(p, n) != n}
-    return Fit(given, names, tuple(lines), tuple(notes))
+    return Fit(tensors, names, tuple(lines), tuple(notes))
 
 
 class Renamed(nn.Module):
@@ -143,14 +143,14 @@ def _common(names: Iterable[str]) -> dict[str, str]:
     return {n: ".".join(p.split(".")[shared:]) or p for n, p in _unwrapped(names).items()}
 
 
-def _disagreements(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+def _disagreements(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
     """Tensors that are one in the model and have two values in the file."""
     first: dict[tuple[object, ...], str] = {}
     lines = []
-    for name, value in given.items():
+    for name, value in tensors.items():
         other = first.setdefault(_storage(own[name]), name)
-        if other != name and not torch.equal(given[other], value):
-            gap = float((given[other].double() - value.double()).abs().max())
+        if other != name and not torch.equal(tensors[other], value):
+            gap = float((tensors[other].double() - value.double()).abs().max())
             lines.append(
                 f"{other} and {name} are one tensor in the model and differ by up to {gap:.3g} in "
                 "the file"
@@ -190,10 +190,10 @@ def _is_causal_mask(value: Tensor) -> bool:
     return bool(seen != hidden) and bool((value == torch.where(below, seen, hidden)).all())
 
 
-def _copy_of(value: Tensor, given: Mapping[str, Tensor]) -> bool:
+def _copy_of(value: Tensor, tensors: Mapping[str, Tensor]) -> bool:
     return any(
         value is other or (value.shape == other.shape and torch.equal(value, other.to(value)))
-        for other in given.values()
+        for other in tensors.values()
         if value.numel() > 1
     )
 

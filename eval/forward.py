@@ -36,7 +36,7 @@ class TailLogits(Protocol):
 
 @runtime_checkable
 class TokenNats(Protocol):
-    """A model that only tells losses: nats [batch, count] of the last `count` targets."""
+    """A model that returns only losses: nats [batch, count] of the last `count` targets."""
 
     def token_nats(self, tokens: Tensor, targets: Tensor, count: int, /) -> Tensor:
         """Both [batch, time]; targets of `PADDING` at the end do not exist and cost nothing."""
@@ -139,7 +139,7 @@ def _check_vocabulary(model: int, tokens: Tensor, tokenizer: int | None) -> None
 
 
 def are_sound(logits: Tensor) -> bool:
-    """Whether a softmax of them exists; −inf only says that a token cannot follow."""
+    """Whether a softmax of them exists; −inf only means that a token cannot follow."""
     return bool(logits.amax(dim=-1).isfinite().all())  # amax hands NaN on
 
 

@@ -1,6 +1,6 @@
-"""Whether what somebody's model gives are logits, or losses, that bits per byte can be made of.
+"""Whether the output of a third-party model is logits, or losses, that give bits per byte.
 
-A few forwards of a few tokens, whose results must hang together as a language model's do.
+A few forwards of a few tokens, whose results must be consistent as a language model's are.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from .foreign_forward import (
 from .foreign_state import unchanged
 from .forward import device_of
 
-LARGEST_TABLE = 4096  # ids of a vocabulary whose losses are all looked at, one forward each
+LARGEST_TABLE = 4096  # ids of a vocabulary all of whose losses are computed, one forward each
 TRIED_IDS = 16  # in place of a target, until the loss moves
 ADVICE = "return logits [batch, time, vocab] from forward(tokens) or forward_logits(tokens)"
 
 
 def adapt(model: nn.Module, name: str) -> Foreign:
-    """A model the scorer understands. It is left as it was.
+    """The model as one that the scorer can call. The model itself is not modified.
 
     Raises:
-        ModelError: no way gave logits or a loss; lists what was tried and what came of it.
+        ModelError: no way of calling it gave logits or a loss; lists each way and its outcome.
     """
-    found, tried = way_to_logits(model, check_logits)
-    if found is not None:
-        return _as_in_its_loss(found)
+    adapted, tried = way_to_logits(model, check_logits)
+    if adapted is not None:
+        return _as_in_its_loss(adapted)
     with unchanged(model), trial(model) as (tokens, targets):
         objection = not_a_mean(model, tokens, targets)
     if objection is None:
@@ -58,7 +58,7 @@ def adapt(model: nn.Module, name: str) -> Foreign:
 def check_logits(candidate: nn.Module) -> None:
     """Raises what speaks against a way to logits: what the model raises, or the reason in words."""
     with unchanged(candidate), trial(candidate) as (tokens, targets):
-        # Other targets than tokens tell which of them a loss is computed on.
+        # Targets other than the tokens show which of them a loss is computed on.
         logits = (
             candidate(tokens, targets)
             if isinstance(candidate, GIVEN_TARGETS)
@@ -78,7 +78,7 @@ def check_logits(candidate: nn.Module) -> None:
         if bool((logits >= 0).all()) and same(logits.float().sum(-1), torch.ones(tokens.shape)):
             keep_logits(None, "gave probabilities, not logits")
         if not same(logits[1:], candidate(tokens[1:])):
-            keep_logits(None, "gave other logits for a window alone than beside another in a batch")
+            keep_logits(None, "gave other logits for a window alone than with another in a batch")
         changed = tokens.clone()
         changed[:, -1] = 1 - changed[:, -1]
         if not same(logits[:, :-1], candidate(changed)[:, :-1]):
@@ -101,17 +101,17 @@ class _Same:
         return torch.allclose(one, other, rtol=0, atol=self.tolerance, equal_nan=True)
 
 
-def _as_in_its_loss(found: Foreign) -> Foreign:
+def _as_in_its_loss(adapted: Foreign) -> Foreign:
     """The logits of the loss, where forward returns others: what it was trained on counts."""
-    if not isinstance(found, (PlainForward, TargetsForward)):
-        return found
+    if not isinstance(adapted, (PlainForward, TargetsForward)):
+        return adapted
     for way in (LossForward, ShiftedLoss):
-        other = way(found.model)
+        other = way(adapted.model)
         try:
             check_logits(other)
-            with trial(found) as (tokens, _):
-                with unchanged(found):
-                    returned = found(tokens)
+            with trial(adapted) as (tokens, _):
+                with unchanged(adapted):
+                    returned = adapted(tokens)
                 with unchanged(other):
                     used = other(tokens)
         except Exception:
@@ -119,8 +119,8 @@ def _as_in_its_loss(found: Foreign) -> Foreign:
         if returned.shape != used.shape:
             return other
         one, two = (logits.float().log_softmax(-1) for logits in (returned, used))
-        return found if _Same(found, two)(one, two) else other
-    return found
+        return adapted if _Same(adapted, two)(one, two) else other
+    return adapted
 
 
 def not_a_mean(model: nn.Module, tokens: Tensor, targets: Tensor) -> str | None:

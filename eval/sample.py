@@ -43,11 +43,11 @@ def continue_text(
         context: tokens the model sees at once, at most.
 
     Raises:
-        ScoreError: a model that only tells losses or gives numbers that are not finite, or an
+        ScoreError: a model that returns only losses, or values that are not finite, or an
             empty prompt where no BOS could stand for it.
     """
     if isinstance(model, TokenNats):
-        raise ScoreError("this model only tells losses; it cannot continue a text")
+        raise ScoreError("this model returns only losses; it cannot continue a text")
     bos, size = tokenizer.bos_id(), tokenizer.vocab_size()
     tokens = [*([bos] if bos >= 0 else []), *tokenizer.encode(prompt)]
     if not tokens:
@@ -91,13 +91,13 @@ def sample_windows(
             stand for none.
         seed: equal seeds give equal text on one machine, for one `batch`.
         batch: windows side by side; None chooses.
-        progress: told tokens written and tokens in all.
+        progress: called with the number of tokens written and the total.
 
     Raises:
-        ScoreError: a model that only tells losses or gives numbers that are not finite.
+        ScoreError: a model that returns only losses, or values that are not finite.
     """
     if isinstance(model, TokenNats):
-        raise ScoreError("this model only tells losses; it cannot write a text")
+        raise ScoreError("this model returns only losses; it cannot write a text")
     if batch is None:
         batch = BATCH_KEPT if isinstance(model, NextLogits) else BATCH_ANEW
     generator = torch.Generator(device_of(model)).manual_seed(seed)

@@ -34,7 +34,7 @@ class ByteCounter(Protocol):
         """Bytes [n] of tokens[1:] given tokens [n + 1]; tokens[1] is at `position`."""
 
     def unknown_count(self, tokens: NDArray[np.integer[Any]]) -> int:
-        """How many of the tokens stand for text nobody can count."""
+        """The number of tokens whose bytes of text are unknown."""
 
     def after(self, start: int) -> ByteCounter:
         """Of the stream without its first `start` tokens."""
@@ -42,13 +42,13 @@ class ByteCounter(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """Bits per byte, and what it was made of. Sums are float64.
+    """Bits per byte and its components. Sums are float64.
 
     Attributes:
         block_nats: float64 [blocks], nats over each block of 2,048 scored tokens.
         block_bytes: float64 [blocks], bytes of text in each.
         tokens: scored tokens.
-        unknown_tokens: of these, tokens that stand for text nobody can count.
+        unknown_tokens: of these, tokens whose bytes of text are unknown.
         seconds: the time it took, reading and counting included.
         window, stride: how the stream was divided.
         notes: what happened on the way, in words for people.

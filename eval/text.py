@@ -25,7 +25,7 @@ class EncodedText:
         text_bytes: UTF-8 bytes of the documents themselves, separators left out. A tokenizer that
             collapses white space or meets unknown characters counts fewer.
         warnings: what is probably not meant, in words for people.
-        counts: int64 [tokens], bytes of text behind each, of a tokenizer that tells its offsets.
+        counts: int64 [tokens], bytes of text behind each, of a tokenizer that reports offsets.
     """
 
     tokens: NDArray[np.int32]
@@ -129,7 +129,7 @@ def _counted_documents(documents: list[str], tokenizer: TextTokenizer) -> Encode
 
 
 def changed_text(given_back: int, text_bytes: int) -> str:
-    """A warning in words about a tokenizer whose tokens stand for another text than it was given.
+    """A warning about a tokenizer whose tokens decode to another text than its input.
 
     given_back: UTF-8 bytes of that other text.
     """

@@ -1,6 +1,6 @@
 """Tokenizers of the library `tokenizers` (tokenizer.json), and the bytes of text behind each token.
 
-Bytes are those of the text itself, by the offsets that the tokenizer tells: whatever it does to
+Bytes are those of the text itself, by the offsets that the tokenizer reports: whatever it does to
 letters and spaces before it looks them up, the tokens of a text count the text's own bytes.
 """
 
@@ -18,7 +18,7 @@ from .errors import TokenBytesError
 from .token_bytes import WORD_MARK, TokenBytes
 
 INSTALL = "pip install 'bytecap[hf]'"
-# Where files beside a tokenizer.json name the token that a text begins with, in this order.
+# Files in the folder of a tokenizer.json that may name the token that a text begins with, in order.
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
 BEGINNINGS = ("bos_token", "bos_token_id", "eos_token", "eos_token_id")
 
@@ -133,10 +133,10 @@ def read_text_tokenizer(spelled: bytes, beside: Mapping[str, bytes], source: str
         plain = {**whole, "post_processor": None, "truncation": None, "padding": None}
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(plain))
     except Exception as error:  # the library raises bare Exceptions
-        said = str(error).partition("\n")[0][:160]
+        cause = str(error).partition("\n")[0][:160]
         raise TokenBytesError(
             f"{source} is not a tokenizer of the library tokenizers {tokenizers.__version__} "
-            f"({type(error).__name__}: {said}); download it again, or take a newer library"
+            f"({type(error).__name__}: {cause}); download it again, or take a newer library"
         ) from None
     start = None if first is None else tokenizer.token_to_id(first)
     if start is None:
@@ -145,10 +145,10 @@ def read_text_tokenizer(spelled: bytes, beside: Mapping[str, bytes], source: str
 
 
 def _unknown_id(tokenizer: Any, model: Mapping[str, Any]) -> int | None:
-    """The token that stands for what the vocabulary lacks; None where there is none."""
+    """The id of the unknown token; None if there is none."""
     if model.get("type") == "Unigram":
-        found: int | None = model.get("unk_id")
-        return found
+        unknown: int | None = model.get("unk_id")
+        return unknown
     unknown = model.get("unk_token")
     return None if unknown is None else tokenizer.token_to_id(str(unknown))
 
@@ -169,17 +169,17 @@ def _put_in_front(processor: Any) -> str | None:
 
 
 def _named_start(tokenizer: Any, beside: Mapping[str, bytes], source: str) -> int | None:
-    """The beginning of a text as the files beside a tokenizer name it; else the end of one."""
+    """The BOS token that files next to the tokenizer name; else the EOS token."""
     there = [name for name in BESIDE if name in beside]
     settings = [_settings(beside[name], f"{name} beside {source}") for name in there]
     for key in BEGINNINGS:
-        for given in settings:
-            value = given.get(key)
+        for setting in settings:
+            value = setting.get(key)
             value = value[0] if isinstance(value, list) and value else value
             value = value.get("content") if isinstance(value, dict) else value
-            found = tokenizer.token_to_id(value) if isinstance(value, str) else value
-            if isinstance(found, int):
-                return found
+            token = tokenizer.token_to_id(value) if isinstance(value, str) else value
+            if isinstance(token, int):
+                return token
     return None
 
 

@@ -5,7 +5,7 @@ The table of a sentencepiece model, or of any other tokenizer from a small JSON 
     {"bytes": [0, 0, 1, 3, ...],        one number per token, its leading space not counted
      "leading_space": [17, 18, ...],    tokens that begin with a space (optional)
      "boundary": [0, 1],                tokens after which that space is not counted (optional)
-     "unknown": [0]}                    tokens that stand for text nobody can count (optional)
+     "unknown": [0]}                    tokens whose bytes of text are unknown (optional)
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class TokenBytes:
         return int(self.is_unknown[tokens].sum())
 
     def after(self, start: int) -> TokenBytes:
-        """The same: bytes do not depend on where tokens stand in a stream."""
+        """The same: bytes do not depend on positions in a stream."""
         del start
         return self
 

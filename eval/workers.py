@@ -1,7 +1,7 @@
 """Work on several threads of one process, which Ctrl-C ends whenever it comes.
 
-A forward on a CPU is many small operations, and dividing each over the cores costs a meeting of
-all threads per operation. Whole batches side by side, one core each, need none: 1.1 times as fast
+A forward on a CPU is many small operations, and dividing each over the cores costs a barrier of
+all threads per operation. Whole batches in parallel, one core each, need none: 1.1 times as fast
 on two idle cores, several times on busy ones.
 
 Python raises KeyboardInterrupt in the main thread, between any two of its instructions: also
@@ -29,7 +29,7 @@ WAIT_SECONDS = 0.5
 
 
 class Pending(Generic[T]):
-    """What will come of a call; asked for once. here: made when asked for, by who asks."""
+    """The future outcome of a call, to be read once. here: the reader's thread runs the call."""
 
     def __init__(self, work: Callable[..., T], arguments: tuple[Any, ...], here: bool) -> None:
         self._work, self._arguments, self._here = work, arguments, here
@@ -70,9 +70,9 @@ def workers(count: int, torch_threads: int) -> Iterator[Submit]:
     """Give a function that starts `work(*arguments)` on one of `count` threads: `Pending`.
 
     torch_threads: what torch may use in each of them. With one worker, or where memory has no room
-    for a thread, a call is made in the calling thread, when its outcome is asked for.
+    for a thread, a call runs in the calling thread, when its outcome is read.
 
-    At the end of the block nothing more is begun, and what is under way is waited for; but not
+    At the end of the block no further call starts, and running calls are waited for; but not
     after Ctrl-C, or where a generator around the block is dropped: it may take minutes. The
     interpreter does wait for it before it ends, as for every executor: torch aborts a process that
     ends around its work.

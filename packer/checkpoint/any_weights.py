@@ -1,4 +1,4 @@
-"""Weights by name from anything that holds some: a checkpoint or an artifact, told by content."""
+"""Weights by name from a checkpoint or an artifact, recognized by content."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def load_weights(
     template: str | os.PathLike[str] | None = None,
     max_memory: int | None = None,
 ) -> NamedWeights:
-    """weights and drop are for checkpoints: an artifact holds what it was made of. template and
+    """weights and drop are for checkpoints, not for artifacts of ours. template and
     max_memory are for other authors' artifacts, as in read_checkpoint.
 
     Raises CheckpointError, SelectorError, PackerError: a file that is damaged or holds no weights.

@@ -31,12 +31,12 @@ class Checkpoint:
     """Named weights, every distinct storage once, and copies of one tensor once.
 
     source: the path as given, or "state dict". tensors: detached, contiguous, finite CPU tensors in
-    file order, names without wrapper prefixes; those of safetensors are read whenever they are
-    asked for and kept by nobody, as are those of GGUF, others may be views of the file
+    file order, names without wrapper prefixes; those of safetensors are read on each
+    access and not cached, as are those of GGUF, others may be views of the file
     (memory-mapped) or of the state dict given. ties: tied name -> the name in `tensors` that holds
     its values. metadata: text the file carried (safetensors and GGUF only). notes: what was taken,
-    renamed and left out, in words for people. foreign: what the file is, where it is
-    somebody else's artifact. gguf: likewise where it is a GGUF file.
+    renamed and left out, in words for people. foreign: the artifact, if the file
+    is a third-party one. gguf: the file, if it is GGUF.
     """
 
     source: str
@@ -102,8 +102,8 @@ def read_checkpoint(
         content = load(Path(source), max_memory)
     except OSError as error:
         raise CheckpointError(f"{source}: cannot be read: {error.strerror or error}") from error
-    given = None if template is None else read_checkpoint(template).all_weights()
-    foreign = foreign_of(content, given)
+    template_weights = None if template is None else read_checkpoint(template).all_weights()
+    foreign = foreign_of(content, template_weights)
     if foreign is not None:
         return _from_foreign(foreign, weights, drop)
     if artifact:
@@ -113,8 +113,8 @@ def read_checkpoint(
     state_dict, notes = find_state_dict(content.value, weights, source)
     if content.codec != "none":
         notes = [f"decompressed from {content.file_bytes:,} bytes of {content.codec}", *notes]
-    said = [*content.notes, *notes, *_unused(template)]
-    return _normalize(state_dict, content.metadata, drop, said, source, content.places)
+    all_notes = [*content.notes, *notes, *_unused(template)]
+    return _normalize(state_dict, content.metadata, drop, all_notes, source, content.places)
 
 
 def _no_artifact(source: str, value: object) -> str:
@@ -136,8 +136,8 @@ def _from_foreign(foreign: ForeignArtifact, weights: str | None, drop: Sequence[
         raise SelectorError(
             f"{foreign.source}: is an artifact, whose weights lie under no key; leave --weights out"
         )
-    said = [f"{foreign.layout} artifact, {foreign.file_bytes:,} bytes of {foreign.codec}"]
-    decoded = _normalize(foreign.weights(), {}, drop, [*said, *foreign.notes], foreign.source)
+    all_notes = [f"{foreign.layout} artifact, {foreign.file_bytes:,} bytes of {foreign.codec}"]
+    decoded = _normalize(foreign.weights(), {}, drop, [*all_notes, *foreign.notes], foreign.source)
     return replace(decoded, foreign=foreign)
 
 
@@ -147,17 +147,17 @@ def _from_gguf(file: GGUFFile, weights: str | None, drop: Sequence[str]) -> Chec
         raise SelectorError(
             f"{file.source}: is a GGUF file, whose weights lie under no key; leave --weights out"
         )
-    said = list(file.notes)
+    all_notes = list(file.notes)
     meta_tensors = {name: tensor.meta for name, tensor in file.tensors.items()}
     refuse_unspeakable(meta_tensors, file.source)
-    kept = _without_dropped(meta_tensors, drop, said, file.source)
+    kept = _without_dropped(meta_tensors, drop, all_notes, file.source)
     refuse_empty(kept, file.source)
     ties = {tied: name for tied, name in file.ties.items() if name in kept}
     if ties:
-        said.append(f"tied, stored once: {_pairs(ties)}")
+        all_notes.append(f"tied, stored once: {_pairs(ties)}")
     tensors = StoredTensors({name: file.tensors[name] for name in kept})
     refuse_non_finite(tensors, file.source)
-    return Checkpoint(file.source, tensors, ties, file.metadata, tuple(said), gguf=file)
+    return Checkpoint(file.source, tensors, ties, file.metadata, tuple(all_notes), gguf=file)
 
 
 def from_state_dict(
@@ -188,30 +188,30 @@ def _normalize(
         if isinstance(name, str) and isinstance(value, torch.Tensor)
     }
     named_in_file = {id(tensor): name for name, tensor in named.items()}
-    said = [*notes, *left_out(state_dict, besides=named)]
+    all_notes = [*notes, *left_out(state_dict, besides=named)]
     texts = dict(sorted(metadata.items()))
     refuse_unspeakable(named, source)
-    named = apply_declared_ties(named, texts, said, source)
-    named = _without_wrappers(named, said, source)
+    named = apply_declared_ties(named, texts, all_notes, source)
+    named = _without_wrappers(named, all_notes, source)
     refuse_empty(named, source)
-    named = _without_dropped(named, drop, said, source)
+    named = _without_dropped(named, drop, all_notes, source)
     refuse_empty(named, source)
     refuse_unsupported(named, source)
     kept, ties = without_ties(named)
     if ties:
-        said.append(f"tied, stored once: {_pairs(ties)}")
+        all_notes.append(f"tied, stored once: {_pairs(ties)}")
     kept = kept if places else _plain_ones(kept)
     tensors = _read_later(kept, named_in_file, places) if places else kept
     copies = equal_tensors(kept, tensors)
     if copies:
-        said.append(f"equal in every byte, stored once as tied ones are: {_pairs(copies)}")
+        all_notes.append(f"equal in every byte, stored once as tied ones are: {_pairs(copies)}")
         ties = {**{tied: copies.get(name, name) for tied, name in ties.items()}, **copies}
         kept = {name: tensor for name, tensor in kept.items() if name not in copies}
         tensors = _read_later(kept, named_in_file, places) if places else kept
     masks = refuse_non_finite(tensors, source)
     if masks:
-        said.append(f"infinities, as masks have them, kept exactly: {listed(masks)}")
-    return Checkpoint(source, tensors, ties, texts, tuple(said))
+        all_notes.append(f"infinities, as masks have them, kept exactly: {listed(masks)}")
+    return Checkpoint(source, tensors, ties, texts, tuple(all_notes))
 
 
 def _without_wrappers(

@@ -1,4 +1,4 @@
-"""What earlier versions did to weights, as metadata of their files says; no version does it now."""
+"""Changes of weights by earlier versions, recorded in the metadata of their files."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def _from_gguf(file: GGUFFile) -> Content:
 
 
 def _joined(shards: Shards, source: Path, max_memory: int | None) -> Content:
-    """All files as one; an index, where there is one, says what each holds.
+    """All files as one; an index, where there is one, lists what each holds.
 
     Raises CheckpointError: a name is in two of them, or index and files differ.
     """

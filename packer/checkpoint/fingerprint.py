@@ -1,4 +1,4 @@
-"""Two fingerprints of a checkpoint: what it is made of, and what it holds.
+"""Two fingerprints of a checkpoint: of its structure, and of its contents.
 
 A plan fits a checkpoint of equal structure; sizes and damages fit only equal contents.
 """
@@ -14,7 +14,7 @@ from packer.checkpoint.checkpoint import Checkpoint
 def structure_fingerprint(checkpoint: Checkpoint) -> str:
     """sha256 (hex) over names, dtypes, shapes and ties; the order of insertion plays no part.
 
-    Ties count with their direction, because a plan speaks of the kept names.
+    Ties count with their direction, because a plan names the kept ones.
     """
     return _fingerprint(checkpoint, contents=False)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from packer.errors import CheckpointError, listed, reason
 
-# What writers put beside weights, as parts of the names of files and of entries.
+# Parts of the names of files and of entries that are not weights.
 NOT_WEIGHTS = re.compile(
     r"(.*[-_.])?(optim\w*|sched\w*|lr_sched\w*|rng\w*|random_states?\w*|training_args|trainer\w*|"
     r"(grad_)?scaler\w*|adapter\w*|lora\w*)([-_.].*)?",
@@ -32,7 +32,7 @@ MAX_COUNT = 100_000  # of shards, so that a name alone asks for no work
 
 @dataclass(frozen=True)
 class Shards:
-    """Files of one folder that hold a model. weight_map: tensor -> file, where an index says so."""
+    """Files of one folder that hold a model. weight_map: tensor -> file, from an index."""
 
     folder: Path
     files: tuple[str, ...]
@@ -42,7 +42,7 @@ class Shards:
 
 @dataclass
 class _Group:
-    """Files whose names differ in their number alone. count: how many there are said to be."""
+    """Files whose names differ in their number alone. count: the total that the names declare."""
 
     name: str
     count: int | None = None
@@ -56,16 +56,16 @@ class _Group:
 def shards_in(folder: Path) -> Shards:
     """The files to read. Raises CheckpointError: some are missing, or none is a model's."""
     names = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
-    strangers: list[str] = []
+    others: list[str] = []
     for suffixes in SUFFIXES:
         files = [name for name in names if Path(name).suffix in suffixes]
         found = _indexed(folder, names, files, suffixes) or _named(folder, files)
         if found is not None:
             return found
-        strangers += files
-    if strangers:
+        others += files
+    if others:
         raise CheckpointError(
-            f"{folder}: is a folder with {listed(strangers)}, which by their names are not a "
+            f"{folder}: is a folder with {listed(others)}, which by their names are not a "
             "model's weights; name a file itself to read it all the same"
         )
     partial = [name for name in names if re.search(r"\.(incomplete|part|tmp|crdownload)$", name)]
@@ -136,7 +136,7 @@ def _absent(shards: Shards) -> list[str]:
 
 
 def _named(folder: Path, files: Sequence[str]) -> Shards | None:
-    """What the names of files tell, None where no name is that of weights."""
+    """The model that the names of files show; None if no name is that of weights."""
     groups = [group for group in _groups(files) if not NOT_WEIGHTS.fullmatch(group.name)]
     main = [group for group in groups if group.name in MAIN_NAMES]
     # A whole model in one file comes before shards, and shards that are all there before others.
@@ -198,7 +198,7 @@ def _passed_over(files: Sequence[str], taken: Sequence[str]) -> tuple[str, ...]:
 
 
 def notes_on_part(path: Path) -> tuple[str, ...]:
-    """What a file's own name, or an index beside it, says of parts that it lacks."""
+    """Notes on missing parts, by a file's own name or an index next to it."""
     lacking = missing_shards([path.name])
     if not lacking:
         lacking = sorted(set(_neighbours(path)) - {path.name})

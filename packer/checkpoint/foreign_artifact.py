@@ -1,4 +1,4 @@
-"""Somebody else's artifact as a value, from whatever a file turned out to hold."""
+"""A third-party artifact as a value, from the contents of a file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def foreign_of(
 
 
 def without_banks(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Banks [matrices, rows, columns] as the matrices of each block; other tensors as they are."""
+    """Banks [matrices, rows, columns] as the matrices of each block; other tensors unchanged."""
     found: dict[str, torch.Tensor] = {}
     for name, weight in weights.items():
         parts = BANKS.get(name.rpartition(".")[2])

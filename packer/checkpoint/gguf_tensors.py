@@ -26,7 +26,7 @@ DTYPES = {
 
 @dataclass(frozen=True, eq=False)
 class GGUFTensor:
-    """One tensor. meta: float32 (float64 and integers stay as they are), without values.
+    """One tensor. meta: float32 (float64 and integers keep their dtype), without values.
 
     type: of ggml, such as Q4_1. stored: its bytes in the file, uint8 [rows, bytes of a row].
     heads: of queries or keys whose rows llama.cpp interleaved for its rotary embedding, 0 for none.

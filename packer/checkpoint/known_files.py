@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-HEAD_BYTES = 512  # of a file: what a tar archive says of itself comes late
+HEAD_BYTES = 512  # of a file: the signature of a tar archive comes late
 MIN_TEXT = 8  # letters
 CONVERT = "convert it to safetensors with the tools that it comes from, and use that"
 UNPACK = "take the checkpoint out of it, and use that"
@@ -23,7 +23,7 @@ STARTS: tuple[tuple[bytes, str, str], ...] = (
     ),
     (
         rb"\x00\x05\x16[\x00\x07]",
-        "an AppleDouble file, which macOS keeps beside a file of the same name without ._",
+        "an AppleDouble file, which macOS keeps next to a file of the same name without ._",
         "name the file without ._ itself",
     ),
     (rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|head|body)", "a web page (HTML)", DOWNLOAD),

@@ -1,4 +1,4 @@
-"""Mappings whose values are made or read whenever they are asked for, and kept by nobody."""
+"""Lazy mappings: values are computed or read on each access and not cached."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class LazyMapping(Mapping[str, T]):
-    """Knows its names, in order; how a value is made is for those that inherit to say."""
+    """Holds names, in order; subclasses define `__getitem__`."""
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = dict.fromkeys(names)

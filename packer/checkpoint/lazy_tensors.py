@@ -1,4 +1,4 @@
-"""Tensors that lie in a file: read when they are asked for, and kept by nobody."""
+"""Tensors of a file: read on each access and not cached."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from packer.errors import CheckpointError
 
 @dataclass(frozen=True)
 class FileMark:
-    """What tells that a file is still the one that was looked at. modified: nanoseconds."""
+    """Identifies a file and its state, to detect changes. modified: nanoseconds."""
 
     path: Path
     inode: int
@@ -25,16 +25,16 @@ class FileMark:
 
     @staticmethod
     def of(path: Path) -> FileMark:
-        return FileMark.told(path, path.stat())
+        return FileMark.of_status(path, path.stat())
 
     @staticmethod
-    def told(path: Path, status: os.stat_result) -> FileMark:
+    def of_status(path: Path, status: os.stat_result) -> FileMark:
         return FileMark(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """Where a tensor lies. meta: its shape and dtype, a tensor without values (device meta).
+    """A tensor's place in a file. meta: its shape and dtype, a tensor without values (device meta).
 
     offset: bytes from the start of the file to its elements, which are little-endian.
     """
@@ -46,13 +46,13 @@ class StoredTensor:
     def read(self, name: str) -> torch.Tensor:
         """The values, in memory of their own.
 
-        Raises CheckpointError: the file is gone, cannot be read, or is not what it was.
+        Raises CheckpointError: the file is gone, cannot be read, or was changed.
         """
         path, count = self.file.path, self.meta.nbytes
         values = torch.empty(count, dtype=torch.uint8)
         try:
             with path.open("rb", buffering=0) as file:
-                if FileMark.told(path, os.fstat(file.fileno())) != self.file:
+                if FileMark.of_status(path, os.fstat(file.fileno())) != self.file:
                     raise CheckpointError(
                         f"{path}: was changed while it was read; run the command again"
                     )
@@ -80,7 +80,7 @@ class Readable(Protocol):
 
 
 class LazyTensors(LazyMapping[torch.Tensor]):
-    """Tensors by name, each made whenever it is asked for.
+    """Tensors by name, each read on each access.
 
     meta_tensors: shape and dtype of all of them, without making any. Asking raises CheckpointError.
     """

@@ -110,7 +110,7 @@ COMPILED = tuple(
 BLOCK = re.compile(r"(?:^|[._])(?:h|blocks?|layers?)[._]?(\d{1,6})(?:\.|$)")
 SMALL_ELEMENTS = 65_536  # what the field keeps in 16 or 32 bits whatever it is
 
-# Tables looked up by row, as opposed to the projections that stand beside some of them.
+# Tables looked up by row, as opposed to the projections that follow some of them.
 TABLE_ROLES = frozenset({Role.TOKEN_EMBEDDING, Role.HASHED_BIGRAM, Role.VALUE_EMBEDDING})
 OTHER_TABLE = re.compile(r"(^|\.)(wpe|\w*pos\w*_emb\w*|token_type_emb\w*)(\.|$)")
 # Tables that a formula makes, of angles, frequencies, slopes or exponents; Llama, GPT-NeoX, BLOOM,
@@ -201,7 +201,7 @@ def _is_table(name: str, role: Role) -> bool:
 
 
 def made_by_formula(name: str) -> bool:
-    """Whether a name says that the tensor is a table of angles, frequencies or exponents."""
+    """Whether a name is that of a table of angles, frequencies or exponents."""
     return FORMULA.search(name) is not None
 
 

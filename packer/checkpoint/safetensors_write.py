@@ -12,7 +12,7 @@ from safetensors.torch import save
 from packer.artifact.tensor_bytes import bytes_of
 from packer.checkpoint.lazy_tensors import meta_tensors_of
 
-RESERVED = "__metadata__"  # the header's own entry, beside those of tensors
+RESERVED = "__metadata__"  # the header's own entry, besides those of tensors
 MAX_HEADER = 100_000_000  # bytes that the safetensors library reads
 
 

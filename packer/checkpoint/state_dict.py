@@ -17,7 +17,7 @@ from packer.errors import CheckpointError, SelectorError, listed
 USUAL_KEYS = ("ema", "model", "state_dict", "model_state_dict")
 INNER_KEYS = (*USUAL_KEYS, "shadow", "module")  # shadow: EMA helpers; module: DeepSpeed
 WHOLE = "."  # as --weights: all there is, with dotted names
-# Keys of what trainers keep beside a model's own tensors.
+# Keys of what trainers save besides the model's own tensors.
 ASIDE = re.compile(
     rf"{NOT_WEIGHTS.pattern}|(.*_)?(ema|swa|exp_avg|momentum|grad|gradient)s?(_.*)?", re.IGNORECASE
 )
@@ -30,7 +30,7 @@ def find_state_dict(
 ) -> tuple[Mapping[object, object], list[str]]:
     """The mapping that holds the tensors, and notes on the way there.
 
-    What is nested in it comes back flat, with dotted names.
+    Nested mappings are flattened, with dotted names.
     """
     if not isinstance(loaded, Mapping):
         raise CheckpointError(
@@ -88,7 +88,7 @@ def _nested_key(mapping: Mapping[object, object], source: str, path: tuple[str, 
 def _flat(tree: Mapping[object, object], source: str) -> Mapping[object, object]:
     """Every entry below, under the keys that lead to it with dots between them.
 
-    Mappings that hold no tensors, or what is kept beside weights, stay as they are.
+    Mappings without tensors, or of other state than weights, are not flattened.
     Raises CheckpointError: a mapping holds itself, one name twice, or more entries than allowed.
     """
     if not any(_is_part(key, value) for key, value in tree.items()):

@@ -14,13 +14,13 @@ from packer.errors import CheckpointError, reason
 TIES_KEY = "bytecap.ties"
 SMALLEST_COPY = 256  # bytes; the name of a tied tensor takes some as well
 FEW_VALUES = 16
-SAMPLE_BYTES = 4096  # at either end, which tell most tensors apart without reading the rest
+SAMPLE_BYTES = 4096  # at either end, which distinguish most tensors without reading the rest
 
 
 def apply_declared_ties(
     named: Mapping[str, torch.Tensor], texts: dict[str, str], notes: list[str], source: str
 ) -> dict[str, torch.Tensor]:
-    """Let tied names share a tensor again, as the metadata says; such entries leave `texts`.
+    """Let tied names share a tensor again, by the metadata; such entries are removed from `texts`.
 
     safetensors.torch.save_model leaves the tied name out and writes {dropped: kept}; unpacked
     artifacts hold both and list them under `bytecap.ties`.
@@ -80,7 +80,7 @@ def without_ties(
     ties: dict[str, str] = {}
     first: dict[tuple[object, ...], str] = {}
     for name, tensor in named.items():
-        # Empty tensors have no storage to share: their address says nothing.
+        # Empty tensors have no storage to share: their addresses mean nothing.
         owner = first.setdefault(_identity(tensor), name) if tensor.numel() else name
         if owner == name:
             kept[name] = tensor

@@ -41,7 +41,7 @@ def load_torch(file: Path | BinaryIO, head: bytes, source: str = "") -> object:
         return _torch_load(file, source, mapped=isinstance(file, Path))
     if not isinstance(file, Path):
         return _torch_load(file, source, mapped=False)
-    # A pickle says how long its texts are, and an open file reserves that much before it reads.
+    # A pickle declares lengths of texts, and an open file allocates that much before it reads.
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as whole:
         return _torch_load(whole, source, mapped=False)
 

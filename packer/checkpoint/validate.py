@@ -17,7 +17,7 @@ DTYPES = re.compile(r"float(8_\w+|16|32|64)|bfloat16|complex(32|64|128)|u?int(8|
 BLOCK_ELEMENTS = 1 << 20
 MAX_EXPANDED_BYTES = 1 << 30
 MASK_SHARE = 1 / 4  # of infinities: the causal mask of two tokens has no more
-MASK_KINDS = 16  # of finite values beside fewer infinities
+MASK_KINDS = 16  # of finite values, next to fewer infinities
 
 
 def refuse_unspeakable(names: Iterable[str], source: str) -> None:

@@ -1,4 +1,4 @@
-"""Python source made short: what keeps the syntax tree is proven to, the rest is asked for."""
+"""Minified Python source; anything that changes the syntax tree only on request."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _minified(source: str, name: str, rename: bool) -> str:
 
 
 def minify_closed(tree: ast.Module, entries: Collection[str]) -> str:
-    """The text of a source (whose tree is changed) of which only `entries` is called from outside:
+    """The text of a source (whose tree is modified) of which only `entries` is called from outside:
     every other name in it, of globals and of parameters too, is shortened; attributes keep theirs.
     Raises CodeError: code that may read names, so that none can be shortened.
     """
@@ -164,5 +164,5 @@ class _WithoutLiterals(ast.NodeTransformer):
 
 
 def is_literal(node: ast.AST) -> bool:
-    """Whether a statement is a docstring, or another literal that nobody gets."""
+    """Whether a statement is a docstring, or another literal without effect."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

@@ -50,7 +50,7 @@ def _parses(source: str) -> bool:
 
 
 def _without_nested(source: str) -> tuple[str, list[str]]:
-    """(the source with a plain text for every string; the expressions that stood in f-strings).
+    """(the source with a plain text for every string; the expressions of its f-strings).
 
     Raises IndexError: a string that does not end.
     """

@@ -24,7 +24,7 @@ IMPORTS_BROTLI = re.compile(r"^\s*(?:import|from)\s[^#\n]*\bbrotli\b", re.MULTIL
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One counted file. module: its name for `import` beside the first file.
+    """One counted file. module: its name for `import` from the first file.
 
     text_bytes: what a script that reads itself as text and encodes it again would log; less than
     size_bytes where lines end in CR LF.
@@ -42,7 +42,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Packing:
-    """How code is made small. rename: only where that is smaller. codecs: the compressors that may
+    """How code is compressed. rename: only where that is smaller. codecs: the compressors that may
     be used, see packer.code.self_extracting; without them brotli only where the sources import it,
     since it is no part of Python.
     """
@@ -69,7 +69,7 @@ class PackedCode:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Packages beside Python that the script needs in order to unpack itself."""
+        """Packages besides Python that the script needs in order to unpack itself."""
         return ("brotli",) if self.codec == "brotli" else ()
 
     @property
@@ -120,7 +120,7 @@ def read_sources(paths: Sequence[str | os.PathLike[str]]) -> tuple[SourceFile, .
 
 
 def _source_text(data: bytes) -> str:
-    """The source as Python reads it: UTF-8, or as a comment at its start says."""
+    """The source as Python reads it: UTF-8, or as a comment at its start declares."""
     encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
     if b"\0" in data:
         raise SyntaxError("it holds NUL bytes")
@@ -128,7 +128,7 @@ def _source_text(data: bytes) -> str:
 
 
 def _module_name(path: Path, folder: Path) -> str:
-    """What `import` calls the file when the first file's folder is on the path, as it is."""
+    """What `import` calls the file when the first file's folder is on the path."""
     inside = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
     parts = list(inside.with_suffix("").parts)
     if parts[-1] == "__init__" and len(parts) > 1:

@@ -24,7 +24,7 @@ MAX_CONTROL_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Text:
-    """text: without a byte order mark and NUL characters. encoding: as the bytes say.
+    """text: without a byte order mark and NUL characters. encoding: as the bytes declare.
 
     left_out: bytes in the middle of a long file that were not read.
     """

@@ -1,7 +1,7 @@
-"""Compressed files to the bytes inside: codecs told by their first bytes, output bounded.
+"""Compressed files to the bytes inside: codecs recognized by their first bytes, output bounded.
 
-A file name or a log line says nothing about the codec: trainers fall back from zstd to zlib without
-a word. Only brotli has no signature; it is tried last.
+File names and log lines do not identify the codec: trainers fall back from zstd to zlib silently.
+Only brotli has no signature; it is tried last.
 """
 
 from __future__ import annotations

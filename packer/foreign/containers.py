@@ -93,7 +93,7 @@ def read_qgv3(data: bytes, source: str) -> dict[str, object]:
             f"{source}: its QGv3 table is damaged ({type(error).__name__}: {error}); copy it again"
         ) from None
     known = (INT8_FORMAT, "QGv3", "qgv3")
-    rest = {key: said for key, said in meta.items() if key != "format"}  # the layout's to judge
+    rest = {key: value for key, value in meta.items() if key != "format"}  # checked by the layout
     named = INT8_FORMAT if format in known else format
     return {**rest, "__quant_format__": named, **tables, **dtypes}
 

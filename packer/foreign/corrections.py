@@ -25,7 +25,7 @@ INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
 def suffixes_of(additions: Sequence[str]) -> set[str]:
-    """The parts that what m says of a tensor calls for."""
+    """The parts that the entry of a tensor in m requires."""
     found: set[str] = set()
     for addition in additions:
         if addition == "lqer":

@@ -1,4 +1,4 @@
-"""A bare dict with NAME.scale beside the int8 codes NAME.q: {"w", "m"} without m.
+"""A bare dict with NAME.scale next to the int8 codes NAME.q: {"w", "m"} without m.
 
 Codes × the scale of the row, or of the tensor; what has no codes is kept as it is.
 """
@@ -22,7 +22,7 @@ NOTE = (
 
 
 def is_flat(value: Mapping[str, object]) -> bool:
-    """Whether some int8 codes have their scales beside them."""
+    """Whether some int8 codes have their scales next to them."""
     return any(
         _is_codes(key, part) and _is_scale(value.get(_scale_of(key))) for key, part in value.items()
     )

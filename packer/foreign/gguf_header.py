@@ -36,7 +36,7 @@ COPY = "copy or download it again"
 
 @dataclass(frozen=True)
 class GGUFEntry:
-    """A tensor as the header tells of it. shape: rows before columns, the reverse of the file's.
+    """The header's entry of a tensor. shape: rows before columns, the reverse of the file's.
 
     type: number of its ggml type. offset: from the start of the data.
     """

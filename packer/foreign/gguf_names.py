@@ -110,7 +110,7 @@ class HuggingFaceNames:
 def _count(value: Any, layer: int, name: str) -> int:
     """A layer's number of heads; value: for all layers, or one for each.
 
-    Raises CheckpointError: none is told.
+    Raises CheckpointError: there is none.
     """
     found = value
     if isinstance(value, np.ndarray):

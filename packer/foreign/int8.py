@@ -88,8 +88,8 @@ def _check_keys(value: Mapping[str, object]) -> None:
             f" here; {OWN_READER}"
         )
     for key in COUNTS:
-        said = value.get(key, 0)
-        counts = said.values() if isinstance(said, Mapping) else [said]
+        entry = value.get(key, 0)
+        counts = entry.values() if isinstance(entry, Mapping) else [entry]
         if not all(isinstance(count, int | float | str) for count in counts):
             raise CheckpointError(f"its {key} holds more than numbers; {OWN_READER}")
     if value.get("scale_scheme", "per_row") != "per_row":
@@ -99,7 +99,7 @@ def _check_keys(value: Mapping[str, object]) -> None:
 
 
 def _check_entries_of_others(tables: Tables) -> None:
-    """Entries of tensors that have no codes may only say that they have none."""
+    """Entries of tensors without codes may only declare a passthrough."""
     for name, entry in tables["qmeta"].items():
         if name in tables["quantized"]:
             continue
@@ -136,8 +136,8 @@ def _quantized(name: str, tables: Tables, template: Template) -> ForeignTensor:
     found = ForeignTensor(str(base.format), {"q": codes, "scale": scale}, base)
     if ranges is None:
         return found
-    said = tables["passthrough_orig_dtypes"].get(name)
-    stored = None if said is None else torch_dtype(said, name)
+    declared = tables["passthrough_orig_dtypes"].get(name)
+    stored = None if declared is None else torch_dtype(declared, name)
     return with_ranges(name, found, ranges, entry.get("row_passthrough"), stored)
 
 
@@ -169,7 +169,7 @@ def _as_tensor(scale: object, name: str) -> torch.Tensor:
 
 
 def _entry(name: str, entry: object, dtype: torch.dtype) -> Mapping[str, object]:
-    """What qmeta says of a tensor with codes. Raises CheckpointError: anything not known."""
+    """The entry of qmeta of a tensor with codes. Raises CheckpointError: anything not known."""
     if entry is None:
         return {}
     if not isinstance(entry, Mapping):

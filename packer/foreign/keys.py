@@ -66,10 +66,10 @@ def is_on(entry: Mapping[Any, object], key: str, what: str) -> bool:
 
 def refuse_other_shape(entry: Mapping[Any, object], shape: tuple[int, ...], what: str) -> None:
     """Raises CheckpointError: the entry's `shape` is not the tensor's."""
-    said = entry.get("shape")
-    if said is None:
+    declared = entry.get("shape")
+    if declared is None:
         return
-    if not isinstance(said, list | tuple) or tuple(said) != shape:
+    if not isinstance(declared, list | tuple) or tuple(declared) != shape:
         raise CheckpointError(
-            f"{what} has the shape {list(shape)}, and is said to have {shown(said)}"
+            f"{what} has the shape {list(shape)}, and is said to have {shown(declared)}"
         )

@@ -57,6 +57,6 @@ def lrzip_expand(stream: bytes, length: int, limit: int, source: str) -> bytes:
         except subprocess.TimeoutExpired:
             raise CheckpointError(f"{source}: lrzip took more than {SECONDS} seconds") from None
         if done.returncode or not unpacked.is_file() or unpacked.stat().st_size != length:
-            said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            raise CheckpointError(f"{source}: lrzip cannot read a group ({' '.join(said)})")
+            message = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            raise CheckpointError(f"{source}: lrzip cannot read a group ({' '.join(message)})")
         return unpacked.read_bytes()

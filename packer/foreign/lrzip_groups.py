@@ -127,7 +127,7 @@ def _shape(value: Any) -> tuple[int, int]:
 
 
 def is_order(order: Any, rows: int) -> bool:
-    """Whether int64 numbers have each of so many rows once."""
+    """Whether int64 [rows] is a permutation of the rows."""
     return np.array_equal(np.sort(order), np.arange(rows))
 
 

@@ -1,4 +1,4 @@
-"""What `m` of the layout {"w", "m"} says of a tensor, as values.
+"""Entries of `m` of the layout {"w", "m"}, which describe a tensor, as values.
 
 A text, or a dict with it under `type`: "passthrough...", "int6", "gptq (int6)", "gate_int8_row",
 "clip15"; behind a plus sign what is added to codes × scales: "+awqgrpint8", "+lqer", "+lqer_asym".
@@ -33,9 +33,9 @@ LOW_RANK, LOW_RANK_GROUPED = "lqer", "lqer_asym"
 
 @dataclass(frozen=True)
 class Meaning:
-    """kept: stored as it is. bits: of the codes, where they are said. additions: in file order.
+    """kept: not quantized. bits: of the codes, if given. additions: in file order.
 
-    transposed: the codes are. dtype, shape: of the weights, where they are said.
+    transposed: whether the codes are. dtype, shape: of the weights, if given.
     """
 
     kept: bool
@@ -70,7 +70,7 @@ def meaning_of(name: str, value: object) -> Meaning:
 
 
 def _bits(name: str, base: str) -> int | None:
-    """The N of intN; None where only the largest code is said."""
+    """The N of intN; None where only the largest code is given."""
     words = [word for word in re.split(r"[ _(),-]+", base.lower()) if word]
     counts = [match for word in words if (match := INTEGERS.fullmatch(word))]
     clips = [word for word in words if CLIP.fullmatch(word)]

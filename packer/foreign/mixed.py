@@ -3,10 +3,10 @@
     name.q, name.scale          int5 to int8 codes, one per byte; a scale per row
     name.gq, name.gs            small gates, int8 per row
     name.awqg_..., name.lq...   what is added to them (corrections.py)
-    name                        kept as it is, or as float16
+    name                        not quantized, or as float16
 
 Dtypes are seldom in the file; its own reader takes them from the model that it loads into. It reads
-of w what m speaks of and nothing else, so that a part m says nothing of is refused.
+only the parts of w that m describes, so that any other part is refused.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def read_mixed(
             f"known here; {OWN_READER}"
         )
     parts, meanings = table(value["w"], "w"), table(value["m"], "m")
-    described = {name: meaning_of(name, said) for name, said in meanings.items()}
+    described = {name: meaning_of(name, entry) for name, entry in meanings.items()}
     grouped = _by_tensor(parts, meanings)
     for name in meanings:
         if name not in grouped:
             raise CheckpointError(f"m describes {name}, of which w has no part")
-    assumed = sum(said.dtype is None for said in described.values())
+    assumed = sum(meaning.dtype is None for meaning in described.values())
     if template is None and assumed:
         notes.append(note_of_dtypes(assumed))
     return {
@@ -53,7 +53,7 @@ def read_mixed(
 
 
 def note_of_dtypes(count: int) -> str:
-    """That float32 was assumed for so many tensors."""
+    """The note that float32 was assumed for `count` tensors."""
     return (
         f"the file does not say the dtypes of {count} tensors: float32 is assumed for all of them; "
         "with --template CKPT they are those of the checkpoint"
@@ -61,7 +61,7 @@ def note_of_dtypes(count: int) -> str:
 
 
 def _by_tensor(parts: Mapping[str, object], meanings: Mapping[str, object]) -> dict[str, Parts]:
-    """Parts by tensor and suffix, in the order of the file; a tensor kept as it is has suffix ''.
+    """Parts by tensor and suffix, in the order of the file; an unquantized tensor has suffix ''.
 
     A name that m describes is a whole tensor even where it ends like a part.
     """

@@ -1,4 +1,4 @@
-"""Rows of a quantized matrix that are kept as floats: `row_group_passthrough` beside int8 codes.
+"""Rows of a quantized matrix that are kept as floats: `row_group_passthrough` next to int8 codes.
 
 By tensor name a list of {"row_start", "row_end", "value"}: rows row_start to row_end - 1 are value,
 whatever the codes say; the tensor's qmeta lists the pairs once more.
@@ -64,8 +64,8 @@ def _check_pairs(name: str, pairs: list[tuple[int, int]], listed: object) -> Non
             raise CheckpointError(f"{name}: row {start:,} is kept twice in its {RANGES}")
     if listed is None:
         return
-    said = [tuple(pair) for pair in listed] if isinstance(listed, list | tuple) else listed
-    if said != pairs:
+    declared = [tuple(pair) for pair in listed] if isinstance(listed, list | tuple) else listed
+    if declared != pairs:
         raise CheckpointError(
             f"{name}: its {RANGES} keeps the rows {pairs} and its qmeta says {shown(listed)}"
         )

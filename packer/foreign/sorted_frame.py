@@ -140,7 +140,7 @@ def _codes(method: int, packed: bytes, length: int, limit: int, source: str) -> 
 
 
 def _rest(packed: bytes, source: str, limit: int, load: Load) -> Mapping[str, Any]:
-    """What is no matrix: {"w", "m"}, and whatever else stands beside them."""
+    """The tensors that are no matrices: {"w", "m"}, and any other entry."""
     data = expand("brotli", packed, limit, source)
     if data.startswith(BSHF):
         data = unshuffle(data, source)

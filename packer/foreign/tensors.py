@@ -30,7 +30,8 @@ class ForeignTensor:
     stored: what the artifact calls or makes of it, such as int6.row or gptq (int6)+lqer_asym.
     parts: its codes, scales and factors by name, exactly as found; codes may be one per byte.
     quantized: a value that dequantizes to the artifact's own weights, bit for bit. It holds the
-    original codes and scales where one of our formats can say them, else the weights themselves.
+    original codes and scales where one of our formats can represent them, else the weights
+    themselves.
     """
 
     stored: str
@@ -39,7 +40,7 @@ class ForeignTensor:
 
     @property
     def is_inflated(self) -> bool:
-        """Whether it has codes that none of our formats can say, so that it is kept as floats."""
+        """Whether none of our formats represents its codes, so that it is stored as floats."""
         return len(self.parts) > 1 and isinstance(self.quantized.format, Passthrough)
 
     @property
@@ -140,7 +141,7 @@ def scaled(
     """Integers times one scale for the tensor, or one per index of the first axis: the codes and
     scales themselves where our format decodes them to the very bits of `product`, else the floats.
 
-    bits: what the artifact says of the codes; where they need more, the format has more.
+    bits: of the codes, by the artifact; where codes need more, the format has more.
     Raises CheckpointError: not int8, or scales that do not fit the shape or are not numbers.
     """
     if codes.dtype != torch.int8 or not scale.is_floating_point():
@@ -180,7 +181,7 @@ def _uniform(codes: torch.Tensor, bits: int | None, *, per_row: bool, half: torc
 
 
 def computed(weight: torch.Tensor) -> QuantizedTensor:
-    """Weights that none of our formats can say otherwise than as themselves."""
+    """Weights that none of our formats represents but a passthrough."""
     return _as_stored(weight, Passthrough(PASSTHROUGHS.get(weight.dtype, "raw")), weight.dtype)
 
 

@@ -94,7 +94,7 @@ def test_a_model_of_losses_is_refused() -> None:
         def token_nats(self, tokens: Tensor, targets: Tensor, count: int) -> Tensor:
             raise NotImplementedError
 
-    with pytest.raises(ScoreError, match="only tells losses"):
+    with pytest.raises(ScoreError, match="returns only losses"):
         continue_text(Losses(), Letters(), "ab")
 
 
