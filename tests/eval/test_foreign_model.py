@@ -103,7 +103,7 @@ def test_a_mean_loss_alone_gives_sums_of_windows(
         ("SeesAhead", "depend on later tokens"),
         ("TellsTargets", "taken from the targets"),
         ("Keeps", "kept between calls"),
-        ("Beside", "beside another in a batch"),
+        ("Beside", "with another in a batch"),
     ],
 )
 def test_what_would_be_a_wrong_score_is_refused(
