@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from packer.checkpoint.checkpoint import Checkpoint
     from packer.commands.options.fix import FixOptions
     from packer.evaluation import Evaluated
-    from packer.fix.offers import Offer
     from packer.fix.repack import Repacked
+    from packer.fix.repair_options import RepairOption
     from packer.fix.repairs import Step
     from packer.foreign.tensors import ForeignArtifact
     from packer.planning.account import Limits
@@ -33,9 +33,9 @@ Scores = Mapping[str, "Evaluated"]
 def fix_artifact(artifact: str, options: FixOptions) -> None:
     """Read, repair, measure, write and report. Raises PackerError."""
     from packer.checkpoint.checkpoint import read_checkpoint
-    from packer.fix.offers import offers_under
     from packer.fix.own_layout import refuse_unwritable
     from packer.fix.repack import repack
+    from packer.fix.repair_options import repair_options
     from packer.progress import shown
 
     inputs = [artifact, *options.scoring.built.inputs, options.checkpoint, *options.limits.code]
@@ -63,11 +63,11 @@ def fix_artifact(artifact: str, options: FixOptions) -> None:
             progress=progress,
         )
     say_notes([_spell_lossless(foreign, same)])
-    offers: list[Offer] = []
+    repairs: list[RepairOption] = []
     scores: Scores | None = None
     if options.no_recode:
-        offers = [_in_own_layout(foreign, same, limits, options)]
-        offers, scores = measured(offers, bench)
+        repairs = [_in_own_layout(foreign, same, limits, options)]
+        repairs, scores = measured(repairs, bench)
     elif same.account.unused_bytes < limits.margin_bytes:
         if options.lossless:
             raise CapError(
@@ -75,14 +75,14 @@ def fix_artifact(artifact: str, options: FixOptions) -> None:
                 "written. Leave out --lossless to store tensors more coarsely."
             )
         with shown("looking for bytes") as progress:
-            offers = offers_under(limits, foreign, same, original, metadata, progress)
-        offers, scores = measured(offers, bench)
-    data = offers[0].data if offers else same.data
+            repairs = repair_options(limits, foreign, same, original, metadata, progress)
+        repairs, scores = measured(repairs, bench)
+    data = repairs[0].data if repairs else same.data
     _refuse_larger(foreign, data)
     _write(options.output, options.loader, data)
     if bench is not None and scores is None:
         scores = bench.run({"re-encoded": data})
-    _show(foreign, same, offers, scores, options)
+    _show(foreign, same, repairs, scores, options)
 
 
 def _refuse_larger(foreign: ForeignArtifact, data: bytes) -> None:
@@ -106,10 +106,10 @@ def _refuse_larger(foreign: ForeignArtifact, data: bytes) -> None:
 
 def _in_own_layout(
     foreign: ForeignArtifact, same: Repacked, limits: Limits, options: FixOptions
-) -> Offer:
-    """The artifact in its author's layout, with coarser codes."""
-    from packer.fix.offers import Offer
+) -> RepairOption:
+    """The artifact as its author writes it, with coarser codes."""
     from packer.fix.own_layout import requantize
+    from packer.fix.repair_options import RepairOption
     from packer.planning.account import Account
     from packer.progress import shown
 
@@ -119,30 +119,36 @@ def _in_own_layout(
             Path(foreign.source), foreign, same, allowed, options.opening.max_memory, progress
         )
     account = Account(limits.cap_bytes, limits.code_bytes, 0, 0, len(requantized.data))
-    return Offer("its own layout", requantized.data, account, requantized.damage, requantized.steps)
+    return RepairOption(
+        "its own layout", requantized.data, account, requantized.damage, requantized.steps
+    )
 
 
 def read_original(foreign: ForeignArtifact, checkpoint: str | None) -> Checkpoint | None:
     """The weights that the artifact was made from. Raises CheckpointError: they do not fit it."""
     from packer.checkpoint.checkpoint import read_checkpoint
-    from packer.fix.offers import original_of
+    from packer.fix.repair_options import original_of
 
     return None if checkpoint is None else original_of(foreign, read_checkpoint(checkpoint))
 
 
-def measured(offers: Sequence[Offer], bench: Bench | None) -> tuple[list[Offer], Scores | None]:
-    """(the offers ordered by measured KL, the scores); without a bench, (the offers, None)."""
+def measured(
+    repairs: Sequence[RepairOption], bench: Bench | None
+) -> tuple[list[RepairOption], Scores | None]:
+    """(the repair options by measured KL, their scores); unchanged and None without data."""
     from dataclasses import replace
 
-    from packer.fix.offers import ranked
+    from packer.fix.repair_options import ranked
 
     if bench is None:
-        return list(offers), None
-    scores = bench.run({offer.name: offer.data for offer in offers})
+        return list(repairs), None
+    scores = bench.run({repair.name: repair.data for repair in repairs})
     known = []
-    for offer in offers:
-        divergence = scores[offer.name].divergence
-        known.append(replace(offer, kl=None if divergence is None else divergence.kl_bits_per_byte))
+    for repair in repairs:
+        divergence = scores[repair.name].divergence
+        known.append(
+            replace(repair, kl=None if divergence is None else divergence.kl_bits_per_byte)
+        )
     return ranked(known), scores
 
 
@@ -181,20 +187,20 @@ def _spell_lossless(foreign: ForeignArtifact, same: Repacked) -> str:
 def _show(
     foreign: ForeignArtifact,
     same: Repacked,
-    offers: Sequence[Offer],
+    repairs: Sequence[RepairOption],
     scores: Scores | None,
     options: FixOptions,
 ) -> None:
     if options.as_json:
-        print_json(_json(foreign, same, offers, scores, options))
+        print_json(_json(foreign, same, repairs, scores, options))
         return
-    show_offers(offers)
-    account = offers[0].account if offers else same.account
+    show_repairs(repairs)
+    account = repairs[0].account if repairs else same.account
     say(f"{options.output or 'not written (no -o)'}: {account}")
     if scores is not None:
-        name = offers[0].name if offers else "re-encoded"
+        name = repairs[0].name if repairs else "re-encoded"
         say(describe_scores(scores, name, options.checkpoint or "the artifact as submitted"))
-    elif offers:
+    elif repairs:
         hint = (
             ""
             if options.checkpoint or options.no_recode
@@ -203,29 +209,24 @@ def _show(
         say(f"to measure what it costs, add --data TEXT --tokenizer MODEL{hint}")
 
 
-def show_offers(offers: Sequence[Offer]) -> None:
-    """Print the repairs that fit, the chosen one first, and its steps."""
+def show_repairs(repairs: Sequence[RepairOption]) -> None:
+    """The repair options, the chosen one first, and its steps."""
     from packer.reports import tables
 
-    if len(offers) > 1:
+    if len(repairs) > 1:
         rows = [
-            (offer.name, f"{offer.account.total_bytes:,}", f"{offer.damage:.4g}", _kl(offer))
-            for offer in offers
+            (repair.name, f"{repair.account.total_bytes:,}", f"{repair.damage:.4g}", _kl(repair))
+            for repair in repairs
         ]
-        columns = (
-            "repair, the chosen one first",
-            ">total bytes",
-            ">weight error",
-            ">KL, bits/byte",
-        )
+        columns = ("option, chosen first", ">total bytes", ">weight error", ">KL, bits/byte")
         tables.print_table(columns, rows)
         say("")
-    if offers and offers[0].steps:
-        show_steps(offers[0].steps)
+    if repairs and repairs[0].steps:
+        show_steps(repairs[0].steps)
 
 
-def _kl(offer: Offer) -> str:
-    return "" if offer.kl is None else f"{offer.kl:.6f}"
+def _kl(repair: RepairOption) -> str:
+    return "" if repair.kl is None else f"{repair.kl:.6f}"
 
 
 def show_steps(steps: Sequence[Step]) -> None:
@@ -252,16 +253,16 @@ def show_steps(steps: Sequence[Step]) -> None:
     say("")
 
 
-def offers_json(offers: Sequence[Offer]) -> list[dict[str, Any]]:
-    """All repairs that fit, the chosen one first."""
+def repairs_json(repairs: Sequence[RepairOption]) -> list[dict[str, Any]]:
+    """Every repair option, the chosen one first."""
     return [
         {
-            "name": offer.name,
-            "total_bytes": offer.account.total_bytes,
-            "damage": offer.damage,
-            "kl_bits_per_byte": offer.kl,
+            "name": repair.name,
+            "total_bytes": repair.account.total_bytes,
+            "damage": repair.damage,
+            "kl_bits_per_byte": repair.kl,
         }
-        for offer in offers
+        for repair in repairs
     ]
 
 
@@ -272,11 +273,11 @@ def scores_json(scores: Scores | None) -> dict[str, Any] | None:
 def _json(
     foreign: ForeignArtifact,
     same: Repacked,
-    offers: Sequence[Offer],
+    repairs: Sequence[RepairOption],
     scores: Scores | None,
     options: FixOptions,
 ) -> dict[str, Any]:
-    account = offers[0].account if offers else same.account
+    account = repairs[0].account if repairs else same.account
     return {
         "source": foreign.source,
         "layout": foreign.layout,
@@ -290,10 +291,10 @@ def _json(
         "total_bytes": account.total_bytes,
         "cap_bytes": account.cap_bytes,
         "unused_bytes": account.unused_bytes,
-        "lossless": not offers,
-        "damage": offers[0].damage if offers else 0.0,
-        "offers": offers_json(offers),
-        "steps": [vars(step) for step in offers[0].steps] if offers else [],
+        "lossless": not repairs,
+        "damage": repairs[0].damage if repairs else 0.0,
+        "offers": repairs_json(repairs),
+        "steps": [vars(step) for step in repairs[0].steps] if repairs else [],
         "scores": scores_json(scores),
         "ties": dict(same.ties),
         "tensors": [

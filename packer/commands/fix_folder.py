@@ -14,10 +14,10 @@ import click
 
 from packer.commands.fix_artifact import (
     measured,
-    offers_json,
     read_original,
+    repairs_json,
     scores_json,
-    show_offers,
+    show_repairs,
 )
 from packer.commands.fix_scores import describe_scores
 from packer.commands.options.types import print_json, say, say_notes
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from packer.commands.options.fix import FixOptions
     from packer.fix.fix_folder import FixedFolder
     from packer.fix.fixable_folder import Folder
-    from packer.fix.offers import Offer
+    from packer.fix.repair_options import RepairOption
 
 
 def fix_submission(source: str, options: FixOptions) -> None:
@@ -53,9 +53,9 @@ def fix_submission(source: str, options: FixOptions) -> None:
         bench.check()
     scores: Scores | None = None
 
-    def judge(offers: list[Offer]) -> list[Offer]:
+    def rank(repairs: list[RepairOption]) -> list[RepairOption]:
         nonlocal scores
-        best, scores = measured(offers, bench)
+        best, scores = measured(repairs, bench)
         return best
 
     with shown("fixing") as progress:
@@ -65,7 +65,7 @@ def fix_submission(source: str, options: FixOptions) -> None:
             options.limits.margin,
             lossless=options.lossless,
             original=original,
-            judge=judge,
+            rank=rank,
             progress=progress,
         )
     if options.output is not None:
@@ -132,14 +132,14 @@ def making_folder(output: str) -> Iterator[Path]:
 def _show(fixed: FixedFolder, scores: Scores | None, options: FixOptions) -> None:
     from packer.planning.account import describe_rest
 
-    show_offers(fixed.offers)
+    show_repairs(fixed.options)
     for key, (old, new) in fixed.corrected.items():
         say(f"submission.json: {key} {old} -> {new}")
     for number, line in enumerate(fixed.to_do, 1):
         say(f"to do {number}: {line}")
     if scores is not None:
         reference = options.checkpoint or "the artifact as submitted"
-        say(describe_scores(scores, fixed.offers[0].name, reference))
+        say(describe_scores(scores, fixed.options[0].name, reference))
     where = f"{options.output}{os.sep}" if options.output else "not written (no -o)"
     left = fixed.cap_bytes - fixed.total_bytes
     say(
@@ -163,9 +163,9 @@ def _json(
         "total_bytes": fixed.total_bytes,
         "cap_bytes": fixed.cap_bytes,
         "unused_bytes": fixed.cap_bytes - fixed.total_bytes,
-        "lossless": not fixed.offers,
-        "offers": offers_json(fixed.offers),
-        "steps": [vars(step) for step in fixed.offers[0].steps] if fixed.offers else [],
+        "lossless": not fixed.options,
+        "offers": repairs_json(fixed.options),
+        "steps": [vars(step) for step in fixed.options[0].steps] if fixed.options else [],
         "scores": scores_json(scores),
         "corrected": {key: list(pair) for key, pair in fixed.corrected.items()},
         "to_do": list(fixed.to_do),

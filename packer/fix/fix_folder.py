@@ -1,7 +1,8 @@
-"""A submission folder that is over the cap, as the contents of a new one that is not.
+"""Brings a submission folder under the cap: the contents of the repaired folder.
 
-Repairs are tried from the one that asks least of the author: correct the claim, pack the code,
-re-encode the artifact (the code must then read it with the loader), both, and last change weights.
+Repairs are tried in the order of the work they leave to the author: correct the claim, pack the
+code, re-encode the artifact (the code must then read it with the loader), both, and finally change
+the weights.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from packer.code.pack_script import SourceFile, pack_code
 from packer.code.self_extracting import ENTRY
 from packer.errors import CapError, SubmissionError
 from packer.fix.fixable_folder import Folder
-from packer.fix.offers import Offer, offers_under
 from packer.fix.repack import Repacked, assembled, repack
+from packer.fix.repair_options import RepairOption, repair_options
 from packer.fix.true_claims import TrueSizes, corrected_claims
 from packer.planning.account import CodeFile, Limits
 from packer.planning.measure import Progress, ignore_progress
@@ -28,16 +29,16 @@ from packer.submission.claimed_seeds import seed_entries
 from packer.submission.claims import CLAIMS
 
 EDIT_BYTES = 512  # left free for the edit that makes the code use the loader
-Judge = Callable[[list[Offer]], list[Offer]]
+Rank = Callable[[list[RepairOption]], list[RepairOption]]
 
 
 @dataclass(frozen=True)
 class FixedFolder:
-    """files: name -> new content; all other files are copied as they are. dropped: not copied.
+    """files: name -> new content; all other files are copied unchanged. dropped: not copied.
 
     what: the repair in words. code_bytes, artifact_bytes: as counted. to_do: what is left to the
-    author. corrected: claim -> (old value, new value). offers: the lossy ways, if one was needed,
-    the one taken first. artifact: the new one's name, None where it is as it was.
+    author. corrected: claim -> (old value, new value). options: the lossy repair options if one was
+    needed, the chosen one first. artifact: name of the new artifact; None if it is unchanged.
     """
 
     files: Mapping[str, bytes]
@@ -48,7 +49,7 @@ class FixedFolder:
     cap_bytes: int
     to_do: tuple[str, ...]
     corrected: Mapping[str, tuple[Any, Any]]
-    offers: tuple[Offer, ...] = ()
+    options: tuple[RepairOption, ...] = ()
     artifact: str | None = None
 
     @property
@@ -63,13 +64,14 @@ def fix_folder(
     *,
     lossless: bool = False,
     original: Checkpoint | None = None,
-    judge: Judge = list,
+    rank: Rank = list,
     progress: Progress = ignore_progress,
 ) -> FixedFolder:
-    """The least that brings a folder under the cap.
+    """The smallest repair that brings a folder under the cap.
 
-    original: the checkpoint, one more way. judge: ranks the lossy ways, the best first.
-    Raises CapError: nothing does; with `lossless`, nothing that leaves the weights alone does.
+    original: the checkpoint; planning it anew is one more repair option. rank: orders the lossy
+    options, the best first.
+    Raises CapError: no repair suffices; with `lossless`, none that keeps the weights does.
     """
     model, allowed = folder.largest_model, cap_bytes - margin_bytes
     if folder.code_bytes + model <= allowed:
@@ -88,25 +90,25 @@ def fix_folder(
     if folder.foreign is None:
         raise CapError(_why_not(folder, packed.size_bytes + model - allowed))
     same = repack(folder.foreign, progress=progress)
-    return _re_encoded(folder, same, cap_bytes, allowed, lossless, original, judge, progress)
+    return _re_encoded(folder, same, cap_bytes, allowed, lossless, original, rank, progress)
 
 
 def _why_not(folder: Folder, over: int) -> str:
-    said = f"{folder.root}: even with packed code it is {over:,} bytes over, so the artifact has to"
+    start = f"{folder.root}: even with packed code it is {over:,} bytes over, so the artifact has"
     anew = "pack the checkpoint anew: packer pack CKPT --cap N"
     if folder.artifact is not None:
-        return f"{said} change, and {folder.artifact} is one of ours; nothing was written. {anew}"
+        return f"{start} to change, and {folder.artifact} is ours; nothing was written. {anew}"
     largest = max(folder.others, key=lambda name: folder.others[name])
     return (
-        f"{said} change, and it is not here; nothing was written. Put the artifact of {largest} "
-        f"({folder.others[largest]:,} bytes) into the folder and fix it again: the same codes take "
-        f"fewer bytes under our coder. Or {anew}"
+        f"{start} to change, and it is not in the folder; nothing was written. Put the artifact of "
+        f"{largest} ({folder.others[largest]:,} bytes) into the folder and fix it again: the same "
+        f"codes take fewer bytes with our coder. Or {anew}"
     )
 
 
 @dataclass(frozen=True)
 class PackedFiles:
-    """files: name -> content. dropped: names of files that are inside another now."""
+    """files: name -> content. dropped: names of files that are now packed into another."""
 
     files: Mapping[str, bytes]
     dropped: tuple[str, ...]
@@ -117,7 +119,7 @@ class PackedFiles:
 
 
 def _packed(folder: Folder, loader: SourceFile | None = None) -> PackedFiles:
-    """All code as one script; where files are run by their names, each stays one of its own."""
+    """All code as one script; files that are run by name are packed one by one."""
     added = () if loader is None else (loader,)
     if not folder.executed:
         text = pack_code((*folder.code, *added)).text
@@ -146,10 +148,10 @@ def _re_encoded(
     allowed: int,
     lossless: bool,
     original: Checkpoint | None,
-    judge: Judge,
+    rank: Rank,
     progress: Progress,
 ) -> FixedFolder:
-    """The folder with its artifact in our coder and, where that is not enough, packed code too."""
+    """The folder with its artifact re-encoded and, if that is not enough, its code packed too."""
     assert folder.foreign is not None and folder.artifact is not None
     text = loader_source(RE_ENCODED)
     loader = SourceFile("loader.py", "loader", text, len(text.encode()))
@@ -158,7 +160,7 @@ def _re_encoded(
     packed = _packed(folder, loader)
     packs = beside + len(same.data) > allowed and packed.size_bytes + EDIT_BYTES < beside
     code_bytes = packed.size_bytes + EDIT_BYTES if packs else beside
-    offers: list[Offer] = []
+    options: list[RepairOption] = []
     what = f"the same codes re-encoded, {folder.artifact_bytes - len(same.data):,} bytes fewer"
     if code_bytes + len(same.data) > allowed:
         if lossless:
@@ -169,13 +171,13 @@ def _re_encoded(
                 "--lossless, tensors would be stored more coarsely"
             )
         limits = Limits(cap_bytes, (CodeFile("code", code_bytes),), 0, cap_bytes - allowed)
-        offers = judge(offers_under(limits, folder.foreign, same, original, progress=progress))
-        steps = len(offers[0].steps)
+        options = rank(repair_options(limits, folder.foreign, same, original, progress=progress))
+        steps = len(options[0].steps)
         more = f"and {steps} tensors stored more coarsely"
         what = f"{what}, {more}" if steps else "the checkpoint planned anew"
     data, _ = (
-        (offers[0].data, None)
-        if offers
+        (options[0].data, None)
+        if options
         else assembled(same.header, same.encoded, cap_bytes, code_bytes)
     )
     name = Path(folder.artifact).with_suffix(".pack").as_posix()
@@ -188,9 +190,9 @@ def _re_encoded(
         packed.size_bytes if packs else beside,
         len(data),
         dropped=(folder.artifact, *code.dropped),
-        to_do=_to_do(folder, name, packs, bool(offers)),
+        to_do=_to_do(folder, name, packs, bool(options)),
     )
-    return replace(fixed, offers=tuple(offers), artifact=name)
+    return replace(fixed, options=tuple(options), artifact=name)
 
 
 def _refuse_own_loader(folder: Folder, loader: SourceFile) -> None:
@@ -198,8 +200,9 @@ def _refuse_own_loader(folder: Folder, loader: SourceFile) -> None:
     path = folder.root / _beside(folder, loader)
     if path.exists() and path.read_bytes() != loader.text.encode():
         raise SubmissionError(
-            f"{path}: has {path.stat().st_size:,} bytes and another text than the loader that goes "
-            "there; nothing was written. Rename it and what imports it, and fix the folder again"
+            f"{path}: has {path.stat().st_size:,} bytes and differs from the loader that has to be "
+            "written there; nothing was written. Rename it and what imports it, and fix the folder "
+            "again"
         )
 
 
@@ -207,31 +210,31 @@ def _to_do(folder: Folder, name: str, packs: bool, lossy: bool) -> tuple[str, ..
     entry = Path(folder.code[0].path).name
     lines = decompressing_lines(folder.code[0].text)
     where = f" (line {', '.join(map(str, lines))})" if lines else ""
-    told = [
+    steps = [
         f"in {entry}{where}, replace decompression and dequantization by: "
         f"from loader import read_weights; state_dict = read_weights(open('{name}', 'rb').read())"
     ]
     if packs:
         names = " ".join(str(folder.root / _inside(file)) for file in folder.code)
-        told[0] = told[0].replace(f"in {entry}", f"in {folder.root / _inside(folder.code[0])}", 1)
-        told.append(
+        steps[0] = steps[0].replace(f"in {entry}", f"in {folder.root / _inside(folder.code[0])}", 1)
+        steps.append(
             f"then pack it again: packer code {names} loader.py -o {entry}; the packed code here "
-            "is without that edit, for which the cap has room. Claim what it takes then"
+            "is without that edit, for which the cap has room. Then claim its new size"
         )
     else:
-        told.append("the edit changes bytes_code and the total by some bytes: claim what it takes")
+        steps.append("the edit changes bytes_code and the total by some bytes: claim the new sizes")
     if lossy:
-        told.append("the weights changed: measure val_bpb and val_loss again (packer eval)")
+        steps.append("the weights changed: measure val_bpb and val_loss again (packer eval)")
     if folder.others:
-        told.append(
+        steps.append(
             f"the totals are of this artifact; fix those of {', '.join(folder.others)} alike, and "
             "claim the largest"
         )
-    return tuple(told)
+    return tuple(steps)
 
 
 def decompressing_lines(source: str) -> list[int]:
-    """Lines that call something named decompress, in code that parses."""
+    """Numbers of the lines that call something named decompress; none if it does not parse."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
@@ -257,7 +260,7 @@ def _fixed(
     dropped: tuple[str, ...] = (),
     to_do: tuple[str, ...] = (),
 ) -> FixedFolder:
-    """new_bytes: of a new artifact; None where all models are as they were."""
+    """new_bytes: size of a new artifact; None if all models are unchanged."""
     here = () if folder.artifact is None else (folder.artifact_bytes,)
     before = (*here, *folder.others.values())
     models = before if new_bytes is None else (new_bytes,)
@@ -271,9 +274,11 @@ def _fixed(
         claims, changed = corrected_claims(folder.claims, sizes, cap_bytes)
         contents[CLAIMS] = (json.dumps(claims, indent=2, ensure_ascii=False) + "\n").encode()
     model = folder.largest_model if new_bytes is None else new_bytes
-    is_as_it_was = new_bytes is None and code_bytes == folder.code_bytes
+    is_unchanged = new_bytes is None and code_bytes == folder.code_bytes
     unknown = seed_entries(folder.claims or {}).keys() - seeds.keys()
-    if len(before) > 1 and not is_as_it_was and unknown:
-        told = "what submission.json says of each seed is as it was: correct the sizes there"
-        to_do = (*to_do, told)
+    if len(before) > 1 and not is_unchanged and unknown:
+        by_hand = (
+            "the entries of single seeds in submission.json are unchanged: correct their sizes"
+        )
+        to_do = (*to_do, by_hand)
     return FixedFolder(contents, dropped, what, code_bytes, model, cap_bytes, to_do, changed)

@@ -1,4 +1,4 @@
-"""What counts in a submission folder that is to be fixed: artifact, code, runs and claims."""
+"""The parts of a submission folder that a repair needs: artifact, code, runs and claims."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from packer.submission.folder import Submission, read_submission
 
 @dataclass(frozen=True)
 class Folder:
-    """What counts in a submission folder.
+    """The parts of a submission folder that a repair needs.
 
-    artifact: inside the folder, None where only logs speak of it; foreign: None for that, and for
-    an artifact of ours. artifact_bytes: its size, or the largest that a log names. others: runs
-    whose artifacts are not here -> their model bytes. code: all that runs, the entry first;
-    executed: those of it that are run by their file names. claims: None without a file.
-    seeds: seed -> model bytes of the runs that tell theirs; own_seed: of the artifact's run.
+    artifact: its path in the folder, None if only logs mention it; foreign: None then, and for an
+    artifact of ours. artifact_bytes: its size, or the largest that a log names. others: runs whose
+    artifacts are not in the folder -> their model bytes. code: all files that run, the entry first;
+    executed: those that are run by file name. claims: None without submission.json.
+    seeds: seed -> model bytes, for runs with a known seed; own_seed: of the artifact's run.
     """
 
     root: Path
@@ -47,7 +47,7 @@ class Folder:
 
     @property
     def largest_model(self) -> int:
-        """Bytes of the largest run's model: that run is held against the cap."""
+        """Bytes of the largest run's model: that run is compared with the cap."""
         return max(self.artifact_bytes, *self.others.values(), 0)
 
 
@@ -57,7 +57,7 @@ def read_folder(
     template: str | None = None,
     max_memory: int | None = None,
 ) -> Folder:
-    """The artifact, told by its content, the code that counts, and the claims.
+    """The artifact, recognized by its content, the code that counts, and the claims.
 
     code: the files that count, the entry first; without them train_gpt.py, or the only Python
     file. Raises SubmissionError: several artifacts, none that a log names, no code.
@@ -81,7 +81,7 @@ def read_folder(
     others = {name: size for name, size in sizes.items() if size is not None}
     if artifact is None and not others:
         raise SubmissionError(
-            f"{root}: holds no artifact, and no log tells the size of one; put the artifact there"
+            f"{root}: holds no artifact, and no log names the size of one; put the artifact there"
         )
     foreign = None
     if artifact is not None and artifact.codec != "bytecap":
@@ -123,7 +123,7 @@ def _refuse_stub(submission: Submission, runs: Sequence[RunAccount]) -> None:
 
 
 def _model_bytes(run: RunAccount) -> int | None:
-    """A run's model: as logged, or what the logged total leaves beside the code."""
+    """Bytes of a run's model: as logged, or the logged total less the code."""
     if run.model_bytes is not None or run.as_logged is None or run.own_code is None:
         return run.model_bytes
     left = run.as_logged - run.own_code
@@ -131,8 +131,10 @@ def _model_bytes(run: RunAccount) -> int | None:
 
 
 def _only_artifact(submission: Submission, runs: Sequence[RunAccount]) -> ArtifactFile | None:
-    """The artifact that is a run's, by its size. Raises SubmissionError: several, which are fixed
-    one by one. CheckpointError: damaged."""
+    """The one artifact that belongs to a run, by its size; None without one.
+
+    Raises SubmissionError: several, which must be fixed one by one. CheckpointError: damaged.
+    """
     counted = {run.artifact.name: run.artifact for run in runs if run.artifact is not None}
     for one in counted.values():
         if one.problem is not None:

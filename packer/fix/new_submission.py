@@ -1,7 +1,7 @@
-"""A submission folder from finished runs: one code, a log of every seed, one artifact, true claims.
+"""A submission folder from finished runs: their code, a log per seed, one artifact, true claims.
 
-What the folder says is computed from what the runs logged and left, and held against the rules of
-the checker before it is written.
+All claims are computed from the logs and files of the runs, and the folder is checked by the rules
+of the checker before it is written.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TICKED = {"train-time": "train_under_600s", "eval-time": "eval_under_600s"}
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One run's folder. seed: as its log says. code: the entry first."""
+    """One run's folder. seed: as logged. code: the entry first."""
 
     folder: Path
     seed: int
@@ -45,7 +45,7 @@ class FinishedRun:
 class NewSubmission:
     """files: name -> content. copied: name -> the file it is copied from. totals: seed -> bytes.
 
-    findings: of the checker, on exactly these files. to_do: what only the author knows.
+    findings: of the checker, on exactly these files. to_do: what only the author can add.
     """
 
     files: Mapping[str, bytes]
@@ -82,11 +82,11 @@ def read_run(folder: Path, max_memory: int | None = None) -> FinishedRun:
     ]
     logged = [one for one in whole if one.size_bytes in sizes] or ([] if sizes else whole)
     if len(logged) != 1:
-        spelled = ", ".join(f"{one.name} {one.size_bytes:,}" for one in found.artifacts) or "none"
-        said = ", ".join(f"{size:,}" for size in sorted(sizes)) or "none"
+        present = ", ".join(f"{one.name} {one.size_bytes:,}" for one in found.artifacts) or "none"
+        expected = ", ".join(f"{size:,}" for size in sorted(sizes)) or "none"
         raise SubmissionError(
-            f"{folder}: artifacts are {spelled}, and {logs[0].name} names the sizes {said}; leave "
-            "the one that was logged"
+            f"{folder}: artifacts are {present}, and {logs[0].name} names the sizes {expected}; "
+            "leave the one that was logged"
         )
     return FinishedRun(folder, logs[0].seed, logs[0], logged[0], found.whole_code)
 
@@ -94,7 +94,7 @@ def read_run(folder: Path, max_memory: int | None = None) -> FinishedRun:
 def new_submission(
     runs: Sequence[FinishedRun], cap_bytes: int, about: Mapping[str, Any], name: str
 ) -> NewSubmission:
-    """The folder's contents. about: what the author says of it, for submission.json.
+    """The folder's contents. about: the author's own entries for submission.json.
 
     Raises SubmissionError: fewer than three seeds, a seed twice, different codes, no score that all
     logs have. CapError: a run is over the cap, even with packed code.
@@ -121,7 +121,7 @@ def new_submission(
         {
             CODE_NAME: code.text.encode(),
             "README.md": readme.encode(),
-            "submission.json": _spelled(claims).encode(),
+            "submission.json": _to_json(claims).encode(),
             **texts,
         },
         {artifact.name: kept.folder / kept.artifact.name},
@@ -150,7 +150,7 @@ def _refuse_mixed(runs: Sequence[FinishedRun]) -> None:
 
 
 def _shipped_code(runs: Sequence[FinishedRun], cap_bytes: int) -> SourceFile:
-    """The code as it ran where that fits and is what the logs counted; else packed into one."""
+    """The code as it ran if it fits and the logs counted it so; else packed into one script."""
     files = runs[0].code
     raw = sum(file.size_bytes for file in files)
     largest = max(run.artifact.size_bytes for run in runs)
@@ -215,7 +215,7 @@ def _claims(
 def _compliance(
     findings: Sequence[Finding], totals: Mapping[int, int], cap_bytes: int
 ) -> dict[str, bool]:
-    """Boxes that the files and logs answer; what nothing tells is left out."""
+    """Compliance flags that files and logs decide; undecided flags are left out."""
     by_rule = {finding.rule: finding.status for finding in findings}
     answered = {
         box: by_rule[rule] is not Status.FAIL
@@ -253,9 +253,9 @@ def _readme(
     )
 
 
-def _spelled(claims: Mapping[str, Any]) -> str:
+def _to_json(claims: Mapping[str, Any]) -> str:
     return json.dumps(claims, indent=2, ensure_ascii=False) + "\n"
 
 
 def _parsed(claims: Mapping[str, Any]) -> Claims:
-    return parse_claims(_spelled(claims))
+    return parse_claims(_to_json(claims))

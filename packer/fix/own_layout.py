@@ -1,9 +1,9 @@
-"""An artifact made smaller in its own layout and under its own codec, so that its reader reads it.
+"""Shrinks an artifact within its own layout and codec, so that the submission's code can read it.
 
-For submissions whose code must stay as it is. Only tensors with codes change: to fewer bits, larger
-steps, codes halved or dropped, each still int8 codes and a scale per row. A codec takes the file
-as a whole, so sizes of tensors are our coder's, scaled by what the file came to the time before;
-few rounds are needed, each of which weighs the real file.
+For submissions whose code must not change. Only quantized tensors change: to fewer bits, larger
+steps, codes halved or dropped, each still int8 codes with a scale per row. The codec compresses the
+file as a whole, so the size of a tensor is estimated by our coder, scaled by the last compressed
+size of the whole file; a few rounds suffice, each of which compresses the real file.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ZIP = b"PK\x03\x04"
 
 @dataclass(frozen=True)
 class Requantized:
-    """data: the file, read back and compared. steps: what was changed; saved_bytes under our coder.
+    """data: the file, read back and compared. steps: the changes; saved_bytes by our coder.
 
     rounds: how often the whole file was compressed.
     """
@@ -68,14 +68,14 @@ def requantize(
     max_memory: int | None = None,
     progress: Progress = ignore_progress,
 ) -> Requantized:
-    """The artifact of least predicted damage in at most `allowed_bytes`, as its author wrote it.
+    """The artifact of least predicted damage in at most `allowed_bytes`, in its author's layout.
 
-    Raises CapError: not even the coarsest forms fit. CheckpointError: it is of a container, layout
-    or codec that is not written here.
+    Raises CapError: not even the coarsest forms fit. CheckpointError: its container, layout or
+    codec cannot be written.
     """
     value, codec = _written_as(path, foreign, max_memory)
     file = codec.compressed(_saved(value))
-    candidates = [one for one in candidates_of(same, progress) if _says(foreign, one)]
+    candidates = [one for one in candidates_of(same, progress) if _can_store(foreign, one)]
     whole = len(same.data)
     rate = len(file) / whole  # bytes of the file for one of ours
     best = Requantized(file, (), 0.0, 1) if len(file) <= allowed_bytes else None
@@ -96,7 +96,7 @@ def requantize(
             _check(data, path, foreign, changes)
             best = Requantized(data, steps_of(plan, same, _stored(foreign)), plan.damage, rounds)
         elif len(data) > allowed_bytes:
-            needed += CLOSE_ENOUGH / 4 * allowed_bytes  # what the last rate did not foresee
+            needed += CLOSE_ENOUGH / 4 * allowed_bytes  # the last rate was too optimistic
     if best is None:
         raise CapError(
             f"{foreign.source}: in its own layout and codec it does not come under "
@@ -106,7 +106,7 @@ def requantize(
 
 
 def refuse_unwritable(path: Path, foreign: ForeignArtifact, max_memory: int | None = None) -> None:
-    """Raises CheckpointError: the artifact's container, layout or codec is not written here."""
+    """Raises CheckpointError: the artifact's container, layout or codec cannot be written."""
     _written_as(path, foreign, max_memory)
 
 
@@ -140,8 +140,8 @@ def _changes(plan: Plan, same: Repacked) -> dict[str, QuantizedTensor]:
     return {**found, **{tied: found[kept] for tied, kept in same.ties.items() if kept in found}}
 
 
-def _says(foreign: ForeignArtifact, candidate: Candidate) -> bool:
-    """Whether the layout can say a form: int8 codes with the scales that the tensor has."""
+def _can_store(foreign: ForeignArtifact, candidate: Candidate) -> bool:
+    """Whether the layout can store a form: int8 codes with the scales that the tensor has."""
     if candidate.choice == AS_IS:
         return True
     tensor = foreign.tensors[candidate.tensor]
@@ -161,7 +161,7 @@ def _says(foreign: ForeignArtifact, candidate: Candidate) -> bool:
 def _with(
     value: Mapping[str, Any], foreign: ForeignArtifact, changes: Mapping[str, QuantizedTensor]
 ) -> Mapping[str, Any]:
-    """The file's dict with other codes and scales."""
+    """The file's dict with the codes and scales of `changes`."""
     tables = {
         key: dict(table) if isinstance(table, Mapping) else table for key, table in value.items()
     }
@@ -173,8 +173,8 @@ def _with(
             scale = one.side["scale"].to(scale.dtype).expand(scale.numel()).reshape(scale.shape)
         if foreign.layout in INT8_FORMATS:
             tables["quantized"][name] = codes
-            was = tables["scales"][name]
-            tables["scales"][name] = float(scale) if isinstance(was, float) else scale.contiguous()
+            old = tables["scales"][name]
+            tables["scales"][name] = float(scale) if isinstance(old, float) else scale.contiguous()
         else:
             tables["w"][f"{name}.q"], tables["w"][f"{name}.scale"] = codes, scale.contiguous()
             tables["m"][name] = _meaning(tables["m"].get(name), codes)
@@ -182,7 +182,7 @@ def _with(
 
 
 def _meaning(meaning: Any, codes: torch.Tensor) -> Any:
-    """What m says of a tensor, with the bits that its codes now need."""
+    """A tensor's entry in m, with the bits that its codes now need."""
     largest = max(int(codes.max()).bit_length(), (-1 - int(codes.min())).bit_length())
     bits = f"int{max(largest + 1, 2)}"
     if isinstance(meaning, Mapping):
@@ -199,7 +199,7 @@ def _saved(value: Mapping[str, Any]) -> bytes:
 def _check(
     data: bytes, path: Path, foreign: ForeignArtifact, changes: Mapping[str, QuantizedTensor]
 ) -> None:
-    """Reads the new file as its own reader does. Raises CheckpointError: other weights come out."""
+    """Reads the new file back. Raises CheckpointError: the weights differ."""
     read = foreign_of(content_of(data, path))
     assert read is not None
     for name, tensor in foreign.tensors.items():
@@ -213,12 +213,12 @@ def _check(
         else:
             same = all(torch.equal(found.parts[key], part) for key, part in tensor.parts.items())
         if not same:
-            raise CheckpointError(f"{path}: {name} comes back otherwise; nothing was written")
+            raise CheckpointError(f"{path}: {name} differs when read back; nothing was written")
 
 
 @dataclass(frozen=True)
 class _Codec:
-    """A file's codecs from the outside in, and the letters that its trainer put before them."""
+    """A file's codecs from the outside in, and the tag that its trainer wrote before them."""
 
     layers: tuple[str, ...]
     tag: bytes
@@ -248,16 +248,16 @@ class _Codec:
 def _written_as(
     path: Path, foreign: ForeignArtifact, max_memory: int | None
 ) -> tuple[Mapping[str, Any], _Codec]:
-    """(the file's dict, its codecs). Raises CheckpointError: it cannot be written like that."""
+    """(the file's dict, its codecs). Raises CheckpointError: this layout cannot be written."""
     whole = path.read_bytes()
     inner = unwrap(whole, output_limit(len(whole), max_memory), str(path), is_container)
     layers = inner.layers
     known = foreign.layout in (*INT8_FORMATS, "{w, m}") and inner.data.startswith(ZIP)
     if not known or set(layers) - {"zlib", "zstd", "xz", "brotli"}:
         raise CheckpointError(
-            f"{path}: is {foreign.layout} under {foreign.codec}; with --no-recode, torch files of "
-            f"{INT8_FORMAT}, of its other names and of {{w, m}} under zlib, zstd, xz or brotli are "
-            "written"
+            f"{path}: is {foreign.layout} under {foreign.codec}; --no-recode can only write torch "
+            f"files of {INT8_FORMAT}, of its other names and of {{w, m}} under zlib, zstd, xz or "
+            "brotli"
         )
     value = load(path, max_memory).value
     assert isinstance(value, Mapping)

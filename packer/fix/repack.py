@@ -1,4 +1,4 @@
-"""Another author's artifact as one of ours: the very same codes and scales under our coder."""
+"""Re-encodes another author's artifact: the same codes and scales in a file of ours."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from packer.quantizers.quantize import dequantize
 
 
 class RepackError(PackerError):
-    """A re-encoded artifact that does not give the same weights back."""
+    """A re-encoded artifact does not decode to the same weights."""
 
 
 @dataclass(frozen=True)
 class Repacked:
-    """An artifact of ours with another's codes. data: the file, decoded and compared already.
+    """A foreign artifact re-encoded. data: the file, already decoded and compared.
 
-    tensors, encoded: what is stored, and what it weighs. ties: equal tensors, stored once. header:
-    the part of the file that no change of a format changes.
+    tensors, encoded: the stored tensors, and their coded blocks. ties: equal tensors, stored once.
+    header: the part of the file that does not depend on the formats.
     """
 
     data: bytes
@@ -50,7 +50,7 @@ def repack(
     """The artifact's codes and scales in a file of ours, whose weights are bit-identical.
 
     cap_bytes and code_bytes are written into the file; it may well be over that cap.
-    Raises RepackError: some weight came back otherwise.
+    Raises RepackError: a weight differs after decoding.
     """
     quantized = {name: tensor.quantized for name, tensor in foreign.tensors.items()}
     kept, ties = _tied(quantized)
@@ -80,16 +80,16 @@ def assembled(
 
 
 def encode_smallest(quantized: QuantizedTensor) -> EncodedTensor:
-    """The tensor under the coder that makes it smallest; there is time to try, it happens once.
+    """The tensor under the coder that makes it smallest.
 
-    Only floats have more than one worth trying: brotli keeps the noise of their low bytes as it
-    is, where ANS pays for a table of it.
+    Only floats have more than one coder worth trying: brotli stores the noise of their low bytes
+    raw, where ANS pays for a table of it.
     """
-    found = encode_tensor(quantized)
+    encoded = encode_tensor(quantized)
     if isinstance(quantized.format, Passthrough):
         other = encode_tensor(quantized, "brotli")
-        found = min(found, other, key=lambda one: one.size_bytes)
-    return found
+        encoded = min(encoded, other, key=lambda one: one.size_bytes)
+    return encoded
 
 
 def _tied(
@@ -120,7 +120,7 @@ def _digest(one: QuantizedTensor) -> str:
 
 
 def check_same_weights(data: bytes, quantized: Mapping[str, QuantizedTensor], source: str) -> None:
-    """Decodes a file and compares every bit with what the artifact means. Raises RepackError."""
+    """Decodes a file and compares every bit with the artifact's weights. Raises RepackError."""
     decoded = decoder.read_weights(data)
     if set(decoded) != set(quantized):
         raise RepackError(f"{source}: names differ after re-encoding; nothing was written")

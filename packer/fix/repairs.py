@@ -1,8 +1,7 @@
-"""The cheapest way under a cap for an artifact whose original weights are gone.
+"""Brings an artifact under the cap at least damage without its original weights.
 
-Every tensor may stay as it is, at no damage, or take one of a few coarser forms of the same
-decoded weights. The planner chooses among them by real coded bytes, once; nothing is compressed
-again and again to see whether it fits by now.
+Every tensor may stay unchanged, at no damage, or take one of a few coarser forms of its decoded
+weights. The planner chooses among them once, by real coded bytes, without trial compressions.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ HALVED = "as it is, codes halved"
 # Steps in units of the present one. Below about 1.3 a coarser grid costs a whole rounding error
 # and saves next to nothing; beyond 6 little is left to save.
 STEP_FACTORS = (1.3, 1.5, 1.75, 2.0, 2.4, 2.8, 3.4, 4.0, 5.0, 6.3)
-SMALLEST_STEPPED = 4096  # smaller tensors weigh too little for a long list
+SMALLEST_STEPPED = 4096  # smaller tensors save too little for the long list of steps
 
 
 @dataclass(frozen=True)
 class Step:
-    """One tensor's repair. before, after: how it was and is stored. saved_bytes: against the same
-    codes re-encoded. damage: predicted, of the kind that the repair names.
+    """One tensor's repair. before, after: how it is stored. saved_bytes: compared with the same
+    codes re-encoded. damage: predicted.
     """
 
     tensor: str
@@ -53,7 +52,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Repair:
-    """An artifact that fits. steps: what was changed, the cheapest byte first. gap: proven."""
+    """An artifact under the cap. steps: the changes, cheapest saved byte first. gap: proven."""
 
     data: bytes
     account: Account
@@ -68,10 +67,10 @@ def repair(
     limits: Limits,
     progress: Progress = ignore_progress,
 ) -> Repair:
-    """The least predicted damage that fits, over what `lossless` holds.
+    """The repair of least predicted damage that fits, from the tensors of `lossless`.
 
-    stored: how the artifact says each tensor is stored, for people.
-    Raises CapError: not even the smallest forms fit; says how small they are.
+    stored: tensor -> how the artifact stores it, in words.
+    Raises CapError: not even the smallest forms fit; names their size.
     """
     candidates = candidates_of(lossless, progress)
     plan = solve(candidates, header_bytes(lossless.header), limits)
@@ -87,21 +86,21 @@ def repair(
 
 
 def candidates_of(lossless: Repacked, progress: Progress = ignore_progress) -> list[Candidate]:
-    """Every tensor as it is, and in every coarser form."""
+    """Every tensor unchanged, and in every coarser form."""
     roles = roles_of({name: one.shape for name, one in lossless.tensors.items()}, lossless.ties)
-    found: list[Candidate] = []
+    candidates: list[Candidate] = []
     with one_torch_thread():
         for done, (name, one) in enumerate(sorted(lossless.tensors.items())):
             progress(name, done, len(lossless.tensors))
             size = lossless.encoded[name].size_bytes
-            found.append(Candidate(name, AS_IS, size, 0.0))
-            found += coarser(name, one, size, ROLE_WEIGHT[roles[name].role])
+            candidates.append(Candidate(name, AS_IS, size, 0.0))
+            candidates += coarser(name, one, size, ROLE_WEIGHT[roles[name].role])
     progress("measured", len(lossless.tensors), len(lossless.tensors))
-    return found
+    return candidates
 
 
 def steps_of(plan: Plan, lossless: Repacked, stored: Mapping[str, str]) -> tuple[Step, ...]:
-    """What a plan changes, the cheapest byte first."""
+    """The changes of a plan, cheapest saved byte first."""
     steps = [
         Step(
             chosen.tensor,
@@ -121,18 +120,18 @@ def coarser(
 ) -> list[Candidate]:
     """Every smaller form of a tensor that decodes to finite weights, with its coded bytes."""
     weight = dequantize(one)
-    found = []
+    candidates = []
     for choice in changes(one, weight):
         other = changed(one, choice, weight)
         error = weight_error(weight, dequantize(other))
         size = encode_tensor(other).size_bytes
         if error is not None and size < size_bytes:
-            found.append(Candidate(name, choice, size, role_weight * error))
-    return found
+            candidates.append(Candidate(name, choice, size, role_weight * error))
+    return candidates
 
 
 def changes(one: QuantizedTensor, weight: torch.Tensor) -> list[str]:
-    """The forms worth trying, in words that `changed` reads: choices, or edits of the codes."""
+    """The forms worth trying, as texts that `changed` reads: choices, or edits of the codes."""
     if not quantizable(weight) or not bool(weight.any()):
         return []
     if isinstance(one.format, Passthrough):

@@ -16,7 +16,7 @@ BOX = "artifact_under_16mb"
 
 @dataclass(frozen=True)
 class TrueSizes:
-    """code: bytes. models: of the runs that are claimed, in bytes. before: all that there were.
+    """code: bytes. models: bytes of the claimed runs' models. before: of all models before.
 
     seeds: seed -> (model, model before) of the runs whose seeds are known.
     """
@@ -31,7 +31,7 @@ class TrueSizes:
         return self.code + max(self.models)
 
     def of_seed(self, seed: str) -> TrueSizes | None:
-        """Of one seed's run; None where it is not known which that is."""
+        """The sizes of one seed's run; None if that run is unknown."""
         if seed not in self.seeds:
             return None
         model, before = self.seeds[seed]
@@ -43,34 +43,34 @@ def corrected_claims(
 ) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
     """(the claims with true sizes, claim -> (old, new)); scores and everything else stay.
 
-    artifact_bytes and its like mean the model alone in some submissions and the total in others:
-    which of the two is told by the old value. A mean stays one. Means and least values stay as they
-    are where some runs changed and others, whose artifacts are not here, did not.
+    artifact_bytes and similar keys mean the model alone in some submissions and the total in
+    others; the old value decides which. A mean stays a mean. Means and minima are not corrected if
+    some runs changed and others, whose artifacts are not in the folder, did not.
     """
     every = claimed_sizes(claims)
-    found = copy.deepcopy(dict(claims))
+    corrected = copy.deepcopy(dict(claims))
     changed: dict[str, tuple[Any, Any]] = {}
     if not any(one.key.kind is Kind.TOTAL and len(one.path) == 1 for one in every):
-        found["bytes_total"], changed["bytes_total"] = sizes.total, (None, sizes.total)
+        corrected["bytes_total"], changed["bytes_total"] = sizes.total, (None, sizes.total)
     for one in every:
         own = _sizes_of(one, every, sizes)
         size = None if own is None else _true_size(one.key, one.written, own)
         if size is not None:
-            new = _spelled(one.key, one.written, size)
+            new = _written_alike(one.key, one.written, size)
             if new != one.written:
-                _put(found, one.path, new)
+                _put(corrected, one.path, new)
                 changed[one.name] = (one.written, new)
     compliance = claims.get("compliance")
     if isinstance(compliance, dict) and BOX in compliance:
         fits = sizes.total <= cap_bytes
         if compliance[BOX] is not fits:
             changed[f"compliance.{BOX}"] = (compliance[BOX], fits)
-        found["compliance"] = {**compliance, BOX: fits}
-    return found, changed
+        corrected["compliance"] = {**compliance, BOX: fits}
+    return corrected, changed
 
 
 def _sizes_of(one: ClaimedSize, every: Sequence[ClaimedSize], sizes: TrueSizes) -> TrueSizes | None:
-    """The sizes that a claim is of; None where it is of one of several runs, and nothing tells of
+    """The sizes that a claim refers to; None if it is of one of several runs and it is unknown
     which."""
     if one.seed is not None and one.seed in sizes.seeds:
         return sizes.of_seed(one.seed)
@@ -82,14 +82,14 @@ def _sizes_of(one: ClaimedSize, every: Sequence[ClaimedSize], sizes: TrueSizes) 
     return None if in_a_list and several else sizes
 
 
-def _put(found: Any, path: Sequence[str | int], new: Any) -> None:
+def _put(value: Any, path: Sequence[str | int], new: Any) -> None:
     for part in path[:-1]:
-        found = found[part]
-    found[path[-1]] = new
+        value = value[part]
+    value[path[-1]] = new
 
 
 def _true_size(key: SizeKey, old: Any, sizes: TrueSizes) -> float | None:
-    """The size that a key asks for, in bytes; None where it stays as it is."""
+    """The size that a key asks for, in bytes; None if the claim is not corrected."""
     if isinstance(old, dict | list | bool):
         return None
     if key.kind is Kind.CODE:
@@ -115,8 +115,8 @@ def _means(key: SizeKey, old: Any, size: float) -> bool:
     return claim is not None and abs(claim.value - size) <= max(claim.error, 0.51)
 
 
-def _spelled(key: SizeKey, old: Any, size: float) -> Any:
-    """A size as the old value was written: untouched where it is right, in its unit otherwise."""
+def _written_alike(key: SizeKey, old: Any, size: float) -> Any:
+    """A size in the unit and digits of the old value, which is kept if it is right."""
     claim = size_of(old, key)
     in_its_unit = claim is not None and bool(claim.error) is (key.unit > 1)
     if in_its_unit and _means(key, old, size):

@@ -363,7 +363,7 @@ def test_a_folder_without_its_artifact_is_fixed_from_its_logs(submission: Path, 
     code, model = sizes(submission)
     (submission / "final_model.int6.ptz").unlink()
     refused = run("fix", submission)
-    assert refused.exit_code == 1 and "no log tells the size" in refused.output
+    assert refused.exit_code == 1 and "no log names the size" in refused.output
     log = LOG.format(model=model, code=code, total=model + code)
     (submission / "train_seed7.log").write_text(log)
     found = fixed(run, submission, "-o", "new")
@@ -371,7 +371,7 @@ def test_a_folder_without_its_artifact_is_fixed_from_its_logs(submission: Path, 
     packed = fixed(run, submission, "--cap", code + model - 1000, "-o", "packed")
     assert "code packed" in packed["what"]
     refused = run("fix", submission, "--cap", model)
-    assert refused.exit_code == 1 and "it is not here" in refused.output
+    assert refused.exit_code == 1 and "it is not in the folder" in refused.output
 
 
 def test_the_largest_run_is_held_against_the_cap(submission: Path, run: Run) -> None:

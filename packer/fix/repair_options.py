@@ -1,4 +1,4 @@
-"""Files that fit a cap, beside each other: a repaired artifact, and a plan of its checkpoint."""
+"""Repair options of an artifact over the cap: repair the artifact, or replan its checkpoint."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ PLANNED = "plan of the checkpoint"
 
 
 @dataclass(frozen=True)
-class Offer:
-    """One file that fits. damage: predicted, against the checkpoint where one is at hand, else
-    against the artifact. steps: of a repair, the cheapest byte first. kl: measured, in bits per
+class RepairOption:
+    """One file under the cap. damage: predicted, against the checkpoint if there is one, else
+    against the artifact. steps: of a repair, cheapest saved byte first. kl: measured, in bits per
     byte; None without data.
     """
 
@@ -42,7 +42,7 @@ class Offer:
 
 
 def original_of(foreign: ForeignArtifact, checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint's weights under the artifact's names, and nothing else of it.
+    """Only those weights of the checkpoint that the artifact has, under the artifact's names.
 
     Raises CheckpointError: it lacks a tensor of the artifact, or has it in another shape.
     """
@@ -63,30 +63,30 @@ def original_of(foreign: ForeignArtifact, checkpoint: Checkpoint) -> Checkpoint:
     return from_state_dict(kept, source=checkpoint.source)
 
 
-def offers_under(
+def repair_options(
     limits: Limits,
     foreign: ForeignArtifact,
     same: Repacked,
     original: Checkpoint | None = None,
     metadata: Mapping[str, str] | None = None,
     progress: Progress = ignore_progress,
-) -> list[Offer]:
-    """All ways that fit, the best predicted first. Raises CapError: nothing fits."""
+) -> list[RepairOption]:
+    """All repair options, lowest predicted damage first. Raises CapError: nothing fits."""
     stored = {name: tensor.stored for name, tensor in foreign.tensors.items()}
-    found: list[Offer] = []
+    options: list[RepairOption] = []
     refused: list[CapError] = []
     try:
-        found.append(offer_of(repair(same, stored, limits, progress), original))
+        options.append(option_of(repair(same, stored, limits, progress), original))
     except CapError as error:
         refused.append(error)
     if original is not None:
         try:
-            found.append(plan_original(original, limits, metadata, progress))
+            options.append(plan_original(original, limits, metadata, progress))
         except CapError as error:
             refused.append(error)
-    if not found:
+    if not options:
         raise refused[-1]
-    return ranked(found)
+    return ranked(options)
 
 
 def plan_original(
@@ -94,22 +94,22 @@ def plan_original(
     limits: Limits,
     metadata: Mapping[str, str] | None = None,
     progress: Progress = ignore_progress,
-) -> Offer:
+) -> RepairOption:
     """The plan of least damage under the cap, packed. Raises CapError: nothing fits."""
     options = MeasureOptions(metadata=metadata or {})
     plan = plan_checkpoint(original, limits, options, shown=always(progress))
     packed = pack_to_cap(original, plan, progress=progress)
-    return Offer(PLANNED, packed.data, packed.account, damage_of(original, packed.data))
+    return RepairOption(PLANNED, packed.data, packed.account, damage_of(original, packed.data))
 
 
-def offer_of(made: Repair, original: Checkpoint | None) -> Offer:
-    """A repair as an offer; its damage is counted from the checkpoint where there is one."""
-    damage = made.damage if original is None else damage_of(original, made.data)
-    return Offer(REPAIRED, made.data, made.account, damage, made.steps)
+def option_of(repaired: Repair, original: Checkpoint | None) -> RepairOption:
+    """A repair as an option; its damage is measured against the checkpoint if there is one."""
+    damage = repaired.damage if original is None else damage_of(original, repaired.data)
+    return RepairOption(REPAIRED, repaired.data, repaired.account, damage, repaired.steps)
 
 
 def damage_of(original: Checkpoint, data: bytes) -> float:
-    """Squared errors of a file's weights, each times the weight of its role."""
+    """The squared errors of a file's weights, summed with the weight of each tensor's role."""
     shapes = {name: tuple(meta.shape) for name, meta in original.meta_tensors.items()}
     roles = roles_of(shapes, original.ties)
     decoded = read_weights(data)
@@ -125,9 +125,9 @@ def _error(weight: torch.Tensor, decoded: torch.Tensor) -> float:
     return float("inf") if error is None else error
 
 
-def ranked(offers: Sequence[Offer]) -> list[Offer]:
-    """The best first: by what was measured, if all of them were, else by what is predicted."""
-    kls = [offer.kl for offer in offers if offer.kl is not None]
-    if len(kls) < len(offers):
-        return sorted(offers, key=lambda offer: offer.damage)
-    return [offer for _, _, offer in sorted(zip(kls, range(len(kls)), offers, strict=True))]
+def ranked(options: Sequence[RepairOption]) -> list[RepairOption]:
+    """The best first: by measured KL if every option has one, else by predicted damage."""
+    kls = [option.kl for option in options if option.kl is not None]
+    if len(kls) < len(options):
+        return sorted(options, key=lambda option: option.damage)
+    return [option for _, _, option in sorted(zip(kls, range(len(kls)), options, strict=True))]
