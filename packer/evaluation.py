@@ -43,8 +43,8 @@ class Data:
     vocab_size: of the tokenizer or table, None with a sidecar alone. text_bytes: UTF-8 bytes of the
     text itself, None for shards. tokenizer: a sentencepiece processor or a `TextTokenizer`, if
     there is one.
-    counted_bytes: of all the text's tokens, None for shards. warnings: what of the text is probably
-    not meant or not counted right, in words for people.
+    counted_bytes: of all the text's tokens, None for shards. warnings: probable mistakes in the
+    text or in its byte counts, in words.
     """
 
     stream: TokenStream
@@ -58,7 +58,7 @@ class Data:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model to score. size_bytes: what it takes on disk."""
+    """A model to score. size_bytes: on disk."""
 
     name: str
     kind: str
@@ -68,9 +68,9 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """The score of one subject, and against the reference its difference and divergence.
+    """The score of one subject, and its difference and divergence from the reference.
 
-    difference is None for the reference itself; divergence also for models that give only losses.
+    difference is None for the reference itself; divergence also for models that only give losses.
     """
 
     subject: Subject
@@ -79,7 +79,7 @@ class Evaluated:
     divergence: compare.Divergence | None
 
     def to_json(self) -> dict[str, Any]:
-        """What `--json` prints of one subject."""
+        """One subject as printed by `--json`."""
         value = {
             "source": self.subject.name,
             "kind": self.subject.kind,
@@ -107,7 +107,7 @@ def open_data(
     """Shards (.bin) or plain text, by path or glob, as tokens with their bytes.
 
     Raises EvalError: data, tokenizer or table is damaged or missing. PackerError: shards together
-    with text, or nothing says how many bytes a token stands for.
+    with text, or no source for the bytes of a token.
     """
     files = _files(paths)
     processor = None if tokenizer is None else open_tokenizer(tokenizer)
@@ -131,8 +131,8 @@ def open_data(
             counter = CountedText(encoded.counts, processor)
     if len(stream) < 2:
         raise PackerError(
-            f"{', '.join(map(str, files))}: there are {len(stream)} tokens, and the first is only "
-            "read; give more data"
+            f"{', '.join(map(str, files))}: there are {len(stream)} tokens, and the first is not "
+            "scored; give more data"
         )
     if bytes_sidecar:
         counter = shards.read_sidecar(bytes_sidecar, len(stream))
@@ -166,10 +166,10 @@ def _matches(pattern: PathLike) -> list[Path]:
     root = Path(path.anchor)
     if path.is_dir():
         raise PackerError(f"{path} is a folder: name its files, such as '{path / '*.bin'}'")
-    found = [path] if path.exists() else sorted(root.glob(str(path.relative_to(root))))
-    if not found:
+    matches = [path] if path.exists() else sorted(root.glob(str(path.relative_to(root))))
+    if not matches:
         raise PackerError(f"{pattern}: no such data, and as a glob it matches no file")
-    return found
+    return matches
 
 
 def evaluate(
@@ -183,25 +183,25 @@ def evaluate(
 ) -> tuple[Evaluated, ...]:
     """Every subject on the same tokens, against subject number `reference`; in their order.
 
-    Models that give logits are scored in one pass with their divergence; models that only tell
+    Models that give logits are scored in one pass with their divergence; models that only give
     losses are scored one by one and compared by their losses. Under torch.distributed every rank
     scores its share and gets the whole result.
     Raises ScoreError: settings, model and data do not fit.
     """
     check_models(subjects, data, setting)
     others = [index for index in range(len(subjects)) if index != reference]
-    silent = [subject.name for subject in subjects if isinstance(subject.model, TokenNats)]
+    only_losses = [subject.name for subject in subjects if isinstance(subject.model, TokenNats)]
     divergences: dict[int, compare.Divergence] = {}
     scores: dict[int, Score] = {}
-    if others and not silent:
+    if others and not only_losses:
         ordered = [subjects[index].model for index in (reference, *others)]
-        found = _divergences(ordered, data, setting, progress, notice)
-        divergences = dict(zip(others, found, strict=True))
+        results = _divergences(ordered, data, setting, progress, notice)
+        divergences = dict(zip(others, results, strict=True))
         scores = {index: part.other for index, part in divergences.items()}
         scores[reference] = divergences[others[0]].reference
     else:
         if others:
-            notice(f"no divergence and no agreement: {', '.join(silent)} tells only losses")
+            notice(f"no divergence and no agreement: {', '.join(only_losses)} gives only losses")
         for index, subject in enumerate(subjects):
             scores[index] = _score(subject.model, data, setting, progress, notice)
     return tuple(
@@ -221,11 +221,11 @@ def check_models(
     setting: Setting,
     notice: Callable[[str], None] = ignore,
 ) -> None:
-    """Refuse by name what would be refused without one, or end in an index out of range.
+    """Checks every model by a trial forward, so that errors name it.
 
-    Models that only tell losses cannot be asked. notice: told of a vocabulary smaller or far larger
-    than the tokenizer's. Raises ScoreError: a window is longer than a model takes, its vocabulary
-    lacks a token of the data, or it gives no logits, or none that are finite.
+    Models that only give losses are not tried. notice: called if a vocabulary is smaller or far
+    larger than the tokenizer's. Raises ScoreError: a window is longer than a model allows, its
+    vocabulary lacks a token of the data, or it gives no logits, or none that are finite.
     """
     highest: int | None = None
     for subject in subjects:
@@ -260,7 +260,7 @@ def check_models(
 
 
 def check_window(name: str, model: AnyModel, window: int) -> None:
-    """Raises ScoreError: longer than the model's configuration allows, where it says so."""
+    """Raises ScoreError: the window is longer than the model's configuration allows."""
     longest = getattr(model, "longest_window", None)
     if longest is not None and window > longest:
         raise ScoreError(
@@ -312,7 +312,7 @@ def _score(
 
 
 def _on_all_ranks(share: Callable[[], T], combine: Callable[[Sequence[T]], T]) -> T:
-    """The shares of all ranks together. What one refuses all refuse, so that none waits for it."""
+    """The combined shares of all ranks. An error on one rank is raised on all, so none waits."""
     refusals: list[EvalError] = []
     try:
         part = share()

@@ -28,7 +28,7 @@ from packer.commands.options.types import (
 if TYPE_CHECKING:
     from packer.planning.plan import PackPlan
     from packer.planning.shannon_bound import BoundedPlan
-    from packer.reports.evidence import Evidence
+    from packer.reports.report_data import ReportData
 
 
 @click.command(short_help="Show where the bytes go: table, page, picture.")
@@ -89,7 +89,7 @@ def report(
     packer report plan.json --html plan.html --curvature plan.curvature.safetensors
     packer report model.pack --html model.html --compare rows.json
     """
-    from packer.reports.evidence import evidence_of, read_compared
+    from packer.reports.report_data import read_compared, report_data
     from packer.reports.sources import load_histograms, load_report
 
     for written in (page, plot):
@@ -102,22 +102,22 @@ def report(
             source, cap=cap, code=code, weights=weights, drop=drop, **opening
         )
         drawn = page is not None or plot is not None
-        histograms = load_histograms(source, summary, **opening) if drawn else ()
-    say_notes(summary.notes)
-    evidence = evidence_of(
-        summary,
+        histograms = load_histograms(source, found, **opening) if drawn else ()
+    say_notes(found.notes)
+    data = report_data(
+        found,
         plan,
         bounded=_bounded(plan, source, curvature, checkpoint, weights, drop),
         compared=read_compared(compared) if compared else (),
         histograms=histograms,
     )
-    _write(evidence, page, plot)
+    _write(data, page, plot)
     if explain is not None:
         _explain(explain, plan, source, as_json)
     elif as_json:
-        print_json({**summary.to_json(), **evidence.to_json(), "html": page, "plot": plot})
+        print_json({**found.to_json(), **data.to_json(), "html": page, "plot": plot})
     else:
-        _show(evidence, page, plot)
+        _show(data, page, plot)
 
 
 def _bounded(
@@ -139,32 +139,32 @@ def _bounded(
     return load_bounded(plan, curvature, checkpoint, weights=weights, drop=drop)
 
 
-def _write(evidence: Evidence, page: str | None, plot: str | None) -> None:
+def _write(data: ReportData, page: str | None, plot: str | None) -> None:
     if plot is not None:
         from packer.reports.page import pictures_of
         from packer.reports.pictures import plot_pictures
 
-        plot_pictures(plot, pictures_of(evidence))
+        plot_pictures(plot, pictures_of(data))
     if page is not None:
         from packer.files import write_bytes
         from packer.reports.page import describe_page
 
-        write_bytes(page, describe_page(evidence).encode())
+        write_bytes(page, describe_page(data).encode())
 
 
-def _show(evidence: Evidence, page: str | None, plot: str | None) -> None:
+def _show(data: ReportData, page: str | None, plot: str | None) -> None:
     from packer.reports import tables
     from packer.reports.describe import describe_account, describe_bound, describe_quality
 
-    tables.print_report(evidence.report, every_tensor=True)
+    tables.print_report(data.report, every_tensor=True)
     say("")
-    if evidence.points:
-        tables.print_table(*tables.curve_rows(evidence))
+    if data.points:
+        tables.print_table(*tables.curve_rows(data))
         say("")
-    say(describe_account(evidence.report, evidence.plan), lines=True)
-    if evidence.plan is not None:
-        say(describe_quality(evidence.plan), lines=True)
-    if bound := describe_bound(evidence):
+    say(describe_account(data.report, data.plan), lines=True)
+    if data.plan is not None:
+        say(describe_quality(data.plan), lines=True)
+    if bound := describe_bound(data):
         say(bound)
     for what, path in (("page", page), ("picture", plot)):
         if path is not None:

@@ -1,4 +1,4 @@
-"""The configuration of a model in transformers' words: where it is, and whether it may be built."""
+"""Finds and checks a model's transformers configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from packer.errors import CheckpointError
 from packer.huggingface.files import CONFIGURATION, Beside
 
 Settings = Mapping[str, Any]
-# How its file asks for numbers to be stored and products computed: scoring decides that itself.
+# Settings of dtype, attention and cache, which scoring chooses itself.
 RUNNING = ("dtype", "torch_dtype", "_attn_implementation", "attn_implementation", "use_cache")
 
 
@@ -22,10 +22,10 @@ def is_transformers(settings: Settings) -> bool:
 def configuration_beside(
     source: str, metadata: Mapping[str, str] | None = None
 ) -> tuple[Settings, str] | None:
-    """(the configuration of transformers in a folder, beside a file or inside an artifact, where
-    it is); None where there is none. metadata: of an artifact that has been read.
+    """(the transformers configuration in a folder, next to a file or inside an artifact; its
+    location), or None without one. metadata: of an artifact that has been read.
 
-    Raises CheckpointError: it is no JSON object, or no configuration of one model.
+    Raises CheckpointError: it is not a JSON object, or not the configuration of one model.
     """
     beside = Beside(source, metadata)
     if CONFIGURATION not in beside or not beside.is_model:
@@ -48,8 +48,8 @@ def configuration_beside(
 
 
 def refuse_unbuildable(settings: Settings, where: str) -> None:
-    """Raises CheckpointError: the configuration asks for code of its own, or for weights that are
-    codes already.
+    """Raises CheckpointError: the configuration needs code of its own, or the weights are already
+    quantized.
     """
     own_code = settings.get("auto_map")
     if own_code:
@@ -63,6 +63,6 @@ def refuse_unbuildable(settings: Settings, where: str) -> None:
     if quantized:
         kind = quantized.get("quant_method", "?") if isinstance(quantized, dict) else quantized
         raise CheckpointError(
-            f"{where}: says that the weights are quantized already ({kind}), so that its tensors "
-            "are codes; take the folder of the model before that, or dequantize and save it"
+            f"{where}: the weights are quantized already ({kind}), so that its tensors are codes; "
+            "use the folder of the unquantized model, or dequantize and save it"
         )

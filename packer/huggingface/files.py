@@ -1,4 +1,4 @@
-"""Files that stand beside weights in a folder, and the same files carried inside an artifact."""
+"""The files next to the weights in a folder, and the same files carried inside an artifact."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from packer.checkpoint.folder import INDEX, MAIN_NAMES, SUFFIXES
 from packer.errors import CheckpointError, PackerError
 
 CARRIED = "file:"  # before a file's name, in an artifact's metadata: a text in UTF-8
-CARRIED_BYTES = "bytes:"  # the same of any other file: a letter a byte
+CARRIED_BYTES = "bytes:"  # the same for any other file, one Latin-1 character per byte
 MAX_CARRIED_BYTES = 48_000_000  # of all files together: a header decodes to 64 MiB at most
-MAX_READ_BYTES = 1 << 30  # of a file beside the weights
+MAX_READ_BYTES = 1 << 30  # of a file next to the weights
 CONFIGURATION = "config.json"
 WEIGHTS = tuple(suffix for kind in SUFFIXES for suffix in kind)
 PathLike = str | os.PathLike[str]
 
 
-def carried_metadata(given: Iterable[str], checkpoint: PathLike) -> dict[str, str]:
+def carried_metadata(names: Iterable[str], checkpoint: PathLike) -> dict[str, str]:
     """Metadata that carries files inside an artifact.
 
-    given: paths of files, or names and globs of files in the checkpoint's folder.
+    names: paths of files, or names and globs of files in the checkpoint's folder.
     Raises CheckpointError: no such file, two of one name, weights, or more than fits.
     """
     files: dict[str, bytes] = {}
-    for path in (path for one in given for path in _found(one, checkpoint)):
+    for path in (path for name in names for path in _matches(name, checkpoint)):
         if path.suffix in WEIGHTS or INDEX.fullmatch(path.name):
-            raise CheckpointError(f"{path}: is of weights, which are packed and not included")
+            raise CheckpointError(f"{path}: holds weights, which are packed and not included")
         data = _read(path)
         if files.setdefault(path.name, data) != data:
             raise CheckpointError(f"{path}: another file called {path.name} is included already")
@@ -38,7 +38,7 @@ def carried_metadata(given: Iterable[str], checkpoint: PathLike) -> dict[str, st
                 f"{path}: with it the included files have {total:,} bytes, and an artifact "
                 f"carries {MAX_CARRIED_BYTES:,} at most; leave it out"
             )
-    return dict(_spelled(name, data) for name, data in files.items())
+    return dict(_metadata_entry(name, data) for name, data in files.items())
 
 
 def carried_files(metadata: Mapping[str, str]) -> dict[str, bytes]:
@@ -46,35 +46,35 @@ def carried_files(metadata: Mapping[str, str]) -> dict[str, bytes]:
 
     Raises PackerError: names or contents that `carried_metadata` does not write.
     """
-    found = {}
+    files = {}
     for key, text in metadata.items():
         kind, colon, name = key.partition(":")
         if kind + colon not in (CARRIED, CARRIED_BYTES):
             continue
         if not name or Path(name).name != name or name[0] == "." or not name.isprintable():
             raise PackerError(f"the artifact carries a file {name!r}, which is no plain name")
-        if Path(name).suffix in WEIGHTS or name in found:
+        if Path(name).suffix in WEIGHTS or name in files:
             raise PackerError(f"the artifact carries a file {name!r} beside its own weights")
         try:
-            found[name] = text.encode("utf-8" if kind + colon == CARRIED else "latin-1")
+            files[name] = text.encode("utf-8" if kind + colon == CARRIED else "latin-1")
         except UnicodeEncodeError:
-            raise PackerError(f"the artifact's {name} is not spelled in bytes") from None
-    return found
+            raise PackerError(f"the artifact's {name} has characters that are no bytes") from None
+    return files
 
 
 def without_files(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What else an artifact's metadata says."""
+    """An artifact's metadata without the files it carries."""
     return {
         key: text for key, text in metadata.items() if not key.startswith((CARRIED, CARRIED_BYTES))
     }
 
 
 class Beside:
-    """Files by name, of a folder, of the folder that a file lies in, or inside an artifact."""
+    """Files by name: in a folder, in the folder of a file, or inside an artifact."""
 
     def __init__(self, source: PathLike, metadata: Mapping[str, str] | None = None) -> None:
-        """source: a checkpoint's file or folder, or an artifact. metadata: of the artifact, where
-        it has been read. Raises PackerError.
+        """source: a checkpoint's file or folder, or an artifact. metadata: of the artifact, if
+        already read. Raises PackerError.
         """
         self.source = Path(source)
         self._carried: dict[str, bytes] | None = None
@@ -83,8 +83,8 @@ class Beside:
 
     @property
     def is_model(self) -> bool:
-        """Whether the files are said to be of this model: all that an artifact carries are, those
-        of its folder, and those beside a file that is called as in such folders.
+        """Whether the files belong to this model: in an artifact, in the model's own folder, or
+        next to a weight file with a standard name.
         """
         named = Path(self.source.name).stem.partition(".")[0] in MAIN_NAMES
         return self._carried is not None or self.source.is_dir() or named
@@ -105,7 +105,7 @@ class Beside:
         return _read(self.folder / name)
 
     def spelled(self, name: str) -> str:
-        """Where a file is, for people."""
+        """The location of a file, in words."""
         if self._carried is not None:
             return f"{self.source}'s {name}"
         return str(self.folder / name)
@@ -118,27 +118,27 @@ def _metadata(artifact: PathLike) -> Mapping[str, str]:
         return decoder.parse(Path(artifact).read_bytes()).metadata
 
 
-def _found(given: str, checkpoint: PathLike) -> list[Path]:
-    """The file of this path, or those of this name or glob in the checkpoint's folder."""
-    if Path(given).is_file():
-        return [Path(given)]
+def _matches(name: str, checkpoint: PathLike) -> list[Path]:
+    """The file at this path, or those of this name or glob in the checkpoint's folder."""
+    if Path(name).is_file():
+        return [Path(name)]
     beside = Path(checkpoint)
     folder = beside if beside.is_dir() else beside.parent
-    if (folder / given).is_file():
-        return [folder / given]
-    globbed = [] if Path(given).is_absolute() else sorted(folder.glob(given))
-    found = [
+    if (folder / name).is_file():
+        return [folder / name]
+    globbed = [] if Path(name).is_absolute() else sorted(folder.glob(name))
+    matches = [
         path
         for path in globbed
         if path.is_file() and path.suffix not in WEIGHTS and not INDEX.fullmatch(path.name)
     ]
-    if not found:
-        raise CheckpointError(f"{given}: there is no such file to include, here or in {folder}")
-    return found
+    if not matches:
+        raise CheckpointError(f"{name}: there is no such file to include, here or in {folder}")
+    return matches
 
 
-def _spelled(name: str, data: bytes) -> tuple[str, str]:
-    """(key, text) of the metadata."""
+def _metadata_entry(name: str, data: bytes) -> tuple[str, str]:
+    """(key, text) in the metadata."""
     try:
         return CARRIED + name, data.decode("utf-8")
     except UnicodeDecodeError:

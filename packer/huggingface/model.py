@@ -21,7 +21,7 @@ from packer.huggingface.weight_places import Placed, placed_by_trial
 class CausalModel(Foreign):
     """Tokens int64 [batch, time] to logits [batch, time, vocab].
 
-    longest_window: tokens that its configuration allows at once, None where it says nothing.
+    longest_window: tokens that its configuration allows at once, None if it sets no limit.
     """
 
     def __init__(self, model: nn.Module, longest_window: int | None) -> None:
@@ -33,14 +33,14 @@ class CausalModel(Foreign):
         return logits
 
     def start(self, length: int) -> Any:
-        """What is kept while it goes through windows of `length` tokens; nothing seen yet."""
+        """An empty cache for windows of `length` tokens."""
         del length
         from transformers import DynamicCache
 
         return DynamicCache()
 
     def next_logits(self, tokens: Tensor, past: Any) -> Tensor:
-        """Logits [batch, vocab] after the last of tokens [batch, time], which `past` takes in."""
+        """Logits [batch, vocab] after the last of tokens [batch, time]; adds them to `past`."""
         new = tokens[:, past.get_seq_length() :]
         logits: Tensor = self.model(input_ids=new, past_key_values=past, use_cache=True).logits
         return logits[:, -1]
@@ -55,10 +55,10 @@ def build_model(
 ) -> CausalModel:
     """The causal language model of a configuration, in float32.
 
-    where, source: files of the configuration and of the weights, for refusals. weights: by their
-    names in the file, those of tied ones too where the file has them. say: told what was passed
-    over, in words.
-    Raises CheckpointError: no such model in the library that is installed, or weights of another.
+    where, source: files of the configuration and of the weights, for error messages. weights: by
+    their names in the file, tied ones included if the file has them. say: called with a note on
+    everything that was ignored.
+    Raises CheckpointError: the installed library has no such model, or the weights are of another.
     """
     refuse_unbuildable(settings, where)
     library = transformers_for(where)
@@ -75,12 +75,12 @@ def build_model(
             notes = fit.notes
     for note in notes:
         say(note)
-    found = CausalModel(model.eval(), _longest_window(configuration))
+    causal = CausalModel(model.eval(), _longest_window(configuration))
     if names is not None:
-        found.named = names
+        causal.named = names
     elif fit.names:
-        found.named = Placed.renamed(model, fit.names)
-    return found
+        causal.named = Placed.renamed(model, fit.names)
+    return causal
 
 
 def _configuration(library: ModuleType, settings: Settings, where: str) -> Any:
@@ -88,16 +88,16 @@ def _configuration(library: ModuleType, settings: Settings, where: str) -> Any:
     kind = settings["model_type"]
     plain = {key: value for key, value in settings.items() if key not in RUNNING}
     try:
-        found = library.CONFIG_MAPPING[kind].from_dict(plain)
+        configuration = library.CONFIG_MAPPING[kind].from_dict(plain)
     except KeyError:
         raise CheckpointError(
             f"{where}: transformers {library.__version__} has no model {kind!r}; install a newer "
             "one, or name a class with --model"
         ) from None
-    except Exception as error:  # whatever a class makes of settings that it does not like
+    except Exception as error:  # a configuration class may raise anything
         raise CheckpointError(f"{where}: transformers refuses it ({reason(error)})") from None
-    found._experts_implementation = "eager"  # products that calibration can follow
-    return found
+    configuration._experts_implementation = "eager"  # matmuls that calibration can observe
+    return configuration
 
 
 def _built(library: ModuleType, configuration: Any, where: str) -> nn.Module:
@@ -108,8 +108,8 @@ def _built(library: ModuleType, configuration: Any, where: str) -> nn.Module:
         raise CheckpointError(
             f"{where}: transformers builds no causal language model of it ({reason(error)})"
         ) from None
-    found: nn.Module = model.float()
-    return found
+    in_float32: nn.Module = model.float()
+    return in_float32
 
 
 def _converted(
@@ -120,15 +120,15 @@ def _converted(
     where: str,
     direct: ModelError,
 ) -> tuple[nn.Module, Placed, tuple[str, ...]]:
-    """The model with weights that the library renames, joins or splits on loading, as those of
-    mixtures; with their places in it.
+    """The model with weights that the library renames, joins or splits on loading, such as those of
+    mixtures of experts; with their places in it.
 
-    direct: why they do not fit as they are. Raises CheckpointError: they do not fit so either.
+    direct: why they do not fit unconverted. Raises CheckpointError: they do not fit converted.
     """
     loaded, lines = loaded_by_library(type(model), configuration, weights, torch.float32)
     if lines:
-        said = str(direct).splitlines()[1:]
-        fewest = min((said, lines), key=len)
+        direct_lines = str(direct).splitlines()[1:]
+        fewest = min((direct_lines, lines), key=len)
         raise CheckpointError(
             f"{source}: is not the model of {where}, {len(fewest)} differences: "
             + listed([line.strip() for line in fewest])
@@ -147,7 +147,7 @@ def loaded_by_library(
     kind: Any, configuration: Any, weights: Mapping[str, Tensor], dtype: torch.dtype
 ) -> tuple[nn.Module, list[str]]:
     """(a model of the class with these weights as transformers loads them, what does not fit)."""
-    model, told = kind.from_pretrained(
+    model, info = kind.from_pretrained(
         None,
         config=configuration,
         state_dict=dict(weights),
@@ -156,15 +156,15 @@ def loaded_by_library(
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    lines = [f"missing: {name}" for name in sorted(told["missing_keys"])]
-    lines += [f"not in the model: {name}" for name in sorted(told["unexpected_keys"])]
+    lines = [f"missing: {name}" for name in sorted(info["missing_keys"])]
+    lines += [f"not in the model: {name}" for name in sorted(info["unexpected_keys"])]
     lines += [
         f"{name} is {tuple(found)}, the model has {tuple(wanted)}"
-        for name, found, wanted in sorted(told["mismatched_keys"])
+        for name, found, wanted in sorted(info["mismatched_keys"])
     ]
-    return model, [*lines, *(str(line) for line in told["error_msgs"])]
+    return model, [*lines, *(str(line) for line in info["error_msgs"])]
 
 
 def _longest_window(configuration: Any) -> int | None:
-    found = getattr(configuration, "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
+    longest = getattr(configuration, "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None

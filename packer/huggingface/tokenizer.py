@@ -1,4 +1,4 @@
-"""The tokenizer of a text: a sentencepiece model, a tokenizer.json, or what an artifact carries."""
+"""Opens tokenizers: a sentencepiece model, a tokenizer.json, or one carried by an artifact."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def open_tokenizer(path: str | Path) -> Any:
 
 
 def tokenizer_beside(sources: Iterable[str]) -> str | None:
-    """What `open_tokenizer` reads of the first of these sources that has a tokenizer.
+    """The path to give to `open_tokenizer`, from the first of these sources with a tokenizer.
 
-    sources: checkpoints and artifacts; of files only those in a folder with a configuration.
+    sources: checkpoints and artifacts; files count only in a folder with a configuration.
     """
     for source in sources:
         beside = Beside(source)
@@ -51,7 +51,7 @@ def tokenizer_beside(sources: Iterable[str]) -> str | None:
 
 
 def table_of(tokenizer: Any) -> TokenBytes:
-    """Bytes by token, of either kind."""
+    """Bytes by token, for both kinds of tokenizer."""
     if isinstance(tokenizer, TextTokenizer):
         return tokenizer.token_bytes()
     return from_processor(tokenizer)

@@ -1,8 +1,8 @@
-"""Where the tensors of a file lie in the parameters of a model that a library made of them.
+"""Finds where the tensors of a file lie in the parameters of a model that a library built.
 
-A library may rename, join, split, stack and transpose tensors on loading. Where each went is found
-by trial: loaded in place of weights, numbers that all differ tell of every place in the model
-which element of which tensor it holds.
+A library may rename, join, split, stack and transpose tensors on loading. Their places are found by
+loading distinct numbers instead of weights: each number identifies an element of a tensor wherever
+it appears in the model.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Place:
 
 
 class Placed(nn.Module):
-    """A model whose parameters have the names of its file, each a view of what it is part of.
+    """A model whose parameters have their names in the file, each a view of a model parameter.
 
-    places: by the file's names. lost: names of the file whose values are no view of the model.
+    places: by name in the file. lost: names in the file whose values are no view of a parameter.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Placed(nn.Module):
 
     @staticmethod
     def renamed(model: nn.Module, names: Mapping[str, str]) -> Placed:
-        """names: the file's, by the model's, where they are others."""
+        """names: the model's -> the file's, where they differ."""
         places = {}
         for name, one in model.named_parameters(remove_duplicate=False):
             shape, strides = tuple(one.shape), tuple(one.stride())
@@ -49,7 +49,7 @@ class Placed(nn.Module):
         return Placed(model, places)
 
     def named_parameters(self, *args: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """Also the pieces of parameters, which are plain tensors without gradients."""
+        """Parameters, and parts of parameters as plain tensors without gradients."""
         del args, options
         own = dict(self.model.named_parameters(remove_duplicate=False))
         for name, place in self.places.items():
@@ -75,7 +75,7 @@ def placed_by_trial(
 ) -> Placed:
     """The model with the places of tensors of these shapes in it.
 
-    load: a model like it, in float64, of other tensors of these names and shapes.
+    load: builds a model like it in float64 from other tensors of these names and shapes.
     """
     starts = list(accumulate((math.prod(shape) for shape in shapes.values()), initial=1))
     numbers = {
@@ -97,14 +97,14 @@ def placed_by_trial(
 
 
 def _held(flat: Tensor, starts: list[int], names: list[str]) -> list[str]:
-    """Names of the tensors whose numbers are among these."""
+    """Names of the tensors whose numbers occur in `flat`."""
     bounds = torch.tensor(starts, dtype=torch.float64)
     counted = torch.bincount(torch.bucketize(flat, bounds, right=True)).nonzero().flatten()
     return [names[at - 1] for at in counted.tolist() if 0 < at <= len(names)]
 
 
 def _place(parameter: str, flat: Tensor, numbers: Tensor) -> Place | None:
-    """Where the numbers of one tensor are among those of a parameter; None if not in strides."""
+    """The place of one tensor's numbers in a parameter; None if they are not a strided view."""
     first = float(numbers.reshape(-1)[0])
     offset = _at(flat, first)
     if offset is None:
@@ -127,6 +127,6 @@ def _place(parameter: str, flat: Tensor, numbers: Tensor) -> Place | None:
 
 
 def _at(flat: Tensor, value: float) -> int | None:
-    """The first place of a number."""
-    found = (flat == value).nonzero()
-    return int(found[0]) if len(found) else None
+    """The first index of a number."""
+    indices = (flat == value).nonzero()
+    return int(indices[0]) if len(indices) else None

@@ -1,1 +1,1 @@
-"""What the commands show: tables, plots and pages of values made elsewhere."""
+"""Tables, plots and pages of the values that the commands compute."""

@@ -1,8 +1,7 @@
-"""matplotlib's object interface with the project's own settings, whatever the environment says.
+"""matplotlib's object interface with the project's own settings, independent of the environment.
 
-Importing matplotlib fails where MPLBACKEND names a backend that is not installed, as it does in
-programs that a notebook starts. Such a name is of no use to anybody in this process, and is left
-out; any other stays what it is, for the caller's own figures.
+Importing matplotlib fails if MPLBACKEND names a backend that is not installed, as in programs
+started by a notebook. Such a name is ignored; any other is kept for the caller's own figures.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from packer.reports.colours import INK, LINE, SOFT
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Fonts that are being listed, or have no glyph for a letter, are no news."""
+    """Suppresses messages on the font cache and on missing glyphs."""
     logger = logging.getLogger("matplotlib")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -34,7 +33,7 @@ def _silent() -> Iterator[None]:
 
 
 def _import_matplotlib() -> None:
-    """As `import matplotlib`, which sets the backend last and ends where there is no such one.
+    """Imports matplotlib even if MPLBACKEND names a backend that is not installed.
 
     Raises OutputError: a matplotlibrc cannot be read.
     """
@@ -43,8 +42,8 @@ def _import_matplotlib() -> None:
         import matplotlib
     except ValueError as error:
         raise OutputError(
-            f"matplotlib cannot read its settings ({error}): mend or move the matplotlibrc that it "
-            "finds in this folder or in its own"
+            f"matplotlib cannot read its settings ({error}): correct or move the matplotlibrc in "
+            "this folder or in matplotlib's own"
         ) from None
     finally:
         if backend is not None:
@@ -97,9 +96,9 @@ SETTINGS: Any = {
 
 @contextlib.contextmanager
 def own_style(salt: str = "bytecap") -> Iterator[None]:
-    """The project's settings, whatever a matplotlibrc or the caller has set.
+    """The project's settings instead of those of a matplotlibrc or of the caller.
 
-    salt: ids in an SVG are of this and of what they name, so the same picture gives the same bytes.
+    salt: ids in an SVG are hashed with it, so that the same picture gives the same bytes.
     """
     with matplotlib.rc_context(), _silent():
         matplotlib.rcdefaults()
@@ -109,7 +108,7 @@ def own_style(salt: str = "bytecap") -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, constrained: bool = False) -> Figure:
-    """An empty figure of so many pixels."""
+    """An empty figure; width and height in pixels."""
     size = (width / 72, height / 72)
     figure = Figure(figsize=size, layout="constrained" if constrained else None)
     FigureCanvasAgg(figure)

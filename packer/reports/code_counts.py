@@ -1,4 +1,4 @@
-"""How often the codes of an artifact's most coarsely stored tensors occur."""
+"""Code histograms of an artifact's most coarsely quantized tensors."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import torch
 
 from packer.quantizers.formats import Passthrough, QuantizedTensor
-from packer.reports.evidence import CodeHistogram
 from packer.reports.report import Report, TensorRow
+from packer.reports.report_data import CodeHistogram
 
 SHOWN = 6
-SMALLEST = 4096  # weights; smaller tensors have too few codes to speak of a distribution
+SMALLEST = 4096  # weights; smaller tensors have too few codes for a distribution
 
 
 def coarsest(report: Report) -> list[TensorRow]:
@@ -24,14 +24,14 @@ def coarsest(report: Report) -> list[TensorRow]:
 def histograms_of(
     rows: Iterable[TensorRow], codes: Iterable[QuantizedTensor]
 ) -> tuple[CodeHistogram, ...]:
-    """Of the first six tensors that have codes at all; both in the same order."""
-    found: list[CodeHistogram] = []
+    """Histograms of the first six quantized tensors. rows, codes: in the same order."""
+    histograms: list[CodeHistogram] = []
     for row, quantized in zip(rows, codes, strict=False):
         if not isinstance(quantized.format, Passthrough) and quantized.codes.numel():
-            found.append(histogram(row, quantized))
-        if len(found) == SHOWN:
+            histograms.append(histogram(row, quantized))
+        if len(histograms) == SHOWN:
             break
-    return tuple(found)
+    return tuple(histograms)
 
 
 def histogram(row: TensorRow, quantized: QuantizedTensor) -> CodeHistogram:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from packer.checkpoint.roles import Role
 
 INK, SOFT, LINE, PAPER, WASH = "#1d2733", "#5b6773", "#dfe4ea", "#ffffff", "#f6f8fa"
-ACCENT, BOUND, CURVE = "#c2413b", "#6b7785", "#2f6fb5"  # no colour of a role, which stay
+ACCENT, BOUND, CURVE = "#c2413b", "#6b7785", "#2f6fb5"  # none of them a role's colour
 # On light paper -> (name, on dark paper); other colours are the same on both.
 NAMED = {
     INK: ("ink", "#e6ebf1"),
@@ -40,5 +40,5 @@ ROLE_COLOURS = {
 
 
 def in_order(roles: set[str]) -> list[str]:
-    """Roles as tables and legends list them."""
+    """Roles in the order of tables and legends."""
     return [role for role in ROLE_COLOURS if role in roles]

@@ -1,4 +1,4 @@
-"""A comparison of recipes and our planner as a table for people."""
+"""A comparison of recipes and our planner as a text table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from packer.reports import tables
 def print_comparison(
     rows: Sequence[Row], equal: Sequence[EqualKL], refused: Sequence[Refused]
 ) -> None:
-    """One line a file, then what could not be done as its recipe says, then bytes at equal KL."""
+    """Prints a line per file, deviations from recipes, refused recipes, and sizes at equal KL."""
     columns = ["recipe", "knob", ">cap", ">total bytes", ">bits/w", ">KL bpb", ">predicted"]
     columns += [">bits per byte", ">difference", ">± s.e.", ">seconds"]
     lines = [_line(row) for row in rows]

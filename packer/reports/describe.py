@@ -1,4 +1,4 @@
-"""Accounts and plans in words."""
+"""Describes accounts and plans in words."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from packer.planning.plan import saved_by
 
 if TYPE_CHECKING:
     from packer.planning.plan import PackPlan
-    from packer.reports.evidence import Evidence
     from packer.reports.report import Report
+    from packer.reports.report_data import ReportData
 
 
-def describe_account(found: Report, plan: PackPlan | None) -> str:
-    """The account to the byte, as far as the source knows its parts."""
-    if found.account is not None:
-        return f"{found.source}: {found.account}"
+def describe_account(report: Report, plan: PackPlan | None) -> str:
+    """The account to the byte, in the parts that the source distinguishes."""
+    if report.account is not None:
+        return f"{report.source}: {report.account}"
     if plan is not None:
         return f"{plan.describe_account()}\n{plan.limits.describe_code()}"
-    rest = describe_rest(found.cap_bytes, found.unused_bytes)
-    what = "artifact" if found.kind == "foreign" else "weights as stored"
-    return f"code {found.code_bytes:,} + {what} {found.artifact_bytes:,} = " + (
-        f"{found.total_bytes:,}{rest}"
+    rest = describe_rest(report.cap_bytes, report.unused_bytes)
+    what = "artifact" if report.kind == "foreign" else "weights as stored"
+    return f"code {report.code_bytes:,} + {what} {report.artifact_bytes:,} = " + (
+        f"{report.total_bytes:,}{rest}"
     )
 
 
-def describe_quality(made: PackPlan) -> str:
-    """Damage, how far from the best plan this can be at most, and where room is short, what 1,000
-    more bytes would save.
+def describe_quality(pack_plan: PackPlan) -> str:
+    """The damage, the proven distance from the best plan and, if the cap binds, the damage that
+    1,000 more bytes would save.
     """
-    plan = made.plan
-    saved = saved_by(made, 1000)
+    plan, measurement = pack_plan.plan, pack_plan.measurement
+    saved = saved_by(pack_plan, 1000)
     price = "" if saved is None else f"; 1,000 more bytes would save {saved:.3g}"
-    text = f"predicted damage ({plan.damage_kind}) {plan.damage:.4g}{price}; {describe_proof(made)}"
-    text += f"\ndamage is the {made.measurement.damage_source}"
-    if made.measurement.damage_fit is not None:
-        text += f"\nfitted to {made.measurement.damage_fit.describe()}"
+    text = f"predicted damage ({plan.damage_kind}) {plan.damage:.4g}{price}"
+    text += f"; {describe_proof(pack_plan)}\ndamage is the {measurement.damage_source}"
+    if measurement.damage_fit is not None:
+        text += f"\nfitted to {measurement.damage_fit.describe()}"
     return text
 
 
-def describe_proof(made: PackPlan) -> str:
-    """What is proven of the plan."""
-    if made.plan.gap == 0:
+def describe_proof(pack_plan: PackPlan) -> str:
+    """The proven optimality gap of the plan."""
+    if pack_plan.plan.gap == 0:
         return "proven optimal"
-    return f"the best plan is at most {100 * made.plan.gap:.2g} % lower"
+    return f"the best plan is at most {100 * pack_plan.plan.gap:.2g} % lower"
 
 
-def describe_bound(evidence: Evidence) -> str:
-    """How far the plan is from what could do at most; empty where that is not known."""
-    bound, total = evidence.bound, evidence.report.total_bytes
+def describe_bound(data: ReportData) -> str:
+    """The plan's size against the Shannon bound; empty if the bound is unknown."""
+    bound, total = data.bound, data.report.total_bytes
     if bound is None:
         return ""
     return (

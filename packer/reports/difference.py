@@ -1,4 +1,4 @@
-"""What changed between two reports, tensor by tensor."""
+"""The differences between two reports, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from packer.reports.report import Report, TensorRow
 
 @dataclass(frozen=True)
 class Difference:
-    """One tensor in two reports; None where it is missing."""
+    """One tensor in two reports; None if it is missing there."""
 
     name: str
     before: TensorRow | None
@@ -26,23 +26,23 @@ class Difference:
 def compare(before: Report, after: Report) -> tuple[Difference, ...]:
     """Tensors whose choice or size differs, largest change first.
 
-    A plan leaves coders open and an artifact forgets how codes were chosen: between the two,
-    formats are compared.
+    A plan leaves coders open, and an artifact does not store how its codes were rounded: between
+    the two, only formats are compared.
     """
-    spelled = _choice_of if before.kind == after.kind else _format_of
+    compared = _choice_of if before.kind == after.kind else _format_of
     rows_before: Mapping[str, TensorRow] = {row.name: row for row in before.rows}
     rows_after: Mapping[str, TensorRow] = {row.name: row for row in after.rows}
-    found = [
+    differences = [
         Difference(name, rows_before.get(name), rows_after.get(name))
         for name in sorted({*rows_before, *rows_after})
     ]
     changed = [
         one
-        for one in found
+        for one in differences
         if one.before is None
         or one.after is None
         or one.size_change
-        or spelled(one.before) != spelled(one.after)
+        or compared(one.before) != compared(one.after)
     ]
     return tuple(sorted(changed, key=lambda one: (-abs(one.size_change), natural_key(one.name))))
 

@@ -1,4 +1,4 @@
-"""Why a tensor got its choice: every candidate against the price of a byte."""
+"""Explains a tensor's choice: the cost of every candidate at the plan's Lagrange multiplier."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from packer.planning.plan import PackPlan
 
 @dataclass(frozen=True)
 class Explained:
-    """One candidate. cost: damage plus price times bytes; the plan takes the least, or the next
-    best where the last bytes under the cap decide. verdict: why it was or was not taken.
+    """One candidate. cost: damage plus price times bytes; the plan takes the lowest, or the next
+    one if the last bytes under the cap decide. verdict: why it was or was not chosen.
     """
 
     choice: str

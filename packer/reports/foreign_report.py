@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def report_foreign(checkpoint: Checkpoint, limits: Limits) -> Report:
-    """Another author's artifact. One compressor took all of it, so the file's bytes are shared out
-    over the tensors by the order-0 entropy of what each holds.
+    """Another author's artifact. It was compressed as a whole, so the file's bytes are divided
+    among the tensors in proportion to the order-0 entropy of their contents.
     """
     from packer.planning.measure import tensor_infos
 
@@ -34,7 +34,7 @@ def report_foreign(checkpoint: Checkpoint, limits: Limits) -> Report:
         for name, size in zip(names, sizes, strict=True)
         for tensor in [foreign.tensors[name]]
     )
-    said = (
+    note = (
         f"{foreign.payload_bytes:,} bytes before {foreign.codec}, an order-0 entropy of "
         f"{math.ceil(sum(entropy.values()) / 8):,}; bytes per tensor are the file's, shared out by "
         "entropy"
@@ -47,7 +47,7 @@ def report_foreign(checkpoint: Checkpoint, limits: Limits) -> Report:
         code_bytes=limits.code_bytes,
         artifact_bytes=foreign.file_bytes,
         header_bytes=0,
-        notes=(*checkpoint.notes, said),
+        notes=(*checkpoint.notes, note),
     )
 
 
@@ -56,10 +56,10 @@ def _shared_out(total: int, weights: list[float]) -> list[int]:
     whole = sum(weights)
     if not whole:
         return [total, *[0] * (len(weights) - 1)] if weights else []
-    passed, before, found = 0.0, 0, []
+    passed, before, parts = 0.0, 0, []
     for weight in weights:
         passed += weight
         upto = round(total * passed / whole)
-        found.append(upto - before)
+        parts.append(upto - before)
         before = upto
-    return found
+    return parts

@@ -1,4 +1,4 @@
-"""Bits per weight of every tensor: a row per layer, a column per role, colours from few to many."""
+"""A heat map of the bits per weight of every tensor: a row per layer, a column per role."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from packer.reports.treemap import tensor_title
 
 SHARE_THAT_COUNTS = 0.01  # of the bytes: smaller tensors do not stretch the colours
 LEFT, BELOW = 44.0, 44.0  # for the layers, and for the scale
-COLOURS = 48  # so few are drawn as shapes, more would be an image
+COLOURS = 48  # few enough for the scale to be drawn as shapes instead of an image
 
 
 def heat_map_height(report: Report, width: float) -> float:
@@ -22,7 +22,7 @@ def heat_map_height(report: Report, width: float) -> float:
 
 
 def draw_heat_map(report: Report, paper: Paper) -> None:
-    """A cell per layer and role, a strip in it for each of its tensors."""
+    """Draws a cell per layer and role, with a strip for each of its tensors."""
     layers, roles = _grid(report)
     labels, top = _head(roles, paper.width)
     axes = paper.figure.add_axes(paper.within(LEFT, top, 0, BELOW))
@@ -50,7 +50,7 @@ def draw_heat_map(report: Report, paper: Paper) -> None:
 
 
 def _grid(report: Report) -> tuple[list[int | None], list[str]]:
-    """(layers, roles) of tensors that have elements; no layer stands first."""
+    """(layers, roles) of all tensors with elements; None (no layer) comes first."""
     rows = [row for row in report.rows if row.elements]
     layers = sorted({row.layer for row in rows}, key=lambda one: -1 if one is None else one)
     return layers, in_order({row.role for row in rows})
@@ -61,7 +61,7 @@ def _row_height(layers: Sequence[int | None]) -> float:
 
 
 def _head(roles: list[str], width: float) -> tuple[list[str], float]:
-    """(names of the columns, the height they take): in two lines, or upright in narrow columns."""
+    """(names of the columns, their height): in two lines, or rotated if columns are narrow."""
     lines = [role.replace("-", "-\n", 1) for role in roles]
     longest = max(len(part) for line in lines for part in line.split("\n"))
     if longest * 12 * LETTER <= (width - LEFT) / len(roles):
@@ -70,7 +70,7 @@ def _head(roles: list[str], width: float) -> tuple[list[str], float]:
 
 
 def _colours(report: Report) -> ScalarMappable:
-    """From the fewest to the most bits that a tensor of some weight has; few are dark."""
+    """Colours from the fewest (dark) to the most bits per weight, ignoring tensors of few bytes."""
     total = sum(row.size_bytes for row in report.rows)
     counted = [
         row.bits_per_weight
@@ -82,7 +82,7 @@ def _colours(report: Report) -> ScalarMappable:
 
 
 def _colour(colours: ScalarMappable, bits: float) -> Any:
-    positive: Any = max(bits, 1e-9)  # of a logarithm
+    positive: Any = max(bits, 1e-9)  # for the logarithm
     return colours.cmap(colours.norm(positive))
 
 
@@ -114,7 +114,7 @@ def _draw_cell(
 
 
 def _draw_scale(paper: Paper, colours: ScalarMappable) -> None:
-    """The colours, with the bits per weight at either end."""
+    """Draws the colour bar, with the bits per weight at both ends."""
     span = min(paper.width - LEFT, 320.0)
     place = paper.within(LEFT, paper.height - BELOW + 12, paper.width - LEFT - span, BELOW - 22)
     axes = paper.figure.add_axes(place)

@@ -8,24 +8,24 @@ from typing import Any
 import numpy as np
 
 from packer.reports.colours import CURVE, SOFT
-from packer.reports.evidence import CodeHistogram
 from packer.reports.pictures import Paper, fitted, titled
+from packer.reports.report_data import CodeHistogram
 
 MOST_BARS = 63
-DEEP = 200.0  # a row of panels
+ROW_HEIGHT = 200.0  # of panels
 
 
 def histograms_height(histograms: Sequence[CodeHistogram], width: float) -> float:
-    return DEEP * -(-len(histograms) // _across(width))
+    return ROW_HEIGHT * -(-len(histograms) // _across(width))
 
 
 def draw_histograms(histograms: Sequence[CodeHistogram], paper: Paper) -> None:
-    """Three in a row on wide screens, two on narrow ones."""
+    """Draws three in a row on wide screens, two on narrow ones."""
     across = _across(paper.width)
     cell = paper.width / across
     for index, one in enumerate(histograms):
-        x, y = paper.x + index % across * cell, paper.y + index // across * DEEP
-        _draw_panel(one, Paper(paper.figure, x, y, cell - 16, DEEP))
+        x, y = paper.x + index % across * cell, paper.y + index // across * ROW_HEIGHT
+        _draw_panel(one, Paper(paper.figure, x, y, cell - 16, ROW_HEIGHT))
 
 
 def _across(width: float) -> int:
@@ -49,7 +49,7 @@ def _draw_panel(one: CodeHistogram, paper: Paper) -> None:
     if first < 0 < last and paper.width > 120:
         places[-first // per_bar] = 0
     axes.set_xticks(list(places), [f"{code}" for code in places.values()], fontsize=11)
-    start, end, *_ = axes.get_xticklabels() * 2  # of one bar both are the same
+    start, end, *_ = axes.get_xticklabels() * 2  # with a single bar both are the same
     start.set_horizontalalignment("left")
     end.set_horizontalalignment("right")
     axes.tick_params(length=0)

@@ -1,7 +1,7 @@
-"""Plain HTML pages that need nothing else: no network, no script, pictures inside.
+"""Self-contained HTML pages: no network, no script, pictures inline.
 
-Text becomes `Html` in one place, `escaped`, and pages are made of `Html` alone: what has not gone
-through it does not type-check.
+Text becomes `Html` only in `escaped`, and pages consist of `Html` alone: unescaped text does not
+type-check.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ pre { margin: 0.4rem 0; padding: 0.8rem 1rem; background: var(--wash); border-ra
   font: 0.85rem/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 """
 )
-# The parts of the account, in the order in which it is spelled.
+# The parts of the account, in their order in the text.
 COLOURS = {
     "code": "#8c6bb1",
     "header": "#f2a541",
@@ -79,17 +79,17 @@ COLOURS = {
 
 
 def readable(text: str) -> str:
-    """Text with letters that HTML forbids as U+FFFD."""
+    """The text with characters that HTML forbids replaced by U+FFFD."""
     return "".join(one if one in "\t\n" or one.isprintable() else "\ufffd" for one in text)
 
 
 def escaped(text: str) -> Html:
-    """Text as it is read, in an element or an attribute."""
+    """Text escaped for an element or an attribute."""
     return Html(html.escape(readable(text), quote=True))
 
 
 def page(title: str, lead: str, blocks: Iterable[Html]) -> str:
-    """A whole page. The policy in its head lets a browser fetch nothing at all."""
+    """A whole page. Its content security policy forbids the browser to fetch anything."""
     body = "\n".join(blocks)
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (
@@ -111,12 +111,12 @@ def paragraph(text: str) -> Html:
 
 
 def verbatim(text: str) -> Html:
-    """Commands, or a sample, with its line ends."""
+    """Preformatted text, such as commands or a sample."""
     return Html(f"<pre>{escaped(text)}</pre>")
 
 
 def facts(named: Iterable[tuple[str, str]]) -> Html:
-    """(number, what it says) as large figures side by side."""
+    """(number, meaning) as large figures side by side."""
     cells = (
         f'<div class="fact"><b>{escaped(number)}</b><span>{escaped(words)}</span></div>'
         for number, words in named
@@ -145,7 +145,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
 
 
 def figure(picture: Html, caption: str) -> Html:
-    """A picture with what it shows in words."""
+    """A picture with its caption."""
     return Html(f"<figure>{picture}<figcaption>{escaped(caption)}</figcaption></figure>")
 
 
@@ -178,6 +178,6 @@ def bar(sizes: Mapping[str, int], words: str) -> Html:
 
 
 def byte_tables(report: Report) -> Html:
-    """Where the bytes go: a table of roles, and one of tensors."""
+    """Bytes as two tables: by role, and by tensor."""
     roles = table(*share_rows("role", by_role(report)))
     return Html(f"{roles}\n{heading('Every tensor')}\n{table(*tensor_rows(report))}")

@@ -1,4 +1,4 @@
-"""The page of a report: figures, facts, the account and every tensor, in one file."""
+"""A report as an HTML page: figures, facts, the account and every tensor, in one file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from packer.reports import html
 from packer.reports.describe import describe_account, describe_proof
-from packer.reports.evidence import Evidence
 from packer.reports.heat_map import draw_heat_map, heat_map_height
 from packer.reports.histograms import draw_histograms, histograms_height
 from packer.reports.html import Html
 from packer.reports.pictures import Picture, figure_html
 from packer.reports.report import by_layer, by_role
+from packer.reports.report_data import ReportData
 from packer.reports.size_figures import (
     DAMAGE_BPB,
     curve_height,
@@ -32,18 +32,18 @@ KINDS = {
 }
 
 
-def pictures_of(evidence: Evidence) -> tuple[Picture, ...]:
-    """What there is to draw; a picture whose numbers nobody knows is left out."""
-    report, plan = evidence.report, evidence.plan
+def pictures_of(data: ReportData) -> tuple[Picture, ...]:
+    """The pictures of a report; those whose numbers are unknown are left out."""
+    report, plan = data.report, data.plan
     found = []
     if any(row.size_bytes for row in report.rows):
-        found.append(_treemap(evidence))
+        found.append(_treemap(data))
     if any(row.elements for row in report.rows):
-        found.append(_heat_map(evidence))
-    if has_curve(evidence):
-        found.append(_curve(evidence))
-    if evidence.histograms:
-        drawn = evidence.histograms
+        found.append(_heat_map(data))
+    if has_curve(data):
+        found.append(_curve(data))
+    if data.histograms:
+        drawn = data.histograms
         found.append(
             Picture(
                 "Codes of the most coarsely stored tensors",
@@ -68,8 +68,8 @@ def pictures_of(evidence: Evidence) -> tuple[Picture, ...]:
     return tuple(found)
 
 
-def _treemap(evidence: Evidence) -> Picture:
-    report = evidence.report
+def _treemap(data: ReportData) -> Picture:
+    report = data.report
     shared = (
         " Another author's compressor took all tensors as one: bytes are shared out by entropy."
     )
@@ -82,8 +82,8 @@ def _treemap(evidence: Evidence) -> Picture:
     )
 
 
-def _heat_map(evidence: Evidence) -> Picture:
-    report = evidence.report
+def _heat_map(data: ReportData) -> Picture:
+    report = data.report
     return Picture(
         "Bits per weight",
         "A row per layer and a column per role; where several tensors share both, each has its "
@@ -93,51 +93,51 @@ def _heat_map(evidence: Evidence) -> Picture:
     )
 
 
-def _curve(evidence: Evidence) -> Picture:
-    plan, bound = evidence.plan, evidence.bound
+def _curve(data: ReportData) -> Picture:
+    plan, bound = data.plan, data.bound
     words = "Whatever lies lower or further left is better."
     if plan is not None:
         words = (
             "The line is the least predicted damage at every size, from the plan's measurements."
         )
     if bound is not None:
-        ratio = bound.total_bytes / evidence.report.total_bytes
+        ratio = bound.total_bytes / data.report.total_bytes
         words += (
             " The Shannon bound is what Gaussian weights of such variance and curvature must take: "
             f"at the plan's damage {ratio:.3f} times its bytes."
         )
-    if evidence.compared:
+    if data.compared:
         words += " Dots are files that were packed, read back and measured."
-    return Picture("Size and damage", words, curve_height, partial(draw_curve, evidence))
+    return Picture("Size and damage", words, curve_height, partial(draw_curve, data))
 
 
-def describe_page(evidence: Evidence) -> str:
-    """The page, whole."""
-    report = evidence.report
+def describe_page(data: ReportData) -> str:
+    """The whole page as HTML."""
+    report = data.report
     weights = sum(row.elements for row in report.rows)
     kind = KINDS[report.kind]
-    if evidence.plan is not None:
-        kind += f" for {Path(evidence.plan.measurement.source).name}"
+    if data.plan is not None:
+        kind += f" for {Path(data.plan.measurement.source).name}"
     lead = f"{kind} · {len(report.rows):,} tensors · {weights:,} weights"
-    return html.page(Path(report.source).name, lead, _blocks(evidence))
+    return html.page(Path(report.source).name, lead, _blocks(data))
 
 
-def _blocks(evidence: Evidence) -> list[Html]:
-    report, plan = evidence.report, evidence.plan
-    blocks = [html.facts(_facts(evidence)), html.heading("The account, to the byte")]
+def _blocks(data: ReportData) -> list[Html]:
+    report, plan = data.report, data.plan
+    blocks = [html.facts(_facts(data)), html.heading("The account, to the byte")]
     words = describe_account(report, plan).partition("\n")[0]
     blocks.append(
         html.account_bar(report.account)
         if report.account is not None
-        else html.bar(_parts(evidence), words)
+        else html.bar(_parts(data), words)
     )
     if plan is not None:
         blocks.append(html.paragraph(plan.limits.describe_code()))
     blocks += [html.paragraph(note) for note in report.notes]
-    for one in pictures_of(evidence):
+    for one in pictures_of(data):
         blocks += [html.heading(one.heading), figure_html(one)]
-    if evidence.points:
-        blocks += [html.heading("The curve in numbers"), html.table(*curve_rows(evidence))]
+    if data.points:
+        blocks += [html.heading("The curve in numbers"), html.table(*curve_rows(data))]
     cells = {
         "Roles": share_rows("role", by_role(report)),
         "Layers": share_rows("layer", by_layer(report)),
@@ -148,11 +148,11 @@ def _blocks(evidence: Evidence) -> list[Html]:
     return blocks
 
 
-def _parts(evidence: Evidence) -> Mapping[str, int]:
-    """The account's parts as far as they are known."""
-    report = evidence.report
+def _parts(data: ReportData) -> Mapping[str, int]:
+    """The known parts of the account."""
+    report = data.report
     left = max(report.unused_bytes, 0) if report.cap_bytes else 0
-    if evidence.plan is not None:
+    if data.plan is not None:
         tensors = report.artifact_bytes - report.header_bytes
         return {
             "code": report.code_bytes,
@@ -164,8 +164,8 @@ def _parts(evidence: Evidence) -> Mapping[str, int]:
     return {"code": report.code_bytes, what: report.artifact_bytes, "left": left}
 
 
-def _facts(evidence: Evidence) -> list[tuple[str, str]]:
-    report, plan, bound = evidence.report, evidence.plan, evidence.bound
+def _facts(data: ReportData) -> list[tuple[str, str]]:
+    report, plan, bound = data.report, data.plan, data.bound
     total = f"{report.total_bytes:,}"
     cap = f"bytes of {report.cap_bytes:,}" if report.cap_bytes else "bytes; no cap given"
     facts = [(total, cap)]

@@ -1,6 +1,6 @@
-"""Pictures of a page, each drawn by one function: as SVG inside the page, or all in a file.
+"""Pictures of a page, each drawn by one function: as SVG inside the page, or all in one file.
 
-Lengths are in pixels, measured from the upper left corner downwards.
+Lengths are in pixels; y points down from the upper left corner.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from packer.reports.colours import NAMED
 from packer.reports.html import Html, escaped, figure, readable
 
 ENDINGS = (".png", ".svg", ".pdf")
-WIDE, NARROW = 960.0, 360.0  # what the page shows on a desk and on a phone
+WIDE, NARROW = 960.0, 360.0  # on a desktop and on a phone
 MARGIN, HEADING = 28.0, 34.0  # between the pictures of a file
-LETTER = 0.6  # of the size: how wide a letter is on average
-TITLE, LINE_FEED = "title:", "\u2028"  # an id may hold no line feed
+LETTER = 0.6  # average width of a letter, in units of the font size
+TITLE, LINE_FEED = "title:", "\u2028"  # an id cannot hold a line feed
 Bounds = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Paper:
-    """A place on a figure, [width] × [height] from its corner at (x, y)."""
+    """A rectangle on a figure: `width` × `height` from its upper left corner at (x, y)."""
 
     figure: Figure
     x: float
@@ -41,21 +41,21 @@ class Paper:
     height: float
 
     def within(self, left: float, top: float, right: float, bottom: float) -> Bounds:
-        """All but margins of these widths, in shares of the figure as matplotlib has them."""
+        """The rectangle within these margins, as fractions of the figure as matplotlib wants."""
         across, down = self.figure.bbox.size
         width, height = self.width - left - right, self.height - top - bottom
         x, y = self.x + left, down - self.y - top - height
         return x / across, y / down, width / across, height / down
 
     def canvas(self, top: float) -> Axes:
-        """Axes of pixels, with no frame, below a margin."""
+        """Frameless axes in pixels, below a margin of `top`."""
         axes = self.figure.add_axes(self.within(0, top, 0, 0))
         axes.set(xlim=(0, self.width), ylim=(self.height - top, 0))
         axes.set_axis_off()
         return axes
 
     def columns(self, labels: Sequence[str]) -> tuple[int, float]:
-        """(columns, height) of a legend of these labels, as wide as there is room."""
+        """(columns, height) of a legend of these labels, as wide as fits."""
         count = len(labels)
         while count > 1 and self._width_of(np.array_split(labels, count)) > self.width:
             count -= 1
@@ -67,7 +67,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Picture:
-    """What a page or a file shows. height: for a width; draw: on a paper of both."""
+    """A picture of a page or a file. height: as a function of width; draw: on a paper of both."""
 
     heading: str
     caption: str
@@ -76,7 +76,7 @@ class Picture:
 
 
 def legend(axes: Axes, columns: int, x: float, y: float, **more: Any) -> None:
-    """The legend of axes above them, moved by so many pixels to the right and upwards."""
+    """The legend above the axes, moved x pixels to the right and y pixels up."""
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(x / axes.bbox.width, 1 + y / axes.bbox.height),
@@ -92,13 +92,13 @@ def legend(axes: Axes, columns: int, x: float, y: float, **more: Any) -> None:
 
 
 def titled(artist: Artist, words: str) -> None:
-    """Words that a page shows under the pointer."""
+    """Sets the tooltip that a page shows for this artist."""
     lines = (readable(line) for line in words.split("\n"))
     artist.set_gid(TITLE + LINE_FEED.join(lines))
 
 
 def fitted(text: str, size: float, width: float) -> str:
-    """The text on one line where it fits; else its beginning and end, or nothing."""
+    """The text on one line if it fits; else its beginning and end, or nothing."""
     text = readable(text).replace("\n", "\ufffd")
     letters = int(width / (LETTER * size))
     if len(text) <= letters:
@@ -108,26 +108,24 @@ def fitted(text: str, size: float, width: float) -> str:
 
 
 def text_on(fill: Any) -> str:
-    """Nearly white or nearly black, whichever is read more easily on a colour of light and dark
-    pages alike.
-    """
+    """Nearly white or nearly black, whichever contrasts more with the fill colour."""
     red, green, blue = (channel**2.2 for channel in to_rgb(fill))
     return "#fdfdfd" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.25 else "#10161d"
 
 
 def figure_html(picture: Picture) -> Html:
-    """The picture for wide and for narrow screens, of which a page shows one, and its caption."""
-    found = []
+    """The picture for wide and for narrow screens, of which the page shows one, and its caption."""
+    drawings = []
     for kind, width in (("on-wide", WIDE), ("on-narrow", NARROW)):
         with own_style(f"{picture.heading} {width}"):
             drawn = new_figure(width, picture.height(width))
             picture.draw(Paper(drawn, 0, 0, width, picture.height(width)))
-            found.append(f'<div class="{kind}">{inline_svg(drawn, picture.heading)}</div>\n')
-    return figure(Html("".join(found)), picture.caption)
+            drawings.append(f'<div class="{kind}">{inline_svg(drawn, picture.heading)}</div>\n')
+    return figure(Html("".join(drawings)), picture.caption)
 
 
 def inline_svg(figure: Figure, label: str) -> Html:
-    """A figure inside a page, whose light or dark paper named colours follow."""
+    """A figure as inline SVG, whose named colours follow the page's light or dark theme."""
     drawn = BytesIO()
     figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(drawn.getvalue())
@@ -149,14 +147,14 @@ def inline_svg(figure: Figure, label: str) -> Html:
 
 
 def _variable(colour: re.Match[str]) -> str:
-    """A named colour as the page's variable; any other is the same on light and dark paper."""
+    """A named colour as the page's variable; other colours are the same in both themes."""
     return f"var(--{NAMED[colour[0]][0]})" if colour[0] in NAMED else colour[0]
 
 
 def plot_pictures(path: str, pictures: Sequence[Picture]) -> None:
-    """All in one file: one column, or two where there are three or more.
+    """Writes all pictures to one file: one column, or two for three or more pictures.
 
-    Raises OutputError: an ending that is no picture's, or the file cannot be written.
+    Raises OutputError: not the ending of a picture, or the file cannot be written.
     """
     check_ending(path)
     columns = 2 if len(pictures) > 2 else 1
@@ -176,18 +174,19 @@ def plot_pictures(path: str, pictures: Sequence[Picture]) -> None:
 
 
 def check_ending(path: str) -> None:
-    """Raises OutputError: `path` does not end like a picture."""
+    """Raises OutputError: `path` does not have the ending of a picture."""
     if Path(path).suffix.lower() not in ENDINGS:
         raise OutputError(f"{path}: pictures are written as {', '.join(ENDINGS)}; name such a file")
 
 
 def save(figure: Figure, path: str) -> None:
-    """A figure in the format of the path's ending, all or nothing; inside `own_style`.
+    """Writes a figure in the format of the path's ending, all or nothing; inside `own_style`.
 
-    No date and no chance is in the file: the same picture gives the same bytes. Raises OutputError.
+    The file holds no date and no random id: the same picture gives the same bytes. Raises
+    OutputError.
     """
     for artist in figure.findobj():
-        artist.set_gid(None)  # titles are for pages
+        artist.set_gid(None)  # tooltips are for pages
     ending = Path(path).suffix.lower()[1:]
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending, {})
     with replacing(path) as temporary:

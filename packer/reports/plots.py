@@ -36,7 +36,7 @@ def new_panels(across: int, down: int = 1) -> tuple[Figure, list[Axes]]:
 
 
 def draw_bytes(axes: Axes, report: Report) -> None:
-    """Bytes per layer, stacked by role; tensors of no layer stand first."""
+    """Draws bytes per layer, stacked by role; tensors of no layer come first."""
     layers: list[int | None] = sorted(
         {row.layer for row in report.rows}, key=lambda layer: -1 if layer is None else layer
     )
@@ -67,15 +67,15 @@ def _roles_to_draw(report: Report) -> list[tuple[str, list[TensorRow]]]:
 
 
 @own_style()
-def plot_scores(path: str, found: Sequence[Evaluated]) -> None:
-    """Bits per byte against bytes, one point a source. Raises OutputError.
+def plot_scores(path: str, scores: Sequence[Evaluated]) -> None:
+    """Plots bits per byte against bytes, one point per source. Raises OutputError.
 
-    Bars are the standard error of the paired difference, so the reference has none: all sources
-    saw the same tokens, and what those have in common says nothing about which source is better.
+    Bars are the standard error of the paired difference, so the reference has none: all sources are
+    scored on the same tokens, and their common noise does not affect the comparison.
     """
     check_ending(path)
     figure, (axes,) = new_panels(1)
-    for one in found:
+    for one in scores:
         difference = one.difference
         error = None if difference is None else difference.stderr_bits_per_byte
         axes.errorbar(one.subject.size_bytes, one.score.bits_per_byte, yerr=error, fmt="o")

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class TensorRow:
     """One tensor of a report. choice: format, coder and steps as far as they are known.
 
-    size_bytes: everything of the file that this tensor takes. damage_bpb, weight_error: predicted,
-    None where nothing was measured. raw_bytes, entropy_bits: of another author's artifact, what it
-    holds before its compressor and the order-0 entropy of that per weight.
+    size_bytes: all bytes of this tensor in the file. damage_bpb, weight_error: predicted, None if
+    not measured. raw_bytes, entropy_bits: of another author's artifact, bytes before compression
+    and their order-0 entropy per weight.
     """
 
     name: str
@@ -48,10 +48,10 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class Report:
-    """A report of any source. artifact_bytes: of the file; header_bytes: its part of no tensor.
+    """A report of any source. artifact_bytes: of the file; header_bytes: outside all tensors.
 
-    account: the split of the file where it is known, else None. damage_kind, damage, price, gap:
-    the plan's, else None. notes: what was taken or left out, for people.
+    account: the parts of the file if known, else None. damage_kind, damage, price, gap: of the
+    plan, else None. notes: what was read or left out, in words.
     """
 
     source: str
@@ -77,7 +77,7 @@ class Report:
         return self.cap_bytes - self.total_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """What `--json` prints; sizes in bytes."""
+        """The report as printed by `--json`; sizes in bytes."""
         account = self.account
         return {
             "source": self.source,
@@ -117,7 +117,7 @@ def row_json(row: TensorRow) -> dict[str, Any]:
 
 
 def report_plan(pack_plan: PackPlan, source: str) -> Report:
-    """A plan, with the sizes it was made from."""
+    """A report of a plan, with its measured sizes."""
     plan, saved = pack_plan.plan, saved_by(pack_plan, 1000)
     infos = {info.name: info for info in pack_plan.measurement.tensors}
     rows = tuple(
@@ -140,7 +140,7 @@ def report_plan(pack_plan: PackPlan, source: str) -> Report:
 
 
 def report_packed(packed: Packed, source: str) -> Report:
-    """A file just packed: the plan's damages beside the weighed bytes."""
+    """A report of a packed file: the plan's damages with the real sizes."""
     planned = report_plan(packed.plan, source)
     rows = tuple(
         replace(
@@ -160,13 +160,13 @@ def report_packed(packed: Packed, source: str) -> Report:
 
 
 def _with_coder(choice: str, coder: str) -> str:
-    """The choice with the coder that was taken, where the choice left it open."""
+    """The choice with the coder that was used, if the choice left it open."""
     head, plus, steps = choice.partition("+")
     return choice if "~" in head else f"{head}~{coder}{plus}{steps}"
 
 
 def report_artifact(data: bytes, source: str) -> Report:
-    """An artifact's file. Raises decoder.ArtifactError: not an artifact, or damaged."""
+    """A report of an artifact. Raises decoder.ArtifactError: not an artifact, or damaged."""
     from packer.artifact import decoder
     from packer.artifact.encoder import coder_name, stored_format
     from packer.checkpoint.roles import roles_of
@@ -198,7 +198,7 @@ def report_artifact(data: bytes, source: str) -> Report:
 
 
 def report_checkpoint(checkpoint: Checkpoint, limits: Limits) -> Report:
-    """A checkpoint as it is: uncompressed bytes of every tensor; of a GGUF file those in it."""
+    """A report of a checkpoint: uncompressed bytes of every tensor; for GGUF its stored bytes."""
     from packer.planning.measure import exact_choice, tensor_infos
 
     gguf, meta_tensors = checkpoint.gguf, checkpoint.meta_tensors
@@ -227,7 +227,7 @@ def report_row(
     damage_bpb: float | None = None,
     weight_error: float | None = None,
 ) -> TensorRow:
-    """A row of a tensor as measurements describe it."""
+    """The row of a tensor."""
     return TensorRow(
         info.name,
         info.role,
@@ -243,7 +243,7 @@ def report_row(
 
 @dataclass(frozen=True)
 class Share:
-    """Tensors of one role or one layer taken together."""
+    """The sums over all tensors of one role or one layer."""
 
     name: str
     tensors: int
@@ -258,12 +258,12 @@ class Share:
 
 
 def by_role(report: Report) -> tuple[Share, ...]:
-    """Largest role first."""
+    """Shares by role, the largest first."""
     return _shares(report.rows, lambda row: row.role)
 
 
 def by_layer(report: Report) -> tuple[Share, ...]:
-    """In order of layers; tensors of no layer first, under 'no layer'."""
+    """Shares in the order of layers; tensors of no layer first, as 'no layer'."""
     shares = _shares(report.rows, lambda row: "no layer" if row.layer is None else f"{row.layer}")
     return tuple(
         sorted(shares, key=lambda share: -1 if share.name == "no layer" else int(share.name))

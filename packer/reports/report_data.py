@@ -1,4 +1,4 @@
-"""What a report can show beside its table: the curve, files compared, the bound, codes."""
+"""The data of a report: its table, the size curve, compared files, the bound, code histograms."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ComparedFile:
 
     @property
     def words(self) -> str:
-        """Recipe and knob, as legends and titles name it."""
+        """Recipe and size parameter, for legends and titles."""
         return self.recipe if self.knob is None else f"{self.recipe} at {self.knob:g}"
 
 
@@ -66,8 +66,8 @@ class CurvePoint:
 class CodeHistogram:
     """How often each code of a tensor occurs.
 
-    first: the code of counts[0]. entropy_bits: order 0, per code; bits_per_weight: what the tensor
-    takes in the file.
+    first: the code of counts[0]. entropy_bits: order 0, per code; bits_per_weight: of the tensor in
+    the file.
     """
 
     tensor: str
@@ -79,10 +79,8 @@ class CodeHistogram:
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
-    """A report, and what its source and the user know beside it; what nobody knows is None or
-    empty.
-    """
+class ReportData:
+    """A report with the data of its pictures and pages; unknown parts are None or empty."""
 
     report: Report
     plan: PackPlan | None = None
@@ -121,23 +119,23 @@ class Evidence:
 def curve_of(plan: PackPlan) -> SizeCurve:
     """The whole sweep over a plan's measurements, its pins kept."""
     fixed = plan.plan.code_bytes + plan.plan.header_bytes
-    found = sweep(restrict(plan.measurement, plan.pins), fixed_bytes=fixed)
-    return SizeCurve(found.total_bytes, np.maximum(found.damage, 0.0))
+    curve = sweep(restrict(plan.measurement, plan.pins), fixed_bytes=fixed)
+    return SizeCurve(curve.total_bytes, np.maximum(curve.damage, 0.0))
 
 
-def evidence_of(
+def report_data(
     report: Report,
     plan: PackPlan | None = None,
     *,
     bounded: BoundedPlan | None = None,
     compared: Sequence[ComparedFile] = (),
     histograms: Sequence[CodeHistogram] = (),
-) -> Evidence:
-    """All that follows from these."""
+) -> ReportData:
+    """The report with its curve and its bound computed."""
     bound = None
     if plan is not None and bounded is not None:
         bound = bounded.at_damage(plan.plan.damage)
-    return Evidence(
+    return ReportData(
         report,
         plan,
         None if plan is None else curve_of(plan),
@@ -149,18 +147,18 @@ def evidence_of(
 
 
 def read_compared(path: str | os.PathLike[str]) -> tuple[ComparedFile, ...]:
-    """The rows of what `packer compare --json` printed; those without a KL are left out.
+    """The rows printed by `packer compare --json`; those without a KL are left out.
 
-    Raises PackerError: another file.
+    Raises PackerError: the file holds something else.
     """
     try:
-        found = [_compared(row) for row in read_json(path)["rows"]]
+        files = [_compared(row) for row in read_json(path)["rows"]]
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise PackerError(
             f"{path} is not what `packer compare --json` prints: {error!r}. Compare again and keep "
             "its output: packer compare ... --json > rows.json"
         ) from None
-    return tuple(one for one in found if one is not None)
+    return tuple(file for file in files if file is not None)
 
 
 def _compared(row: Mapping[str, Any]) -> ComparedFile | None:

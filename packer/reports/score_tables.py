@@ -1,4 +1,4 @@
-"""Scores as tables for people, and in Markdown for pull requests."""
+"""Scores as text tables, and as Markdown for pull requests."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from packer.printable import spelled
 from packer.reports import tables
 
 
-def print_scores(found: Sequence[Evaluated], data: Data, *, markdown: bool) -> None:
-    """One line per source, and what was scored."""
-    columns, rows = score_rows(found)
+def print_scores(scores: Sequence[Evaluated], data: Data, *, markdown: bool) -> None:
+    """Prints one line per source, and the number of tokens and bytes scored."""
+    columns, rows = score_rows(scores)
     if markdown:
         print("| " + " | ".join(column.lstrip(">") for column in columns) + " |")
         print("|" + "|".join("---:" if c.startswith(">") else "---" for c in columns) + "|")
@@ -20,18 +20,18 @@ def print_scores(found: Sequence[Evaluated], data: Data, *, markdown: bool) -> N
             print("| " + " | ".join(spelled(cell).replace("|", "\\|") for cell in row) + " |")
     else:
         tables.print_table(columns, rows)
-    print("\n" + describe_counts(found[0], data))
+    print("\n" + describe_counts(scores[0], data))
 
 
-def score_rows(found: Sequence[Evaluated]) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows); the comparison's columns only where there is something to compare."""
+def score_rows(scores: Sequence[Evaluated]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows); differences and divergences only if there is something to compare."""
     columns = ["source", ">bytes", ">bits per byte", ">± s.e.", ">perplexity"]
-    paired = any(one.difference is not None for one in found)
-    divergent = any(one.divergence is not None for one in found)
+    paired = any(one.difference is not None for one in scores)
+    divergent = any(one.divergence is not None for one in scores)
     columns += [">difference", ">± s.e."] * paired + [">KL bpb", ">same top-1 %"] * divergent
     columns += [">tokens/s"]
     rows = []
-    for one in found:
+    for one in scores:
         row = [
             one.subject.name,
             f"{one.subject.size_bytes:,}",
@@ -53,7 +53,7 @@ def score_rows(found: Sequence[Evaluated]) -> tuple[list[str], list[list[str]]]:
 
 
 def describe_counts(one: Evaluated, data: Data) -> str:
-    """What was scored: tokens, bytes, windows, and what could not be counted."""
+    """The tokens, bytes and windows scored, and tokens without known bytes."""
     score = one.score
     text = (
         f"{score.tokens:,} tokens, {score.bytes:,} bytes ({score.bytes_per_token:.4f} bytes per "

@@ -1,5 +1,5 @@
-"""The size/damage curve with the plan, the bound and compared files on it; predicted against
-measured damage.
+"""Two figures: the size/damage curve with the plan, the bound and compared files; and predicted
+against measured damage.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import numpy as np
 from packer.planning.damage_fit import DamageFit
 from packer.reports.agg import Axes, Axis, EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 from packer.reports.colours import ACCENT, BOUND, CURVE, LINE, PAPER, SOFT
-from packer.reports.evidence import ComparedFile, Evidence
 from packer.reports.html import readable
 from packer.reports.pictures import Paper, legend, titled
+from packer.reports.report_data import ComparedFile, ReportData
 
 DAMAGE_BPB = "damage_bpb"
-SHOWN = (0.5, 1.6)  # of the plan's size: what the curve is drawn for
+SHOWN = (0.5, 1.6)  # range of the curve that is drawn, in units of the plan's size
 BOUND_POINTS = 12
 RECIPE_COLOURS = ("#4d8acb", "#b07d21", "#23806f", "#9468b8", "#bd6a35", "#a83f7f", "#788593")
 OURS = "ours"
-LEFT = 62.0  # for the numbers at an axis
+LEFT = 62.0  # for the tick labels
 Points = list[tuple[float, float]]
 
 
@@ -29,21 +29,21 @@ def curve_height(width: float) -> float:
     return 520.0 if width > 600 else 480.0
 
 
-def has_curve(evidence: Evidence) -> bool:
+def has_curve(data: ReportData) -> bool:
     """Whether there is anything to draw."""
-    return bool(curve_points(evidence)) or bool(comparable(evidence))
+    return bool(curve_points(data)) or bool(comparable(data))
 
 
-def comparable(evidence: Evidence) -> tuple[ComparedFile, ...]:
-    """Compared files, where their KL is of the same kind as the plan's damage or there is none."""
-    plan = evidence.plan
+def comparable(data: ReportData) -> tuple[ComparedFile, ...]:
+    """The compared files, if the plan's damage is in bits per byte too or there is no plan."""
+    plan = data.plan
     same = plan is None or plan.plan.damage_kind == DAMAGE_BPB
-    return evidence.compared if same else ()
+    return data.compared if same else ()
 
 
-def curve_points(evidence: Evidence) -> Points:
-    """The curve around the plan, where damage is more than none."""
-    curve, total = evidence.curve, evidence.report.total_bytes
+def curve_points(data: ReportData) -> Points:
+    """The part of the curve near the plan with positive damage."""
+    curve, total = data.curve, data.report.total_bytes
     if curve is None:
         return []
     near = (curve.total_bytes >= SHOWN[0] * total) & (curve.total_bytes <= SHOWN[1] * total)
@@ -53,15 +53,15 @@ def curve_points(evidence: Evidence) -> Points:
     return list(zip(curve.total_bytes[kept].tolist(), curve.damage[kept].tolist(), strict=True))
 
 
-def bound_points(evidence: Evidence) -> Points:
+def bound_points(data: ReportData) -> Points:
     """The Shannon bound over the damages of the curve."""
-    curve = curve_points(evidence)
-    if evidence.bounded is None or len(curve) < 2:
+    curve = curve_points(data)
+    if data.bounded is None or len(curve) < 2:
         return []
     damages = [damage for _, damage in curve]
     wanted = np.geomspace(max(damages), min(damages), BOUND_POINTS).tolist()
-    found = [(evidence.bounded.at_damage(damage), damage) for damage in wanted]
-    smallest = SHOWN[0] * evidence.report.total_bytes
+    found = [(data.bounded.at_damage(damage), damage) for damage in wanted]
+    smallest = SHOWN[0] * data.report.total_bytes
     return [
         (bound.total_bytes, damage)
         for bound, damage in found
@@ -69,40 +69,40 @@ def bound_points(evidence: Evidence) -> Points:
     ]
 
 
-def draw_curve(evidence: Evidence, paper: Paper) -> None:
-    """Damage against bytes: whatever of curve, plan, bound and compared files there is."""
-    compared, cap = comparable(evidence), evidence.report.cap_bytes
+def draw_curve(data: ReportData, paper: Paper) -> None:
+    """Draws damage against bytes: curve, bound, compared files and plan, as far as known."""
+    compared, cap = comparable(data), data.report.cap_bytes
     axes = paper.figure.add_axes(paper.within(LEFT, 0, 12, 46))
     axes.set_yscale("log")
-    if curve := curve_points(evidence):
+    if curve := curve_points(data):
         axes.plot(*zip(*curve, strict=True), color=CURVE, linewidth=2.2, label="best at each size")
-    if len(bound := bound_points(evidence)) > 1:
+    if len(bound := bound_points(data)) > 1:
         line: dict[str, Any] = {"color": BOUND, "linestyle": "--", "linewidth": 1.8}
         axes.plot(*zip(*bound, strict=True), label="Shannon bound", **line)
     _draw_files(axes, compared)
-    _draw_plan(axes, evidence)
+    _draw_plan(axes, data)
     axes.margins(0.04, 0.06)
     shown = axes.get_xlim()
-    if evidence.plan is None:
-        total = evidence.report.total_bytes
+    if data.plan is None:
+        total = data.report.total_bytes
         axes.axvline(total, color=CURVE, linestyle="--", linewidth=1, label="size of this file")
     elif cap and shown[0] <= cap <= shown[1]:
         axes.axvline(cap, color=ACCENT, linestyle="--", linewidth=1, label="cap")
-    _frame(axes, paper, "total bytes, code included", _damage_name(evidence))
+    _frame(axes, paper, "total bytes, code included", _damage_name(data))
     axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
 
 
-def _damage_name(evidence: Evidence) -> str:
-    if evidence.plan is None:
+def _damage_name(data: ReportData) -> str:
+    if data.plan is None:
         return "measured KL, bits per byte"
-    if evidence.plan.plan.damage_kind != DAMAGE_BPB:
+    if data.plan.plan.damage_kind != DAMAGE_BPB:
         return "predicted damage, weighted squared error"
-    measured = " (files compared: measured)" if comparable(evidence) else ""
+    measured = " (files compared: measured)" if comparable(data) else ""
     return f"predicted damage, bits per byte{measured}"
 
 
 def _draw_files(axes: Axes, compared: Sequence[ComparedFile]) -> None:
-    """A colour a recipe, whose files are joined in the order of their sizes."""
+    """Draws each recipe in one colour, its files joined in the order of size."""
     recipes = sorted({one.recipe for one in compared}, key=lambda name: (name != OURS, name))
     for index, recipe in enumerate(recipes):
         files = sorted(
@@ -122,13 +122,13 @@ def _draw_files(axes: Axes, compared: Sequence[ComparedFile]) -> None:
 
 def _label(recipe: str) -> str:
     words = "ours, measured" if recipe == OURS else readable(recipe)
-    return f" {words}" if words.startswith("_") else words  # matplotlib hides those with _
+    return f" {words}" if words.startswith("_") else words  # matplotlib hides labels with _
 
 
 def _dot(
     axes: Axes, x: float, y: float, colour: str, title: str, hollow: bool = False, **more: Any
 ) -> None:
-    """One point with its title; hollow ones are a ring of their colour around paper."""
+    """Draws one point with its tooltip; a hollow one is a ring."""
     face, edge = (PAPER, colour) if hollow else (colour, PAPER)
     look: dict[str, Any] = {
         "markersize": 9,
@@ -140,9 +140,9 @@ def _dot(
     titled(dots[0], title)
 
 
-def _draw_plan(axes: Axes, evidence: Evidence) -> None:
-    """The plan, with its damage beside it, and how far to its left the bound lies."""
-    plan, total, bound = evidence.plan, evidence.report.total_bytes, evidence.bound
+def _draw_plan(axes: Axes, data: ReportData) -> None:
+    """Draws the plan with its size and damage, and its distance to the bound."""
+    plan, total, bound = data.plan, data.report.total_bytes, data.bound
     if plan is None or not plan.plan.damage > 0:
         return
     damage = plan.plan.damage
@@ -154,8 +154,8 @@ def _draw_plan(axes: Axes, evidence: Evidence) -> None:
     }
     if bound is not None:
         axes.plot([bound.total_bytes, total], [damage, damage], color=BOUND, linewidth=1)
-        said = f"Shannon bound\n{bound.total_bytes:,} bytes at the plan's damage"
-        _dot(axes, bound.total_bytes, damage, BOUND, said)
+        title = f"Shannon bound\n{bound.total_bytes:,} bytes at the plan's damage"
+        _dot(axes, bound.total_bytes, damage, BOUND, title)
         middle = (bound.total_bytes + total) / 2, damage
         axes.annotate(f"{bound.total_bytes / total:.2f} ×", middle, ha="center", **above)
     title = f"this plan\n{total:,} bytes\npredicted damage {damage:.4g}"
@@ -166,7 +166,7 @@ def _draw_plan(axes: Axes, evidence: Evidence) -> None:
 
 
 def draw_trials(fit: DamageFit, paper: Paper) -> None:
-    """Predicted against measured damage of every trial, before and after the fit."""
+    """Draws predicted against measured damage of every trial, before and after the fit."""
     axes = paper.figure.add_axes(paper.within(LEFT, 0, 12, 46))
     axes.set(xscale="log", yscale="log")
     shown = [(trial, trial.total, fit.predicted(trial)) for trial in fit.trials]
@@ -191,7 +191,7 @@ def draw_trials(fit: DamageFit, paper: Paper) -> None:
 
 
 def _frame(axes: Axes, paper: Paper, x: str, y: str) -> None:
-    """Grid, names and legend. The name of y stands above it, where it is read without turning."""
+    """Sets grid, labels and legend. The label of y stands above the axis, unrotated."""
     labels = axes.get_legend_handles_labels()[1]
     columns, room = paper.columns(labels)
     axes.set_position(paper.within(LEFT, room + 34, 12, 46))
@@ -207,7 +207,7 @@ def _frame(axes: Axes, paper: Paper, x: str, y: str) -> None:
 
 
 def _log_ticks(axis: Axis) -> None:
-    """Numbers as 0.002 and 5e-05; only powers of ten where there are many."""
+    """Tick labels such as 0.002 and 5e-05; only powers of ten on long axes."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 2000 * low else (1,)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))

@@ -1,5 +1,5 @@
-"""A report of whatever a path holds: plan, checkpoint, artifact of ours or another's; and what else
-its figures are drawn from.
+"""Loads reports of plans, checkpoints and artifacts of ours or of others, and the data of their
+figures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from packer.reports.report import Report, report_artifact, report_checkpoint, re
 if TYPE_CHECKING:
     from packer.planning.shannon_bound import BoundedPlan
     from packer.quantizers.formats import QuantizedTensor
-    from packer.reports.evidence import CodeHistogram
+    from packer.reports.report_data import CodeHistogram
 
 PathLike = str | os.PathLike[str]
 
@@ -37,8 +37,8 @@ def load_report(
 ) -> tuple[Report, PackPlan | None]:
     """(report, plan if the source is one).
 
-    cap, code, weights, drop, template and max_memory are for checkpoints and other authors'
-    artifacts; plans and artifacts were made for their own.
+    cap, code, weights, drop, template and max_memory apply to checkpoints and other authors'
+    artifacts; plans and artifacts of ours hold their own.
     Raises PlanError, CheckpointError, decoder.ArtifactError: the source is damaged.
     """
     planned, packed = is_json(path), is_artifact(path)
@@ -68,7 +68,7 @@ def load_histograms(
     template: PathLike | None = None,
     max_memory: int | None = None,
 ) -> tuple[CodeHistogram, ...]:
-    """Codes of an artifact's most coarsely stored tensors; none of a plan or a checkpoint.
+    """Code histograms of an artifact's coarsest tensors; none for a plan or a checkpoint.
 
     Raises decoder.ArtifactError, CheckpointError: the source is damaged.
     """
@@ -84,7 +84,7 @@ def load_histograms(
 
 
 def _codes_of_ours(path: PathLike, names: Sequence[str]) -> Iterator[QuantizedTensor]:
-    """One tensor after another, so that only those that are looked at are decoded."""
+    """Yields one tensor at a time, so that only those that are used are decoded."""
     from packer.artifact.decoder import parse
     from packer.artifact.encoder import quantized_tensor
 
@@ -113,10 +113,10 @@ def load_bounded(
     drop: Sequence[str] = (),
     max_memory: int | None = None,
 ) -> BoundedPlan:
-    """What the Shannon bound of a plan is computed from.
+    """The plan with the data that its Shannon bound is computed from.
 
-    curvature: the file that the plan was made with. checkpoint: default: the one that the plan
-    names; weights, drop, max_memory: how it was read.
+    curvature: the file that the plan was made with. checkpoint: by default the one that the plan
+    names; weights, drop, max_memory: how to read it.
     Raises PlanError: the checkpoint has other contents, or the plan was made with other curvature
     or none. CheckpointError, CurvatureError: damaged.
     """
@@ -137,10 +137,10 @@ def load_bounded(
     found = contents_fingerprint(loaded)
     if found != plan.measurement.contents:
         raise PlanError(stale_plan(plan, loaded, found))
-    felt = read_curvature(curvature, loaded)
-    if felt.sha256 != wanted:
+    curvature_set = read_curvature(curvature, loaded)
+    if curvature_set.sha256 != wanted:
         raise PlanError(
             f"the plan was made with curvature {wanted[:12]}, and {curvature} is "
-            f"{felt.sha256[:12]}: give the file it was made with, or plan again"
+            f"{curvature_set.sha256[:12]}: give the file it was made with, or plan again"
         )
-    return bounded_plan(plan, loaded, felt)
+    return bounded_plan(plan, loaded, curvature_set)

@@ -1,4 +1,4 @@
-"""Reports as tables for people: rich on a terminal, plain columns when piped."""
+"""Reports as text tables: rich on a terminal, plain columns when piped."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from packer.reports.difference import Difference
 from packer.reports.report import Report, Share, TensorRow, by_role
 
 if TYPE_CHECKING:
-    from packer.reports.evidence import Evidence
+    from packer.reports.report_data import ReportData
 
 T = TypeVar("T")
 
 PIPE_WIDTH = 10_000  # columns are never cut or wrapped when another program reads them
 
 Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""(columns, lines) of a table, before it is drawn in any way."""
+"""(columns, lines) of a table, independent of how it is drawn."""
 
 
 LEAST_TEXT = 20  # letters of a name or other text before its column is folded further
@@ -37,7 +37,7 @@ def console() -> Console:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Columns whose name starts with '>' are right-aligned numbers."""
+    """Prints a table. Columns whose name starts with '>' are right-aligned numbers."""
     made = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
     for column in columns:
         right = column.startswith(">")
@@ -50,7 +50,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """The table; on a terminal too narrow for it several, each with the first column.
+    """The table, split into several on a narrow terminal, each with the first column.
 
     Numbers are never cut. Text folds within its column, to no fewer than `LEAST_TEXT` letters or
     a third of the terminal while other columns can go elsewhere.
@@ -170,41 +170,41 @@ def share_rows(title: str, shares: Sequence[Share]) -> Cells:
 
 
 def tensor_cells(report: Report) -> Cells:
-    """(columns, a line per tensor) as suits the report."""
+    """(columns, a line per tensor), with the columns that suit the kind of report."""
     return foreign_rows(report) if report.kind == "foreign" else tensor_rows(report)
 
 
 def known(cells: Cells) -> Cells:
-    """Without the columns that no line knows anything of."""
+    """The table without its empty columns."""
     columns, lines = cells
     kept = [at for at in range(len(columns)) if not lines or any(one[at] != "-" for one in lines)]
     return [columns[at] for at in kept], [[line[at] for at in kept] for line in lines]
 
 
-def curve_rows(evidence: Evidence) -> Cells:
-    """(columns, a line per size): what the best plan would do there, and the Shannon bound."""
-    total = evidence.report.total_bytes
+def curve_rows(data: ReportData) -> Cells:
+    """(columns, a line per size): the damage of the best plan of this size, and the bound."""
+    total = data.report.total_bytes
     rows = []
-    for point in evidence.points:
+    for point in data.points:
         cells = [
             f"{point.total_bytes:,}",
             f"{point.total_bytes / total:.2f}",
             f"{point.damage:.4g}",
         ]
-        if evidence.bounded is not None:
+        if data.bounded is not None:
             bound = point.bound_bytes
             cells += (
                 ["-", "-"] if bound is None else [f"{bound:,}", f"{bound / point.total_bytes:.3f}"]
             )
         rows.append(cells)
     columns = [">total bytes", ">of the plan's", ">predicted damage"]
-    if evidence.bounded is not None:
+    if data.bounded is not None:
         columns += [">Shannon bound, bytes", ">of these"]
     return columns, rows
 
 
 def print_report(report: Report, *, every_tensor: bool) -> None:
-    """Tables per tensor and per role."""
+    """Prints tables per tensor and per role."""
     if every_tensor:
         print_table(*tensor_cells(report))
         print()

@@ -1,4 +1,4 @@
-"""Bytes as areas: a block per layer, in it a box per tensor, coloured by role."""
+"""A treemap of bytes: a block per layer, in it a box per tensor, coloured by role."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from packer.reports.report import Report, TensorRow
 
 GAP = 3.0  # around the block of a layer
 HEAD = 16.0  # a layer's name above its tensors
-SMALLEST_HEADED = 40.0  # width and height; a smaller block has no name over it
-SMALLEST_SHARE = 1e-6  # of a block: smaller tensors are drawn so large
+SMALLEST_HEADED = 40.0  # width and height; smaller blocks have no heading
+SMALLEST_SHARE = 1e-6  # of a block; smaller tensors are drawn with this area
 
 Place = tuple[float, float, float, float]  # x, y, width, height
 
@@ -24,7 +24,7 @@ def treemap_height(width: float) -> float:
 
 
 def draw_treemap(report: Report, paper: Paper) -> None:
-    """Every tensor that takes bytes; its name, size and choice are its title."""
+    """Draws every tensor that takes bytes; its tooltip has its name, size and choice."""
     roles = in_order({row.role for row in report.rows if row.size_bytes})
     columns, top = paper.columns(roles)
     axes = paper.canvas(top + 6)
@@ -48,7 +48,7 @@ def _layers(report: Report) -> list[tuple[str, list[TensorRow]]]:
 
 
 def squarified(sizes: Sequence[int], place: Place) -> Iterator[Place]:
-    """A rectangle for each size; sizes do not increase."""
+    """A rectangle for each size. sizes: in descending order."""
     smallest = SMALLEST_SHARE * sum(sizes)
     areas = squarify.normalize_sizes([max(size, smallest) for size in sizes], *place[2:])
     for one in squarify.squarify(areas, *place):
@@ -88,7 +88,7 @@ def _write(axes: Axes, x: float, y: float, words: str, colour: str, weight: str 
 
 
 def short_name(row: TensorRow) -> str:
-    """The name without what says its layer, and without .weight."""
+    """The name without its layer's prefix and without .weight."""
     name = row.name.removesuffix(".weight")
     marker = f".{row.layer}."
     return name.partition(marker)[2] or name if row.layer is not None else name

@@ -16,7 +16,6 @@ from packer.errors import OutputError, PackerError, SelectorError
 from packer.planning.account import Limits
 from packer.planning.plan import PackPlan
 from packer.reports.difference import compare
-from packer.reports.evidence import evidence_of
 from packer.reports.explain import explain
 from packer.reports.page import pictures_of
 from packer.reports.pictures import plot_pictures
@@ -28,6 +27,7 @@ from packer.reports.report import (
     report_packed,
     report_plan,
 )
+from packer.reports.report_data import report_data
 from packer.reports.sources import load_report
 
 CAP = 12_000
@@ -191,7 +191,7 @@ def test_pins_are_named_as_the_reason(made: Path) -> None:
 @pytest.mark.parametrize("source", ["model.pt", "model.pack", "plan.json"])
 def test_a_png_has_something_on_it(made: Path, tmp_path: Path, source: str) -> None:
     report, plan = load_report(made / source)
-    pictures = pictures_of(evidence_of(report, plan))
+    pictures = pictures_of(report_data(report, plan))
     plot_pictures(str(tmp_path / "bytes.png"), pictures)
     data = (tmp_path / "bytes.png").read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
@@ -202,7 +202,7 @@ def test_a_png_has_something_on_it(made: Path, tmp_path: Path, source: str) -> N
 
 def test_an_svg_has_every_large_role_and_the_plan(made: Path, tmp_path: Path) -> None:
     report, plan = load_report(made / "plan.json")
-    pictures = pictures_of(evidence_of(report, plan))
+    pictures = pictures_of(report_data(report, plan))
     plot_pictures(str(tmp_path / "bytes.SVG"), pictures)
     root = ElementTree.parse(tmp_path / "bytes.SVG").getroot()
     assert root.tag.endswith("svg")
@@ -218,7 +218,7 @@ def test_pictures_of_small_and_odd_models(tmp_path: Path) -> None:
         ({"a": torch.ones(3)}, {"a": torch.zeros(0)}, {"layers.7.$b_{": torch.ones(2, 2)})
     ):
         plan = api.plan(weights, 5_000)
-        pictures = pictures_of(evidence_of(report_plan(plan, "plan"), plan))
+        pictures = pictures_of(report_data(report_plan(plan, "plan"), plan))
         plot_pictures(str(tmp_path / f"{index}.png"), pictures)
         assert (tmp_path / f"{index}.png").stat().st_size > 1_000
 
@@ -226,7 +226,7 @@ def test_pictures_of_small_and_odd_models(tmp_path: Path) -> None:
 def test_other_endings_are_refused_before_any_work(made: Path, tmp_path: Path) -> None:
     report, _ = load_report(made / "model.pack")
     with pytest.raises(OutputError, match=r"bytes\.txt: pictures are written as \.png, \.svg"):
-        plot_pictures(str(tmp_path / "bytes.txt"), pictures_of(evidence_of(report)))
+        plot_pictures(str(tmp_path / "bytes.txt"), pictures_of(report_data(report)))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -27,11 +27,11 @@ from packer.errors import PackerError
 from packer.planning.damage_fit import Trial, fit_damage
 from packer.reports.agg import Artist, Figure, new_figure, own_style
 from packer.reports.colours import PAPER
-from packer.reports.evidence import ComparedFile, Evidence, evidence_of, read_compared
 from packer.reports.histograms import barred, draw_histograms
 from packer.reports.page import describe_page, pictures_of
 from packer.reports.pictures import LINE_FEED, TITLE, Paper, Picture, figure_html, titled
 from packer.reports.report import Report, TensorRow
+from packer.reports.report_data import ComparedFile, ReportData, read_compared, report_data
 from packer.reports.size_figures import comparable, draw_curve, draw_trials
 from packer.reports.sources import load_histograms, load_report
 from packer.reports.treemap import SMALLEST_SHARE, squarified
@@ -44,9 +44,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 COMPARED = ComparedFile("sdclip", 12.85, None, 9_000, 0.004)
 
 
-def evidence(made: Path, source: str) -> Evidence:
+def data_of(made: Path, source: str) -> ReportData:
     report, plan = load_report(made / source)
-    return evidence_of(report, plan, histograms=load_histograms(made / source, report))
+    return report_data(report, plan, histograms=load_histograms(made / source, report))
 
 
 def drawn(draw: Callable[[Paper], None], width: float, height: float = 500) -> Figure:
@@ -67,7 +67,7 @@ def titles(figure: Figure) -> list[str]:
 
 @pytest.mark.parametrize("source", ["model.pt", "plan.json", "model.pack"])
 def test_the_page_says_what_the_report_says(made: Path, read_page: Read, source: str) -> None:
-    found = evidence(made, source)
+    found = data_of(made, source)
     report, page = found.report, describe_page(found)
     text = read_page(page).text
     for row in report.rows:
@@ -87,26 +87,26 @@ def test_what_a_source_does_not_know_is_left_out(made: Path) -> None:
     always = ["Where the bytes go", "Bits per weight"]
     codes = "Codes of the most coarsely stored tensors"
 
-    def headings(found: Evidence) -> list[str]:
+    def headings(found: ReportData) -> list[str]:
         return [one.heading for one in pictures_of(found)]
 
-    assert headings(evidence(made, "model.pt")) == always
-    assert headings(evidence(made, "plan.json")) == [*always, "Size and damage"]
-    artifact = evidence(made, "model.pack")
+    assert headings(data_of(made, "model.pt")) == always
+    assert headings(data_of(made, "plan.json")) == [*always, "Size and damage"]
+    artifact = data_of(made, "model.pack")
     assert headings(artifact) == [*always, *([codes] if artifact.histograms else [])]
     report, plan = load_report(made / "plan.json")
     assert plan is not None
     trials = [Trial("one", {"mlp-in": 0.5}, 0.6), Trial("two", {"mlp-in": 0.1}, 0.15)]
     fitted = api.plan(plan.measurement.fitted(fit_damage(trials, "a text", 9)), 12_000)
-    measured = evidence_of(report, fitted, compared=[COMPARED])
+    measured = report_data(report, fitted, compared=[COMPARED])
     assert headings(measured) == [*always, "Size and damage", "Predicted against measured damage"]
     assert comparable(measured) == (COMPARED,)
-    assert comparable(evidence_of(report, plan, compared=[COMPARED])) == (), "in other units"
+    assert comparable(report_data(report, plan, compared=[COMPARED])) == (), "in other units"
 
 
 def test_every_tensor_is_in_the_pictures(made: Path) -> None:
     report, _ = load_report(made / "plan.json")
-    treemap, heat_map = pictures_of(evidence_of(report))
+    treemap, heat_map = pictures_of(report_data(report))
     for width in WIDTHS:
         for picture, shown in ((treemap, "size_bytes"), (heat_map, "elements")):
             found = titles(drawn(picture.draw, width, picture.height(width)))
@@ -116,7 +116,7 @@ def test_every_tensor_is_in_the_pictures(made: Path) -> None:
 
 
 def test_nothing_is_drawn_off_the_paper(made: Path) -> None:
-    found = evidence(made, "plan.json")
+    found = data_of(made, "plan.json")
     for width in WIDTHS:
         for one in pictures_of(found):
             figure = drawn(one.draw, width, one.height(width))
@@ -129,7 +129,7 @@ def test_nothing_is_drawn_off_the_paper(made: Path) -> None:
 def test_layers_of_a_heat_map_are_in_order() -> None:
     names = [f"blocks.{layer}.w" for layer in (10, 2, 0, 1)]
     rows = [TensorRow(name, "other", int(name[7:-2]), (8,), "float32", "c", 9) for name in names]
-    (_, picture) = pictures_of(evidence_of(Report("a", "artifact", tuple(rows), 0, 0, 36, 0)))
+    (_, picture) = pictures_of(report_data(Report("a", "artifact", tuple(rows), 0, 0, 36, 0)))
     axes = drawn(picture.draw, 960, picture.height(960)).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "1", "2", "10"]
     bottom, top = axes.get_ylim()
@@ -165,7 +165,7 @@ def test_hostile_names_stay_text(tmp_path: Path, read_page: Read) -> None:
     plan = api.plan(weights, 3_000)
     packed = api.pack(weights, plan, out=tmp_path / "m.pack")
     report, _ = load_report(tmp_path / "m.pack")
-    found = evidence_of(
+    found = report_data(
         report,
         histograms=load_histograms(tmp_path / "m.pack", report),
         compared=[ComparedFile(f"_{HOSTILE}$_$", None, None, 10, 0.1)],
@@ -183,16 +183,16 @@ def test_hostile_names_stay_text(tmp_path: Path, read_page: Read) -> None:
 
 def test_a_report_of_nothing_is_a_page(read_page: Read) -> None:
     empty = Report("nothing", "artifact", (), 0, 0, 0, 0)
-    assert pictures_of(evidence_of(empty)) == ()
-    assert "nothing" in read_page(describe_page(evidence_of(empty))).text
+    assert pictures_of(report_data(empty)) == ()
+    assert "nothing" in read_page(describe_page(report_data(empty))).text
     rows = (TensorRow("a", "other", None, (0,), "float32", "fp32", 5),)
-    drawn = evidence_of(Report("a", "artifact", rows, 0, 0, 5, 0))
+    drawn = report_data(Report("a", "artifact", rows, 0, 0, 5, 0))
     assert [one.heading for one in pictures_of(drawn)] == ["Where the bytes go"]
     read_page(describe_page(drawn))
 
 
 def test_the_curve_has_the_plan_on_it(made: Path) -> None:
-    found = evidence(made, "plan.json")
+    found = data_of(made, "plan.json")
     plan = found.plan
     assert plan is not None
     for width in WIDTHS:
@@ -325,7 +325,7 @@ def pixels(png: bytes) -> list[bytes]:
 def test_a_browser_shows_the_page(made: Path, tmp_path: Path, width: int) -> None:
     """It draws something on every part of a long page, and complains of nothing."""
     page = tmp_path / "page.html"
-    page.write_text(describe_page(evidence(made, "plan.json")), "utf-8")
+    page.write_text(describe_page(data_of(made, "plan.json")), "utf-8")
     shot = tmp_path / "shot.png"
     assert CHROMIUM is not None
     done = subprocess.run(
@@ -371,7 +371,7 @@ def test_pictures_are_drawn_for_both_widths_and_follow_the_paper() -> None:
 
 
 def test_ids_of_a_page_are_used_once(made: Path) -> None:
-    page = describe_page(evidence(made, "plan.json"))
+    page = describe_page(data_of(made, "plan.json"))
     ids = re.findall(r' id="([^"]*)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([^"]*)"', page)) == set(ids)
