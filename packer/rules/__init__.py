@@ -23,5 +23,5 @@ __all__ = ["RULES", "Finding", "Options", "Rule", "Status", "check"]
 def check(submission: Submission, options: Options | None = None) -> tuple[Finding, ...]:
     """The finding of every rule that applies, in the order of RULES."""
     options = options or Options()
-    found = (rule(submission, options) for rule in RULES)
-    return tuple(finding for finding in found if finding is not None)
+    findings = (rule(submission, options) for rule in RULES)
+    return tuple(finding for finding in findings if finding is not None)

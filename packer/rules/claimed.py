@@ -1,4 +1,4 @@
-"""submission.json against the logs, the files and itself."""
+"""Compares submission.json with the logs, the files and itself."""
 
 from __future__ import annotations
 
@@ -64,75 +64,76 @@ def _largest_of_seeds(claims: Claims) -> ClaimedNumber | None:
 
 
 def _without_runs(claim: ClaimedNumber, claims: Claims, submission: Submission) -> Finding:
-    """The claimed total against the claimed model and the code that is here."""
-    said, code = f"{claim.key} {claim.written}", submission.code_bytes
+    """The claimed total against the claimed model and the code in the folder."""
+    claimed, code = f"{claim.key} {claim.written}", submission.code_bytes
     part = claims.model or claims.artifact
     if part is None or part == claim or claim.error or part.error or claims.total is None:
-        return unknown("json-total", f"{said}: no log or artifact to hold it against")
+        return unknown("json-total", f"{claimed}: no log or artifact to compare it with")
     model, key = round(part.value), part.key
     left = round(claim.value) - model
     if left < 0:
-        text = f"{said} is less than the claimed model, {key} {model:,}"
+        text = f"{claimed} is less than the claimed model, {key} {model:,}"
         return Finding("json-total", Status.FAIL, text)
     alike = {code, submission.own_code_bytes} | ({0} if claims.model is None else set())
     if code is None or left in alike:
-        return unknown("json-total", f"{said}: no log or artifact to hold it against")
+        return unknown("json-total", f"{claimed}: no log or artifact to compare it with")
     return Finding(
         "json-total",
         Status.WARN,
-        f"{said} leaves {left:,} bytes for code beside {key} {model:,}, and the code here is "
+        f"{claimed} leaves {left:,} bytes for code beside {key} {model:,}, and the code here is "
         f"{code:,}: together {model + code:,}. It is stale, or counts a packed copy of the code "
         "that is not shipped",
     )
 
 
 def _totals(runs: tuple[RunAccount, ...]) -> dict[int, str]:
-    """Every total that a claim may mean -> the run it is of."""
-    found: dict[int, str] = {}
+    """Every total that a claim may mean -> the name of its run."""
+    totals: dict[int, str] = {}
     for run in runs:
         for total in (run.with_own_code, run.as_logged, run.as_shipped):
             if total is not None:
-                found[total] = run.name
-    return found
+                totals[total] = run.name
+    return totals
 
 
 def _explained(claim: ClaimedNumber, runs: tuple[RunAccount, ...], totals: dict[int, str]) -> Point:
-    """What number the claim is, and whether that is the right one."""
-    said = f"{claim.key} {claim.written}"
+    """Which known number the claim equals, and whether that is the right one."""
+    claimed = f"{claim.key} {claim.written}"
     largest = max((_worst(run) for run in runs if run.superseded is None), default=0)
     equal = [total for total in totals if claim.means(total)]
     if equal:
-        return _of_a_run(said, max(equal), largest, runs)
+        return _of_a_run(claimed, max(equal), largest, runs)
     models = {run.model_bytes: run.name for run in runs if run.model_bytes is not None}
     model = next((size for size in models if claim.means(size)), None)
     if model is not None:
-        text = f"{said} is the model of {models[model]} alone; with code it is {largest:,}"
+        text = f"{claimed} is the model of {models[model]} alone; with code it is {largest:,}"
         return Point(Status.FAIL, text)
     slack = max(claim.error * MIB, MIB_SLACK_BYTES)
     if any(abs(claim.value * MIB - total) <= slack for total in totals):
-        return Point(Status.FAIL, f"{said} counts MiB as MB; in bytes it is {largest:,}")
+        return Point(Status.FAIL, f"{claimed} counts MiB as MB; in bytes it is {largest:,}")
     for kind in ([run.as_logged for run in runs], [run.as_shipped for run in runs]):
         sizes = [size for size in kind if size is not None]
         if sizes and min(sizes) < claim.value < max(sizes):
             mean = abs(sum(sizes) / len(sizes) - claim.value) < 1
-            text = f"{said} is {'the mean' if mean else 'between the totals'} of the runs"
+            text = f"{claimed} is {'the mean' if mean else 'between the totals'} of the runs"
             return Point(Status.WARN, f"{text}; the largest is {largest:,}")
-    spelled = ", ".join(f"{total:,}" for total in sorted(totals))
-    text = f"{said} matches no run ({spelled}): stale, or of files that are not here"
+    known = ", ".join(f"{total:,}" for total in sorted(totals))
+    text = f"{claimed} matches no run ({known}): stale, or of files that are not here"
     return Point(Status.FAIL, text)
 
 
-def _of_a_run(said: str, total: int, largest: int, runs: tuple[RunAccount, ...]) -> Point:
-    """A claim that is some run's total: as logged or as shipped, of the largest run or another."""
+def _of_a_run(claimed: str, total: int, largest: int, runs: tuple[RunAccount, ...]) -> Point:
+    """A claim that equals a run's total, as logged or as shipped."""
     if total >= largest:
-        return Point(Status.PASS, f"{said} is the largest total")
+        return Point(Status.PASS, f"{claimed} is the largest total")
     of_it = [run for run in runs if total in (run.as_logged, run.as_shipped)]
     if not of_it:
-        text = f"{said} counts the script without the files that it runs; with them the largest is"
-        return Point(Status.FAIL, f"{text} {largest:,}")
+        text = f"{claimed} counts the script without the files that it runs; with them the largest"
+        return Point(Status.FAIL, f"{text} is {largest:,}")
     if any(_worst(run) == largest for run in of_it):
-        return Point(Status.PASS, f"{said} is the total of the largest run")
-    return Point(Status.WARN, f"{said} is the total of {of_it[0].name}; the largest is {largest:,}")
+        return Point(Status.PASS, f"{claimed} is the total of the largest run")
+    text = f"{claimed} is the total of {of_it[0].name}; the largest is {largest:,}"
+    return Point(Status.WARN, text)
 
 
 def _worst(run: RunAccount) -> int:
@@ -164,12 +165,12 @@ def _part(claim: ClaimedNumber | None, sizes: set[int | None], what: str) -> Ite
     known = sorted(size for size in sizes if size is not None)
     if claim is None or not known:
         return
-    said = f"{claim.key} {claim.written}"
+    claimed = f"{claim.key} {claim.written}"
     if any(claim.means(size) for size in known):
-        yield Point(Status.PASS, f"{said} is as found")
+        yield Point(Status.PASS, f"{claimed} is as found")
     else:
-        spelled = ", ".join(f"{size:,}" for size in known)
-        yield Point(Status.FAIL, f"{said} is no {what} of any log or file ({spelled})")
+        listed = ", ".join(f"{size:,}" for size in known)
+        yield Point(Status.FAIL, f"{claimed} is no {what} of any log or file ({listed})")
 
 
 def _parts_and_total(claims: Claims) -> Iterator[Point]:
@@ -185,7 +186,7 @@ def _parts_and_total(claims: Claims) -> Iterator[Point]:
 
 
 def json_seeds(submission: Submission, options: Options) -> Finding | None:
-    """What submission.json says of a seed is what that seed's log says."""
+    """The claims for each seed in submission.json agree with that seed's log."""
     claims = submission.claims
     if claims is None or not claims.seed_claims:
         return None
@@ -203,15 +204,15 @@ def _seed_size(claim: SeedClaim, submission: Submission) -> Iterator[Point]:
     runs = accounts(submission)
     later = {run.superseded for run in runs if str(run.seed) == claim.seed}
     own = [run for run in runs if str(run.seed) == claim.seed or run.name in later]
-    found = {size for run in own for size in (run.as_logged, run.as_shipped, run.model_bytes)}
-    sizes = sorted(size for size in found if size is not None)
+    known = {size for run in own for size in (run.as_logged, run.as_shipped, run.model_bytes)}
+    sizes = sorted(size for size in known if size is not None)
     if claim.size_bytes is None or not sizes or claim.size_bytes in sizes:
         return
     equal = [run for run in runs if claim.size_bytes in (run.as_logged, run.as_shipped)]
     others = [run.seed for run in equal if run.seed is not None]
     whose = f", it is seed {others[0]}'s" if others else ""
-    spelled = ", ".join(f"{size:,}" for size in sizes)
-    text = f"seed {claim.seed}: claims {claim.size_bytes:,}, logged {spelled}{whose}"
+    logged = ", ".join(f"{size:,}" for size in sizes)
+    text = f"seed {claim.seed}: claims {claim.size_bytes:,}, logged {logged}{whose}"
     yield Point(Status.FAIL, text)
 
 
@@ -228,7 +229,7 @@ def _seed_run(claim: SeedClaim, logs: list[TrainingLog]) -> Iterator[Point]:
 
 
 def compliance(submission: Submission, options: Options) -> Finding | None:
-    """Boxes ticked in submission.json that files or logs can contradict."""
+    """Compliance flags in submission.json agree with files and logs."""
     claims = submission.claims
     if claims is None or not claims.flags:
         return None
@@ -246,14 +247,14 @@ def compliance(submission: Submission, options: Options) -> Finding | None:
         if flag not in facts:
             continue
         if fact is None:
-            points.append(Point(Status.UNKNOWN, f"{flag}: {str(claimed).lower()}, nothing tells"))
+            points.append(Point(Status.UNKNOWN, f"{flag}: {str(claimed).lower()}, no evidence"))
         elif claimed == fact:
-            points.append(Point(Status.PASS, f"{flag}: {str(claimed).lower()}, and so it is"))
+            points.append(Point(Status.PASS, f"{flag}: {str(claimed).lower()}, confirmed"))
         else:
             status = Status.FAIL if claimed else Status.WARN
-            text = f"{flag}: {str(claimed).lower()} is claimed, the files say {str(fact).lower()}"
+            text = f"{flag}: {str(claimed).lower()} is claimed, the files show {str(fact).lower()}"
             points.append(Point(status, text))
-    return verdict("compliance", points, "ticked boxes hold") if points else None
+    return verdict("compliance", points, "compliance flags are true") if points else None
 
 
 def _holds(finding: Finding) -> bool | None:
@@ -265,22 +266,22 @@ def score(submission: Submission, options: Options) -> Finding | None:
     claims = submission.claims
     if claims is None or claims.bpb is None:
         return None
-    found = headline(submission)
-    if found is None:
+    best = headline(submission)
+    if best is None:
         return unknown("score", f"val_bpb {claims.bpb}: no log has a score after quantization")
-    said = f"val_bpb {claims.bpb}"
-    if found.claimed == "mean":
-        runs = f"{len(found.by_log)} logs" if len(found.by_log) > 1 else next(iter(found.by_log))
-        return Finding("score", Status.PASS, f"{said} is {found.name} of {runs}")
-    if found.claimed == "single":
-        status = Status.WARN if len(found.by_log) > 1 else Status.PASS
-        text = f"{said} is one seed's {found.name}; their mean is {found.mean_bpb:.6f}"
+    claimed = f"val_bpb {claims.bpb}"
+    if best.claimed == "mean":
+        runs = f"{len(best.by_log)} logs" if len(best.by_log) > 1 else next(iter(best.by_log))
+        return Finding("score", Status.PASS, f"{claimed} is {best.name} of {runs}")
+    if best.claimed == "single":
+        status = Status.WARN if len(best.by_log) > 1 else Status.PASS
+        text = f"{claimed} is one seed's {best.name}; their mean is {best.mean_bpb:.6f}"
         return Finding("score", status, text)
     before = [s for log in submission.logs for s in log.scores if not s.quantized]
     if any(abs(one.bpb - claims.bpb) < TOLERANCE for one in before):
-        text = f"{said} is a score before quantization; {found.name} is {found.mean_bpb:.6f}"
+        text = f"{claimed} is a score before quantization; {best.name} is {best.mean_bpb:.6f}"
         return Finding("score", Status.FAIL, text)
-    text = f"{said} is no logged score; the last, {found.name}, is {found.mean_bpb:.6f}"
+    text = f"{claimed} is no logged score; the last, {best.name}, is {best.mean_bpb:.6f}"
     return Finding("score", Status.FAIL, text)
 
 

@@ -1,4 +1,4 @@
-"""Whether the bits per byte were counted right: the validation set, and bytes per token."""
+"""Checks that bits per byte were counted right: the validation set, and bytes per token."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown,
 from packer.submission.folder import Submission
 from packer.submission.training_log import LoggedScore, TrainingLog
 
-# Bytes of the 50,000 validation documents, and how far rounding and cut windows may move it.
+# Bytes of the 50,000 validation documents, with slack for rounding and cut windows.
 VAL_BYTES = 151_300_000
 VAL_BYTES_SLACK = 0.015
 # Bytes per token of the tokenizers of the contest, from printed pairs of nats and bits per byte.
 BYTES_PER_TOKEN = {(1024, False): 2.442, (8192, False): 3.727, (8192, True): 3.157}
 RATIO_SLACK = 0.01
-PLAUSIBLE = (0.97, 4.6)  # from a byte vocabulary with specials to 32,768 pieces
-LEAKED_TRAIN_SHARDS = 1_499  # of a preparation that left most of the validation set in training
+PLAUSIBLE = (0.97, 4.6)  # bytes per token, from a byte vocabulary to 32,768 pieces
+LEAKED_TRAIN_SHARDS = 1_499  # of a preparation that trains on most of the validation set
 
 
 def bytes_per_token(score: LoggedScore) -> float:
@@ -24,12 +24,12 @@ def bytes_per_token(score: LoggedScore) -> float:
 
 
 def _rounding(score: LoggedScore) -> float:
-    """How far printed decimals may move the ratio, relative."""
+    """The relative error of the ratio due to printed decimals."""
     return 0.6 * 10.0**-score.digits * (1 / score.bpb + 1 / score.nats)
 
 
 def bpb(submission: Submission, options: Options) -> Finding | None:
-    """nats / ln 2 / bpb is one number, and that of the tokenizer."""
+    """nats / ln 2 / bpb is the same everywhere, and equals the tokenizer's bytes per token."""
     points: list[Point] = []
     for log in submission.logs:
         scores = [score for score in log.scores if score.bpb > 0 and score.digits >= 3]
@@ -59,8 +59,8 @@ def _ratios(log: TrainingLog, scores: list[LoggedScore]) -> Iterator[Point]:
 
 
 def _of_tokenizer(log: TrainingLog, ratio: float, slack: float) -> Point:
-    """The ratio against what is known of the log's tokenizer, and of others of its vocabulary: a
-    log seldom tells that its tokens have case operators or are bytes.
+    """Compares the ratio with that of the log's tokenizer and of others with its vocabulary size: a
+    log seldom says that its tokens have case operators or are bytes.
     """
     text = f"{log.name}: {ratio:.4f} bytes a token"
     expected = BYTES_PER_TOKEN.get((log.vocab_size or 0, log.case_operators))
@@ -98,14 +98,14 @@ def _claimed_ratio(submission: Submission, nats: float, claimed_bpb: float) -> I
 
 
 def val_set(submission: Submission, options: Options) -> Finding | None:
-    """The whole validation set is scored: its tokens times bytes a token are its bytes."""
+    """The whole validation set is scored: tokens times bytes per token equal its bytes."""
     points = []
     for log in submission.logs:
         scores = [score for score in log.scores if score.digits >= 3 and score.bpb > 0]
         if not scores:
             continue
         if log.val_tokens is None:
-            points.append(Point(Status.UNKNOWN, f"{log.name}: its validation tokens are not told"))
+            points.append(Point(Status.UNKNOWN, f"{log.name}: no number of validation tokens"))
             continue
         ratio = bytes_per_token(max(scores, key=lambda score: score.digits))
         size = log.val_tokens * ratio
@@ -118,12 +118,12 @@ def val_set(submission: Submission, options: Options) -> Finding | None:
             text = f"{text}: {100 * share:.0f} % {what} ({VAL_BYTES / 1e6:.1f} MB)"
             points.append(Point(Status.FAIL, text))
     if not points:
-        return unknown("val-set", "no log tells the validation tokens and a score")
+        return unknown("val-set", "no log has both the validation tokens and a score")
     return verdict("val-set", points, "the whole validation set is scored")
 
 
 def leak(submission: Submission, options: Options) -> Finding | None:
-    """A known preparation of the data left validation documents in training."""
+    """The training shards are not those of a known preparation with validation documents in."""
     logs = [log for log in submission.logs if log.train_shards is not None]
     if not logs:
         return None

@@ -1,4 +1,4 @@
-"""What a rule says: a verdict, and the evidence that a reader can look up."""
+"""The finding of a rule: a verdict with evidence that a reader can look up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from packer.submission.folder import Submission
 
 
 class Status(str, Enum):
-    """FAIL: a rule is broken. WARN: a person should look. UNKNOWN: nothing tells; no pass."""
+    """FAIL: a rule is broken. WARN: a person should look. UNKNOWN: no evidence, so no pass."""
 
     PASS = "pass"
     WARN = "warn"
@@ -44,8 +44,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user adds. sota_nats: the record to beat, its seeds or their mean. replicated_nats:
-    the same baseline as its author ran it. probe: what importing the code told, when asked for.
+    """Options of the checker. sota_nats: the record to beat, its seeds or their mean.
+    replicated_nats: the same baseline as replicated by the author. probe: the result of importing
+    the code, if requested.
     """
 
     cap_bytes: int = CAP_BYTES
@@ -68,7 +69,7 @@ class Point:
 
 
 def verdict(rule: str, points: Iterable[Point], passed: str) -> Finding:
-    """The worst observation decides and is the sentence; without one worse than PASS, `passed`."""
+    """The finding of the worst observation; `passed` if none is worse than PASS."""
     points = list(points)
     worst = max(points, key=lambda point: SEVERITY[point.status], default=None)
     if worst is None or worst.status is Status.PASS:

@@ -1,4 +1,4 @@
-"""What the bytes of artifacts say: the codec, the shapes, scales that sit on their floor."""
+"""Checks the bytes of artifacts: the codec, the shapes, and scales clamped to their floor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CODEC_WORDS = {
     "xz": r"lzma|xz",
     "zlib": r"zlib",
 }
-# "LZMA-packed code" says nothing of the artifact.
+# "LZMA-packed code" does not refer to the artifact.
 OF_CODE = re.compile(
     r"[\w+]+[- ](?:(?:packed|compressed|wrapped|minified|self-extracting)[- ]?)*"
     r"(?:code|script|source|wrapper|train_gpt)\b",
@@ -27,7 +27,7 @@ BLOCK = re.compile(r"\b(?:blocks|layers|h)\.(\d{1,6})\.")
 
 
 def codec(submission: Submission, options: Options) -> Finding | None:
-    """The compressor that is named is the one the bytes are under."""
+    """The compressor that is named is the one that was used."""
     points: list[Point] = []
     for log in submission.logs:
         if log.fallback is not None:
@@ -35,7 +35,7 @@ def codec(submission: Submission, options: Options) -> Finding | None:
             points.append(Point(Status.FAIL, text))
     labels, claimed = _labels(submission), _claimed(submission)
     named = {**labels, **claimed}
-    if len(named) > 1 and "zlib" not in claimed:  # the contest's script prints it of every codec
+    if len(named) > 1 and "zlib" not in claimed:  # the contest's script prints it for every codec
         named.pop("zlib", None)
     runs = accounts(submission)
     unread = [run for run in runs if run.artifact is None]
@@ -45,15 +45,15 @@ def codec(submission: Submission, options: Options) -> Finding | None:
         if not named or found in ("bytecap", "none"):
             points.append(Point(Status.PASS, f"{text}; nothing names another"))
         elif found in named:
-            points.append(Point(Status.PASS, f"{text}, as {named[found]} says"))
+            points.append(Point(Status.PASS, f"{text}, as named by {named[found]}"))
         else:
             words = ", ".join(f"{word} ({where})" for word, where in named.items())
             hint = "; the module was missing when it was made" if found == "zlib" else ""
-            # Scripts keep the labels of those that they were made from.
+            # Scripts keep the labels of the scripts they were derived from.
             status = Status.FAIL if claimed else Status.WARN
             points.append(Point(status, f"{text}, while the claim is {words}{hint}"))
     if not submission.artifacts and not points:
-        return unknown("codec", "no artifact is here; log labels do not tell the codec")
+        return unknown("codec", "no artifact is here, and log labels do not prove the codec")
     if unread and submission.artifacts:
         names = ", ".join(run.name for run in unread)
         points.append(Point(Status.UNKNOWN, f"the artifacts of {names} are not here"))
@@ -61,7 +61,7 @@ def codec(submission: Submission, options: Options) -> Finding | None:
 
 
 def _labels(submission: Submission) -> dict[str, str]:
-    """Codec -> where it is named, by labels of logs and the key that stands for the model."""
+    """Codec -> where it is named, in labels of logs and in the model's key of submission.json."""
     labels = " ".join(label for log in submission.logs for label in log.labels)
     claims = submission.claims
     key = claims.model.key if claims is not None and claims.model is not None else ""
@@ -70,7 +70,7 @@ def _labels(submission: Submission) -> dict[str, str]:
 
 
 def _claimed(submission: Submission) -> dict[str, str]:
-    """Codec -> where it is named, by the author's own words."""
+    """Codec -> where it is named, in the author's own text."""
     text = submission.claims.text if submission.claims is not None else ""
     return dict.fromkeys(_codecs_in(OF_CODE.sub("", text)), "submission.json")
 
@@ -98,7 +98,7 @@ def readable(submission: Submission, options: Options) -> Finding | None:
 
 
 def scale_floor(submission: Submission, options: Options) -> Finding | None:
-    """Scales clamped from below turn a step per row into one for the whole model."""
+    """Row scales are not mostly clamped to one floor for the whole model."""
     points = []
     for one in submission.artifacts:
         if not one.rows:
@@ -116,9 +116,9 @@ def shapes(submission: Submission, options: Options) -> Finding | None:
     readable = [one for one in submission.artifacts if one.shapes]
     if not readable:
         return None
-    said: dict[str, dict[str, int]] = {}
+    claimed: dict[str, dict[str, int]] = {}
     if options.probe is not None and options.probe.settings:
-        said["the code"] = dict(options.probe.settings)
+        claimed["the code"] = dict(options.probe.settings)
     for log in submission.logs:
         facts = {
             "num_layers": log.num_layers,
@@ -127,20 +127,20 @@ def shapes(submission: Submission, options: Options) -> Finding | None:
         }
         known = {key: value for key, value in facts.items() if value is not None}
         if known:
-            said[log.name] = known
-    if not said:
-        return unknown("shapes", "neither code (--import) nor log tells layers and width")
+            claimed[log.name] = known
+    if not claimed:
+        return unknown("shapes", "neither code (--import) nor log names layers and width")
     points = []
     for one in readable:
         found = _settings_of(one.shapes)
-        for where, settings in said.items():
+        for where, settings in claimed.items():
             for key, value in settings.items():
                 if key in found:
                     good = found[key] == value
                     text = f"{key} is {found[key]} in {one.name} and {value} in {where}"
                     points.append(Point(Status.PASS if good else Status.FAIL, text))
     if not points:
-        return unknown("shapes", "the artifact's tensors have names that are not known")
+        return unknown("shapes", "the artifact's tensor names are unknown")
     return verdict("shapes", points, "layers and width of code, log and artifact agree")
 
 

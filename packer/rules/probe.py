@@ -1,4 +1,4 @@
-"""Importing a submission's code on CPU, in a process of its own with a time limit."""
+"""Imports a submission's code on CPU, in a process of its own with a time limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Runs the script under another name than __main__, then prints what its settings classes hold.
+# Runs the script under another name than __main__, then prints the values of its settings classes.
 PROBE = r"""
 import json, runpy, sys
 path = sys.argv[1]
@@ -31,9 +31,9 @@ print("\nPROBED " + json.dumps(found))
 
 @dataclass(frozen=True)
 class Probe:
-    """settings: of num_layers, model_dim, vocab_size what the code's classes hold.
+    """settings: num_layers, model_dim, vocab_size, as far as the code's classes define them.
 
-    problem: why the import failed, in a line.
+    problem: why the import failed, in one line.
     """
 
     settings: Mapping[str, int] = field(default_factory=dict)
@@ -41,9 +41,9 @@ class Probe:
 
 
 def probe_code(path: Path, *, seconds: float = 60.0) -> Probe:
-    """Imports a script without running its main part; it sees no GPU and an empty folder.
+    """Imports a script without running its main part, without a GPU and in an empty folder.
 
-    This runs somebody's code with the rights of the user: only on request.
+    This runs third-party code with the rights of the user: only on request.
     """
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONDONTWRITEBYTECODE": "1"}
     with tempfile.TemporaryDirectory() as folder:
@@ -67,6 +67,6 @@ def probe_code(path: Path, *, seconds: float = 60.0) -> Probe:
     try:
         settings = {str(key): int(value) for key, value in json.loads(lines[-1][7:]).items()}
     except (ValueError, TypeError, AttributeError):  # the code itself printed such a line
-        return Probe(problem="what it printed cannot be told from the settings")
+        return Probe(problem="its output cannot be distinguished from the settings")
     renamed = {"n_layer": "num_layers", "n_embd": "model_dim"}
     return Probe({renamed.get(key, key): value for key, value in settings.items()})

@@ -1,4 +1,4 @@
-"""The README against submission.json, logs and files."""
+"""Compares the README with submission.json, logs and files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ README_BPB = re.compile(r"(?<![\d.])([0-3]\.\d{3,10})(?!\d)")
 
 
 def readme(submission: Submission, options: Options) -> Finding | None:
-    """README = submission.json = logs = files, as far as it names numbers."""
+    """The numbers in the README are those of submission.json, logs and files."""
     text = submission.readme
     if text is None:
         return Finding("readme", Status.FAIL, "there is no README.md")
@@ -41,13 +41,13 @@ def _readme_sizes(submission: Submission, text: str) -> Iterator[Point]:
     matching = sorted(named & known)
     strange = sorted(named - known)
     if matching:
-        spelled = ", ".join(f"{size:,}" for size in matching)
-        yield Point(Status.PASS, f"README.md names {spelled}, as logged or shipped")
+        listed = ", ".join(f"{size:,}" for size in matching)
+        yield Point(Status.PASS, f"README.md names {listed}, as logged or shipped")
     elif claim is not None and any(claim.means(size) for size in strange):
         yield Point(Status.WARN, f"README.md and submission.json name {claim.written}; no run does")
     else:
-        spelled = ", ".join(f"{size:,}" for size in strange)
-        yield Point(Status.WARN, f"README.md names {spelled}, which no log, file or json has")
+        listed = ", ".join(f"{size:,}" for size in strange)
+        yield Point(Status.WARN, f"README.md names {listed}, which no log, file or json has")
 
 
 def _readme_bpb(submission: Submission, text: str) -> Iterator[Point]:

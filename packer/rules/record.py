@@ -1,4 +1,4 @@
-"""Seeds that belong together, and a record in nats with the significance that it needs."""
+"""Checks the seeds of a submission, and the significance of a record in nats."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ REPLICATED = re.compile(r"replicat|reproduc|re-?ran|our (?:own )?baseline", re.I
 
 
 def seeds(submission: Submission, options: Options) -> Finding | None:
-    """Three different seeds, trained alike, are the seeds that are claimed."""
+    """There are logs of three different seeds, trained alike, and they are the claimed ones."""
     logs = [log for log in submission.logs if log.scores or log.totals]
     if not logs:
         silent = f": {'; '.join(submission.silent_logs)}" if submission.silent_logs else ""
-        return unknown("seeds", f"there is no log that says anything{silent}")
+        return unknown("seeds", f"no log has a score or a size{silent}")
     points: list[Point] = []
-    found = Counter(str(log.seed) for log in logs if log.seed is not None)
-    known = ", ".join(sorted(found)) or "none"
-    count = len(found) or len(logs)
+    logs_of = Counter(str(log.seed) for log in logs if log.seed is not None)
+    known = ", ".join(sorted(logs_of)) or "none"
+    count = len(logs_of) or len(logs)
     if count < 3:
         text = f"{count} seed{'s have' if count > 1 else ' has a'} log{'s' if count > 1 else ''}"
         points.append(Point(Status.WARN, f"{text} ({known}); records need three"))
-    for seed, times in found.items():
+    for seed, times in logs_of.items():
         if times > 1:
-            points.append(Point(Status.WARN, f"seed {seed} has {times} logs; say which counts"))
+            points.append(Point(Status.WARN, f"seed {seed} has {times} logs; say which one counts"))
     claimed = set(submission.claims.seeds) if submission.claims else set()
-    missing = sorted(claimed - set(found))
-    if claimed and missing and found:
+    missing = sorted(claimed - set(logs_of))
+    if claimed and missing and logs_of:
         text = f"submission.json names seeds {', '.join(sorted(claimed))}; logs are of {known}"
         points.append(Point(Status.FAIL, text))
     points += [Point(Status.PASS, f"{one} is a copy of {log}") for one, log in submission.copies]
@@ -50,7 +50,7 @@ def seeds(submission: Submission, options: Options) -> Finding | None:
 
 
 def _same_numbers(submission: Submission) -> list[Point]:
-    """Two seeds never give the same eight decimals: one log is a copy."""
+    """Fails if two seeds have the same score to eight decimals: one log is a copy."""
     seen: dict[tuple[float, float], str] = {}
     for log in submission.logs:
         for score in sorted(exact_scores(log)):
@@ -62,7 +62,7 @@ def _same_numbers(submission: Submission) -> list[Point]:
 
 
 def _same_training(submission: Submission) -> list[Point]:
-    """Runs of one submission stop after about as many steps."""
+    """Warns if runs stop after different numbers of steps; fails if their sizes differ."""
     logs = [log for log in submission.logs if log.step]
     if len(logs) < 2:
         return []
@@ -79,11 +79,11 @@ def _same_training(submission: Submission) -> list[Point]:
 
 
 def record(submission: Submission, options: Options) -> Finding | None:
-    """Better than the record by 0.005 nats, with p < 0.01."""
+    """The runs beat the record by at least 0.005 nats, with p < 0.01."""
     if not options.sota_nats:
         return unknown("record", "no record to beat was given (--sota-nats)")
-    found = headline(submission)
-    every = [score.nats for score in found.by_log.values()] if found else _claimed_nats(submission)
+    best = headline(submission)
+    every = [score.nats for score in best.by_log.values()] if best else _claimed_nats(submission)
     nats = _distinct(every)
     if not nats:
         return unknown("record", "no log has a score after quantization")
@@ -91,23 +91,23 @@ def record(submission: Submission, options: Options) -> Finding | None:
     if len(nats) < len(every):
         text = f"{len(every) - len(nats)} equal losses are copies and count once"
         points.append(Point(Status.PASS, text))
-    if found is None:
+    if best is None:
         points.append(Point(Status.UNKNOWN, "these losses are submission.json's: no log has them"))
     if options.replicated_nats:
         points.append(_against(nats, options.replicated_nats, "the baseline as replicated"))
     elif submission.readme and REPLICATED.search(submission.readme):
-        text = "README.md speaks of a replicated baseline: give its nats (--replicated-nats)"
+        text = "README.md mentions a replicated baseline: give its nats (--replicated-nats)"
         points.append(Point(Status.UNKNOWN, text))
     return verdict("record", points, points[0].text)
 
 
 def _distinct(nats: Sequence[float]) -> list[float]:
-    """A loss that runs share to the last of many digits is one run's."""
-    found: dict[float | tuple[int, float], float] = {}
+    """The losses without copies: runs with the same loss to many digits count once."""
+    distinct: dict[float | tuple[int, float], float] = {}
     for number, value in enumerate(nats):
         exact = len(repr(value).partition(".")[2]) >= EXACT_DIGITS
-        found.setdefault(value if exact else (number, value), value)
-    return list(found.values())
+        distinct.setdefault(value if exact else (number, value), value)
+    return list(distinct.values())
 
 
 def _claimed_nats(submission: Submission) -> list[float]:
@@ -117,14 +117,14 @@ def _claimed_nats(submission: Submission) -> list[float]:
 
 def _against(nats: Sequence[float], baseline: Sequence[float], what: str) -> Point:
     gain = _mean(baseline) - _mean(nats)
-    said = f"{gain:+.5f} nats against {what} ({len(nats)} runs, mean {_mean(nats):.5f})"
+    text = f"{gain:+.5f} nats against {what} ({len(nats)} runs, mean {_mean(nats):.5f})"
     if gain < GAIN_NATS:
-        return Point(Status.FAIL, f"{said}: {GAIN_NATS} are needed")
+        return Point(Status.FAIL, f"{text}: {GAIN_NATS} are needed")
     if len(nats) < 2:
-        return Point(Status.UNKNOWN, f"{said}: one seed has no p")
+        return Point(Status.UNKNOWN, f"{text}: one seed has no p")
     p, test = significance(nats, baseline)
     if p < P_LIMIT:
-        return Point(Status.PASS, f"{said}, p = {p:.2g} that it is less than {GAIN_NATS} ({test})")
+        return Point(Status.PASS, f"{text}, p = {p:.2g} that it is less than {GAIN_NATS} ({test})")
     needed = seeds_needed(nats, baseline)
     more = (
         f"about {needed - len(nats)} more seeds as good as these would do"
@@ -133,7 +133,7 @@ def _against(nats: Sequence[float], baseline: Sequence[float], what: str) -> Poi
     )
     return Point(
         Status.FAIL,
-        f"{said}, p = {p:.2g} that it is less than {GAIN_NATS} ({test}); p < {P_LIMIT} is needed, "
+        f"{text}, p = {p:.2g} that it is less than {GAIN_NATS} ({test}); p < {P_LIMIT} is needed, "
         f"{more}",
     )
 
@@ -145,7 +145,7 @@ def _mean(values: Sequence[float]) -> float:
 def significance(nats: Sequence[float], baseline: Sequence[float]) -> tuple[float, str]:
     """(p, name of the test) of the hypothesis that the gain is below GAIN_NATS.
 
-    With the baseline's seeds Welch's test of two samples, with its mean alone one sample's.
+    Welch's two-sample test with the baseline's seeds, a one-sample test with its mean alone.
     """
     from scipy import stats
 
@@ -163,7 +163,7 @@ def significance(nats: Sequence[float], baseline: Sequence[float]) -> tuple[floa
 
 
 def seeds_needed(nats: Sequence[float], baseline: Sequence[float]) -> int | None:
-    """The least number of seeds with this mean and spread that is significant; None: above 30."""
+    """The number of seeds with this mean and spread needed for significance; None: over 30."""
     from scipy import stats
 
     mean, spread = _mean(nats), stats.tstd(nats)
@@ -183,14 +183,14 @@ def seeds_needed(nats: Sequence[float], baseline: Sequence[float]) -> int | None
 
 
 def gain_unit(submission: Submission, options: Options) -> Finding | None:
-    """A gain stated in bits per byte is not one in nats."""
+    """The README states its gain in nats, not in bits per byte."""
     stated = BPB_GAIN.search(submission.readme or "")
     if stated is None:
         return None
-    found = headline(submission)
+    best = headline(submission)
     text = f"README.md states a gain in bpb ({stated[0].strip()[:90]!r}); the rule is in nats"
-    if found is not None:
-        ratio = found.mean_nats / found.mean_bpb
+    if best is not None:
+        ratio = best.mean_nats / best.mean_bpb
         text += f": here {GAIN_NATS} nats are {GAIN_NATS / ratio:.5f} bpb"
     return Finding("gain-unit", Status.WARN, text)
 

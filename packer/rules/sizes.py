@@ -1,4 +1,4 @@
-"""Code and model against the cap, for every run; what was counted against what is shipped."""
+"""Checks code and model of every run against the cap, and counted code against shipped code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cap(submission: Submission, options: Options) -> Finding | None:
     points = [_against_cap(run, options.cap_bytes) for run in runs]
     points += _claims_over(submission, runs, options.cap_bytes)
     if not points:
-        return unknown("cap", "neither a log nor an artifact with code tells the total")
+        return unknown("cap", "no total is known: no log has one, and no artifact comes with code")
     return verdict("cap", points, f"every run is at most {options.cap_bytes:,} bytes")
 
 
@@ -32,7 +32,7 @@ def _against_cap(run: RunAccount, cap_bytes: int) -> Point:
         return Point(Status.FAIL, text + _mib(run))
     if not over:
         return Point(Status.UNKNOWN, f"{run.name}: its total is not known (no code, or no model)")
-    parts = f"{run.name}: {_spelled(run)}"
+    parts = f"{run.name}: {_describe(run)}"
     if run.superseded is not None and max(over) > 0:
         text = f"{parts}: over, but {run.superseded} takes its place; leave out what does not count"
         return Point(Status.WARN, text)
@@ -57,7 +57,7 @@ def _against_cap(run: RunAccount, cap_bytes: int) -> Point:
     )
 
 
-def _spelled(run: RunAccount) -> str:
+def _describe(run: RunAccount) -> str:
     texts = []
     if run.as_shipped is not None:
         sum_text = f"model {run.model_bytes:,} + code {run.shipped_code:,}"
@@ -78,7 +78,7 @@ def _mib(run: RunAccount) -> str:
 def _claims_over(
     submission: Submission, runs: Sequence[RunAccount], cap_bytes: int
 ) -> Iterator[Point]:
-    """Totals and models that submission.json itself puts above the cap."""
+    """Totals and models claimed in submission.json that are above the cap."""
     claims = submission.claims
     if claims is None:
         return
@@ -89,12 +89,12 @@ def _claims_over(
             f"submission.json: {claims.total.key} {claims.total.written} is over by {over:,.0f}",
         )
     if claims.model is not None and claims.model.value - claims.model.error > cap_bytes:
-        said = f"submission.json: {claims.model.key} {claims.model.written} alone is over by"
-        # Another export than the one that is submitted may keep its key.
+        text = f"submission.json: {claims.model.key} {claims.model.written} alone is over by"
+        # The key may describe another export than the submitted one.
         totals = [run.as_logged or run.as_shipped for run in runs]
         fits = bool(totals) and all(total is not None and total <= cap_bytes for total in totals)
         status = Status.WARN if fits else Status.FAIL
-        yield Point(status, f"{said} {claims.model.value - cap_bytes:,.0f}")
+        yield Point(status, f"{text} {claims.model.value - cap_bytes:,.0f}")
     for seed in claims.seed_claims:
         if seed.size_bytes is not None and seed.size_bytes > cap_bytes:
             text = f"submission.json: seed {seed.seed} {seed.size_bytes:,} is over by "
@@ -118,7 +118,7 @@ def sums(submission: Submission, options: Options) -> Finding | None:
 
 
 def wrapper(submission: Submission, options: Options) -> Finding | None:
-    """Code that is counted packed is shipped packed, or can at least be packed that small."""
+    """Code that was counted packed is shipped packed, or can at least be packed that small."""
     current = [run for run in accounts(submission) if run.superseded is None]
     runs = [run for run in current if run.counts_a_wrapper]
     if not runs or not submission.code:
@@ -147,7 +147,7 @@ def wrapper(submission: Submission, options: Options) -> Finding | None:
 
 
 def _is_stale(runs: list[RunAccount], shipped: int) -> bool:
-    """A small difference is an edit, not a wrapper, unless the log says that it compressed."""
+    """Whether the difference is an edit: it is small, and no log mentions compressed code."""
     compressed = any(run.log is not None and run.log.raw_code_bytes is not None for run in runs)
     return not compressed and all((run.logged_code or 0) > 0.6 * shipped for run in runs)
 
@@ -161,24 +161,24 @@ def code_files(submission: Submission, options: Options) -> Finding | None:
         size = f"{entry.size_bytes:,} bytes"
         return Finding("code-files", Status.FAIL, f"{entry.path} runs nothing ({size})")
     wrapped = " (a self-extracting script)" if _is_wrapper(entry.text) else ""
-    said = f"{entry.path} {entry.size_bytes:,}{wrapped}"
+    described = f"{entry.path} {entry.size_bytes:,}{wrapped}"
     stub = next((run for run in accounts(submission) if run.is_stub), None)
     if stub is not None:
-        text = f"code is {said}, and {stub.name} counts {stub.logged_code:,}: the rest is not found"
-        return Finding("code-files", Status.WARN, f"{text}{_beside(submission)}")
+        text = f"code is {described}, and {stub.name} counts {stub.logged_code:,}: the rest is not"
+        return Finding("code-files", Status.WARN, f"{text} found{_beside(submission)}")
     others = (*submission.imported, *submission.executed)
     if not others:
-        return Finding("code-files", Status.PASS, f"code is {said}, and runs nothing beside it")
+        return Finding("code-files", Status.PASS, f"code is {described}, and runs no other file")
     names = ", ".join(f"{file.path} {file.size_bytes:,}" for file in others)
     whole = submission.code_bytes or 0
     claims = submission.claims
     counted = {size for log in submission.logs for size in (log.code_bytes, log.raw_code_bytes)}
     if whole in counted or (claims is not None and claims.code and claims.code.means(whole)):
-        return Finding("code-files", Status.PASS, f"code is {said}, {names}, all counted")
+        return Finding("code-files", Status.PASS, f"code is {described}, {names}, all counted")
     return Finding(
         "code-files",
         Status.WARN,
-        f"{said} runs {names}, which no log counts; with them the code is {whole:,}",
+        f"{described} runs {names}, which no log counts; with them the code is {whole:,}",
     )
 
 

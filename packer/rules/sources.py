@@ -1,4 +1,4 @@
-"""What counted code reaches for: the network, data; and what is only pointed at, never judged."""
+"""Checks what counted code accesses: network and data; and points out methods without judging."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NETWORK_MODULES = {
     "boto3",
     "wget",
 }
-# Parts of those modules that touch no network, and a module that every launcher uses.
+# Parts of those modules that do not access the network.
 HARMLESS = {"urllib.parse", "urllib.error"}
 NETWORK_CALLS = re.compile(
     r"urlopen|urlretrieve|hf_hub_download|snapshot_download|load_dataset|"
@@ -44,16 +44,16 @@ POINTERS = {
 
 def sources_of(submission: Submission) -> dict[str, str]:
     """Name -> text of all counted code, wrappers opened. Raises CodeError: a damaged wrapper."""
-    found: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for file in submission.whole_code:
         inner = unwrap(file.text)
         for module, text in (inner or {"": file.text}).items():
-            found[f"{file.path} (unwrapped {module})" if inner else file.path] = text
-    return found
+            sources[f"{file.path} (unwrapped {module})" if inner else file.path] = text
+    return sources
 
 
 def _trees(submission: Submission) -> tuple[dict[str, ast.Module], list[Point]]:
-    """(the trees by name, what is unknown because a source does not parse here)."""
+    """(the trees by name, an unknown for every source that does not parse)."""
     trees: dict[str, ast.Module] = {}
     unparsed: list[Point] = []
     for name, text in sources_of(submission).items():
@@ -101,13 +101,13 @@ def _reaches(name: str, tree: ast.Module) -> Iterator[Point]:
 
 
 def data_access(submission: Submission, options: Options) -> Finding | None:
-    """Counted code reads no text of the validation set beside its tokens."""
+    """Counted code does not read the text of the validation set."""
     if not submission.code:
         return None
     try:
         texts = sources_of(submission)
     except CodeError:
-        return None  # said under network
+        return None  # reported under network
     points = [
         Point(Status.WARN, f"{name}, line {text.count(chr(10), 0, found.start()) + 1}: {found[0]}")
         for name, text in texts.items()
@@ -117,13 +117,13 @@ def data_access(submission: Submission, options: Options) -> Finding | None:
 
 
 def pointers(submission: Submission, options: Options) -> Finding | None:
-    """Test-time training, caches, kNN, SLOT: where they are, for whoever judges them."""
+    """Test-time training, caches, kNN and SLOT are pointed out for a reviewer."""
     if not submission.code:
         return None
     try:
         trees, points = _trees(submission)
     except CodeError:
-        return None  # said under network
+        return None  # reported under network
     for what, pattern in POINTERS.items():
         places = [
             f"{name}, line {node.lineno} ({node.name})"
@@ -139,11 +139,11 @@ def pointers(submission: Submission, options: Options) -> Finding | None:
 
 
 def imports(submission: Submission, options: Options) -> Finding | None:
-    """The code imports on a CPU, when asked for."""
+    """The code can be imported on a CPU, if this is requested."""
     if options.probe is None:
         return unknown("import", "the code was not run (--import does)")
     if (options.probe.problem or "").startswith("ModuleNotFoundError"):
-        text = f"{options.probe.problem}: install what the code needs, and ask again"
+        text = f"{options.probe.problem}: install what the code needs, and check again"
         return unknown("import", text)
     if options.probe.problem is not None:
         return Finding("import", Status.FAIL, f"importing the code: {options.probe.problem}")

@@ -1,4 +1,4 @@
-"""Seconds of training, calibration included, and of evaluation."""
+"""Checks the seconds of training, calibration included, and of evaluation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from packer.submission.folder import Submission
 from packer.submission.track import other_hardware
 from packer.submission.training_log import TrainingLog
 
-# The loop looks at the clock between steps, so the last one may end a little late.
+# The loop checks the clock between steps, so the last step may end a little late.
 GRACE_SECONDS = 1.0
 CHARGED = "what makes the artifact from data belongs to training"
 
 
 def train_time(submission: Submission, options: Options) -> Finding:
-    """Training, and calibration that reads data, end within the limit."""
+    """Training together with calibration that reads data ends within the limit."""
     trained = [log for log in submission.logs if log.step is not None or log.train_seconds]
     claims = submission.claims
     points = [_elsewhere(_trained(log, options.train_seconds), log, claims) for log in trained]
@@ -28,7 +28,7 @@ def train_time(submission: Submission, options: Options) -> Finding:
             text = f"submission.json says {claims.train_seconds:g} s, and no log confirms it"
             points.append(Point(Status.UNKNOWN, text))
     if not points:
-        return unknown("train-time", "no log tells the training time")
+        return unknown("train-time", "no log has the training time")
     return _of_track(
         submission, "train-time", points, f"trains at most {options.train_seconds:g} s"
     )
@@ -63,7 +63,7 @@ def _trained(log: TrainingLog, limit: float) -> Point:
 
 
 def eval_time(submission: Submission, options: Options) -> Finding:
-    """The evaluation that gives the score ends within its own limit."""
+    """The evaluation of the score ends within its own limit."""
     points = []
     for log in submission.logs:
         timed = {s.name: s.seconds for s in log.quantized_scores if s.seconds is not None}
@@ -82,12 +82,12 @@ def eval_time(submission: Submission, options: Options) -> Finding:
         text = f"submission.json says {claims.eval_seconds:g} s of evaluation"
         points.append(_elsewhere(Point(Status.FAIL, text), None, claims))
     if not points:
-        return unknown("eval-time", "no log tells the evaluation time")
+        return unknown("eval-time", "no log has the evaluation time")
     return _of_track(submission, "eval-time", points, f"takes at most {options.eval_seconds:g} s")
 
 
 def _elsewhere(point: Point, log: TrainingLog | None, claims: Claims | None) -> Point:
-    """The limits are for eight H100: seconds on other machines do not tell."""
+    """A failure as unknown if the run was on another machine than the contest's eight H100."""
     other = other_hardware(log, claims)
     if other is None or point.status is not Status.FAIL:
         return point
@@ -96,11 +96,11 @@ def _elsewhere(point: Point, log: TrainingLog | None, claims: Claims | None) -> 
 
 
 def _of_track(submission: Submission, rule: str, points: Sequence[Point], passed: str) -> Finding:
-    """The verdict; of a track without limits on training it is told, and never failed."""
+    """The verdict; on a track without time limits it is reported but never a failure."""
     late = any(point.status in (Status.FAIL, Status.WARN) for point in points)
     if submission.unlimited is None or not late:
         return verdict(rule, points, f"every run {passed}")
-    text = f"no limit of the record track holds here, says {submission.unlimited}"
+    text = f"no limit of the record track holds here, by {submission.unlimited}"
     status = Status.PASS if rule == "train-time" else Status.UNKNOWN
     return Finding(rule, status, text, tuple(point.text for point in points))
 

@@ -1,1 +1,1 @@
-"""Submission folders: read, accounted for, repaired."""
+"""Reads submission folders: code, artifacts, claims, logs, and the account of every run."""

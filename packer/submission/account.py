@@ -1,4 +1,4 @@
-"""What every run of a submission weighs: as its log says, and as its files are."""
+"""The size of every run of a submission: as logged, and as shipped."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from packer.submission.artifacts import ArtifactFile
 from packer.submission.folder import Submission
 from packer.submission.training_log import TrainingLog
 
-# A file of less than half of what a run logged is no later export of it, unless it has its weights.
+# A file below this share of the logged model is not its later export, unless its weights match.
 LEAST_SHARE = 0.5
-# A script that is so much smaller than what the log counted, and unpacks nothing, is another one.
+# A script below this share of the logged code that unpacks nothing is not the code that was logged.
 STUB_SHARE = 0.2
-# One that unpacks holds no source in less than this: it unpacks another file.
+# The same for a self-extracting script: below this share it must unpack another file.
 LEAST_PACKED_SHARE = 0.03
 UNPACKS = re.compile(r"decompress|b85decode|b64decode|a85decode|zipfile|marshal")
 
 
 @dataclass(frozen=True)
 class RunAccount:
-    """One run. name: of its log, or of its artifact where no log speaks of it.
+    """One run. name: of its log, or of its artifact if no log mentions it.
 
     logged_code, logged_total: as printed. shipped_code: bytes of all code in the folder that runs,
-    own_code: of the script alone; None without. is_stub: the script cannot be what was logged.
-    superseded: the file that takes this run's place, such as a later export of the same seed.
+    own_code: of the script alone; None without code. is_stub: the script cannot be the logged code.
+    superseded: the file that replaces this run, such as a later export of the same seed.
     """
 
     name: str
@@ -49,12 +49,12 @@ class RunAccount:
 
     @property
     def as_shipped(self) -> int | None:
-        """The model with the code that lies in the folder, where that is the code that ran."""
+        """The model with the code in the folder, if that is the code that ran."""
         return None if self.is_stub else _sum(self.model_bytes, self.shipped_code)
 
     @property
     def with_own_code(self) -> int | None:
-        """The model with the script alone, without the files that it runs."""
+        """The model with the script alone, without the other files that it runs."""
         return _sum(self.model_bytes, self.own_code)
 
     @property
@@ -64,7 +64,7 @@ class RunAccount:
 
     @property
     def counts_a_wrapper(self) -> bool:
-        """Whether the log counts less code than is shipped: a packed copy nobody shipped."""
+        """Whether the log counts less code than is shipped: a packed copy that is not shipped."""
         if self.logged_code is None or self.own_code is None:
             return False
         return self.logged_code < self.own_code
@@ -75,11 +75,11 @@ def _sum(model: int | None, code: int | None) -> int | None:
 
 
 def accounts(submission: Submission) -> tuple[RunAccount, ...]:
-    """One account per log that speaks of sizes, then one per artifact that no log speaks of and
-    that could be a run's.
+    """One account per log with sizes, then one per artifact that no log mentions and that could
+    belong to a run.
     """
-    found: list[RunAccount] = []
-    spoken: set[str] = set()
+    runs: list[RunAccount] = []
+    logged_artifacts: set[str] = set()
     code, own = submission.code_bytes, submission.own_code_bytes
     for log in submission.logs:
         if not log.models and not log.totals:
@@ -87,23 +87,23 @@ def accounts(submission: Submission) -> tuple[RunAccount, ...]:
         sizes = {*(size for _, size in log.models), dict(log.totals).get("artifact")}
         artifact = next((one for one in submission.artifacts if one.size_bytes in sizes), None)
         if artifact is not None:
-            spoken.add(artifact.name)
+            logged_artifacts.add(artifact.name)
         model, total = _of_the_artifact(log, artifact)
         if model is None and total is not None and log.code_bytes is not None:
             model = total - log.code_bytes
         counted, stub = log.code_bytes, _is_stub(submission, log)
-        found.append(
+        runs.append(
             RunAccount(log.name, log.seed, model, counted, total, code, own, log, artifact, stub)
         )
-    logged = list(found)
+    logged = list(runs)
     for artifact in submission.artifacts:
         could_be = not logged or any(_is_of(artifact, run) for run in logged)
-        if artifact.name not in spoken and could_be:
+        if artifact.name not in logged_artifacts and could_be:
             size = artifact.size_bytes
-            found.append(
+            runs.append(
                 RunAccount(artifact.name, None, size, None, None, code, own, None, artifact)
             )
-    return tuple(replace(run, superseded=_superseder(run, found, submission)) for run in found)
+    return tuple(replace(run, superseded=_superseder(run, runs, submission)) for run in runs)
 
 
 def _is_stub(submission: Submission, log: TrainingLog) -> bool:
@@ -124,8 +124,8 @@ def _is_of(artifact: ArtifactFile, run: RunAccount) -> bool:
 
 
 def _superseder(run: RunAccount, runs: list[RunAccount], submission: Submission) -> str | None:
-    """What takes a logged run's place: an exported file that no log speaks of, as long as there is
-    one for every run without a file; or another log of its seed, if that is the one claimed.
+    """The name of what replaces a logged run: an exported file that no log mentions, if there is
+    one for every run without a file; or another log of its seed, if that one is claimed.
     """
     if run.log is None or run.artifact is not None:
         return None
@@ -153,25 +153,25 @@ def _superseder(run: RunAccount, runs: list[RunAccount], submission: Submission)
 def _of_the_artifact(
     log: TrainingLog, artifact: ArtifactFile | None
 ) -> tuple[int | None, int | None]:
-    """(model bytes, total) of the label whose size the artifact has, else of the likely label."""
+    """(model bytes, total) of the label with the artifact's size, else of the likely label."""
     if artifact is not None:
         labels = [label for label, size in log.models if size == artifact.size_bytes]
-        if not labels:  # what the log calls the artifact is the model alone
+        if not labels:  # the log's "artifact" is the model alone
             return artifact.size_bytes, None
         return artifact.size_bytes, dict(log.totals).get(labels[-1], log.total_bytes)
     return log.model_bytes, log.total_bytes
 
 
 def largest_total(submission: Submission) -> int | None:
-    """The most that any run weighs, as shipped where the files say, else as logged."""
+    """The size of the largest run, as shipped if known, else as logged."""
     totals = [_best_known(run) for run in accounts(submission) if run.superseded is None]
     known = [total for total in totals if total is not None]
     return max(known) if known else None
 
 
 def _best_known(run: RunAccount) -> int | None:
-    """A wrapper that was counted stands for the code, and so does the script alone: whether that
-    holds is a rule of its own."""
+    """The total as shipped, unless the log counted a wrapper or the script alone: whether that is
+    right is a rule of its own."""
     other_code = run.counts_a_wrapper or run.counts_own_code
     if run.as_shipped is None or (other_code and run.as_logged is not None):
         return run.as_logged

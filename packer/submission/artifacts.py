@@ -1,4 +1,4 @@
-"""The artifacts in a submission folder: codec by bytes, shapes, and scales that sit on a floor."""
+"""The artifacts in a submission folder: codec by signature, shapes, and scales at their floor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from packer.code.texts import decode_text
 from packer.errors import CheckpointError
 
-# Files called so are artifacts even when they are damaged; others are told by their bytes.
+# Files with these endings are artifacts even if damaged; others are recognized by their bytes.
 ENDINGS = (".ptz", ".pack")
 TEXTS = (".py", ".md", ".json", ".log", ".txt", ".out", ".csv", ".sh", ".toml", ".yaml")
 MAGICS = {b"PGRP": "lrzip", b"QGv3": "xz", b"\x93BYT": "bytecap", b"PK\x03\x04": "none"}
@@ -20,9 +20,9 @@ FLOORS = {127: 1 / 127, 31: 1 / 31, 15: 1 / 15}
 
 @dataclass(frozen=True)
 class ArtifactFile:
-    """One file. codec: of its outermost layer. layout: of its tensors, None where unread.
+    """One file. codec: of its outermost layer. layout: of its tensors, None if unread.
 
-    shapes: of its tensors. rows: that have a scale; floored: those whose scale is the floor.
+    shapes: of its tensors. rows: number of row scales; floored: of those at the floor.
     problem: why it could not be read, in words.
     """
 
@@ -37,21 +37,21 @@ class ArtifactFile:
 
 
 def is_artifact_file(path: Path) -> bool:
-    """Whether a file is called an artifact, or starts as only artifacts do; plain checkpoints and
-    tokenizers do not."""
+    """Whether a file has an artifact's ending, or a signature that plain checkpoints and tokenizers
+    do not have."""
     if path.name.endswith(ENDINGS) or path.suffix.lower() in TEXTS:
         return path.name.endswith(ENDINGS)
     try:
         with path.open("rb") as file:
             codec = sniff_codec(file.read(64))
-    except OSError:  # nothing that could be looked at
+    except OSError:  # unreadable
         return False
     return codec not in ("none", "brotli", "gzip")
 
 
 def read_artifact_file(path: Path, name: str, max_memory: int | None = None) -> ArtifactFile | None:
-    """What a file tells; one that cannot be read has a problem instead of tensors. None for one
-    that unpacks to text, such as packed code."""
+    """Reads a file; one that cannot be read has a problem instead of tensors. None for one that
+    unpacks to text, such as packed code."""
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -70,7 +70,7 @@ def read_artifact_file(path: Path, name: str, max_memory: int | None = None) -> 
 
 
 def _holds_text(path: Path) -> bool:
-    """Whether a file, its compression taken off, is Python, JSON or other text."""
+    """Whether a file, once decompressed, is Python, JSON or other text."""
     from packer.foreign.codecs import codec_of, unwrap
 
     if path.stat().st_size > LARGEST_CODE:
@@ -85,7 +85,7 @@ def _holds_text(path: Path) -> bool:
 
 
 def sniff_codec(head: bytes) -> str:
-    """The codec by its signature; brotli, which has none, for bytes that nothing else claims.
+    """The codec by its signature; brotli, which has none, for all other bytes.
 
     head: at least the first eight bytes.
     """

@@ -1,4 +1,4 @@
-"""What the keys of a submission.json mean: one table for the checker and for `packer fix`."""
+"""The meaning of the keys of a submission.json, for the checker and for `packer fix`."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class SizeKey:
-    """A key that holds a size. unit: bytes of one, where a bare number stands. of: the largest run,
-    or the mean or least of all. preferred: among keys of its kind, the higher.
+    """A key that holds a size. unit: bytes per unit of a bare number. of: "largest", "mean" or
+    "least" of all runs. preferred: the key of the highest value is taken among those of its kind.
     """
 
     key: str
@@ -46,17 +46,17 @@ class SizeKey:
 
 
 def size_key(key: str) -> SizeKey | None:
-    """What a key asks for; None for one that asks for no size of the submission."""
+    """The meaning of a key; None for one that holds no size of the submission."""
     words = [ONE.get(word, word) for word in re.findall(r"[a-z]+\d*", key.lower())]
-    found = set(words)
-    if not found & SIZE_WORDS or found & OTHERS:
+    distinct = set(words)
+    if not distinct & SIZE_WORDS or distinct & OTHERS:
         return None
-    kind = _kind(found)
+    kind = _kind(distinct)
     if kind is None:
         return None
     unit = next((UNITS[word] for word in words if word in ("kb", "mb", "mib")), 1)
-    of = "mean" if found & MEANS else "least" if found & LEAST else "largest"
-    preferred = 2 * (unit == 1) + bool(found & ({"max"} | PACKED)) - 8 * (of != "largest")
+    of = "mean" if distinct & MEANS else "least" if distinct & LEAST else "largest"
+    preferred = 2 * (unit == 1) + bool(distinct & ({"max"} | PACKED)) - 8 * (of != "largest")
     return SizeKey(key, kind, unit, of, preferred)
 
 

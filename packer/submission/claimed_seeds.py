@@ -1,5 +1,5 @@
-"""What a submission.json says of its seeds: an object by seed, a list of objects, or keys that name
-one, such as val_bpb_seed42."""
+"""The claims of a submission.json for each seed: an object by seed, a list of objects, or keys that
+name a seed, such as val_bpb_seed42."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SEED = re.compile(r"(?:seed)?[_ -]?(\d{1,9})", re.IGNORECASE)
 IN_KEY = re.compile(r"(?:^|[_ -])seed[_ -]?(\d{1,9})(?=$|[_ -])", re.IGNORECASE)
 BY_SEED = re.compile(r"(?:^|[_ -])(?:by|per|each|all)[_ -]seeds?$", re.IGNORECASE)
 PREFERRED = ("seed_results", "seeds")
-# Objects whose keys are numbers may be of steps or layers as well.
+# Objects with numbers as keys may be by step or layer, unless their key matches this.
 OF_SEEDS = re.compile(r"seed|run|result", re.IGNORECASE)
 OF_SCORES = ("val_bpb", "val_loss", "bpb")
 
 
 @dataclass(frozen=True)
 class SeedClaim:
-    """What submission.json says of one seed."""
+    """The claims for one seed."""
 
     seed: str
     bpb: float | None
@@ -31,7 +31,7 @@ class SeedClaim:
 
 
 def as_seed(value: object) -> str | None:
-    """A seed as it may be written: 42, "42", "seed_42"."""
+    """The seed in any of its spellings: 42, "42", "seed_42"."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None
     match = SEED.fullmatch(str(value).strip())
@@ -39,8 +39,8 @@ def as_seed(value: object) -> str | None:
 
 
 def seed_in_key(key: str) -> tuple[str, str | None]:
-    """(the key without what it says of seeds, the seed that it names or None); a key that is a
-    seed alone leaves nothing.
+    """(the key without its seed, the seed that it names or None); a key that is only a seed leaves
+    an empty key.
     """
     if SEED.fullmatch(key.strip()):
         return "", as_seed(key)
@@ -51,13 +51,13 @@ def seed_in_key(key: str) -> tuple[str, str | None]:
 
 
 def seed_entries(value: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Seed -> what is said of it, from the first value that says it of every one of them, and from
-    keys that name it.
+    """Seed -> its claims, from the first value with an entry per seed, and from keys that name a
+    seed.
     """
     keys = [key for key in PREFERRED if key in value]
     keys += [key for key in value if OF_SEEDS.search(key)]
-    told = next((found for key in keys if (found := _entries(value[key]))), {})
-    entries = {seed: dict(one) for seed, one in told.items()}
+    by_seed = next((found for key in keys if (found := _entries(value[key]))), {})
+    entries = {seed: dict(one) for seed, one in by_seed.items()}
     for key, found in value.items():
         bare, seed = seed_in_key(key)
         if seed is not None and bare and not isinstance(found, dict | list):
@@ -79,17 +79,17 @@ def _entries(value: Any) -> dict[str, dict[str, Any]]:
         pairs = [(str(key), one) for key, one in value.items() if isinstance(one, dict)]
     else:
         return {}
-    found = {seed: one for key, one in pairs if (seed := as_seed(key))}
-    return found if len(found) == len(pairs) else {}
+    entries = {seed: one for key, one in pairs if (seed := as_seed(key))}
+    return entries if len(entries) == len(pairs) else {}
 
 
 def claimed_seeds(
     value: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]
 ) -> tuple[str, ...]:
-    """The seeds by number, wherever they are told."""
-    told = value.get("seeds", value.get("seed_results"))
-    if isinstance(told, list | dict) and not any(isinstance(one, dict) for one in told):
-        seeds = [as_seed(one) for one in told]
+    """All seeds that submission.json names."""
+    listed = value.get("seeds", value.get("seed_results"))
+    if isinstance(listed, list | dict) and not any(isinstance(one, dict) for one in listed):
+        seeds = [as_seed(one) for one in listed]
         if all(seeds):
             return tuple(seed for seed in seeds if seed)
     return tuple(entries)

@@ -14,7 +14,7 @@ from packer.submission.claim_keys import UNITS, Kind, SizeKey, size_key
 from packer.submission.claimed_seeds import as_seed, seed_in_key
 from packer.submission.plain_numbers import plausible
 
-# Objects with numbers of other runs, or of something else than what is submitted.
+# Objects with numbers of other runs, or of something other than the submission.
 OF_OTHERS = re.compile(
     r"compliance|baseline|previous|parent|prior|sota|ablation|compar|memory|hardware|gpu|tokenizer|"
     r"data|train|eval|checkpoint",
@@ -29,7 +29,7 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class ClaimedNumber:
-    """A number as written. error: half of its last digit, in bytes, for sizes in MB."""
+    """A claimed number. error: half a unit of its last digit, in bytes, for sizes in MB."""
 
     key: str
     value: float
@@ -42,8 +42,8 @@ class ClaimedNumber:
 
 @dataclass(frozen=True)
 class ClaimedSize:
-    """One size. path: keys and numbers in lists from the top to it. seed: whose it is; None for
-    the submission's. written: as it stands there.
+    """One size. path: keys and list indices from the top. seed: the seed it belongs to; None for
+    the whole submission. written: the value in the file.
     """
 
     path: Path
@@ -64,14 +64,14 @@ def claimed_sizes(value: Mapping[str, Any]) -> list[ClaimedSize]:
 def _in_object(
     value: Mapping[str, Any], path: Path, around: str, seed: str | None
 ) -> Iterator[ClaimedSize]:
-    """around: the key that the object stands under, where it asks for a size; else empty."""
-    told = as_seed(value.get("seed")) or seed
+    """around: the key of the object, if it names a size; else empty."""
+    own_seed = as_seed(value.get("seed")) or seed
     for key, found in value.items():
-        bare, own = seed_in_key(key)
-        whose = own or told
+        bare, seed_of_key = seed_in_key(key)
+        whose = seed_of_key or own_seed
         meaning = size_key(bare) or (size_key(f"{around}_{bare}") if around else None)
         if isinstance(found, dict | list):
-            # Deeper down are the numbers of variants, unless they are of a seed.
+            # Deeper numbers are of variants, unless they belong to a seed.
             if not OF_OTHERS.search(key) and (not path or whose):
                 yield from _within(found, (*path, key), bare if meaning else "", whose)
         elif meaning is not None:
@@ -92,8 +92,9 @@ def _within(found: Any, path: Path, around: str, seed: str | None) -> Iterator[C
 
 
 def of_the_submission(sizes: Iterable[ClaimedSize], kind: Kind) -> ClaimedNumber | None:
-    """The size of a kind that a reader takes: of the top before deeper ones, of the preferred key
-    before others, and of several numbers under one key the largest. A mean is none: it is no run's.
+    """The submission's size of a kind: the top level goes before deeper ones, preferred keys before
+    others, and the largest of several numbers under one key. Means do not count: they are of no
+    run.
     """
     best: tuple[tuple[bool, int], Path] | None = None
     found: ClaimedNumber | None = None
@@ -113,7 +114,7 @@ def _without_numbers(path: Path) -> Path:
 
 
 def of_the_seed(sizes: Iterable[ClaimedSize], seed: str) -> ClaimedNumber | None:
-    """The size of one seed's run: of its artifact, or else its total."""
+    """The size of one seed's run: its artifact's, or else its total."""
     own = [one for one in sizes if one.seed == seed and one.key.of == "largest"]
     for kind in (Kind.ARTIFACT, Kind.TOTAL):
         same = sorted((one for one in own if one.key.kind is kind), key=lambda o: -o.key.preferred)
@@ -124,8 +125,8 @@ def of_the_seed(sizes: Iterable[ClaimedSize], seed: str) -> ClaimedNumber | None
 
 
 def size_of(found: Any, key: SizeKey) -> ClaimedNumber | None:
-    """What is written under a key, as a size: in bytes, with a unit, or a bare number of megabytes;
-    None where it is none."""
+    """The size written under a key: in bytes, with a unit, or as a bare number of megabytes; None
+    if it is not a size."""
     if isinstance(found, bool) or not isinstance(found, int | float | str) or not found:
         return None
     match = WITH_UNIT.fullmatch(str(found).strip())

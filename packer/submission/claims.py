@@ -1,4 +1,4 @@
-"""What a submission.json claims, in whatever shape its author wrote it."""
+"""The claims of a submission.json, in any of the shapes that authors use."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Claims:
     """total, code, model: sizes; artifact: the model, or the total. flags: compliance booleans by
     name. track: as written.
 
-    problem: why the file is no JSON object; nothing else is set then. odd: values that are not
-    what their key asks for, such as "TBD". value: the whole object.
+    problem: why the file is not a JSON object; nothing else is set then. odd: values of the wrong
+    kind for their key, such as "TBD". value: the whole object.
     """
 
     problem: str | None = None
@@ -93,7 +93,7 @@ def parse_claims(text: str) -> Claims:
         bpb=bpb,
         nats=_number(value, NATS_KEYS),
         seeds=claimed_seeds(value, entries),
-        seed_claims=tuple(_seed_claim(seed, said, every) for seed, said in entries.items()),
+        seed_claims=tuple(_seed_claim(seed, entry, every) for seed, entry in entries.items()),
         train_seconds=_number(value, ("wallclock_seconds", "train_time_seconds")),
         eval_seconds=_number(value, ("eval_time_seconds",)),
         steps=whole(value.get("step_stop")),
@@ -113,10 +113,10 @@ def _one_level_down(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _track(value: Mapping[str, Any]) -> str:
-    said = [value[key] for key in TRACK_KEYS if isinstance(value.get(key), str)]
-    said += [key for key in FLAGS_OF_TRACK if value.get(key) is True]
-    said += [f"non-record: {key} is false" for key in FLAGS_OF_RECORDS if value.get(key) is False]
-    return " ".join(said)
+    texts = [value[key] for key in TRACK_KEYS if isinstance(value.get(key), str)]
+    texts += [key for key in FLAGS_OF_TRACK if value.get(key) is True]
+    texts += [f"non-record: {key} is false" for key in FLAGS_OF_RECORDS if value.get(key) is False]
+    return " ".join(texts)
 
 
 def _bpb_elsewhere(
@@ -124,20 +124,20 @@ def _bpb_elsewhere(
 ) -> tuple[str | None, float | None]:
     for where, keys in ((value, OTHER_BPB_KEYS), (inner, (*BPB_KEYS, *OTHER_BPB_KEYS))):
         for key in keys:
-            found = _number(where, (key,))
-            if found:
-                return key, found
+            number = _number(where, (key,))
+            if number:
+                return key, number
     return None, None
 
 
-def _seed_claim(seed: str, said: Mapping[str, Any], sizes: Iterable[ClaimedSize]) -> SeedClaim:
+def _seed_claim(seed: str, entry: Mapping[str, Any], sizes: Iterable[ClaimedSize]) -> SeedClaim:
     size = of_the_seed(sizes, seed)
     return SeedClaim(
         seed,
-        _number(said, ("val_bpb", "bpb")),
-        _number(said, ("val_loss", "loss")),
+        _number(entry, ("val_bpb", "bpb")),
+        _number(entry, ("val_loss", "loss")),
         round(size.value) if size is not None and not size.error else None,
-        whole(said.get("steps", said.get("step_stop"))),
+        whole(entry.get("steps", entry.get("step_stop"))),
     )
 
 

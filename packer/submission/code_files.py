@@ -1,4 +1,4 @@
-"""The Python files of a submission folder: which one is run, and what runs with it."""
+"""The Python files of a submission folder: the script that is run, and the files it runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENTRY_NAMES = ("train_gpt.py", "train_gpt_mlx.py", "train.py")
 
 @dataclass(frozen=True)
 class CodeSizes:
-    """Bytes of code: claimed in submission.json, None without; counted by logs."""
+    """Bytes of code: as claimed in submission.json, None without a claim; as counted by logs."""
 
     claimed: int | None = None
     logged: frozenset[int | None] = frozenset()
@@ -26,7 +26,7 @@ class CodeSizes:
 
 @dataclass(frozen=True)
 class CodeFiles:
-    """code: the entry first. beside: what it does not reach. unread: files that cannot be read."""
+    """code: the entry first. beside: files that it does not run. unread: unreadable files."""
 
     code: tuple[SourceFile, ...]
     reached: Reached
@@ -39,9 +39,9 @@ def read_code(
 ) -> CodeFiles:
     """The sources, paths inside the folder relative to it.
 
-    named: the files that count, the entry first. Without them the entry is train_gpt.py or its
-    like, or the only Python file, or the only one of a size that is claimed or logged; one of the
-    claimed size goes before a train_gpt.py of another, unless that runs it.
+    named: the files that count, the entry first. Without them the entry is train_gpt.py or another
+    of `ENTRY_NAMES`, or the only Python file, or the only one of a claimed or logged size; a file
+    of the claimed size goes before a train_gpt.py of another size, unless that runs it.
     """
     python = [path for path in files.paths if path.suffix == ".py"]
     paths = [_found(path, files.root) for path in named]
@@ -53,15 +53,15 @@ def read_code(
         of_size = [path for path in python if path.stat().st_size in wanted]
         paths = [entry] if entry else of_size if len(of_size) == 1 else []
         if entry is not None and len(of_size) == 1 and entry not in of_size:
-            told = _read(files, python, of_size, has_pack)
-            usual = _read(files, python, paths, has_pack)
-            runs = (*usual.reached.imported, *usual.reached.executed)
-            return usual if any(one.path == told.code[0].path for one in runs) else told
+            by_size = _read(files, python, of_size, has_pack)
+            by_name = _read(files, python, paths, has_pack)
+            runs = (*by_name.reached.imported, *by_name.reached.executed)
+            return by_name if any(one.path == by_size.code[0].path for one in runs) else by_size
     return _read(files, python, paths, has_pack)
 
 
 def _found(name: str | os.PathLike[str], root: Path) -> Path:
-    """A named file; one that is not here may be meant inside the folder."""
+    """A named file, relative to the working folder or else to the submission folder."""
     path = Path(name)
     return root / path if not path.exists() and (root / path).exists() else path
 

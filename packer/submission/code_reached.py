@@ -1,4 +1,4 @@
-"""Which Python files of a folder run with the script that is submitted, by what its code names."""
+"""Finds the Python files of a folder that run with the submitted script, by names in its code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from packer.errors import CodeError
 
 # For sources that do not parse, such as those of a newer Python.
 IMPORT_LINE = re.compile(r"^\s*(?:from|import)\s+([\w.]+)", re.MULTILINE)
-# Calls that run a file, or a text that was read from one.
+# Calls that run a file, or source text read from one.
 RUNS = {"exec", "run_path", "run", "Popen", "call", "check_call", "check_output", "execv", "execvp"}
 RUNS |= {"system", "spec_from_file_location", "SourceFileLoader", "execfile", "spawn"}
 NAMES_MODULE = {"import_module", "__import__", "run_module"}
@@ -22,14 +22,14 @@ NAMES_MODULE = {"import_module", "__import__", "run_module"}
 
 @dataclass(frozen=True)
 class Reached:
-    """imported: as modules beside the script. executed: read and run by their file names."""
+    """imported: as modules next to the script. executed: run by their file names."""
 
     imported: tuple[SourceFile, ...] = ()
     executed: tuple[SourceFile, ...] = ()
 
 
 def opened(file: SourceFile) -> tuple[str, ...]:
-    """A file's sources: those inside where it is a self-extracting script."""
+    """A file's source, or the sources packed inside a self-extracting script."""
     try:
         return tuple((unwrap(file.text) or {"": file.text}).values())
     except CodeError:
@@ -39,9 +39,9 @@ def opened(file: SourceFile) -> tuple[str, ...]:
 def reached(
     code: Sequence[SourceFile], others: Sequence[SourceFile], has_pack: bool = False
 ) -> Reached:
-    """What of the others the code imports or executes, and what these do.
+    """The others that the code imports or executes, directly or through others.
 
-    has_pack: there is an artifact of ours, which a loader.py beside the script is for.
+    has_pack: there is an artifact of ours, so that a loader.py next to the script is used.
     """
     modules = {_importable(file): file for file in others}
     imported: dict[str, SourceFile] = {}
@@ -96,7 +96,7 @@ def _imported_names(source: str) -> set[str]:
 
 
 def _executed(source: str, path: str, others: Sequence[SourceFile]) -> Iterator[SourceFile]:
-    """Others whose file names stand, whole, among the texts of code that runs files."""
+    """Others whose full file names occur as strings in code that runs files."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -114,8 +114,8 @@ def _executed(source: str, path: str, others: Sequence[SourceFile]) -> Iterator[
 
 
 def _texts(tree: ast.Module) -> Iterator[str]:
-    """Texts in the code that name one .py file and no more, docstrings left out, or that are a
-    command with such names in it."""
+    """The .py names in strings that are only such a name, or a command with such names; without
+    docstrings."""
     lone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if _is_text(node) and id(node) not in lone:

@@ -1,4 +1,4 @@
-"""What the contest allows, in one place."""
+"""The limits of the contest."""
 
 CAP_BYTES = 16_000_000
 TRAIN_SECONDS = 600.0

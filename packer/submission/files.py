@@ -1,4 +1,5 @@
-"""The files of a submission folder: three levels deep, links not followed, and only so many."""
+"""Lists and reads the files of a submission folder: three levels deep, without following links, up
+to a limit."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ MAX_DEPTH = 3
 LOG_ENDINGS = (".log", ".txt", ".out")
 READ = (*LOG_ENDINGS, ".py", ".json", ".md", ".ptz", ".pack")
 COMPRESSED = (".gz", ".zst", ".xz", ".bz2", ".zip")
-CALLED_LOG = ("log", "train", "seed")
+LOG_WORDS = ("log", "train", "seed")
 
 
 @dataclass(frozen=True)
 class Files:
-    """paths: shallow ones first, each level in name order. notes: what was left out, and why."""
+    """paths: shallow ones first, each level in name order. notes: files left out, and why."""
 
     root: Path
     paths: tuple[Path, ...]
@@ -34,10 +35,10 @@ class Files:
 
 @dataclass(frozen=True)
 class Logs:
-    """logs: texts with at least one line of a training log, every run's once. copies: (copy, log
-    that it is a copy of). silent: files called logs that have no such line, in words.
+    """logs: one per run, with at least one line of a training log. copies: (copy, original).
+    silent: files named as logs without such a line, in words.
 
-    notes: what was read in part or not at all.
+    notes: files read only in part or not at all.
     """
 
     logs: tuple[TrainingLog, ...]
@@ -47,8 +48,8 @@ class Logs:
 
 
 def list_files(root: Path) -> Files:
-    """Plain files; hidden ones, caches and links are left out. Raises SubmissionError: too many."""
-    found: list[Path] = []
+    """Plain files without hidden ones, caches and links. Raises SubmissionError: too many."""
+    listed: list[Path] = []
     notes: list[str] = []
     for where, folders, names in os.walk(root):
         folder = Path(where)
@@ -62,23 +63,23 @@ def list_files(root: Path) -> Files:
             elif name in visible:
                 notes += _unread(root, path, "a folder, no file of that name")
             elif not name.startswith(".") and path.is_file():
-                found.append(path)
-        if len(found) > MAX_FILES:
+                listed.append(path)
+        if len(listed) > MAX_FILES:
             raise SubmissionError(
                 f"{root} holds more than {MAX_FILES:,} files; name one submission"
             )
-    order = sorted(found, key=lambda path: (len(path.relative_to(root).parts), path))
+    order = sorted(listed, key=lambda path: (len(path.relative_to(root).parts), path))
     return Files(root, tuple(order), tuple(notes))
 
 
 def _unread(root: Path, path: Path, why: str) -> list[str]:
-    """A note on what would have been read, had it been a plain file."""
+    """A note on a path that would be read if it were a plain file."""
     read = path.suffix.lower() in READ
     return [f"{path.relative_to(root).as_posix()}: {why}"] if read else []
 
 
 def text_of(files: Files, path: Path, notes: list[str]) -> Text:
-    """A file's text; what is odd about it is noted. Without content where it cannot be read."""
+    """A file's text, empty if it cannot be read; adds a note on anything unusual."""
     name = files.name(path)
     try:
         text = read_text(path)
@@ -87,16 +88,16 @@ def text_of(files: Files, path: Path, notes: list[str]) -> Text:
         return Text("", "utf-8")
     if text.left_out:
         notes.append(
-            f"{name}: is {HEAD_BYTES + TAIL_BYTES + text.left_out:,} bytes; read are the first "
-            f"{HEAD_BYTES:,} and the last {TAIL_BYTES:,}"
+            f"{name}: is {HEAD_BYTES + TAIL_BYTES + text.left_out:,} bytes; only the first "
+            f"{HEAD_BYTES:,} and the last {TAIL_BYTES:,} are read"
         )
     if text.encoding != "utf-8" and not text.is_binary:
-        notes.append(f"{name}: is in {text.encoding}, and read so; UTF-8 is what others expect")
+        notes.append(f"{name}: is read as {text.encoding}; other readers expect UTF-8")
     return text
 
 
 def read_logs(files: Files) -> Logs:
-    """What the logs say; of very many only the first. Raises nothing: what is odd is noted."""
+    """Parses the logs, up to `MAX_LOGS`. Raises nothing: problems become notes."""
     logs: list[TrainingLog] = []
     silent: list[str] = []
     notes: list[str] = []
@@ -107,13 +108,13 @@ def read_logs(files: Files) -> Logs:
     for path in named[:MAX_LOGS]:
         text = text_of(files, path, notes)
         name = files.name(path)
-        found, count, left = parse_logs(text.text, name, MAX_LOGS)
-        logs += found
+        parsed, count, left = parse_logs(text.text, name, MAX_LOGS)
+        logs += parsed
         if left:
             notes.append(f"{name}: {left:,} lines in its middle are not read")
         if count > 1:
             notes.append(f"{name} holds {count:,} runs, one after the other{_first_of(count)}")
-        elif not found and _is_called_log(path):
+        elif not parsed and _is_named_as_log(path):
             silent.append(f"{name} {_why_silent(text)}")
     if len(named) > MAX_LOGS:
         notes.append(f"{len(named):,} files could be logs; the first {MAX_LOGS} are read")
@@ -128,8 +129,8 @@ def _first_of(count: int) -> str:
     return f"; the first {MAX_LOGS} are read" if count > MAX_LOGS else ""
 
 
-def _is_called_log(path: Path) -> bool:
-    return path.suffix.lower() == ".log" or any(word in path.name.lower() for word in CALLED_LOG)
+def _is_named_as_log(path: Path) -> bool:
+    return path.suffix.lower() == ".log" or any(word in path.name.lower() for word in LOG_WORDS)
 
 
 def _why_silent(text: Text) -> str:

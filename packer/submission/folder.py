@@ -1,4 +1,4 @@
-"""A submission folder as a value: code, artifacts, claims, logs, README. Nothing in it is run."""
+"""Reads a submission folder: code, artifacts, claims, logs and README. Nothing in it is run."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Progress = Callable[[str, int, int], None]
 
 
 def ignore_progress(what: str, done: int, total: int) -> None:
-    """The default: tell nobody."""
+    """The default: report nothing."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """code: the entry first, then what --code names. imported, executed: further files of the
-    folder that it runs. beside: the other Python files. claims: None without a submission.json.
+    """code: the entry first, then the other files of --code. imported, executed: further files of
+    the folder that it runs. beside: the other Python files. claims: None without submission.json.
 
-    logs: every run's, once; copies: (copy, log that it is a copy of). unlimited: what says that
-    the track has no limits on time, None without.
-    In words: unread_code: Python files that cannot be read; silent_logs: files called logs that say
-    nothing; notes: what could not be read, or only in part.
+    logs: one per run; copies: (copy, original). unlimited: the evidence that the track has no time
+    limits, None without.
+    In words: unread_code: unreadable Python files; silent_logs: files named as logs without any log
+    line; notes: files that could be read only in part or not at all.
     """
 
     folder: str
@@ -61,7 +61,7 @@ class Submission:
 
     @property
     def own_code_bytes(self) -> int | None:
-        """Bytes of the files in `code` alone, as scripts count that read themselves."""
+        """Bytes of the files in `code` alone, as counted by scripts that read their own source."""
         return sum(file.size_bytes for file in self.code) if self.code else None
 
 
@@ -72,10 +72,10 @@ def read_submission(
     max_memory: int | None = None,
     progress: Progress = ignore_progress,
 ) -> Submission:
-    """Everything of interest in a folder, three levels deep.
+    """Reads a folder, three levels deep.
 
     code: the files that count, the entry first; without them train_gpt.py, or the only Python file.
-    Raises SubmissionError: no folder, too many files, or nothing that could be checked.
+    Raises SubmissionError: no folder, too many files, or nothing to check.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -88,9 +88,9 @@ def read_submission(
     claims = parse_claims(text_of(files, claims_path, notes).text) if claims_path else None
     logs = read_logs(files)
     artifacts = []
-    found = [path for path in paths if is_artifact_file(path)]
-    for done, path in enumerate(found):
-        progress(path.name, done, len(found))
+    artifact_paths = [path for path in paths if is_artifact_file(path)]
+    for done, path in enumerate(artifact_paths):
+        progress(path.name, done, len(artifact_paths))
         artifact = read_artifact_file(path, files.name(path), max_memory)
         if artifact is None:
             notes.append(f"{files.name(path)} unpacks to text; it is no artifact")

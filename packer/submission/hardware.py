@@ -1,4 +1,4 @@
-"""The machine of a run, as far as somebody tells it: the contest's limits are for eight H100."""
+"""The machine of a run, from claims and logs: the contest's limits are for eight H100."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ LARGEST_COUNT = 9_999
 
 @dataclass(frozen=True)
 class Hardware:
-    """gpus: how many. model: of a processor that is not the contest's. None where nothing tells."""
+    """gpus: their number. model: of a processor other than the contest's. None if unknown."""
 
     gpus: int | None = None
     model: str | None = None
 
     @property
     def other(self) -> str | None:
-        """What it is in words, where it is not the contest's; None where it may be."""
+        """A description of a machine other than the contest's; None if it may be the contest's."""
         gpus = None if self.gpus is None else f"{self.gpus} GPU{'s' * (self.gpus != 1)}"
         if self.model is not None:
             return self.model if gpus is None else f"{self.model} ({gpus})"
@@ -52,7 +52,7 @@ class Hardware:
 
 
 def hardware_in(text: str) -> Hardware:
-    """What a text such as 2x RTX 4090 says."""
+    """The hardware named in a text such as 2x RTX 4090."""
     before, after = COUNT.search(text), COUNT_AFTER.search(text)
     written = before[1].lower() if before else after[1] if after else None
     count = None if written is None else WORDS.get(written) or int(written)
@@ -61,23 +61,23 @@ def hardware_in(text: str) -> Hardware:
 
 
 def claimed_hardware(value: Mapping[str, Any]) -> Hardware:
-    """What the keys of a submission.json say, the first of each kind."""
+    """The hardware named in a submission.json, by the first key of each kind."""
     gpus: int | None = None
     texts: list[str] = []
-    for key, found in _told(value, 0, False):
-        if isinstance(found, str) and not found.strip().isdigit():
-            texts.append(found)
-        elif COUNT_KEYS.search(key) and gpus is None and 0 < int(found) <= LARGEST_COUNT:
-            gpus = int(found)
-    said = hardware_in(", ".join(texts))
-    return Hardware(gpus if gpus is not None else said.gpus, said.model)
+    for key, entry in _entries(value, 0, False):
+        if isinstance(entry, str) and not entry.strip().isdigit():
+            texts.append(entry)
+        elif COUNT_KEYS.search(key) and gpus is None and 0 < int(entry) <= LARGEST_COUNT:
+            gpus = int(entry)
+    named = hardware_in(", ".join(texts))
+    return Hardware(gpus if gpus is not None else named.gpus, named.model)
 
 
-def _told(value: Mapping[str, Any], depth: int, inside: bool) -> Iterator[tuple[str, str | int]]:
-    """(key, what it says) of all keys about hardware; inside: of an object that is about it."""
-    for key, found in value.items():
-        told = HARDWARE_KEYS.search(key) is not None
-        if isinstance(found, dict) and depth < DEEPEST:
-            yield from _told(found, depth + 1, inside or told)
-        elif (told or inside) and isinstance(found, str | int) and not isinstance(found, bool):
-            yield key, found
+def _entries(value: Mapping[str, Any], depth: int, inside: bool) -> Iterator[tuple[str, str | int]]:
+    """(key, value) of all keys about hardware; inside: of an object that is about it."""
+    for key, entry in value.items():
+        matches = HARDWARE_KEYS.search(key) is not None
+        if isinstance(entry, dict) and depth < DEEPEST:
+            yield from _entries(entry, depth + 1, inside or matches)
+        elif (matches or inside) and isinstance(entry, str | int) and not isinstance(entry, bool):
+            yield key, entry

@@ -1,4 +1,4 @@
-"""Which of a log's many scores is the submission's: the one that its claim is made of."""
+"""Finds the submission's score among the many of its logs: the one that it claims."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ TOLERANCE = 6e-5  # four printed decimals
 
 @dataclass(frozen=True)
 class Headline:
-    """name: of the metric. by_log: its score in each log that has it. claimed: whether the claim
-    in submission.json is the mean of these, or one of them; None without a claim.
+    """name: of the metric. by_log: its score in each log that has it. claimed: "mean" or "single",
+    whether submission.json claims the mean of these or one of them; None if neither.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Headline:
 def headline(submission: Submission) -> Headline | None:
     """The metric whose mean, or else whose single value, is the claimed bpb; else the last one.
 
-    In a log the last evaluation of the quantized model is the one that scripts report.
+    Scripts report the last evaluation of the quantized model in a log.
     """
     by_name: dict[str, dict[str, LoggedScore]] = {}
     replaced = {run.name for run in accounts(submission) if run.superseded is not None}
@@ -45,7 +45,7 @@ def headline(submission: Submission) -> Headline | None:
             by_name.setdefault(score.name, {})[log.name] = score
     if not by_name:
         return None
-    # The last of the names stands first, and with eight decimals before four.
+    # The last names first, and those with eight decimals before those with four.
     names = list(reversed(by_name))
     names.sort(key=lambda name: "exact" not in name)
     claim = submission.claims.bpb if submission.claims else None

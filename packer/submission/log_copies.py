@@ -1,4 +1,4 @@
-"""Logs that are copies of others: one run counts once."""
+"""Removes copies of logs, so that every run counts once."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 from packer.submission.training_log import LoggedScore, TrainingLog
 
-EXACT_DIGITS = 6  # two runs never agree to so many decimals of their bits per byte
+EXACT_DIGITS = 6  # two runs never agree in this many decimals of their bits per byte
 
 
 def exact_scores(log: TrainingLog) -> set[tuple[float, float]]:
-    """(nats, bits per byte) after quantization, with all the decimals that tell runs apart."""
+    """(nats, bits per byte) after quantization, with enough decimals to identify a run."""
     return {(one.nats, one.bpb) for one in log.quantized_scores if one.digits >= EXACT_DIGITS}
 
 
 def without_copies(
     logs: Sequence[TrainingLog],
 ) -> tuple[tuple[TrainingLog, ...], tuple[tuple[str, str], ...]]:
-    """(each run's log, the one whose name tells its seed; (copy, log that it is a copy of)).
+    """(one log per run, preferably with the seed in its name; (copy, original) of the others).
 
-    A log under another seed's name is none: that is a fault, which a rule of its own finds.
+    A log with another seed in its name is not a copy but an error, which a rule of its own finds.
     """
     kept: list[TrainingLog] = []
     copies: list[tuple[str, str]] = []
@@ -34,8 +34,8 @@ def without_copies(
 
 def _same_run(one: TrainingLog, other: TrainingLog) -> bool:
     names = {log.named_seed for log in (one, other)} - {None}
-    told = {log.seed for log in (one, other)} - {None}
-    if len(names) > 1 or len(told) > 1:
+    seeds = {log.seed for log in (one, other)} - {None}
+    if len(names) > 1 or len(seeds) > 1:
         return False
     if not (_agree(one.models, other.models) and _agree(one.totals, other.totals)):
         return False
@@ -46,7 +46,7 @@ def _same_run(one: TrainingLog, other: TrainingLog) -> bool:
 
 
 def _agree(one: tuple[tuple[str, int], ...], other: tuple[tuple[str, int], ...]) -> bool:
-    """Whether sizes are equal, or one log, of which a part was copied, tells none."""
+    """Whether sizes are equal, or one log, copied only in part, has none."""
     return not one or not other or one == other
 
 

@@ -1,7 +1,7 @@
-"""The lines of a log, without the sources dumped into it, and the runs that they are of.
+"""Splits a log into runs and lines, without the sources dumped into it.
 
 A log may begin with the whole source of its script, up to a ruler, and several runs may have been
-written into one file, each with its own.
+written into one file, each with its own source.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from packer.submission.log_sizes import tells_a_size
+from packer.submission.log_sizes import has_size
 from packer.submission.log_times import STEP
 
-MAX_LINES = (10_000, 20_000)  # the first and the last that are read; runs have fewer
-MAX_LINE = 2_000  # letters; what no log line needs is not searched
+MAX_LINES = (10_000, 20_000)  # at the start and the end of a log; runs have fewer
+MAX_LINE = 2_000  # characters that are searched
 RULER = re.compile(r"^={60,}\s*$", re.MULTILINE)
 IMPORT = re.compile(r"^(?:from [\w.]+ import |import \w)", re.MULTILINE)
-ABSURD = re.compile(r"(?:\d[,_]?){19}")  # digits in a row; no size or count has so many
+ABSURD = re.compile(r"(?:\d[,_]?){19}")  # more digits than any size or count has
 PLAIN_STEP = re.compile(r"(?:step:\s*)?\d{1,12}/\d{1,12}:?\s+train_(?:loss|time)")
 PREFIX = re.compile(r"^(?:\[[^\]\n]{1,40}\]:?\s*|\d{4}-\d\d-\d\d[ T][\d:.,]+\s*)+")
-# What a script prints before its first step.
+# Lines that a script prints before its first step.
 HEADER = re.compile(
     r"(?:seed|world_size|run_id|model_params|train_loader|val_loader|train_shards|val_tokens|"
     r"tokenizer_path|hyperparameters|running (?:python|pytorch))\b|={60,}$",
@@ -39,8 +39,8 @@ def bounded_lines(text: str) -> tuple[list[str], int]:
 
 
 def lines_of(text: str) -> Iterator[str]:
-    """Without sources, indentation and prefixes of launchers, and without lines whose numbers no
-    run could have; of equal lines and of steps in a row only one."""
+    """The lines without sources, indentation and launcher prefixes, without lines with absurd
+    numbers, and without repetitions; of consecutive steps only the last."""
     step, before = None, None
     for whole in _without_sources(text).splitlines():
         if whole == before:
@@ -66,7 +66,7 @@ def _without_sources(text: str) -> str:
         found = IMPORT.search(part)
         if at == 0 and "import " in part:
             part = ""
-        elif found is not None:  # what stands before it is the end of another run
+        elif found is not None:  # the text before it is the end of another run
             part = part[: found.start()]
         kept += [part, ruler[0]]
         at = ruler.end()
@@ -74,8 +74,8 @@ def _without_sources(text: str) -> str:
 
 
 def runs_in(lines: Sequence[str]) -> list[list[str]]:
-    """The lines of each run: a header, or the first step again, begins one after a run has ended
-    with its sizes or its final score.
+    """The lines of each run. A run ends with its sizes or its final score; the next begins with a
+    header or with its first step.
     """
     runs: list[list[str]] = [[]]
     ended, header = False, None
@@ -84,11 +84,11 @@ def runs_in(lines: Sequence[str]) -> list[list[str]]:
     for line in lines:
         step = STEP.match(line)
         now = (int(step["step"]), int(step["steps"])) if step is not None else None
-        final = step is None and (tells_a_size(line) or FINAL_SCORE.match(line) is not None)
+        final = step is None and (has_size(line) or FINAL_SCORE.match(line) is not None)
         begins = False
         if ended and now is not None:
             begins = header is not None or (now[0] == 0 and last is not None and now[1] == last[1])
-        elif ended and final and header is not None:  # a run of which only the end was logged
+        elif ended and final and header is not None:  # only the end of this run was logged
             begins = _first_seed(runs[-1][header:], SEED_LINE) not in (None, seed)
         if begins:
             start = len(runs[-1]) if header is None else header

@@ -1,8 +1,8 @@
-"""Sizes in a training log, in the many lines that scripts print them in.
+"""Parses the sizes in a training log, in all the forms that scripts print.
 
 `Total submission size` without a label is the floating-point checkpoint's in the contest's scripts,
-and counts only where the numbers say otherwise. Labels are what the script printed, not what is in
-the file.
+and counts only if other numbers contradict this. Labels are those printed by the script, which may
+not describe the file.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ ARTIFACT = re.compile(
     rf"(?:(?:[\w+\-.:]+ )?artifact(?: size)?|compressed(?: model)? size)\s*[:=]\s*{NUMBER} bytes",
     re.IGNORECASE,
 )
-LEAST_ARTIFACT = 1_000_000  # of a compressed size; code has one too
+LEAST_ARTIFACT = 1_000_000  # bytes; a smaller compressed size may be the code's
 WITH_MB = re.compile(rf"{NUMBER} bytes \(((\d+)\.(\d+)) ?MB\)")
-LARGEST_TOTAL = 24_000_000  # without a label and the number of parameters: no checkpoint is smaller
-BYTES_PER_WEIGHT = 1.3  # more takes only a checkpoint
+LARGEST_TOTAL = 24_000_000  # bytes, without a label and a parameter count; more is a checkpoint
+BYTES_PER_WEIGHT = 1.3  # more is a checkpoint
 
 
 @dataclass
 class Sizes:
-    """Bytes by label, the last of each label last. code: by its kind. mib: a number as it is
-    written that counts MiB as MB.
+    """Bytes by label, in the order of their last lines. code: by its kind. mib: a printed number
+    that counts MiB as MB.
     """
 
     models: dict[str, int] = field(default_factory=dict)
@@ -63,7 +63,7 @@ def integer(text: str) -> int:
 
 
 def parse_sizes(lines: Iterable[str], parameters: int | None) -> dict[str, Any]:
-    """Facts by their names in TrainingLog. parameters: of the model, where the log tells them."""
+    """Facts by their names in TrainingLog. parameters: of the model, if the log has them."""
     sizes = Sizes()
     for line in lines:
         _read(line, sizes)
@@ -82,7 +82,7 @@ def parse_sizes(lines: Iterable[str], parameters: int | None) -> dict[str, Any]:
         likely = not sizes.models and unlabelled not in checkpoints and unlabelled <= largest
         if unlabelled in sums or likely:
             sizes.totals["unlabelled"] = unlabelled
-    # Some mean the model by their artifact, others the total.
+    # Some scripts call the model the artifact, others the total.
     largest_model = max(sizes.models.values(), default=0)
     if sizes.artifact is not None and not sizes.totals and sizes.artifact > largest_model:
         sizes.totals["artifact"] = sizes.artifact
@@ -96,8 +96,8 @@ def parse_sizes(lines: Iterable[str], parameters: int | None) -> dict[str, Any]:
     }
 
 
-def tells_a_size(line: str) -> bool:
-    """Whether a line says what an artifact takes, as scripts do when they have made one."""
+def has_size(line: str) -> bool:
+    """Whether a line has the size of an artifact, as scripts print after writing one."""
     sizes = Sizes()
     _read(line, sizes)
     return bool(sizes.totals or sizes.artifact or set(sizes.models) - {""})
@@ -139,6 +139,6 @@ def _put_parts(sizes: Sizes, label: str, model: int, code: int, total: int) -> N
 
 
 def _put(sizes: dict[str, int], label: str, size: int) -> None:
-    """The last of a label counts, and stands last."""
+    """Sets a label's size and moves it to the end."""
     sizes.pop(label, None)
     sizes[label] = size

@@ -1,4 +1,4 @@
-"""What the log of `packer train` says, in the words of packer.train.log_line."""
+"""Parses the log of `packer train`, as written by packer.train.log_line."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class OwnScore:
 
 
 def parse_own(lines: Iterable[str]) -> tuple[dict[str, Any], OwnScore | None]:
-    """(facts by their names in TrainingLog, the score if there is one). A resumed run's log has
-    lines of several starts: the last of each kind counts.
+    """(facts by their names in TrainingLog, the score or None). The log of a resumed run has lines
+    of several starts: the last line of each kind counts.
     """
     facts: dict[str, Any] = {}
     score = None
@@ -54,12 +54,12 @@ def parse_own(lines: Iterable[str]) -> tuple[dict[str, Any], OwnScore | None]:
 def _times(text: str) -> dict[str, Any]:
     """Seconds of the ledger's parts that count against a budget."""
     parts = {name: float(seconds) for name, seconds in PART.findall(text)}
-    found: dict[str, Any] = {"train_seconds": parts.get("training", 0.0)}
+    facts: dict[str, Any] = {"train_seconds": parts.get("training", 0.0)}
     if "calibration" in parts:
-        found |= {"calibrated": True, "calibration_seconds": parts["calibration"]}
+        facts |= {"calibrated": True, "calibration_seconds": parts["calibration"]}
     if "evaluation" in parts:
-        found["eval_seconds"] = parts["evaluation"]
-    return found
+        facts["eval_seconds"] = parts["evaluation"]
+    return facts
 
 
 def _integer(text: str) -> int:

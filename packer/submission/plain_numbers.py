@@ -1,4 +1,4 @@
-"""Numbers of a JSON file that a run could have."""
+"""Reads plausible numbers from JSON values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ LARGEST = 1e15  # of sizes in bytes, steps, seconds and losses
 
 
 def plausible(value: Any) -> float | None:
-    """A number, or the text of one, that a run could have; None for NaN and the absurd."""
+    """A number, or the text of one, of plausible size; None for NaN and absurdly large ones."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -19,6 +19,6 @@ def plausible(value: Any) -> float | None:
 
 
 def whole(value: Any) -> int | None:
-    """A number without its fraction; None for texts."""
+    """A plausible number truncated to an integer; None for texts."""
     number = None if isinstance(value, str) else plausible(value)
     return None if number is None else int(number)

@@ -1,4 +1,4 @@
-"""Whether a track has no limits on time, and whether a run was on other hardware."""
+"""Recognizes tracks without time limits, and runs on other hardware than the contest's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from packer.submission.training_log import TrainingLog
 
 UNLIMITED = re.compile(r"non[-_ ]?record|unlimited", re.IGNORECASE)
 RECORD = re.compile(r"10[-_ ]?min|(?<!non)[-_ ]record|^record", re.IGNORECASE)
-# In a README the words must be said of this submission: records are compared with such runs.
+# In a README the words must refer to this submission: records are compared with such runs.
 THESE = r"(?<!not a )(?:non[-_ ]?record|unlimited[-_ ]compute)\b"
 README = re.compile(
     rf"\A\s*# [^\n]*{THESE}|"
@@ -22,13 +22,13 @@ README = re.compile(
     r"(?:track|category|type|status)\W{1,8}(?:non[-_ ]record|unlimited)",
     re.IGNORECASE | re.MULTILINE,
 )
-README_START = 4_000  # letters
+README_START = 4_000  # characters
 
 
 def unlimited_by(folder: str, claims: Claims | None, readme: str | None) -> str | None:
-    """What says that the track has no limits on time; None for records and where nothing says.
+    """The evidence that the track has no time limits; None for records and without evidence.
 
-    submission.json decides; else the names of the folder and the two around it, or the README.
+    submission.json decides; else the names of the folder and its two parents, or the README.
     """
     if claims is not None and UNLIMITED.search(claims.track):
         return f"submission.json ({claims.track})"
@@ -37,19 +37,19 @@ def unlimited_by(folder: str, claims: Claims | None, readme: str | None) -> str 
     for part in Path(folder).resolve().parts[-3:]:
         if UNLIMITED.search(part):
             return f"the folder {part}"
-    said = {"README.md": readme or ""}
+    texts = {"README.md": readme or ""}
     if claims is not None:
-        said |= {key: str(claims.value.get(key, "")) for key in ("name", "blurb")}
-    for where, text in said.items():
-        found = README.search(text[:README_START])
-        if found is not None:
-            return f"{where} ({found[0].strip()[:60]!r})"
+        texts |= {key: str(claims.value.get(key, "")) for key in ("name", "blurb")}
+    for where, text in texts.items():
+        match = README.search(text[:README_START])
+        if match is not None:
+            return f"{where} ({match[0].strip()[:60]!r})"
     return None
 
 
 def other_hardware(log: TrainingLog | None, claims: Claims | None) -> str | None:
-    """A machine that is not the contest's, in words: by the log, or else by submission.json; None
-    where nothing says so.
+    """A machine other than the contest's, in words, by the log or else by submission.json; None
+    without evidence.
     """
     claimed = claims.hardware if claims is not None else Hardware()
     gpus = log.world_size if log is not None and log.world_size is not None else claimed.gpus

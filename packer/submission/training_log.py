@@ -1,9 +1,9 @@
-"""What a training log says of sizes, scores, times and seeds, through its known traps.
+"""Parses the sizes, scores, times and seeds of a training log.
 
-Sources that are dumped into a log are left out (packer.submission.log_lines); still every pattern
-stands at the start of a line and wants digits. The last of several equal lines counts: pruning
-prints a total after every attempt. Names of metrics are what the script printed, as labels of sizes
-are (packer.submission.log_sizes). The companion trainer has lines of its own
+Sources dumped into a log are skipped (packer.submission.log_lines); still every pattern matches at
+the start of a line and requires digits. The last of several equal lines counts: pruning prints a
+total after every attempt. Names of metrics and labels of sizes are those printed by the script
+(packer.submission.log_sizes). The companion trainer has lines of its own
 (packer.submission.own_log).
 """
 
@@ -44,7 +44,7 @@ SINGLE = {
     ),
     "model_dim": re.compile(rf"model_dim[:=]\s*{NUMBER}"),
 }
-# A line of nvidia-smi, or what a script prints of its device.
+# A line of nvidia-smi, or a script's own line on its device.
 GPU = re.compile(
     r"(?:\|\s+\d+\s+|.*\b(?:gpu|device)(?:_name| name| \d)?\s*[:=]\s*)"
     r"((?:nvidia |amd |apple |tesla )[\w -]{2,40}?)(?:\s{2,}|\s*$|[,;(|])",
@@ -57,7 +57,7 @@ BEFORE_QUANTIZATION = re.compile(r"diagnostic (?!quantized)|pre-?quant|post_ema|
 
 @dataclass(frozen=True)
 class LoggedScore:
-    """One evaluation. quantized: after the artifact was made; nats per token, bits per byte.
+    """One evaluation. quantized: after the artifact was written; nats per token, bits per byte.
 
     digits: decimals of the printed bits per byte.
     """
@@ -72,19 +72,19 @@ class LoggedScore:
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """The facts of one log; None and empty where it does not say.
+    """The facts of one log; None or empty if it does not have them.
 
-    seed: as it says, or else as it is called; named_seed: as it is called.
-    models, totals: bytes by label, the last of each; labels "" (unlabelled) left out.
+    seed: as logged, or else as in the file name; named_seed: as in the file name.
+    models, totals: bytes by label, the last of each; without the label "" (unlabelled).
     checkpoint_bytes: of the floating-point checkpoint. code_bytes: as counted in the totals.
-    raw_code_bytes: where the log counts compressed code, the uncompressed.
-    mib: a size as it is written that counts MiB as MB.
-    train_seconds: of the training loop; calibration_seconds: of what follows it and reads data,
-    None where calibration is spoken of without a time; calibration_line: that first speaks of it
-    after the loop's last step, calibration_data: that first says it reads data; own_text:
-    on self-generated or random text.
-    eval_seconds: of the whole evaluation, where the log adds it up. world_size: GPUs of the
-    run; gpu: their name.
+    raw_code_bytes: uncompressed, if the log counts compressed code.
+    mib: a printed size that counts MiB as MB.
+    train_seconds: of the training loop; calibration_seconds: of calibration after it, None if
+    mentioned without a time; calibration_line: the first line about it after the loop's last step;
+    calibration_data: the first such line that names data; own_text: on self-generated or random
+    text.
+    eval_seconds: of the whole evaluation, if the log has the sum. world_size: number of GPUs; gpu:
+    their name.
     """
 
     name: str
@@ -119,7 +119,7 @@ class TrainingLog:
 
     @property
     def total_bytes(self) -> int | None:
-        """The total that is the submission's; see `_pick` for which label that is."""
+        """The total of the submission; `_pick` chooses its label."""
         return _pick(self.totals)
 
     @property
@@ -136,12 +136,12 @@ class TrainingLog:
         return tuple(score for score in self.scores if score.quantized)
 
     @property
-    def says_something(self) -> bool:
+    def has_facts(self) -> bool:
         return bool(self.models or self.totals or self.scores or self.step)
 
 
 def _own_label(labels: list[str]) -> str:
-    """A script that grew from the baseline may still run its int8+zlib path after its own."""
+    """The script's own label: one derived from the baseline may also run its int8+zlib path."""
     own = [label for label in labels if label != "int8+zlib"]
     return (own or labels)[-1]
 
@@ -151,29 +151,28 @@ def _pick(sizes: tuple[tuple[str, int], ...]) -> int | None:
 
 
 def parse_log(text: str, name: str) -> TrainingLog:
-    """The facts in a log, taken for one run; every fact may be missing."""
+    """The facts in a log of a single run; every fact may be missing."""
     return _parse(bounded_lines(text)[0], name, name)
 
 
 def parse_logs(text: str, name: str, most: int) -> tuple[tuple[TrainingLog, ...], int, int]:
-    """(the logs of the runs in a file, at most so many; the number of its runs, and of its lines
-    that are left out).
+    """(the logs of the runs in a file, at most `most`; the number of its runs; the number of its
+    lines left out).
 
-    Where there are several, each has its number in its name, and what the file is called tells no
-    seed.
+    If there are several, each has its number in its name, and the file name gives no seed.
     """
     lines, left = bounded_lines(text)
     runs = runs_in(lines)
     if len(runs) == 1:
         log = _parse(runs[0], name, name)
-        return (log,) * log.says_something, 1, left
-    found = [_parse(lines, f"{name} (run {n})", "") for n, lines in enumerate(runs[:most], 1)]
-    return tuple(log for log in found if log.says_something), len(runs), left
+        return (log,) * log.has_facts, 1, left
+    logs = [_parse(lines, f"{name} (run {n})", "") for n, lines in enumerate(runs[:most], 1)]
+    return tuple(log for log in logs if log.has_facts), len(runs), left
 
 
-def _parse(lines: list[str], name: str, called: str) -> TrainingLog:
-    """called: what may tell a seed."""
-    facts: dict[str, Any] = {**_singles(lines, called), **parse_times(lines)}
+def _parse(lines: list[str], name: str, file_name: str) -> TrainingLog:
+    """file_name: may contain the seed."""
+    facts: dict[str, Any] = {**_singles(lines, file_name), **parse_times(lines)}
     facts |= parse_sizes(lines, facts.get("parameters"))
     tokenizer = TOKENIZER.search("\n".join(lines))
     if "vocab_size" not in facts and tokenizer is not None:
@@ -189,18 +188,18 @@ def _parse(lines: list[str], name: str, called: str) -> TrainingLog:
 
 
 def _singles(lines: list[str], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for line in lines:
         for key, pattern in SINGLE.items():
             match = pattern.match(line) or (pattern.search(line) if key == "seed" else None)
-            # A line of settings may hold several; the seed often stands among others.
-            if match is not None and not (key == "seed" and "seed" in found):
-                found[key] = integer(match[1])
+            # A line of settings may hold several; the seed is often one of many.
+            if match is not None and not (key == "seed" and "seed" in facts):
+                facts[key] = integer(match[1])
     named = SEED_IN_NAME.search(name.rpartition("/")[2].rpartition(".")[0])
     if named is not None:
-        found["named_seed"] = int(named[1])
-        found.setdefault("seed", found["named_seed"])
-    return found
+        facts["named_seed"] = int(named[1])
+        facts.setdefault("seed", facts["named_seed"])
+    return facts
 
 
 def _scores(lines: list[str]) -> Iterator[LoggedScore]:

@@ -280,8 +280,8 @@ def test_the_committed_table_of_verdicts_is_that_of_the_incidents() -> None:
 def test_a_good_submission_passes_every_rule_that_can_be_told(tmp_path: Path) -> None:
     findings = found(GOOD.write(tmp_path / "good"), sota_nats=(1.14 * SP1024 * LN2 + 0.015,))
     statuses = {rule: finding.status.value for rule, finding in findings.items()}
-    untold = {"codec": "unknown", "import": "unknown"}
-    assert statuses == dict.fromkeys(statuses, "pass") | untold
+    without_evidence = {"codec": "unknown", "import": "unknown"}
+    assert statuses == dict.fromkeys(statuses, "pass") | without_evidence
     assert {"cap", "json-total", "train-time", "record", "network", "val-set"} <= set(statuses)
 
 
@@ -480,7 +480,7 @@ def test_the_imported_code_and_the_artifact_agree(
     [
         ("raise RuntimeError('needs a GPU')\n", "needs a GPU"),
         ("import time\ntime.sleep(60)\n", "more than 1 s"),
-        ("print('PROBED [1')\nimport os\nos._exit(0)\n", "cannot be told"),
+        ("print('PROBED [1')\nimport os\nos._exit(0)\n", "cannot be distinguished"),
     ],
 )
 def test_code_that_does_not_import(run: Run, tmp_path: Path, code: str, problem: str) -> None:

@@ -49,7 +49,7 @@ def test_a_log_is_read_in_every_encoding(folder: Path, encoding: str) -> None:
     submission = read_submission(folder)
     cap = findings(submission)["cap"]
     assert cap.status.value == "fail" and f"OVER by {100 + len(CODE):,}" in cap.verdict
-    noted = any(note.startswith("run.out: is in ") for note in submission.notes)
+    noted = any(note.startswith("run.out: is read as ") for note in submission.notes)
     assert noted is (encoding != "utf-8-sig")
 
 
@@ -106,7 +106,7 @@ def test_of_a_long_log_both_ends_are_read(folder: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(files, "TAIL_BYTES", 2048)
         submission = read_submission(folder)
         assert submission.logs[0].seed == 7 and submission.logs[0].model_bytes == 16_000_100
-        assert any(f"is {whole:,} bytes; read are the first 1,024" in n for n in submission.notes)
+        assert any(f"is {whole:,} bytes; only the first 1,024" in n for n in submission.notes)
     assert texts.HEAD_BYTES + texts.TAIL_BYTES <= 2**24
 
 

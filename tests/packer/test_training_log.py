@@ -57,7 +57,7 @@ def test_a_baseline_log() -> None:
 
 def test_the_dump_of_the_source_is_not_read() -> None:
     assert parse_log(DUMP, "x.log").totals == ()
-    assert not parse_log(DUMP, "x.log").says_something
+    assert not parse_log(DUMP, "x.log").has_facts
 
 
 def test_an_april_log() -> None:
