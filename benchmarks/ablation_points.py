@@ -90,8 +90,8 @@ class Bench:
         for name, step in steps.items():
             finer = FINER * step if "trellis" in way else step
             order = "+ascending" if name in ascending else ""
-            tensors[name], felt = self._one(name, self._spelled(name, way, order), finer)
-            nats += felt
+            tensors[name], damage = self._one(name, self._spelled(name, way, order), finer)
+            nats += damage
         return Quantized(tensors, nats)
 
     def _ascending(self, way: Way, steps: Mapping[str, float]) -> frozenset[str]:
@@ -107,7 +107,7 @@ class Bench:
         return self._pays[scalar]
 
     def _cost(self, name: str, spelled: str, step: float) -> float:
-        """Bits at equal damage, up to a constant, as when the packer offers ways."""
+        """Bits at equal damage, up to a constant, as the packer ranks rounding variants."""
         quantized, nats = self._one(name, spelled, step)
         bits = 8 * encode_tensor(quantized).size_bytes
         return bits + self.weights[name].numel() * math.log2(max(nats, 1e-30)) / 2

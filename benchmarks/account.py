@@ -6,7 +6,7 @@ Random checkpoints are measured, planned for random caps, packed and weighed. Of
   - nothing better fits in what is left: no tensor has a choice of less damage (by a billionth of
     the plan's, where float64 ends) that needs no more bytes in addition than are unused;
   - where all combinations can be tried (100,000 at most), none that fits does less damage;
-  - a cap that nothing meets is refused, and the smallest size told is the smallest there is.
+  - a cap that nothing meets is refused, and the smallest size named is the smallest there is.
 Exit code 1 where that does not hold.
 """
 
@@ -91,8 +91,8 @@ def try_case(number: int, seed: int = 0) -> Case:
     try:
         made = make_plan(measured, limits, {})
     except CapError as error:
-        told = f"{smallest + margin:,}" in str(error)
-        problems = [] if told else [f"{smallest + margin:,} is not what is told: {error}"]
+        is_named = f"{smallest + margin:,}" in str(error)
+        problems = [] if is_named else [f"{smallest + margin:,} is not in the error: {error}"]
         if smallest + margin <= cap:
             problems.append(f"{smallest + margin:,} bytes would fit under {cap:,}")
         return Case(number, None, False, 0, tuple(problems))
@@ -173,11 +173,11 @@ def main() -> None:
     torch.set_num_threads(1)
     cases = [try_case(number, options.seed) for number in range(options.cases)]
     failed = [case for case in cases if case.problems]
-    told = {**_summary(cases), "failures": [vars(case) for case in failed]}
+    report = {**_summary(cases), "failures": [vars(case) for case in failed]}
     if options.json:
-        print(json.dumps(told))
+        print(json.dumps(report))
     else:
-        print("\n".join(f"{name}: {value}" for name, value in told.items()))
+        print("\n".join(f"{name}: {value}" for name, value in report.items()))
     sys.exit(1 if failed else 0)
 
 

@@ -78,17 +78,17 @@ def report(folder: Path, cap: str, curved: bool) -> None:
     checkpoint, candidates, plan = folder / "s.pt", folder / "c.json", folder / "p.json"
     packed, weights, contest = folder / "m.pack", folder / "w.safetensors", folder / "m.ptz"
     run("seeded checkpoint", checkpoint, "benchmarks.seeded", str(checkpoint))
-    felt: tuple[str, ...] = ()
+    with_curvature: tuple[str, ...] = ()
     if curved:
         curvature = folder / "curvature.safetensors"
         arguments = (str(checkpoint), str(curvature))
         run("seeded curvature", curvature, "benchmarks.seeded_curvature", *arguments)
-        felt = ("--curvature", str(curvature))
-    arguments = ("measure", str(checkpoint), *felt, "-o", str(candidates))
+        with_curvature = ("--curvature", str(curvature))
+    arguments = ("measure", str(checkpoint), *with_curvature, "-o", str(candidates))
     runs = [run("packer measure", candidates, "packer", *arguments)]
     arguments = ("plan", str(candidates), "--cap", cap, "-o", str(plan))
     runs.append(run("packer plan", plan, "packer", *arguments))
-    arguments = ("pack", str(checkpoint), "--plan", str(plan), *felt, "-o", str(packed))
+    arguments = ("pack", str(checkpoint), "--plan", str(plan), *with_curvature, "-o", str(packed))
     runs.append(run("packer pack", packed, "packer", *arguments))
     arguments = ("unpack", str(packed), "-o", str(weights))
     runs.append(run("packer unpack", weights, "packer", *arguments))

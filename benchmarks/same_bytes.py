@@ -59,7 +59,7 @@ def digest(values: Mapping[str, torch.Tensor]) -> str:
 
 
 def planned(threads: int) -> bytes:
-    """The artifact of a plan, everything computed with so many threads."""
+    """The artifact of a plan, everything computed with this number of threads."""
     from packer import api
 
     torch.set_num_threads(threads)
@@ -107,15 +107,15 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as place:
         decode = Path(place) / "made"
-        told = [_ask(python, decode) for python in (sys.executable, *options.python)]
-    for one in told:
+        reports = [_ask(python, decode) for python in (sys.executable, *options.python)]
+    for one in reports:
         print("  ".join(f"{name} {version}" for name, version in one["versions"].items()))
         for what in ("made", "decoded"):
             for name, found in one[what].items():
-                mark = "" if found == told[0][what][name] else "   DIFFERS"
+                mark = "" if found == reports[0][what][name] else "   DIFFERS"
                 print(f"  {what} {name}: {found}{mark}")
-    same = all(one[what] == told[0][what] for one in told for what in ("made", "decoded"))
-    first = told[0]["made"]
+    same = all(one[what] == reports[0][what] for one in reports for what in ("made", "decoded"))
+    first = reports[0]["made"]
     sys.exit(0 if same and first["planned, 1 thread"] == first["planned, 2 threads"] else 1)
 
 

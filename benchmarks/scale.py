@@ -69,19 +69,19 @@ def _names(text: str) -> list[str]:
 def measured(sizes: Sequence[str], curved: Sequence[str]) -> Iterator[Row]:
     print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
     print("  size  curved step       seconds    cpu s  peak MB  ckpt MB")
-    for felt in (False, True):
-        names = curved if felt else sizes
+    for calibrated in (False, True):
+        names = curved if calibrated else sizes
         if not names:
             continue
         start: dict[str, Run] = {}
         for again in (False, True):  # the first compiles, for all that come
-            found = {step: one for step, one, _ in _steps(TINY, felt)}
+            found = {step: one for step, one, _ in _steps(TINY, calibrated)}
             start = found if again else start
         for name in names:
             layers, width = SHAPES[name]
-            for step, one, (parameters, largest) in _steps((layers, width), felt):
+            for step, one, (parameters, largest) in _steps((layers, width), calibrated):
                 print(
-                    f"{name:>6}{'yes' if felt else 'no':>8} {step:9}{one.seconds:9.1f}"
+                    f"{name:>6}{'yes' if calibrated else 'no':>8} {step:9}{one.seconds:9.1f}"
                     f"{one.cpu_seconds:9.1f}{one.peak_bytes / 1e6:9.0f}{4 * parameters / 1e6:9.0f}",
                     flush=True,
                 )
@@ -89,7 +89,7 @@ def measured(sizes: Sequence[str], curved: Sequence[str]) -> Iterator[Row]:
                     parameters,
                     layers,
                     width,
-                    felt,
+                    calibrated,
                     step,
                     round(one.seconds, 2),
                     round(one.cpu_seconds, 2),
@@ -111,7 +111,7 @@ def counts(checkpoint: Path) -> tuple[int, int]:
     return sum(elements), max(elements)
 
 
-def _steps(shape: tuple[int, int], felt: bool) -> Iterator[tuple[str, Run, tuple[int, int]]]:
+def _steps(shape: tuple[int, int], calibrated: bool) -> Iterator[tuple[str, Run, tuple[int, int]]]:
     """(step, what it took, counts) of a seeded checkpoint, in files that are gone afterwards."""
     layers, width = shape
     with tempfile.TemporaryDirectory() as name:
@@ -122,7 +122,7 @@ def _steps(shape: tuple[int, int], felt: bool) -> Iterator[tuple[str, Run, tuple
         options = ("--layers", str(layers), "--width", str(width))
         run("seeded", checkpoint, "benchmarks.seeded", str(checkpoint), *options)
         with_it: tuple[str, ...] = ()
-        if felt:
+        if calibrated:
             files = (str(checkpoint), str(curvature))
             run("seeded curvature", curvature, "benchmarks.seeded_curvature", *files)
             with_it = ("--curvature", str(curvature))

@@ -23,7 +23,7 @@ def growth(rows: Sequence[Row]) -> Iterator[str]:
     The seconds of the same step on a tiny checkpoint are taken off; the power is the slope of the
     rest against parameters, both in logarithms.
     """
-    for felt, step, chosen in _by_step(rows):
+    for calibrated, step, chosen in _by_step(rows):
         if len({row.parameters for row in chosen}) < 2:
             continue
         spent = [max(row.cpu_seconds - row.start_seconds, 0.01) for row in chosen]
@@ -31,7 +31,7 @@ def growth(rows: Sequence[Row]) -> Iterator[str]:
             [math.log(row.parameters) for row in chosen], [math.log(one) for one in spent]
         )
         yield (
-            f"{step}{' with curvature' if felt else ''}: processor seconds a million parameters "
+            f"{step}{' with curvature' * calibrated}: processor seconds a million parameters "
             f"{', '.join(f'{_rate(row) * 1e6:.2f}' for row in chosen)}; grows as parameters^"
             f"{power:.2f}; peak MB {', '.join(f'{row.peak_bytes / 1e6:.0f}' for row in chosen)}"
         )
@@ -39,8 +39,8 @@ def growth(rows: Sequence[Row]) -> Iterator[str]:
 
 def seven_billion(rows: Sequence[Row]) -> Iterator[str]:
     """What 7 B parameters would take at the rates of the largest checkpoint without curvature."""
-    for felt, step, chosen in _by_step(rows):
-        if felt:
+    for calibrated, step, chosen in _by_step(rows):
+        if calibrated:
             continue
         largest = max(chosen, key=lambda row: row.parameters)
         beyond = (largest.peak_bytes - largest.start_peak_bytes) / largest.largest_tensor_bytes
@@ -57,11 +57,11 @@ def seven_billion(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _by_step(rows: Sequence[Row]) -> Iterator[tuple[bool, str, list[Row]]]:
-    for felt in (False, True):
+    for calibrated in (False, True):
         for step in dict.fromkeys(row.step for row in rows):
-            chosen = [row for row in rows if (row.curvature, row.step) == (felt, step)]
+            chosen = [row for row in rows if (row.curvature, row.step) == (calibrated, step)]
             if chosen:
-                yield felt, step, sorted(chosen, key=lambda row: row.parameters)
+                yield calibrated, step, sorted(chosen, key=lambda row: row.parameters)
 
 
 def _rate(row: Row) -> float:

@@ -31,14 +31,19 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
     left, right = figure.subplots(1, 2)
     for axes in (left, right):
         _frame(axes, sorted({row.parameters for row in rows}))
-    for felt in (False, True):
+    for calibrated in (False, True):
         for step, colour in COLOURS.items():
             chosen = sorted(
-                (row for row in rows if (row.curvature, row.step) == (felt, step)),
+                (row for row in rows if (row.curvature, row.step) == (calibrated, step)),
                 key=lambda row: row.parameters,
             )
             if chosen:
-                look = {"color": colour, "marker": "o", "ms": 4, "ls": "--" if felt else "-"}
+                look = {
+                    "color": colour,
+                    "marker": "o",
+                    "ms": 4,
+                    "ls": "--" if calibrated else "-",
+                }
                 counts = [row.parameters for row in chosen]
                 left.plot(counts, [row.cpu_seconds for row in chosen], **look)
                 right.plot(counts, [row.peak_bytes / 1e6 for row in chosen], **look)
@@ -97,12 +102,12 @@ def _linear(axes: Axes, rows: Sequence[Row]) -> None:
         )
 
 
-def _legend(figure: Figure, felt: bool) -> None:
+def _legend(figure: Figure, calibrated: bool) -> None:
     """Below both panels: a colour for every step, a kind of line for curvature."""
     lines = [
         Line2D([], [], color=colour, marker="o", ms=4, label=step)
         for step, colour in COLOURS.items()
     ]
-    if felt:
+    if calibrated:
         lines.append(Line2D([], [], color="black", ls="--", label="with curvature"))
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)

@@ -77,7 +77,7 @@ def cases_in(folder: Path) -> Iterator[Case]:
 
 
 def judge(case: Case) -> Iterator[tuple[str, str, str]]:
-    """(rule, column, what is said) of each verdict that counts."""
+    """(rule, column, verdict text) of each verdict that counts."""
     return judged({one.rule: one for one in check(read_submission(case.folder))}, case.expected)
 
 
@@ -106,10 +106,10 @@ def count(
     counts: dict[str, Counter[str]] = {}
     wrong: list[str] = []
     for name, verdicts in cases:
-        for rule, column, said in verdicts:
+        for rule, column, text in verdicts:
             counts.setdefault(rule, Counter())[column] += 1
             if column not in RIGHT.values():
-                wrong.append(f"{name}: {column} of {rule}: {said}")
+                wrong.append(f"{name}: {column} of {rule}: {text}")
     rows = [(rule, *(found[column] for column in COLUMNS)) for rule, found in counts.items()]
     return sorted(rows), wrong
 

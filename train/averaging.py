@@ -12,7 +12,7 @@ Weights = Mapping[str, Tensor]
 
 
 class Averages:
-    """Float32 averages by name; `ema` and `swa` are None until there is one.
+    """Float32 averages by name; `ema` and `swa` are None until they begin.
 
     ema: from the first step on, the weights before it included. swa: the plain mean of the weights
     taken every `swa_every` steps once the learning-rate scale is below `swa_below`.

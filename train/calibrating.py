@@ -25,7 +25,7 @@ def curvature_of(
     ledger: Ledger,
     share: float,
 ) -> tuple[CurvatureSet | None, str]:
-    """(curvature of these weights, or None; what there is to say of it).
+    """(curvature of these weights or None, a note on it).
 
     share: of the training budget that is left, which is never exceeded.
     """

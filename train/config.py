@@ -1,7 +1,7 @@
-"""Where a model's configuration comes from: a file, or what its weights' names and shapes tell.
+"""Reads a model's configuration from a file, or infers it from the names and shapes of its weights.
 
-`read_config` reads JSON or TOML. `infer_config` recovers from a state dict what it can, and names
-what only its author knows: nothing in the weights says how much of a head rotates, or on how many
+`read_config` reads JSON or TOML. `infer_config` recovers what it can from a state dict, and lists
+the settings that leave no trace in the weights, such as how much of a head rotates, or on how many
 layers XSA ran.
 """
 
@@ -30,7 +30,8 @@ else:
 FIELDS = {field.name: field for field in dataclasses.fields(GPTConfig)}
 REQUIRED = tuple(n for n, field in FIELDS.items() if field.default is dataclasses.MISSING)
 
-# What no weight tells although it changes every logit. Initial values matter to training only.
+# Settings that change every logit but leave no trace in the weights. Initial values only matter to
+# training.
 NEVER_IN_WEIGHTS = (
     "activation",
     "logit_softcap",
@@ -48,7 +49,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class InferredConfig:
-    """What a state dict tells of its configuration.
+    """The settings that can be inferred from a state dict.
 
     Attributes:
         known: settings by name.
@@ -68,16 +69,17 @@ class InferredConfig:
         missing = [name for name in self.unknown if name not in settings]
         if missing:
             raise ConfigError(
-                f"the weights do not tell {', '.join(missing)}: give them in a configuration file "
-                "(JSON or TOML)"
+                f"{', '.join(missing)} cannot be inferred from the weights: set them in a "
+                "configuration file (JSON or TOML)"
             )
-        for name, told in self.known.items():
-            given = settings.get(name, told)
+        for name, inferred in self.known.items():
+            setting = settings.get(name, inferred)
             if name == "mlp_mult":  # only its product with the width shows
-                given, told = (int(mult * self.known["model_dim"]) for mult in (given, told))
-            if given != told:
+                width = self.known["model_dim"]
+                setting, inferred = int(setting * width), int(inferred * width)
+            if setting != inferred:
                 raise ConfigError(
-                    f"{name} is {given!r} in the configuration but {told!r} in the weights: "
+                    f"{name} is {setting!r} in the configuration but {inferred!r} in the weights: "
                     "this configuration belongs to another checkpoint"
                 )
         return config_from({**self.known, **settings})
@@ -176,8 +178,8 @@ def _finite(name: str, value: float, source: str) -> float:
 def infer_config(state_dict: Mapping[str, Tensor]) -> InferredConfig:
     """Recover the configuration from names and shapes.
 
-    Heads are told by `q_gain`; without QK-norm they are among the unknown, with the layers of
-    value embeddings (only their number shows) and everything that leaves no weights.
+    The number of heads is inferred from `q_gain`; without QK-norm it is unknown, as are the layers
+    of value embeddings (only their number shows) and everything that leaves no weights.
 
     Raises:
         ConfigError: the weights are not of this model, with the names that are missing.

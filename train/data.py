@@ -49,7 +49,7 @@ def make_data(
     Args:
         texts: UTF-8 files; a folder stands for its .txt files, in order of their paths.
         valid: likewise, for validation; without them `valid_fraction` of the documents is held out.
-        progress: told what is read, bytes of text done, bytes in all.
+        progress: called with what is read, bytes of text done, bytes in all.
 
     Returns the manifest: complete, options, texts, valid, tokenizer (file, sha256, vocab_size),
     shards (file, split, tokens, documents and bytes of text that start in it, sha256, and where the
@@ -73,8 +73,8 @@ def make_data(
     refuse_another_job(target, manifest, job)
     remove_leftovers(target, options.prefix)
     total = sum(file.size_bytes for file in {*splits[0].files, *splits[-1].files})
-    tell = progress or _silent
-    tell("tokenizer", 0, total)
+    report = progress or _silent
+    report("tokenizer", 0, total)
     tokenizer = _tokenizer(target, manifest, splits[0], options)
     manifest["shards"] = _whole_shards(target, manifest, [split.name for split in splits], options)
     done = 0
@@ -82,7 +82,7 @@ def make_data(
         writer = _Writer(target, manifest, split, options, tokenizer.vocab_size())
         for size in writer.write(tokenizer):
             done += size
-            tell(split.name, done, total)
+            report(split.name, done, total)
         manifest[split.name] = _totals(target, manifest["shards"], split.name, tokenizer)
         warnings += _byte_warnings(split.name, manifest[split.name])
     manifest["warnings"] = warnings
@@ -121,7 +121,7 @@ def _tokenizer(folder: Path, manifest: Entry, train: Split, options: DataOptions
 def _whole_shards(
     folder: Path, manifest: Entry, splits: Sequence[str], options: DataOptions
 ) -> list[Entry]:
-    """The entries whose files are there as they were written, up to a split's first that is not."""
+    """The entries of each split whose files are complete, up to its first incomplete one."""
     whole = []
     for split in splits:
         entries = [entry for entry in manifest["shards"] if entry["split"] == split]

@@ -76,7 +76,7 @@ class DemoSettings:
 
 @dataclass(frozen=True, eq=False)
 class Demo:
-    """What happened. note: what had to give way, or nothing. seconds: by step, in their order."""
+    """The results. note: formats given up to fit the cap, or empty. seconds: by step, in order."""
 
     folder: Path
     corpus: Corpus
@@ -97,7 +97,7 @@ class Demo:
 
 @dataclass
 class _Clock:
-    """Says each step as it begins, and keeps its seconds."""
+    """Prints each step as it begins, and records its seconds."""
 
     say: Say
     seconds: dict[str, float] = field(default_factory=dict)
@@ -254,12 +254,12 @@ def _score(
         stride=config.run.stride or None,
         tokens=min(config.run.final_eval_tokens or available, available),
     )
-    with shown("scoring") as tell:
+    with shown("scoring") as progress:
         before, after = evaluation.evaluate(
             subjects,
             data,
             setting,
-            progress=lambda done, total: tell("tokens", done, total),
+            progress=lambda done, total: progress("tokens", done, total),
             notice=ignore,
         )
     return before, after, _samples(corpus, subjects, data, setting.window)

@@ -1,4 +1,4 @@
-"""Text for the demonstration: what every Python brings along, or somebody's own.
+"""Text for the demonstration: the sources and documentation of Python, or the user's own.
 
 Documents are taken in the order of a hash of their names, so that a selection of a few megabytes is
 spread over all of them and is the same wherever the files are. Whole documents are held out for

@@ -21,7 +21,7 @@ class CorpusError(PackerError):
 
 @dataclass(frozen=True)
 class TextFile:
-    """A text as it was when it was first read; documents: how many are not empty."""
+    """A text file when first read; documents: number of documents that are not empty."""
 
     path: Path
     size_bytes: int
@@ -30,7 +30,7 @@ class TextFile:
 
 
 def scan_texts(paths: Sequence[str | Path], separator: str | None) -> tuple[TextFile, ...]:
-    """Every text once through, so that what is wrong with one is said before any work.
+    """Reads every text once, so that errors in a text are raised before any work.
 
     Raises CorpusError: a text or separator that cannot be read, or no text at all.
     """

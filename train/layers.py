@@ -34,7 +34,7 @@ def leaky_relu_squared(x: Tensor) -> Tensor:
     return squared(F.leaky_relu(x, 0.5, inplace=True))
 
 
-# They overwrite their input, the largest activation of all, which nobody needs afterwards.
+# They overwrite their input, the largest activation of all, which is not needed afterwards.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu_squared": relu_squared,
     "leaky_relu_squared": leaky_relu_squared,

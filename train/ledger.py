@@ -1,4 +1,4 @@
-"""Where the seconds went, and which budget each part counts against.
+"""The seconds of each part of a run, and the budget it counts against.
 
 The contest allows 600 s of training and 600 s of evaluation. Whatever reads training data belongs
 to the first, calibration included (the rulings on #569 and #677); rounding, packing and compiling

@@ -181,13 +181,13 @@ class Trainer:
         return float(mean) / self.world_size
 
     def _agreed(self, stop: bool) -> tuple[float, bool]:
-        """(seconds of training so far, whether to stop) of rank 0, for all must decide alike."""
+        """(seconds of training so far, whether to stop) of rank 0, since all must decide alike."""
         seconds = self.ledger.training_budget
         if self.world_size == 1:
             return seconds, stop
-        told = torch.tensor([seconds, stop], dtype=torch.float64, device=self.device)
-        torch.distributed.broadcast(told, 0)
-        return float(told[0]), bool(told[1])
+        shared = torch.tensor([seconds, stop], dtype=torch.float64, device=self.device)
+        torch.distributed.broadcast(shared, 0)
+        return float(shared[0]), bool(shared[1])
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

@@ -19,7 +19,7 @@ GROUPS = ("matrix", "embedding", "head", "scalar", "step")
 
 
 class ParameterError(PackerError):
-    """A parameter that no optimizer wants, or more than one."""
+    """A parameter that belongs to no optimizer, or to more than one."""
 
 
 def orthogonalized(updates: Tensor, steps: int) -> Tensor:
@@ -89,7 +89,7 @@ def _by_shape(params: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 def group_of(model: nn.Module) -> dict[str, str]:
-    """Parameter name -> one of `GROUPS`, told by the module that holds it and its shape.
+    """Parameter name -> one of `GROUPS`, by the module that holds it and its shape.
 
     Matrices are the weights of linear layers, embeddings those of lookups (a tied head with them),
     control tensors have fewer than two axes or one row a layer; steps are learned by QAT.

@@ -1,4 +1,4 @@
-"""What a device computes well in."""
+"""The precision and compilation that suit a device."""
 
 from __future__ import annotations
 

@@ -111,10 +111,10 @@ def _source_settings(source: str) -> Settings:
     return _overlaid(base, value, source)
 
 
-def _describes_whole_model(given: Any) -> bool:
-    """Then it starts from a plain model, not from the preset's."""
+def _describes_whole_model(section: Any) -> bool:
+    """Whether the section sets all required fields, and so replaces the preset's model."""
     required = {n for n, f in FIELDS["model"].items() if f.default is dataclasses.MISSING}
-    return isinstance(given, Mapping) and required <= set(given)
+    return isinstance(section, Mapping) and required <= set(section)
 
 
 def _overlaid(base: Settings, value: Mapping[str, Any], source: str) -> Settings:
@@ -124,9 +124,9 @@ def _overlaid(base: Settings, value: Mapping[str, Any], source: str) -> Settings
             raise ConfigError(f"{source}: there is no section [{section}]; the nearest is [{near}]")
         if not isinstance(values, Mapping):
             raise ConfigError(f"{source}: {section} must be a section of settings, [{section}]")
-        for key, given in values.items():
+        for key, setting in values.items():
             base[section][key] = check_setting(
-                FIELDS[section], key, given, f"{source}: [{section}]"
+                FIELDS[section], key, setting, f"{source}: [{section}]"
             )
     return base
 

@@ -1,4 +1,4 @@
-"""How far a run is: the learning-rate scale, Muon's momentum, and when it ends."""
+"""The schedule of a run: the learning-rate scale, Muon's momentum, and when it ends."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from packer.train.settings import OptimizerSettings, ScheduleSettings
 def is_finished(schedule: ScheduleSettings, step: int, seconds: float) -> bool:
     """Whether `step` steps are all there is, or another might end after the wall clock does.
 
-    The next step is given twice as long as those so far took in the mean, in `seconds` altogether:
-    one that ends late puts the whole run over its budget.
+    The next step is allowed twice the mean time of those so far, which took `seconds` in all: a
+    step that ends late puts the whole run over its budget.
     """
     if step >= schedule.iterations:
         return True

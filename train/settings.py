@@ -181,8 +181,8 @@ class QATSettings:
         require(self.hold >= 0, "hold", self.hold, "0 or more")
         both = bool(self.plan and self.formats)
         require(not both, "plan", self.plan, "left out where formats are given")
-        told = self.mode == "off" or bool(self.plan or self.formats)
-        require(told, "mode", self.mode, "off where neither plan nor formats say what to train for")
+        has_target = self.mode == "off" or bool(self.plan or self.formats)
+        require(has_target, "mode", self.mode, "off unless plan or formats name what to train for")
         clash = self.learned_steps and self.hold > 0
         require(not clash, "hold", self.hold, "0 with learned_steps")
 
@@ -216,14 +216,14 @@ class PackSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The rest: seeds, precision, and how often something is said or saved.
+    """The rest: seeds, precision, and the intervals of logging, evaluation and saving.
 
     Attributes:
         seed: of initial weights and of the data order.
         precision: of activations; `auto` is bfloat16 where the hardware multiplies in it.
         compile: torch.compile; `auto` is on for CUDA.
         log_every, eval_every, save_every: steps; 0 for never (the end always does all three).
-        save_seconds: also save when so many seconds have passed since the last time; 0 for never.
+        save_seconds: also save this many seconds after the last save; 0 for never.
         eval_tokens: validation tokens scored while training; 0 takes all.
         final_eval_tokens: the same at the end.
         stride: of the final evaluation; 0 takes windows back to back.

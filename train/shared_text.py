@@ -32,7 +32,7 @@ class SharedText:
     train_file: Path | None = None
 
     def describe(self) -> str:
-        """What was found, as a sentence."""
+        """A sentence on the shared text."""
         are = "document is" if self.shared == 1 else "documents are"
         return (
             f"{self.shared:,} of {self.documents:,} validation {are} training text too, the first "

@@ -82,7 +82,7 @@ class SizeWatch:
         return round(total) + self.header
 
     def news(self) -> str | None:
-        """Said once when the estimate has gone over its limit, and once when it is back."""
+        """A message when the estimate crosses its limit in either direction, else None."""
         if not self.limit or self.estimate is None:
             return None
         total = self.estimate + self.code_bytes

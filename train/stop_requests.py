@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether Ctrl-C was pressed since. A second one interrupts."""
+    """Yields a function that returns whether Ctrl-C was pressed. A second Ctrl-C interrupts."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # only the main thread may ask for signals
         return

@@ -27,7 +27,7 @@ def train_tokenizer(
 ) -> bytes:
     """A sentencepiece model as the bytes of its file; equal text gives equal bytes.
 
-    Nothing is normalized: white space and line ends come back as they were, what the vocabulary
+    Nothing is normalized: white space and line ends are kept, what the vocabulary
     lacks as bytes. <unk>, <s> (BOS) and </s> are 0, 1 and 2, as in the contest's tokenizers.
 
     Args:

@@ -24,7 +24,8 @@ def validate(
 ) -> Score | None:
     """The score of this rank's part of the windows; None without validation data.
 
-    tokens: score the first so many; 0: all. Raises PackerError: the data cannot be scored.
+    tokens: number of tokens to score from the start; 0 for all. Raises PackerError: the data cannot
+    be scored.
     """
     if data.valid is None or data.counter is None:
         return None

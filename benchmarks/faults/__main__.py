@@ -51,8 +51,8 @@ def main() -> None:
     failures = [*(one for one in kills if one.problem), *(one for one in faults if one.problem)]
     if options.json:
         runs = {"runs": len(kills), "kills": sum(one.kills for one in kills)}
-        told = {**runs, "faults": [vars(one) for one in faults]}
-        print(json.dumps({**told, "failures": [vars(one) for one in failures]}))
+        report = {**runs, "faults": [vars(one) for one in faults]}
+        print(json.dumps({**report, "failures": [vars(one) for one in failures]}))
     for one in failures:
         print(f"FAILED {one}", file=sys.stderr)
     sys.exit(1 if failures else 0)

@@ -18,7 +18,7 @@ from benchmarks.faults.scene import Job
 from packer.cli import main
 from packer.curvature import unfinished
 
-OLD = b"what stood there"
+OLD = b"the previous file"
 KILLS_PER_RUN = 3  # of work that goes on; then it may finish
 
 
@@ -33,7 +33,7 @@ class Baseline:
 @dataclass(frozen=True)
 class Killed:
     """What was left. problem: in words, None where all is as it must be. leftovers: temporary
-    files, which nobody is left to remove. kills: that came before the end.
+    files, which no process is left to remove. kills: that came before the end.
     """
 
     job: str

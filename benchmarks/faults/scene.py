@@ -85,9 +85,9 @@ def _without_seconds(path: Path) -> object:
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    told = json.loads(header["__metadata__"]["provenance"])
-    del told["seconds"], header["__metadata__"]
-    return header, told, data[8 + length :]
+    provenance = json.loads(header["__metadata__"]["provenance"])
+    del provenance["seconds"], header["__metadata__"]
+    return header, provenance, data[8 + length :]
 
 
 def _int8_zlib(weights: dict[str, torch.Tensor]) -> bytes:

@@ -172,20 +172,20 @@ def test_values_of_inspect(weights: Weights) -> None:
 
 
 def test_progress_is_told(weights: Weights) -> None:
-    told: list[tuple[str, int, int]] = []
+    reports: list[tuple[str, int, int]] = []
 
     def progress(what: str, done: int, total: int) -> None:
-        told.append((what, done, total))
+        reports.append((what, done, total))
 
     plan = packer.plan(weights, CAP, progress=progress)
     count = len(plan.choices)
-    done, totals = [done for _, done, _ in told], {total for *_, total in told}
+    done, totals = [done for _, done, _ in reports], {total for *_, total in reports}
     elements = sum(weight.numel() for weight in from_state_dict(weights).tensors.values())
-    assert len(told) == count and totals == {elements}  # progress is counted in weights
+    assert len(reports) == count and totals == {elements}  # progress is counted in weights
     assert done == sorted(done) and done[-1] == elements
     packed = packer.pack(weights, plan, progress=progress)
     packer.verify(packed.data, weights, progress=progress)
-    assert told[-1] == ("verified", count, count)
+    assert reports[-1] == ("verified", count, count)
 
 
 def test_code_loader_and_margin_are_counted(weights: Weights, tmp_path: Path) -> None:

@@ -89,8 +89,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = seeded()
     torch.save(weights, folder / "model.pt")
     contents = contents_fingerprint(from_state_dict(weights))
-    felt = {name: curvature_of(w) for name, w in weights.items() if w.dim() == 2}
-    found = CurvatureSet(felt, contents, "seeded", 4096, 0.0, 128, 4.0)
+    by_name = {name: curvature_of(w) for name, w in weights.items() if w.dim() == 2}
+    found = CurvatureSet(by_name, contents, "seeded", 4096, 0.0, 128, 4.0)
     write_curvature(folder / "curvature.safetensors", found)
     packer.plan(weights, 40_000, curvature=found, out=folder / "plan.json")
     return folder
@@ -101,12 +101,12 @@ def test_alone_it_fills_the_cap_with_what_all_read_alike(made, tmp_path, monkeyp
     arguments = ["bundle", "--plan", str(made / "plan.json"), "-o", "bundle.py", "--json"]
     done = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
+    output = json.loads(done.stdout)
     script = Path("bundle.py").stat().st_size
-    assert told["script_bytes"] == told["code_bytes"] == script
-    assert told["artifact_bytes"] == 40_000 - script
-    assert 0 < told["decoder_bytes"] < told["encoder_bytes"]
-    assert told["decoder_bytes"] + told["encoder_bytes"] == script
+    assert output["script_bytes"] == output["code_bytes"] == script
+    assert output["artifact_bytes"] == 40_000 - script
+    assert 0 < output["decoder_bytes"] < output["encoder_bytes"]
+    assert output["decoder_bytes"] + output["encoder_bytes"] == script
     inputs = (str(made / "model.pt"), str(made / "curvature.safetensors"))
     printed = alone(ALONE, "bundle.py", *inputs, "m.pack")
     size = Path("m.pack").stat().st_size
@@ -174,21 +174,21 @@ def test_a_plan_makes_room_for_its_own_bundle(made, tmp_path, script):
 
 def test_what_a_plan_counts_is_told_apart(made):
     arguments = ["plan", str(made / "plan.json"), "--cap", "40000", "--bundle", "--json"]
-    told = json.loads(CliRunner().invoke(main, arguments, catch_exceptions=False).stdout)
-    assert told["decoder_bytes"] + told["encoder_bytes"] == told["code_bytes"]
+    output = json.loads(CliRunner().invoke(main, arguments, catch_exceptions=False).stdout)
+    assert output["decoder_bytes"] + output["encoder_bytes"] == output["code_bytes"]
 
 
 def test_what_it_cannot_use_is_told_in_a_line_and_nothing_is_written(made, tmp_path):
     (tmp_path / "bundle.py").write_text(
         make_bundle(api.load_plan(made / "plan.json").bundled).script
     )
-    good, felt = str(made / "model.pt"), str(made / "curvature.safetensors")
+    good, curvature = str(made / "model.pt"), str(made / "curvature.safetensors")
     fewer = {name: weight for name, weight in seeded().items() if "fc" not in name}
     torch.save(fewer, tmp_path / "fewer.pt")
     cases = {
-        "not among the weights": (str(tmp_path / "fewer.pt"), felt),
+        "not among the weights": (str(tmp_path / "fewer.pt"), curvature),
         "plan.json cannot be read": (good, str(made / "plan.json")),
-        "do not fit": (good, felt, "12000"),
+        "do not fit": (good, curvature, "12000"),
         "usage: ": (good,),
     }
     for message, (weights, *rest) in cases.items():
@@ -202,16 +202,16 @@ def test_what_it_cannot_use_is_told_in_a_line_and_nothing_is_written(made, tmp_p
 
 def test_weights_and_curvature_that_do_not_go_together_are_refused():
     weight, choice = torch.randn(8, 6), parse_choice("step.row.col+gptq2@0.5")
-    felt = curvature_of(weight)
-    keep_usable("a", weight, choice, felt)
+    curvature = curvature_of(weight)
+    keep_usable("a", weight, choice, curvature)
     keep_usable("a", weight, parse_choice("fp16"), None)
     broken = torch.full_like(weight, torch.nan)
-    blind = Curvature(felt.hessian, felt.fisher, 9)
+    blind = Curvature(curvature.hessian, curvature.fisher, 9)
     for message, one, known in (
-        ("not finite", broken, felt),
+        ("not finite", broken, curvature),
         ("no curvature", weight, None),
-        ("of another shape", weight.T, felt),
-        ("of another shape", weight[:7], felt),
+        ("of another shape", weight.T, curvature),
+        ("of another shape", weight[:7], curvature),
         ("no curvature of outputs", weight, blind),
     ):
         with pytest.raises(ArtifactError, match=f"a (is|has) .*{message}|a has {message}"):
@@ -227,14 +227,14 @@ def test_other_formats_are_encoded_too():
         "tok_emb.weight": "int8.row~brotli+percentile",
         "norm.weight": "ternary.row",
     }
-    felt = {name: curvature_of(weights[name]).hessian for name in pins if "fc" in name}
+    hessians = {name: curvature_of(weights[name]).hessian for name in pins if "fc" in name}
     options = packer.MeasureOptions(pins=pins)
-    plan = packer.plan(weights, 200_000, options, curvature=felt)
+    plan = packer.plan(weights, 200_000, options, curvature=hessians)
     space: dict = {"__name__": "bundle"}
     exec(make_bundle(plan.bundled).script, space)
-    known = {name: space["Curvature"](hessian, None, 1) for name, hessian in felt.items()}
+    known = {name: space["Curvature"](hessian, None, 1) for name, hessian in hessians.items()}
     data = space["encode_weights"](weights, known, 200_000, 0)
-    packed = packer.pack(weights, plan, curvature=felt).data
+    packed = packer.pack(weights, plan, curvature=hessians).data
     theirs, ours = packer.unpack(data), packer.unpack(packed)
     assert theirs.keys() == ours.keys() and "head.weight" in ours
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
@@ -244,16 +244,20 @@ def test_other_formats_are_encoded_too():
 def test_codes_on_a_trellis_are_searched_for_without_a_compiler_too(monkeypatch):
     name = "blocks.0.mlp.fc.weight"
     weights = {name: seeded()[name][:40, :24].clone(), "norm.weight": seeded()["norm.weight"]}
-    felt = curvature_of(weights[name])
+    curvature = curvature_of(weights[name])
     pins = {name: "trellis.row.col+gptq2@1", "norm.weight": "fp16"}
-    plan = packer.plan(weights, 30_000, packer.MeasureOptions(pins=pins), curvature={name: felt})
-    packed = packer.pack(weights, plan, curvature={name: felt}).data
+    plan = packer.plan(
+        weights, 30_000, packer.MeasureOptions(pins=pins), curvature={name: curvature}
+    )
+    packed = packer.pack(weights, plan, curvature={name: curvature}).data
     script = make_bundle(plan.bundled).script
     for compiler in (sys.modules["numba"], None):
         monkeypatch.setitem(sys.modules, "numba", compiler)
         space: dict = {"__name__": "bundle"}
         exec(script, space)
-        known = space["Curvature"](felt.hessian, felt.fisher, 4096, None, None, felt.outputs)
+        known = space["Curvature"](
+            curvature.hessian, curvature.fisher, 4096, None, None, curvature.outputs
+        )
         data = space["encode_weights"](weights, {name: known}, len(packed) + CLOSE, 0)
         assert data[25:-8] == packed[25:-8]  # all but cap, code and checksum
 
@@ -287,16 +291,16 @@ def test_on_the_reference_checkpoint(shared, tmp_path):
     loaded = read_checkpoint(path)
     matrices = [name for name, w in loaded.tensors.items() if w.dim() == 2 and w.numel() > 4096]
     rounded = [name for name in matrices if ".attn.c_k." in name][:2]
-    felt = {name: curvature_of(loaded.tensors[name]) for name in rounded}
+    by_name = {name: curvature_of(loaded.tensors[name]) for name in rounded}
     choices = dict.fromkeys(loaded.tensors, "fp16")
     choices |= dict.fromkeys(matrices, "step.row+nearest@0.5")
     choices |= dict.fromkeys(rounded, "step.row.col+gptq2@0.5")
-    measured = measure_choices(loaded, choices, curvature=resolve_curvature(loaded, felt))
+    measured = measure_choices(loaded, choices, curvature=resolve_curvature(loaded, by_name))
     size = measured.header_bytes + sum(one.size_bytes for one in measured.candidates)
     plan = make_plan(measured, Limits(size))
     script = tmp_path / "bundle.py"
     script.write_text(make_bundle(plan.bundled).script)
-    found = CurvatureSet(felt, None, "drawn", 4096, 0.0, None, None)
+    found = CurvatureSet(by_name, None, "drawn", 4096, 0.0, None, None)
     write_curvature(tmp_path / "curvature.safetensors", found)
     torch.save(dict(loaded.tensors), tmp_path / "in.pt")
     names = ("in.pt", "curvature.safetensors", "m.pack")

@@ -125,8 +125,8 @@ def space() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def plan(space: dict[str, Any]) -> packer.planning.plan.PackPlan:
-    felt = packer.calibrate(space["model"], space["batches"])
-    return packer.plan(space["weights"], 12_000, curvature=felt)
+    curvature = packer.calibrate(space["model"], space["batches"])
+    return packer.plan(space["weights"], 12_000, curvature=curvature)
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +176,8 @@ def test_it_is_the_packers_own_bit_by_bit(space, made, way):
 
 
 def test_a_training_script_alone_writes_what_the_packer_does(tmp_path, space, plan):
-    felt = packer.calibrate(space["model"], space["batches"])
-    packed = packer.pack(space["weights"], plan, curvature=felt).data
+    curvature = packer.calibrate(space["model"], space["batches"])
+    packed = packer.pack(space["weights"], plan, curvature=curvature).data
     (tmp_path / "train.py").write_text(TRAINING + CALIBRATING)
     done = inline_bundle(replace(plan.bundled, calibrate=True), (tmp_path / "train.py").read_text())
     script = tmp_path / "train.py"
@@ -198,14 +198,14 @@ def test_a_plan_counts_it(tmp_path, plan):
     inline = ("--inline", str(tmp_path / "train.py"))
     arguments = ["plan", str(tmp_path / "plan.json"), "--cap", "60000", *inline, "--calibrate"]
     asked = [*arguments, "-o", str(tmp_path / "again.json"), "--json"]
-    told = json.loads(CliRunner().invoke(main, asked, catch_exceptions=False).stdout)
+    output = json.loads(CliRunner().invoke(main, asked, catch_exceptions=False).stdout)
     again = api.load_plan(tmp_path / "again.json")
     assert again.limits.calibrate and not plan.limits.calibrate
     out = ["-o", str(tmp_path / "out.py"), "--json"]  # a plan that counted it has it anyway
     command = ["bundle", "--plan", str(tmp_path / "again.json"), *inline, *out]
     made = json.loads(CliRunner().invoke(main, command, catch_exceptions=False).stdout)
-    assert made["encoder_bytes"] == told["encoder_bytes"] == again.limits.encoder_bytes
-    assert made["script_bytes"] == made["code_bytes"] == told["code_bytes"]
+    assert made["encoder_bytes"] == output["encoder_bytes"] == again.limits.encoder_bytes
+    assert made["script_bytes"] == made["code_bytes"] == output["code_bytes"]
     without = inline_bundle(replace(again.bundled, calibrate=False), TRAINING)
     assert 4_000 < made["encoder_bytes"] - without.encoder_bytes < LARGEST_CALIBRATION
     assert "calibrated" in defined((tmp_path / "out.py").read_text())["bundle"]
@@ -325,11 +325,11 @@ def test_of_the_reference_checkpoint(shared):
     plan = packer.planning.plan.make_plan(measured, packer.planning.account.Limits(size + CLOSE))
     packed = packer.pack(weights, plan, curvature=ours).data
     made = defined(make_bundle(replace(plan.bundled, calibrate=True)).script)
-    felt, tokens, _ = made["calibrated"](model, weights, batches, 600)
-    assert tokens == 256 and felt.keys() == ours.by_tensor.keys()
+    curvature, tokens, _ = made["calibrated"](model, weights, batches, 600)
+    assert tokens == 256 and curvature.keys() == ours.by_tensor.keys()
     for name, one in ours.by_tensor.items():
-        assert_same(known(felt[name]), one)
-    data = made["encode_weights"](weights, felt, len(packed) + CLOSE, 0)
+        assert_same(known(curvature[name]), one)
+    data = made["encode_weights"](weights, curvature, len(packed) + CLOSE, 0)
     assert data[25:-8] == packed[25:-8]
     theirs, unpacked = made["read_weights"](data), packer.unpack(data)
     assert all(torch.equal(theirs[name], unpacked[name]) for name in unpacked)

@@ -306,7 +306,7 @@ def curvature_file(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from packer.cli import main
 
-    path = tmp_path_factory.mktemp("felt") / "c.safetensors"
+    path = tmp_path_factory.mktemp("curvature") / "c.safetensors"
     text = ["--data", lab / "train.txt", "--tokenizer", lab / "t64.model", "--tokens", 1024]
     command = ["calibrate", lab / "model.pt", *text, "--window", 64, "-o", path]
     result = CliRunner().invoke(main, [str(part) for part in command])
@@ -316,8 +316,10 @@ def curvature_file(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_plan_with_curvature_is_packed_with_it(lab: Path, curvature_file: Path, run) -> None:
     model = lab / "model.pt"
-    felt = ("--curvature", curvature_file)
-    planned = run("plan", model, "--cap", "12KB", *felt, "--pin", "mlp-in=int4.row+gptq", "-o", "p")
+    options = ("--curvature", curvature_file)
+    planned = run(
+        "plan", model, "--cap", "12KB", *options, "--pin", "mlp-in=int4.row+gptq", "-o", "p"
+    )
     assert planned.exit_code == 0, planned.output
     assert "predicted damage (damage_bpb)" in planned.stdout
     assert "1,024 tokens of" in planned.stdout
@@ -328,12 +330,12 @@ def test_a_plan_with_curvature_is_packed_with_it(lab: Path, curvature_file: Path
     refused = run("pack", model, "--plan", "p", "-o", "model.pack")
     assert refused.exit_code == 1 and "needs curvature, as" in " ".join(refused.stderr.split())
     assert not Path("model.pack").exists()
-    packed = run("pack", model, "--plan", "p", *felt, "-o", "model.pack")
+    packed = run("pack", model, "--plan", "p", *options, "-o", "model.pack")
     assert packed.exit_code == 0, packed.output
     assert Path("model.pack").stat().st_size <= 12_000
     against = ("verify", "model.pack", "--against", model, "--plan", "p")
-    assert run(*against, *felt).exit_code == run(*against).exit_code == 0
-    other = run("plan", lab / "banked.pt", "--cap", "12KB", *felt)
+    assert run(*against, *options).exit_code == run(*against).exit_code == 0
+    other = run("plan", lab / "banked.pt", "--cap", "12KB", *options)
     assert other.exit_code == 1 and "contents" in other.stderr
 
 
@@ -401,12 +403,12 @@ def test_calibration_leaves_the_held_out_end_of_the_text_unread(
 def test_a_plan_is_measured_on_a_text(lab: Path, curvature_file: Path, run) -> None:
     text = ("--measure-on", lab / "train.txt", "--tokenizer", lab / "t64.model")
     amount = ("--calibration-tokens", 512, "--calibration-window", 64)
-    felt = ("--curvature", curvature_file)
-    result = run("plan", lab / "model.pt", "--cap", "12KB", *felt, *text, *amount, "-o", "p")
+    options = ("--curvature", curvature_file)
+    result = run("plan", lab / "model.pt", "--cap", "12KB", *options, *text, *amount, "-o", "p")
     assert result.exit_code == 0, result.output
     assert "round 1: measured damage" in result.stdout and "; kept" in result.stdout
     assert ", predicted " in result.stdout
-    again = run("plan", "p", "--cap", "12KB", *felt, *text, *amount, "--json")
+    again = run("plan", "p", "--cap", "12KB", *options, *text, *amount, "--json")
     rounds = json.loads(again.stdout)["measured_rounds"]
     assert rounds and all(one["measured_damage_bpb"] > 0 for one in rounds)
     blind = run("plan", "p", "--cap", "12KB", *text, *amount)

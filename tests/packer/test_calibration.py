@@ -80,7 +80,7 @@ def test_inputs_of_banked_sliced_and_cast_weights(tokens: Tensor) -> None:
         torch.testing.assert_close(up.hessian[layer], x.mT @ x / len(x), rtol=1e-4, atol=1e-5)
     x = inputs["table"][0]
     torch.testing.assert_close(head.hessian, x.mT @ x / len(x), rtol=1e-4, atol=1e-5)
-    # The rows of x @ W are its inputs: their energies, where the gradient is felt.
+    # The rows of x @ W are its inputs: their energies, weighted by the gradient.
     rows = found.by_tensor["down"].fisher
     assert rows is not None
     for layer, x in enumerate(inputs["down"]):
@@ -127,7 +127,7 @@ def test_outputs_know_which_changes_cancel(tokens: Tensor) -> None:
     assert kronecker_nats(shift, head.hessian, head.outputs[None]) < 1e-4 * apart
     assert head.row_factors is not None
     drawn = kronecker_nats(shift, head.hessian, head.row_factors)
-    assert drawn == pytest.approx(0.33 * apart, rel=0.1)  # and 0.03 that every row is felt
+    assert drawn == pytest.approx(0.33 * apart, rel=0.1)  # and 0.03 for every row
     other = normal(VOCAB, WIDTH, seed=5)
     assert kronecker_nats(other, head.hessian, head.row_factors) == pytest.approx(
         half_form(head, other), rel=0.3
@@ -141,7 +141,7 @@ def test_outputs_of_banks_are_kept_bank_by_bank(tokens: Tensor) -> None:
     inputs = observed(Banked(), tokens)["down"]
     down = found["down"].outputs
     assert down is not None
-    for bank, x in enumerate(inputs):  # rows of x @ W are inputs, weighted where it is felt
+    for bank, x in enumerate(inputs):  # rows of x @ W are inputs, weighted by the gradient
         moment = x.mT @ x / len(x)
         cosine = (moment * down[bank]).sum() / moment.norm() / down[bank].norm()
         assert float(cosine) > 0.97

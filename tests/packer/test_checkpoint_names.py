@@ -156,15 +156,15 @@ class Untied(torch.nn.Module):
         return logits
 
 
-def test_copies_in_a_model_are_felt_as_head_and_as_table() -> None:
+def test_copies_in_a_model_count_as_head_and_as_table() -> None:
     model = Untied()
     before = dict(model.named_parameters())
     tokens = torch.from_numpy(np.arange(96).reshape(2, 48))
     found = calibrate(model, [tokens])
     assert found.contents == contents_fingerprint(from_state_dict(model.state_dict()))
-    felt = found.by_tensor["emb.weight"]
+    curvature = found.by_tensor["emb.weight"]
     assert list(found.by_tensor) == ["emb.weight"]
-    assert felt.hessian is not None and felt.row_usage is not None
+    assert curvature.hessian is not None and curvature.row_usage is not None
     assert all(before[name] is one for name, one in model.named_parameters())
     assert share_copies(model, {"head.weight": "emb.weight"})
     assert model.head.weight is model.emb.weight

@@ -49,14 +49,16 @@ def matrix(rows: int, columns: int) -> torch.Tensor:
 )
 def test_only_the_diagonal_decides_the_order(text, seed):
     """Columns that stand otherwise, with their curvature, get the codes that they had."""
-    weight, felt = matrix(24, 70), curvature_of(24, 70)
+    weight, curvature = matrix(24, 70), curvature_of(24, 70)
     at = torch.randperm(70, generator=torch.Generator().manual_seed(seed))
-    moved = Curvature(felt.hessian[at][:, at], felt.fisher, felt.tokens, outputs=felt.outputs)
-    whole = quantize(weight, parse_choice(text), felt)
+    moved = Curvature(
+        curvature.hessian[at][:, at], curvature.fisher, curvature.tokens, outputs=curvature.outputs
+    )
+    whole = quantize(weight, parse_choice(text), curvature)
     again = quantize(weight[:, at], parse_choice(text), moved)
     differ = (whole.codes[:, at] != again.codes).float().mean()
     assert differ < 0.01  # sums in another order may fall to the other side of a half
-    descending = quantize(weight, parse_choice(text.replace("+ascending", "")), felt)
+    descending = quantize(weight, parse_choice(text.replace("+ascending", "")), curvature)
     assert (whole.codes != descending.codes).float().mean() > 0.05
 
 
@@ -64,17 +66,17 @@ def test_only_the_diagonal_decides_the_order(text, seed):
 def planned():
     """(weights, curvature, plan): the coarse choice of an MLP's output matrix is found."""
     weights = {"blocks.0.mlp.proj.weight": matrix(96, 256)}
-    felt = {name: curvature_of(*weight.shape) for name, weight in weights.items()}
+    by_name = {name: curvature_of(*weight.shape) for name, weight in weights.items()}
     contents = contents_fingerprint(from_state_dict(weights))
-    whole = CurvatureSet(felt, contents, "seeded", 4096, 0.0, 128, 4.0)
+    whole = CurvatureSet(by_name, contents, "seeded", 4096, 0.0, 128, 4.0)
     return weights, whole, packer.plan(weights, 6_000, curvature=whole)
 
 
 @pytest.mark.parametrize("way", ["step+gptq", "step.row.col+gptq"])
 def test_a_step_twice_as_small_costs_what_its_damage_is_worth(way: str):
     """The exchange by which ways are compared: a bit a weight for a quarter of the damage."""
-    weight, felt = matrix(96, 64), curvature_of(96, 64)
-    coarse, fine = (_cost(weight, felt, f"{way}@{step}") for step in (0.2, 0.1))
+    weight, curvature = matrix(96, 64), curvature_of(96, 64)
+    coarse, fine = (_cost(weight, curvature, f"{way}@{step}") for step in (0.2, 0.1))
     assert abs(fine - coarse) / weight.numel() < 0.1
 
 

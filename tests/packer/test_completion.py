@@ -63,14 +63,17 @@ def test_every_shell_is_answered(shell: str) -> None:
     asked = {"_PACKER_COMPLETE": f"{shell}_complete"}
     asked |= {"COMP_WORDS": "packer re", "COMP_CWORD": at}
     program = "from packer.cli import main; main(prog_name='packer')"
-    told = subprocess.run(
+    words = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, **asked},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    assert told.replace("\t", "\n").replace(",", "\n").splitlines()[:2] == ["plain", "report"]
+    assert words.replace("\t", "\n").replace(",", "\n").splitlines()[:2] == [
+        "plain",
+        "report",
+    ]
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -49,7 +49,7 @@ def test_quadratic_forms_of_banks(banks: int, rows: int, columns: int) -> None:
     assert second_order_nats(change, hessian, weights) == pytest.approx(half)
 
 
-def test_a_tied_embedding_is_felt_twice() -> None:
+def test_a_tied_embedding_counts_twice() -> None:
     table = Curvature(spd(3, 1), torch.tensor([0.5, 0.5]), 10, row_usage=torch.ones(2))
     head = Curvature(spd(3, 2), torch.tensor([1.0, 2.0]), 10)
     change = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 1.0]])
@@ -131,7 +131,7 @@ class Ones:
 
 
 @pytest.fixture(scope="module")
-def felt():
+def calibrated():
     """(model, checkpoint, data, curvature) of a small companion model."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(32, 2, 64, 4, 2, embedding_init_std=0.03))
@@ -148,13 +148,13 @@ def felt():
 
 
 @pytest.fixture(scope="module")
-def measured(felt) -> Measurement:
-    return api.measure(felt[1], curvature=felt[3])
+def measured(calibrated) -> Measurement:
+    return api.measure(calibrated[1], curvature=calibrated[3])
 
 
-def test_predicted_damage_comes_true(felt, measured: Measurement) -> None:
+def test_predicted_damage_comes_true(calibrated, measured: Measurement) -> None:
     """Whole plans, before and after the fit, on tokens that it never saw."""
-    model, checkpoint, data, curvature = felt
+    model, checkpoint, data, curvature = calibrated
     assert all(c.damage_bpb is not None for c in measured.candidates)
     assert any("+gptq" in c.choice for c in measured.candidates)
     assert measured.curvature == curvature.sha256 and "bits per token" not in measured.damage_source
@@ -176,8 +176,8 @@ def test_predicted_damage_comes_true(felt, measured: Measurement) -> None:
         assert trial.measured == pytest.approx(trial.total, rel=0.6)
 
 
-def test_predictions_are_fitted_from_python_too(felt, measured: Measurement) -> None:
-    model, checkpoint, data, curvature = felt
+def test_predictions_are_fitted_from_python_too(calibrated, measured: Measurement) -> None:
+    model, checkpoint, data, curvature = calibrated
     bench = damage_evaluator(
         model, checkpoint, curvature, data, "noise", tokens=1024, window=64, held_out=True
     )
@@ -193,8 +193,8 @@ def test_predictions_are_fitted_from_python_too(felt, measured: Measurement) -> 
     assert api.measure(checkpoint, curvature=api.Calibration(curvature, bench)).damage_fit
 
 
-def test_plans_are_checked_and_the_best_is_known(felt, measured: Measurement) -> None:
-    model, checkpoint, data, curvature = felt
+def test_plans_are_checked_and_the_best_is_known(calibrated, measured: Measurement) -> None:
+    model, checkpoint, data, curvature = calibrated
     bench = damage_evaluator(
         model, checkpoint, curvature, data, "noise", tokens=1024, window=64, held_out=False
     )
@@ -209,9 +209,9 @@ def test_plans_are_checked_and_the_best_is_known(felt, measured: Measurement) ->
 
 
 def test_gptq_plans_are_packed_with_their_curvature_only(
-    felt, measured: Measurement, tmp_path: Path
+    calibrated, measured: Measurement, tmp_path: Path
 ) -> None:
-    model, checkpoint, _, curvature = felt
+    model, checkpoint, _, curvature = calibrated
     plan = api.plan(measured, 28_000)
     assert any("+gptq" in choice for choice in plan.choices.values())
     with pytest.raises(PlanError, match=r"needs curvature, as .*--curvature FILE"):
@@ -225,9 +225,9 @@ def test_gptq_plans_are_packed_with_their_curvature_only(
     assert api.verify(packed.data, checkpoint, plan, curvature=curvature).problems == ()
 
 
-def test_a_training_script_brings_its_own(felt) -> None:
+def test_a_training_script_brings_its_own(calibrated) -> None:
     """calibrate(model, batches, seconds) and plan(state_dict, curvature=second moments)."""
-    model, _, data, _ = felt
+    model, _, data, _ = calibrated
     weights = model.state_dict()
     batches = token_batches(np.asarray(data.stream), 64, 512, torch.device("cpu"))
     curvature = api.calibrate(model, batches, seconds=60, bytes_per_token=2.0)
@@ -259,16 +259,16 @@ def test_a_training_script_brings_its_own(felt) -> None:
         api.plan(plan, 28_000, curvature=curvature)
 
 
-def test_combined_rounding_serves_a_tied_embedding_best(felt) -> None:
+def test_combined_rounding_serves_a_tied_embedding_best(calibrated) -> None:
     """GPTQ under the head's Hessian alone hurts the lookup more than it saves the head."""
-    _, checkpoint, _, curvature = felt
+    _, checkpoint, _, curvature = calibrated
     weight, one = checkpoint.tensors["tok_emb.weight"], curvature.by_tensor["tok_emb.weight"]
     choice = parse_choice("int4.row+gptq")
-    felt_as = []
+    damages = []
     for rounding in (one, Curvature(one.hessian, one.fisher, one.tokens)):
         change = dequantize(quantize(weight, choice, rounding)) - weight
-        felt_as.append(predicted_nats(one, change) or 0.0)
-    assert 0 < felt_as[0] < felt_as[1]
+        damages.append(predicted_nats(one, change) or 0.0)
+    assert 0 < damages[0] < damages[1]
 
 
 def test_at_damage_is_on_the_frontier() -> None:

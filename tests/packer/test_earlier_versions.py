@@ -96,8 +96,8 @@ def test_the_command_refuses_to_compare(weights: dict[str, Tensor], tmp_path: Pa
     assert alone.exit_code == 0 and "3 tensors decode" in alone.stdout
     compared = run("verify", GOLDEN, "--against", tmp_path / "model.pt", "--json")
     assert compared.exit_code == 1
-    told = " ".join(compared.stderr.split())
-    assert NOT_COMPARED in told and "packer eval" in told
+    message = " ".join(compared.stderr.split())
+    assert NOT_COMPARED in message and "packer eval" in message
     assert not json.loads(compared.stdout)["passed"]
 
 

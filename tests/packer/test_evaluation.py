@@ -122,10 +122,10 @@ def test_a_model_of_another_vocabulary_is_named(data: Data, tmp_path: Path) -> N
     with pytest.raises(ScoreError, match=r"m1: the model has a vocabulary of 9 and the tokenizer"):
         run([Table(0), Table(0, vocab=9)], data)
     write_shard(tmp_path / "ones.bin", [1] * LENGTH)
-    untold = evaluation.open_data([tmp_path / "data.bin"], bytes_sidecar=[tmp_path / "ones.bin"])
+    unsized = evaluation.open_data([tmp_path / "data.bin"], bytes_sidecar=[tmp_path / "ones.bin"])
     with pytest.raises(ScoreError, match=r"m0: the model has a vocabulary of 10 and .* token 10"):
-        run([Table(0, vocab=10)], untold)
-    assert run([Table(0)], untold)[0].score.bytes == LENGTH - 1
+        run([Table(0, vocab=10)], unsized)
+    assert run([Table(0)], unsized)[0].score.bytes == LENGTH - 1
 
 
 def test_what_one_rank_refuses_all_refuse(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:

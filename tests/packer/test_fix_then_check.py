@@ -73,23 +73,23 @@ def fixed_and_checked(run: Run, folder: Path, cap: int) -> dict[str, Any]:
     """What fix wrote of itself; the folder has no fail under its own cap."""
     result = run("fix", folder, "--cap", cap, "-o", "new", "--json")
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
+    output = json.loads(result.stdout)
     checked = run("check", "new", "--cap", cap, "--json")
     found = json.loads(checked.stdout)["findings"]
     assert [one for one in found if one["status"] == "fail"] == [], found
     claims = json.loads(Path("new/submission.json").read_text())
-    assert claims["bytes_total"] == told["total_bytes"] <= cap
+    assert claims["bytes_total"] == output["total_bytes"] <= cap
     by_rule = {one["rule"]: one["status"] for one in found}
     assert by_rule["json-total"] == "pass" and by_rule.get("json-parts", "pass") == "pass"
-    return dict(told)
+    return dict(output)
 
 
 def test_re_encoded_with_a_loader_beside(make: Callable[..., Path], run: Run) -> None:
     model = artifact()
     files = {"train_gpt.py": "import torch\n", "m.ptz": model, "a.log": log(len(model), 13)}
     folder = make(files, bytes_total=len(model) + 13, bytes_code=13, model_size_mb=0.01)
-    told = fixed_and_checked(run, folder, len(model) - 1500)
-    assert "re-encoded" in told["what"] and Path("new/loader.py").exists()
+    output = fixed_and_checked(run, folder, len(model) - 1500)
+    assert "re-encoded" in output["what"] and Path("new/loader.py").exists()
     # As the author is asked to: the loader imported, the claims corrected by what that takes.
     claims = json.loads(Path("new/submission.json").read_text())
     edit = "from loader import read_weights\n"
@@ -107,10 +107,10 @@ def test_re_encoded_and_packed_with_its_loader(make: Callable[..., Path], run: R
     code = ENTRY + LONG
     files = {"train_gpt.py": code, "m.ptz": model, "a.log": log(len(model), len(code))}
     folder = make(files, bytes_total=1, bytes_code=2)
-    told = fixed_and_checked(run, folder, len(model))
-    assert "packed with its loader" in told["what"]
-    assert Path("new/train_gpt.py").stat().st_size == told["code_bytes"]
-    assert "packer code" in told["to_do"][1] and str(folder) in told["to_do"][0]
+    output = fixed_and_checked(run, folder, len(model))
+    assert "packed with its loader" in output["what"]
+    assert Path("new/train_gpt.py").stat().st_size == output["code_bytes"]
+    assert "packer code" in output["to_do"][1] and str(folder) in output["to_do"][0]
     assert read_weights(Path("new/m.pack").read_bytes())
 
 
@@ -130,10 +130,10 @@ def test_code_of_several_files_is_packed(
     size, code = len(model), len(entry) + len(ENTRY)
     files = {"train_gpt.py": entry, other: ENTRY, "a.log": log(size, code)}
     folder = make({**files, **({"m.ptz": model} if here else {})}, artifact_bytes=size)
-    told = fixed_and_checked(run, folder, size + code - 2000)
-    assert told["was_code_bytes"] == code and "code packed" in told["what"]
+    output = fixed_and_checked(run, folder, size + code - 2000)
+    assert output["was_code_bytes"] == code and "code packed" in output["what"]
     left = list(Path("new").glob("*.py"))
-    assert sum(path.stat().st_size for path in left) == told["code_bytes"]
+    assert sum(path.stat().st_size for path in left) == output["code_bytes"]
     assert len(left) == (1 if other == "helper.py" else 2)
 
 
@@ -151,8 +151,8 @@ def test_it_fits_and_only_the_claims_are_corrected(make: Callable[..., Path], ru
 def test_stored_more_coarsely(make: Callable[..., Path], run: Run) -> None:
     model = artifact()
     files = {"train_gpt.py": "import torch\n", "m.ptz": model, "a.log": log(len(model), 13)}
-    told = fixed_and_checked(run, make(files, bytes_total=1), len(model) * 7 // 10)
-    assert not told["lossless"]
+    output = fixed_and_checked(run, make(files, bytes_total=1), len(model) * 7 // 10)
+    assert not output["lossless"]
 
 
 def test_a_total_of_which_a_budget_tells(make: Callable[..., Path], run: Run) -> None:
@@ -160,8 +160,8 @@ def test_a_total_of_which_a_budget_tells(make: Callable[..., Path], run: Run) ->
         "seed:1\nstep:9/9 val_loss:2.07 val_bpb:1.17 train_time:5ms\nbudget:900000/16000000 FITS\n"
     )
     folder = make({"train_gpt.py": ENTRY, "a.log": text}, bytes_total=3)
-    told = fixed_and_checked(run, folder, 16_000_000)
-    assert told["total_bytes"] == 900_000
+    output = fixed_and_checked(run, folder, 16_000_000)
+    assert output["total_bytes"] == 900_000
 
 
 def test_without_the_artifact_its_own_is_asked_for(make: Callable[..., Path], run: Run) -> None:
@@ -247,8 +247,8 @@ def test_true_sizes_keep_what_a_key_means(
 
 def test_a_left_over_file_is_not_the_artifact(make: Callable[..., Path], run: Run) -> None:
     files = {"train_gpt.py": ENTRY, "a.log": log(15_900_000, len(ENTRY)), "smoke.ptz": artifact(2)}
-    told = fixed_and_checked(run, make(files, bytes_total=3), 16_000_000)
-    assert told["artifact"] is None and told["artifact_bytes"] == 15_900_000
+    output = fixed_and_checked(run, make(files, bytes_total=3), 16_000_000)
+    assert output["artifact"] is None and output["artifact_bytes"] == 15_900_000
 
 
 def test_a_script_that_cannot_be_what_was_logged_is_refused(
@@ -279,8 +279,10 @@ def test_the_size_of_the_only_seed_is_corrected(
     total = len(model) + len(ENTRY)
     folder = make(files, bytes_total=total, **claimed(total))
     cap = total - spared if spared < 1000 else len(model) - spared
-    told = fixed_and_checked(run, folder, cap)
-    assert str(told["total_bytes"]) in Path("new/submission.json").read_text().partition("seed")[2]
+    output = fixed_and_checked(run, folder, cap)
+    assert (
+        str(output["total_bytes"]) in Path("new/submission.json").read_text().partition("seed")[2]
+    )
 
 
 @pytest.mark.parametrize("entry", ["import loader\n", "x = 1\n"])

@@ -1,4 +1,4 @@
-"""Pages say what they are told and nothing else: whatever the text, it stays text."""
+"""Text of any kind stays text in a page."""
 
 from __future__ import annotations
 

@@ -90,8 +90,8 @@ def test_text_calibrates_plans_packs_and_compares(
     model_folder: Folder, text: Path, run: Run, tmp_path: Path
 ) -> None:
     folder = model_folder("qwen2")
-    told = ("--calibration", text, "--calibration-tokens", 512, "--calibration-window", WINDOW)
-    plan = run("plan", folder, "--cap", 60_000, *told, "-o", "plan.json")
+    options = ("--calibration", text, "--calibration-tokens", 512, "--calibration-window", WINDOW)
+    plan = run("plan", folder, "--cap", 60_000, *options, "-o", "plan.json")
     assert plan.exit_code == 0, plan.output
     curvature = ("--curvature", "plan.curvature.safetensors")
     packed = run("pack", folder, "--plan", "plan.json", *curvature, "-o", "m.pack")
@@ -103,21 +103,21 @@ def test_text_calibrates_plans_packs_and_compares(
     assert 0 < kl < 0.2
     few = ("--calibration-tokens", 64, "--calibration-window", WINDOW)
     data = ("--data", text, "--tokens", 64, "--window", WINDOW)
-    told = ("--calibration", text, *few, *data, "--json")
-    compared = run("compare", folder, "--cap", 60_000, *told)
+    options = ("--calibration", text, *few, *data, "--json")
+    compared = run("compare", folder, "--cap", 60_000, *options)
     assert compared.exit_code == 0, compared.output
 
 
 def test_text_by_the_model_itself_is_calibrated_on(model_folder: Folder, run: Run) -> None:
-    told = ("--self-generate", 256, "--window", WINDOW)
-    done = run("calibrate", model_folder("llama"), *told, "-o", "c.safetensors", "--json")
+    options = ("--self-generate", 256, "--window", WINDOW)
+    done = run("calibrate", model_folder("llama"), *options, "-o", "c.safetensors", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["tokens"] == 256
 
 
 def test_a_sample_is_written(model_folder: Folder, text: Path, run: Run) -> None:
-    told = ("--data", text, "--window", WINDOW, "--tokens", 64, "--sample", "The cat")
-    done = run("eval", model_folder("gpt2"), *told)
+    options = ("--data", text, "--window", WINDOW, "--tokens", 64, "--sample", "The cat")
+    done = run("eval", model_folder("gpt2"), *options)
     assert done.exit_code == 0 and "The cat" in done.stdout
 
 
@@ -126,8 +126,8 @@ def test_shards_are_read_as_one_file(
 ) -> None:
     folder = copied("mixtral")
     in_shards(folder)
-    told = ("--data", text, "--window", WINDOW, "--tokens", 64, "--json")
-    done = run("eval", model_folder("mixtral"), folder, *told)
+    options = ("--data", text, "--window", WINDOW, "--tokens", 64, "--json")
+    done = run("eval", model_folder("mixtral"), folder, *options)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["scores"][1]["kl_bits_per_byte"] == 0
 
@@ -153,8 +153,8 @@ def test_files_of_training_are_no_weights(copied: Callable[..., Path], run: Run)
 
 
 def refused(run: Run, folder: Path, text: Path, *more: object) -> str:
-    told = more or ("--window", WINDOW)
-    done = run("eval", folder, "--data", text, *told)
+    options = more or ("--window", WINDOW)
+    done = run("eval", folder, "--data", text, *options)
     assert done.exit_code == 1, done.output
     return done.stderr
 

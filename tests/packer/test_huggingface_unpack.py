@@ -71,9 +71,9 @@ def test_weights_come_back_in_the_dtype_that_was_read(
 def test_an_artifact_alone_is_scored(model_folder: Folder, run: Run, text: Path) -> None:
     folder = model_folder("llama")
     lossless(run, folder, "m.pack", "--include", "*.json")
-    told = ("--data", text, "--window", 32, "--tokens", 64, "--json")
-    alone = json.loads(run("eval", "m.pack", *told).stdout)["scores"][0]
-    beside = json.loads(run("eval", folder, *told).stdout)["scores"][0]
+    options = ("--data", text, "--window", 32, "--tokens", 64, "--json")
+    alone = json.loads(run("eval", "m.pack", *options).stdout)["scores"][0]
+    beside = json.loads(run("eval", folder, *options).stdout)["scores"][0]
     assert (alone["nats"], alone["bytes"]) == (beside["nats"], beside["bytes"])
 
 
@@ -82,10 +82,10 @@ def test_a_configuration_is_lent_to_an_artifact_without(
 ) -> None:
     folder = model_folder("llama")
     lossless(run, folder, "m.pack")
-    told = ("--data", text, "--window", 32, "--tokens", 64)
-    done = run("eval", folder, "m.pack", *told)
+    options = ("--data", text, "--window", 32, "--tokens", 64)
+    done = run("eval", folder, "m.pack", *options)
     assert done.exit_code == 0 and "configuration is taken from" in done.stderr
-    alone = run("eval", "m.pack", *told)
+    alone = run("eval", "m.pack", *options)
     assert alone.exit_code == 1 and "name its sentencepiece model or tokenizer.json" in alone.stderr
 
 
@@ -93,12 +93,12 @@ def test_files_are_counted_to_the_byte(model_folder: Folder, run: Run, tmp_path:
     folder = model_folder("llama")
     lossless(run, folder, "without.pack")
     done = lossless(run, folder, "with.pack", "--include", "tokenizer.json", "--json")
-    told = json.loads(done.stdout)
+    output = json.loads(done.stdout)
     sizes = [(tmp_path / name).stat().st_size for name in ("with.pack", "without.pack")]
-    assert told["included"] == ["tokenizer.json"]
-    assert told["included_bytes"] == sizes[0] - sizes[1] > 0
+    assert output["included"] == ["tokenizer.json"]
+    assert output["included_bytes"] == sizes[0] - sizes[1] > 0
     said = lossless(run, folder, "again.pack", "--include", "tokenizer.json").stdout
-    assert f"of the header, {told['included_bytes']:,} bytes are for tokenizer.json" in said
+    assert f"of the header, {output['included_bytes']:,} bytes are for tokenizer.json" in said
 
 
 def test_a_plan_carries_its_files(model_folder: Folder, run: Run) -> None:
@@ -115,8 +115,8 @@ def test_files_of_any_bytes_come_back(run: Run, made: Path, tmp_path: Path) -> N
     kinds = {"tokenizer.model": bytes(range(256)), "empty.txt": b"", "lines.txt": b"a\r\nb\rc\n"}
     for name, data in kinds.items():
         (tmp_path / name).write_bytes(data)
-    told = [part for name in kinds for part in ("--include", name)]
-    done = run("pack", made / "model.pt", "--cap", 30_000, *told, "-o", "m.pack")
+    options = [part for name in kinds for part in ("--include", name)]
+    done = run("pack", made / "model.pt", "--cap", 30_000, *options, "-o", "m.pack")
     assert done.exit_code == 0, done.output
     done = run("unpack", "m.pack", "-o", "back/", "--json")
     assert json.loads(done.stdout)["files"] == ["model.safetensors", *sorted(kinds)]

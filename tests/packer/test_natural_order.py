@@ -34,10 +34,10 @@ def test_progress_of_inspect_and_measure_counts_weights() -> None:
     from packer import inspect, measure
 
     weights = {"a": torch.randn(3, 4), "b": torch.randn(40)}
-    told: list[tuple[str, int, int]] = []
-    inspect(weights, lambda *what: told.append(what))
-    assert told == [("a", 0, 52), ("b", 12, 52)]
-    told.clear()
-    measured = measure(weights, progress=lambda *what: told.append(what))
-    assert told == [("a", 12, 52), ("b", 52, 52)]
+    reports: list[tuple[str, int, int]] = []
+    inspect(weights, lambda *what: reports.append(what))
+    assert reports == [("a", 0, 52), ("b", 12, 52)]
+    reports.clear()
+    measured = measure(weights, progress=lambda *what: reports.append(what))
+    assert reports == [("a", 12, 52), ("b", 52, 52)]
     assert measured.candidates == measure(weights, progress=ignore_progress).candidates

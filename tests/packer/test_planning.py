@@ -344,9 +344,9 @@ def test_no_state_dict_is_ever_packed_over_a_cap(weights: Weights, cap: int, mar
     try:
         plan = api.plan(measured, api.PlanLimits(cap, margin_bytes=margin))
     except CapError as error:
-        told = re.search(r"the smallest possible total is ([\d,]+)", str(error))
-        assert told is not None
-        smallest = int(told[1].replace(",", ""))
+        match = re.search(r"the smallest possible total is ([\d,]+)", str(error))
+        assert match is not None
+        smallest = int(match[1].replace(",", ""))
         assert smallest == _smallest(measured) + margin > cap
         plan = api.plan(measured, api.PlanLimits(smallest, margin_bytes=margin))
     packed = api.pack(weights, plan)

@@ -47,9 +47,9 @@ def test_white_weights_take_half_the_logarithm_of_their_ratio() -> None:
     white = Curvature(torch.eye(COLUMNS), torch.ones(ROWS), 1)
     matrices = gaussian_matrices("w", weight, white, 1.0)
     variance, count = float(weight.double().var(correction=0)), weight.numel()
-    felt = 1 + MIN_ROW_FISHER  # of each row
+    row_fisher = 1 + LEAST_FELT  # of each row
     for distortion in (0.5 * variance, 0.01 * variance, 1e-6 * variance):
-        bits = bits_at(matrices, 0.5 * count * felt * distortion)
+        bits = bits_at(matrices, 0.5 * count * row_fisher * distortion)
         assert bits == pytest.approx(0.5 * count * math.log2(variance / distortion), rel=1e-6)
 
 
@@ -87,21 +87,21 @@ def test_the_level_is_that_of_water_over_every_component(
     bits, damage = matrix.at_level(level)
     assert damage == pytest.approx(sum(min(value, level) for value in values), rel=1e-6)
     assert damage == pytest.approx(share * sum(values), rel=1e-6)
-    told = sum(0.5 * math.log2(value / level) for value in values if value > level)
-    assert bits == pytest.approx(told, rel=1e-6, abs=1e-6)
+    expected = sum(0.5 * math.log2(value / level) for value in values if value > level)
+    assert bits == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 def test_no_scalar_rounding_of_gaussian_weights_beats_it() -> None:
     """Fine uniform rounding and ideal coding are a quarter of a bit above the bound."""
     weight = drawn(3, 256, 256)
-    felt = Curvature(torch.eye(256), torch.ones(256), 1)
-    quantized = quantize(weight, parse_choice("step+nearest@0.2"), felt)
-    damage = predicted_nats(felt, dequantize(quantized) - weight)
+    curvature = Curvature(torch.eye(256), torch.ones(256), 1)
+    quantized = quantize(weight, parse_choice("step+nearest@0.2"), curvature)
+    damage = predicted_nats(curvature, dequantize(quantized) - weight)
     _, counts = torch.unique(quantized.codes, return_counts=True)
     share = counts.double() / weight.numel()
     entropy = -float((share * share.log2()).sum())
     assert damage is not None
-    bound = bits_at(gaussian_matrices("w", weight, felt, 1.0), damage) / weight.numel()
+    bound = bits_at(gaussian_matrices("w", weight, curvature, 1.0), damage) / weight.numel()
     assert entropy - bound == pytest.approx(0.5 * math.log2(math.pi * math.e / 6), abs=0.02)
 
 
@@ -111,10 +111,10 @@ def test_correlated_rows_and_banks() -> None:
     outputs = torch.stack([torch.eye(8), root @ root.mT])
     fisher = outputs.diagonal(dim1=-2, dim2=-1).reshape(-1).contiguous()
     hessian = torch.stack([torch.eye(4), 2 * torch.eye(4)])
-    felt = Curvature(hessian, fisher, 1, outputs=outputs)
+    curvature = Curvature(hessian, fisher, 1, outputs=outputs)
     weight = drawn(5, 16, 4).reshape(2, 8, 4)
-    first, second = gaussian_matrices("w", weight, felt, 1.0)
-    factors = felt.row_factors
+    first, second = gaussian_matrices("w", weight, curvature, 1.0)
+    factors = curvature.row_factors
     assert factors is not None
     for matrix, bank, scale in ((first, 0, 1.0), (second, 1, 2.0)):
         variance = float(weight[bank].double().var(correction=0))
@@ -140,9 +140,9 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 def test_a_plan_stands_above_its_bound(weights: dict[str, torch.Tensor]) -> None:
-    loaded, felt = api.load(weights), curved(weights)
-    plan = api.plan(loaded, 6_000, curvature=felt)
-    bounded = bounded_plan(plan, loaded, felt)
+    loaded, curvature = api.load(weights), curved(weights)
+    plan = api.plan(loaded, 6_000, curvature=curvature)
+    bounded = bounded_plan(plan, loaded, curvature)
     bound = bounded.at_damage(plan.plan.damage)
     assert bound is not None
     gain = next(c for c in plan.plan.chosen if c.tensor == "gain")
@@ -160,16 +160,16 @@ def test_the_curvature_of_another_plan_is_refused(
     torch.save(weights, tmp_path / "model.pt")
     loaded = api.load(tmp_path / "model.pt")
     contents = api.measure(loaded).contents
-    felt = replace(curved(weights), contents=contents)
-    write_curvature(tmp_path / "felt.safetensors", felt)
-    plan = api.plan(loaded, 6_000, curvature=felt)
-    bounded = load_bounded(plan, tmp_path / "felt.safetensors")
-    assert bounded.fixed_bytes == bounded_plan(plan, loaded, felt).fixed_bytes
-    write_curvature(tmp_path / "other.safetensors", replace(felt, tokens=10))
+    curvature = replace(curved(weights), contents=contents)
+    write_curvature(tmp_path / "curvature.safetensors", curvature)
+    plan = api.plan(loaded, 6_000, curvature=curvature)
+    bounded = load_bounded(plan, tmp_path / "curvature.safetensors")
+    assert bounded.fixed_bytes == bounded_plan(plan, loaded, curvature).fixed_bytes
+    write_curvature(tmp_path / "other.safetensors", replace(curvature, tokens=10))
     with pytest.raises(PlanError, match="give the file it was made with"):
         load_bounded(plan, tmp_path / "other.safetensors")
     with pytest.raises(PlanError, match="made without curvature"):
-        load_bounded(api.plan(loaded, 6_000), tmp_path / "felt.safetensors")
+        load_bounded(api.plan(loaded, 6_000), tmp_path / "curvature.safetensors")
     torch.save({**weights, "gain": torch.ones(64)}, tmp_path / "moved.pt")
     with pytest.raises(PlanError, match="has contents"):
-        load_bounded(plan, tmp_path / "felt.safetensors", tmp_path / "moved.pt")
+        load_bounded(plan, tmp_path / "curvature.safetensors", tmp_path / "moved.pt")

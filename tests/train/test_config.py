@@ -83,7 +83,7 @@ def test_what_the_weights_do_not_tell_is_named() -> None:
     inferred = infer_config(GPT(CONFIG).state_dict())
     assert {"rope_dims", "xsa_last_n", "value_embedding_layers"} <= set(inferred.unknown)
     assert "num_heads" in infer_config(GPT(replace(CONFIG, qk_norm=False)).state_dict()).unknown
-    with pytest.raises(ConfigError, match=r"do not tell .*rope_dims.*xsa_last_n"):
+    with pytest.raises(ConfigError, match=r"rope_dims.*xsa_last_n.* cannot be inferred"):
         inferred.complete({"activation": "relu_squared"})
 
 

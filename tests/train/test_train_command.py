@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(folder: Path, tiny_run: Path, tmp_path: Path) -> Callable[..., Result]:
-    """The command on the tiny model, in tmp_path/run unless told otherwise."""
+    """The command on the tiny model, in tmp_path/run unless options say otherwise."""
 
     def call(*more: str) -> Result:
         arguments = ["train", str(tiny_run), "--data", str(folder), "-o", str(tmp_path / "run")]
@@ -71,9 +71,9 @@ def test_trains_packs_scores_and_names_the_best(run: Callable[..., Result], tmp_
     (score,) = log.quantized_scores
     assert score.bpb == pytest.approx(best["packed_bits_per_byte"], abs=1e-8)
     seconds = {row["part"]: row["seconds"] for row in value["ledger"]}
-    told = (log.train_seconds, log.calibration_seconds, log.eval_seconds)
+    logged = (log.train_seconds, log.calibration_seconds, log.eval_seconds)
     expected = [seconds[part] for part in ("training", "calibration", "evaluation")]
-    assert told == pytest.approx(expected, abs=0.06)
+    assert logged == pytest.approx(expected, abs=0.06)
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     shown = CliRunner().invoke(main, ["inspect", best["checkpoint"]])
     assert shown.exit_code == 0 and "blocks.1.mlp.fc.weight" in shown.output
