@@ -137,7 +137,7 @@ def _reset_peak() -> int:
 def hunt(reader: str, count: int, seed: int, jobs: int) -> Iterator[Outcome]:
     """Outcomes of mutants 0 to count - 1, in no order.
 
-    A worker that dies takes one mutant with it, which is told as such, and another goes on.
+    A worker that dies takes one mutant with it, which is reported as such, and another goes on.
     """
     context = multiprocessing.get_context("fork")
     waiting = {}

@@ -83,7 +83,7 @@ def _of_tokenizer(log: TrainingLog, ratio: float, slack: float) -> Point:
         text += f", as of bytes; the tokenizer that the log names has {expected}"
         return Point(Status.UNKNOWN, text)
     if not PLAUSIBLE[0] < ratio < PLAUSIBLE[1]:
-        return Point(Status.FAIL, f"{text}: no tokenizer of the contest has so many or few")
+        return Point(Status.FAIL, f"{text}: outside the range of the contest's tokenizers")
     return Point(Status.PASS, f"{text}, plausible; its tokenizer is not known")
 
 
@@ -94,7 +94,7 @@ def _claimed_ratio(submission: Submission, nats: float, claimed_bpb: float) -> I
     if logged and min(abs(ratio / other - 1) for other in logged) > 0.004:
         yield Point(Status.FAIL, f"{text}, {logged[-1]:.4f} in the log: they are no pair")
     elif not logged and not PLAUSIBLE[0] < ratio < PLAUSIBLE[1]:
-        yield Point(Status.FAIL, f"{text}: no tokenizer of the contest has so many or few")
+        yield Point(Status.FAIL, f"{text}: outside the range of the contest's tokenizers")
 
 
 def val_set(submission: Submission, options: Options) -> Finding | None:

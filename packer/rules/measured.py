@@ -45,7 +45,7 @@ def codec(submission: Submission, options: Options) -> Finding | None:
         if not named or found in ("bytecap", "none"):
             points.append(Point(Status.PASS, f"{text}; nothing names another"))
         elif found in named:
-            points.append(Point(Status.PASS, f"{text}, as named by {named[found]}"))
+            points.append(Point(Status.PASS, f"{text}, as {named[found]} says"))
         else:
             words = ", ".join(f"{word} ({where})" for word, where in named.items())
             hint = "; the module was missing when it was made" if found == "zlib" else ""

@@ -314,7 +314,7 @@ def test_code_that_another_file_holds_is_counted(make: Make, script: str) -> Non
 def test_a_file_that_is_only_spoken_of_is_not_counted(make: Make, script: str) -> None:
     files = {"train_gpt.py": script, "train_gpt_all.py": BIG, "a.log": log(code=len(script))}
     status, text = said(make(files), "code-files")
-    assert status == "pass" and "nothing beside it" in text
+    assert status == "pass" and "runs no other file" in text
 
 
 def test_what_a_packed_script_imports_is_counted(make: Make) -> None:

@@ -242,7 +242,7 @@ def test_a_wrong_change_is_named(change: str, message: str) -> None:
         ("schedule = 5", "schedule must be a section"),
         ('preset = "nine"', "preset = 'nine' is none of demo, small-6l"),
         ("[schedule", "neither JSON nor TOML"),
-        ('[qat]\nmode = "on"', r"\[qat\] mode = 'on' cannot be: it must be off unless plan or formats"),
+        ('[qat]\nmode = "on"', r"\[qat\] mode = 'on' cannot be: it must be off unless"),
         ("[qat]\nformats = { a = 5 }", "formats = {'a': 5} should be of type"),
     ],
 )
