@@ -224,7 +224,7 @@ def _show(
         value["lost"] = dict(packed.lost)
         if recipe is not None:
             value["recipe"] = recipe.recipe.name
-            value["knob"] = {recipe.position.knob: recipe.position.value}
+            value["parameter"] = {recipe.position.parameter: recipe.position.value}
         value["included"], value["included_bytes"] = files, file_bytes
         print_json({**value, "output": output, "loader": loader})
         return
@@ -238,7 +238,7 @@ def _show(
     if packed.rounds > 1:
         say(f"real sizes differed from the plan; planned again, {packed.rounds} rounds")
     if recipe is not None:
-        say(f"{recipe.recipe.name} with its size parameter at {recipe.position}")
+        say(f"{recipe.recipe.name} at {recipe.position}")
     for name, problem in (*packed.lost.items(), *_problems(packed, recipe).items()):
         say(f"{name}: {problem}")
     if policy:

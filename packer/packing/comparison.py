@@ -30,7 +30,7 @@ CURVE_K = (8.0, 10.0, 12.85, 16.0, 20.0)
 
 @dataclass(frozen=True)
 class Entry:
-    """A file to score. position: of the recipe's knob; None for ours.
+    """A file to score. position: the recipe's size parameter; None for ours.
 
     cap_bytes: what it was made to fit; None on a curve over k. seconds: from curvature to the file,
     measuring included. problems: tensor -> why it was rounded otherwise than its choice says.
@@ -65,7 +65,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Refused:
-    """A recipe that fits at no position of its knob."""
+    """A recipe that does not fit, whatever its size parameter."""
 
     recipe: str
     cap_bytes: int
@@ -97,8 +97,8 @@ class Row:
         return {
             "checkpoint": self.source,
             "recipe": entry.recipe,
-            "knob": None if position is None else position.value,
-            "knob_name": None if position is None else position.knob,
+            "parameter": None if position is None else position.value,
+            "parameter_name": None if position is None else position.parameter,
             "cap_bytes": entry.cap_bytes,
             "total_bytes": entry.total_bytes,
             "artifact_bytes": entry.artifact_bytes,
@@ -129,7 +129,7 @@ class Comparison:
     progress: Progress = ignore_progress
 
     def recipes_under(self, cap_bytes: int) -> Iterator[Entry | Refused]:
-        """Every named recipe, its size parameter turned until its file fits."""
+        """Every named recipe, its size parameter fitted to the cap."""
         for recipe in RECIPES.values():
             started = time.perf_counter()
             try:
@@ -196,7 +196,7 @@ class Comparison:
 
 
 def recipes_with_k() -> tuple[Recipe, ...]:
-    return tuple(recipe for recipe in RECIPES.values() if recipe.original.knob == K)
+    return tuple(recipe for recipe in RECIPES.values() if recipe.original.parameter == K)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Turning the knob of a recipe until its real file fits the cap, and fills it."""
+"""Searches a recipe's size parameter for the largest real file that fits the cap."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from packer.planning.plan import PackPlan, make_plan
 from packer.planning.recipes import PRUNED, K, Position, Recipe, recipe_choices
 from packer.shipping.loader import loader_bytes
 
-FILLED = 0.9975  # of the cap: nearer is not worth another compression of everything
-INTERPOLATIONS = 5  # guesses from sizes, before halving what is left takes over
+FILLED = 0.9975  # of the cap: coming closer is not worth compressing everything again
+INTERPOLATIONS = 5  # guesses by interpolating sizes; bisection after that
 
 
 @dataclass(frozen=True)
 class RecipePlan:
-    """A recipe with its knob at a position, as a plan that packs like any other.
+    """A recipe at one value of its size parameter, as a plan that packs like any other.
 
-    nearest: tensors rounded to nearest for want of curvature.
+    nearest: tensors rounded to nearest because they have no curvature.
     """
 
     recipe: Recipe
@@ -43,7 +43,7 @@ class RecipePlan:
 
     @property
     def problems(self) -> dict[str, str]:
-        """Tensor -> why it is not rounded as the recipe says, in words."""
+        """Tensor -> why it is not rounded as the recipe says."""
         return dict.fromkeys(self.nearest, "rounded to nearest: there is no curvature of it")
 
 
@@ -55,21 +55,24 @@ def recipe_under_cap(
     curvature: CurvatureSet | None = None,
     progress: Progress = ignore_progress,
 ) -> RecipePlan:
-    """The recipe at the position with the largest file that fits, or one that fills the cap nearly.
+    """The recipe at the size parameter of the largest file that fits, or of one that nearly fills
+    the cap.
 
-    options: its pins take the place of the recipe's choices.
-    Raises CapError: nothing fits, even at the end; PlanError: GPTQ without curvature.
+    options: its pins replace the recipe's choices.
+    Raises CapError: not even the smallest fits. PlanError: GPTQ without curvature.
     """
-    found: dict[int, tuple[Measurement, tuple[str, ...]]] = {}
+    measured: dict[int, tuple[Measurement, tuple[str, ...]]] = {}
     positions = recipe.positions
 
     def total_bytes(index: int) -> int:
         nonlocal limits
-        found[index] = _measured(checkpoint, recipe, positions[index], options, curvature, progress)
+        measured[index] = _measured(
+            checkpoint, recipe, positions[index], options, curvature, progress
+        )
         if limits.loader_bytes:  # the same at every position, which changes no format
-            choices = (candidate.choice for candidate in found[index][0].candidates)
+            choices = (candidate.choice for candidate in measured[index][0].candidates)
             limits = replace(limits, loader_bytes=loader_bytes(choices))
-        return _total(found[index][0], limits)
+        return _total(measured[index][0], limits)
 
     start = positions.index(recipe.original)
     room = limits.cap_bytes - limits.margin_bytes
@@ -79,10 +82,10 @@ def recipe_under_cap(
     )
     if chosen is None:
         raise CapError(
-            f"{recipe.name} does not fit under {limits.cap_bytes:,} bytes: at the end of its knob "
-            f"({positions[-1]}) it takes {_total(found[len(positions) - 1][0], limits):,}"
+            f"{recipe.name} does not fit under {limits.cap_bytes:,} bytes: at its coarsest "
+            f"({positions[-1]}) it takes {_total(measured[len(positions) - 1][0], limits):,}"
         )
-    measurement, nearest = found[chosen]
+    measurement, nearest = measured[chosen]
     return RecipePlan(
         recipe, positions[chosen], make_plan(measurement, limits, options.pins), nearest
     )
@@ -97,9 +100,9 @@ def recipe_at(
     curvature: CurvatureSet | None = None,
     progress: Progress = ignore_progress,
 ) -> RecipePlan:
-    """The recipe with its knob at a position, whatever it weighs: its cap is its own size.
+    """The recipe at one value of its size parameter, whatever its size, which becomes its cap.
 
-    code: what counts beside the file; its cap is not read.
+    code: what counts in addition to the file; its cap is ignored.
     """
     measurement, nearest = _measured(checkpoint, recipe, position, options, curvature, progress)
     limits = Limits(_total(measurement, code), code.code, code.loader_bytes)
@@ -114,19 +117,19 @@ def _measured(
     curvature: CurvatureSet | None,
     progress: Progress,
 ) -> tuple[Measurement, tuple[str, ...]]:
-    """(one candidate a tensor, tensors rounded to nearest for want of curvature)."""
+    """(one candidate a tensor, tensors rounded to nearest because they have no curvature)."""
     infos = tensor_infos(checkpoint)
-    made = recipe_choices(recipe, infos, position, set(by_tensor_of(curvature)))
+    by_recipe = recipe_choices(recipe, infos, position, set(by_tensor_of(curvature)))
     roles = {info.name: TensorRole(Role(info.role), info.layer) for info in infos}
     pinned = {name: str(choice) for name, choice in pinned_choices(options.pins, roles).items()}
-    choices = {**made.choices, **pinned}
+    choices = {**by_recipe.choices, **pinned}
     label = f"{recipe.name} at {position}"
 
-    def tell(what: str, done: int, total: int) -> None:
+    def labelled(what: str, done: int, total: int) -> None:
         progress(f"{label}: {what}", done, total)
 
-    measurement = measure_choices(checkpoint, choices, options.metadata, curvature, tell)
-    return measurement, tuple(name for name in made.nearest if name not in pinned)
+    measurement = measure_choices(checkpoint, choices, options.metadata, curvature, labelled)
+    return measurement, tuple(name for name in by_recipe.nearest if name not in pinned)
 
 
 def _total(measurement: Measurement, limits: Limits) -> int:
@@ -136,11 +139,11 @@ def _total(measurement: Measurement, limits: Limits) -> int:
 
 def _octaves(position: Position) -> float:
     """How much coarser a position is, in halvings of the number of codes: about bits per weight."""
-    if position.knob == K:
+    if position.parameter == K:
         return math.log2(position.value)
     return (
         position.value - math.log2(1.5)
-        if position.knob == PRUNED
+        if position.parameter == PRUNED
         else -math.log2(position.value + 0.5)
     )
 

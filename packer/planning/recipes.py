@@ -1,9 +1,10 @@
-"""Recipes that people know, as choices for our own machinery, each with one knob for its size.
+"""Published recipes as choices for our own formats, each with one parameter that sets the size.
 
-A recipe says how every class of tensors is stored. What the originals had beside that is left out:
-floors of the scale, which give nearly every row of a small model one step, and pickled containers.
-In every recipe each tensor of two axes or more and at least 8,192 elements is quantized, so that a
-small model is no straw man; the rest is fp16. Sources and differences stand in docs/methods.md.
+A recipe says how every class of tensors is stored. Two parts of the originals are left out: floors
+of the scale, which give nearly every row of a small model the same step, and pickled containers.
+Every recipe quantizes all tensors of two axes or more and at least 8,192 elements, so that small
+models do not put it at a disadvantage; the rest is fp16. docs/methods.md (Recipes) names the
+sources and the differences.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from packer.planning.candidates import TensorInfo
 
 SMALLEST_QUANTIZED = 8192
 K, REACH, PRUNED = "k", "reach", "pruned"
-K_STEP = 1.01  # from one position of a k knob to the next: about 0.4 % of the bytes
-K_RANGE = (6.0, 4000.0)  # below 6 clipping costs more than the finer step gains
+K_STEP = 1.01  # from one k to the next: about 0.4 % of the bytes
+K_RANGE = (6.0, 4000.0)  # below 6, clipping loses more than the finer step gains
 FRACTIONS = (*(i / 20 for i in range(1, 20)), 0.97, 0.99)
 
 EMBEDDINGS = frozenset({Role.TOKEN_EMBEDDING, Role.HEAD})
@@ -30,7 +31,7 @@ FLOATS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}  # bytes of w
 
 @dataclass(frozen=True)
 class Stored:
-    """How a class of tensors is stored. bits 16: fp16, whatever the knob says. k: of `kstd`."""
+    """How a class of tensors is stored. bits 16: always fp16. k: of `kstd`."""
 
     bits: int
     range_rule: str = "absmax"
@@ -44,22 +45,24 @@ class Stored:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a knob stands: k itself, the largest code of an int6 matrix (int8 in the baseline), or
-    the fraction of weights pruned beside the smallest reach.
+    """A value of the size parameter: k, the largest code of an int6 matrix (int8 in the baseline),
+    or the fraction of weights pruned at the smallest reach.
     """
 
-    knob: str
+    parameter: str
     value: float
 
     def __str__(self) -> str:
-        return f"{self.knob} {self.value:g}"
+        return f"{self.parameter} {self.value:g}"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """source: where it was used first. coder: of the codes. matrices: every class not named.
+    """source: its first use. coder: for the codes. matrices: all classes without a field here.
 
-    late_key: of the last block's key projection. prune: fraction of smallest magnitudes, always.
+    late_key: the last block's key projection. prune: the fraction of smallest magnitudes that the
+    recipe always sets to zero. positions: values of the size parameter, from the largest file to
+    the smallest.
     """
 
     name: str
@@ -84,7 +87,7 @@ class Recipe:
 
     @property
     def original(self) -> Position:
-        """Where the knob stood in the original."""
+        """The value of the size parameter in the original."""
         value = self.matrices.k or float(self.matrices.code_max)
         return Position(K if self.matrices.k else REACH, value)
 
@@ -103,7 +106,7 @@ class Recipe:
             text += f"+{stored.range_rule}"
         if stored.k is None:
             full, reach = float(self.matrices.code_max), 1.0
-            if position.knob == PRUNED:
+            if position.parameter == PRUNED:
                 prune = position.value
             else:
                 reach = position.value
@@ -120,7 +123,7 @@ def _k_positions(original: float) -> tuple[Position, ...]:
 
 
 def _rounded(k: float) -> str:
-    """Four digits: enough for any size, and short in a plan."""
+    """Four digits: finer than K_STEP, and short in a plan."""
     return f"{k:.4g}"
 
 
@@ -171,8 +174,8 @@ def find_recipe(name: str) -> Recipe:
 
 @dataclass(frozen=True)
 class RecipeChoices:
-    """choices: of every tensor, as text. nearest: tensors that GPTQ would round and for which there
-    is no curvature, because no use of them was seen.
+    """choices: tensor -> choice, as text. nearest: tensors rounded to nearest instead of with GPTQ,
+    because calibration saw no use of them and they have no curvature.
     """
 
     choices: Mapping[str, str]
@@ -182,9 +185,9 @@ class RecipeChoices:
 def recipe_choices(
     recipe: Recipe, infos: Sequence[TensorInfo], position: Position, curved: Collection[str]
 ) -> RecipeChoices:
-    """Every tensor's choice. curved: the tensors of which curvature is known.
+    """The choice for every tensor. curved: the tensors that have curvature.
 
-    Raises PlanError: the recipe rounds with GPTQ and there is no curvature at all.
+    Raises PlanError: the recipe rounds with GPTQ and there is no curvature.
     """
     if recipe.rounds_with_gptq and not curved:
         raise PlanError(
@@ -217,14 +220,14 @@ def _quantized(info: TensorInfo) -> bool:
 
 
 def _kept(info: TensorInfo) -> str:
-    """fp16, or the tensor's own type where that is not wider or no float at all."""
+    """fp16, or the tensor's own dtype where that is no wider or not a float."""
     if info.dtype == "bfloat16":
         return "bf16"
     return "fp16" if info.dtype in FLOATS else "raw"
 
 
 def _late_keys(recipe: Recipe, roles: Mapping[str, TensorRole]) -> tuple[str, ...]:
-    """Only where keys are a tensor of their own: in fused and banked models there is none."""
+    """Empty in fused and banked models, where keys are not a tensor of their own."""
     has_keys = any(role.role is Role.ATTENTION_K for role in roles.values())
     return select("late-k", roles) if recipe.late_key and has_keys else ()
 

@@ -12,8 +12,8 @@ from packer.reports import tables
 def print_comparison(
     rows: Sequence[Row], equal: Sequence[EqualKL], refused: Sequence[Refused]
 ) -> None:
-    """Prints a line per file, deviations from recipes, refused recipes, and sizes at equal KL."""
-    columns = ["recipe", "knob", ">cap", ">total bytes", ">bits/w", ">KL bpb", ">predicted"]
+    """One line a file, then what could not be done as its recipe says, then bytes at equal KL."""
+    columns = ["recipe", "parameter", ">cap", ">total bytes", ">bits/w", ">KL bpb", ">predicted"]
     columns += [">bits per byte", ">difference", ">± s.e.", ">seconds"]
     lines = [_line(row) for row in rows]
     if len({row.source for row in rows}) > 1:

@@ -27,15 +27,15 @@ class ComparedFile:
     """One row of `packer compare --json`. kl: measured, in bits per byte."""
 
     recipe: str
-    knob: float | None
+    parameter: float | None
     cap_bytes: int | None
     total_bytes: int
     kl: float
 
     @property
     def words(self) -> str:
-        """Recipe and size parameter, for legends and titles."""
-        return self.recipe if self.knob is None else f"{self.recipe} at {self.knob:g}"
+        """Recipe and size parameter, as legends and titles name it."""
+        return self.recipe if self.parameter is None else f"{self.recipe} at {self.parameter:g}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +162,7 @@ def read_compared(path: str | os.PathLike[str]) -> tuple[ComparedFile, ...]:
 
 
 def _compared(row: Mapping[str, Any]) -> ComparedFile | None:
-    kl, knob, cap = row["kl_bits_per_byte"], row["knob"], row["cap_bytes"]
+    kl, parameter, cap = row["kl_bits_per_byte"], row["parameter"], row["cap_bytes"]
     total = row["total_bytes"]
     if type(total) is not int or total <= 0:
         raise ValueError(f"total_bytes is {total!r}")
@@ -170,7 +170,7 @@ def _compared(row: Mapping[str, Any]) -> ComparedFile | None:
         return None
     return ComparedFile(
         str(row["recipe"]),
-        None if knob is None else float(knob),
+        None if parameter is None else float(parameter),
         None if cap is None else int(cap),
         total,
         float(kl),

@@ -421,11 +421,11 @@ def test_pack_by_recipe(run: Run, made: Path) -> None:
     arguments = ("pack", made / "model.pt", "--recipe", "baseline-int8-zlib", "-o", "r.pack")
     result = run(*arguments, "--cap", 27_000)
     assert result.exit_code == 0, result.output
-    assert "baseline-int8-zlib with its size parameter at reach " in result.stdout
+    assert "baseline-int8-zlib at reach " in result.stdout
     assert Path("r.pack").stat().st_size <= 27_000
     found = json.loads(run(*arguments, "--cap", 27_000, "--json").stdout)
     assert found["recipe"] == "baseline-int8-zlib"
-    assert list(found["knob"]) == ["reach"]
+    assert list(found["parameter"]) == ["reach"]
     refused = run("pack", made / "model.pt", "--recipe", "int7", "-o", "r.pack", "--cap", 27_000)
     assert refused.exit_code == 1
     assert "there is no recipe 'int7'" in refused.stderr

@@ -80,10 +80,10 @@ def test_every_recipe_and_ours_stand_under_the_cap(compared: dict[str, Any]) -> 
         assert row["seconds"] > 0
         assert row["rounding_problems"] == {}
         assert row["predicted_bits_per_byte"] > 0
-        assert (row["knob"] is None) == (row["recipe"] == "ours")
-    knobs = {row["recipe"]: row["knob_name"] for row in rows}
-    assert knobs["sdclip-gptq-brotli"] == "k"
-    assert knobs["gptq-lite-int6"] == "reach"
+        assert (row["parameter"] is None) == (row["recipe"] == "ours")
+    parameters = {row["recipe"]: row["parameter_name"] for row in rows}
+    assert parameters["sdclip-gptq-brotli"] == "k"
+    assert parameters["gptq-lite-int6"] == "reach"
 
 
 def test_curves_of_ours_and_of_recipes_with_a_k(compared: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ def test_curves_of_ours_and_of_recipes_with_a_k(compared: dict[str, Any]) -> Non
         assert rougher["kl_bits_per_byte"] > finer["kl_bits_per_byte"]
         assert rougher["predicted_bits_per_byte"] > finer["predicted_bits_per_byte"]
     curve = [row for row in compared["rows"] if row["cap_bytes"] is None]
-    assert [row["knob"] for row in curve] == list(CURVE_K)
+    assert [row["parameter"] for row in curve] == list(CURVE_K)
     assert {row["recipe"] for row in curve} == {"sdclip-gptq-brotli"}
     for finer, rougher in itertools.pairwise(curve):
         assert finer["total_bytes"] > rougher["total_bytes"]
@@ -127,7 +127,7 @@ def test_curvature_from_a_file_and_a_table_for_people(lab: Path, run: Run) -> No
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     header, ours, *refused = result.stdout.splitlines()
-    assert header.split()[:4] == ["recipe", "knob", "cap", "total"]
+    assert header.split()[:4] == ["recipe", "parameter", "cap", "total"]
     assert ours.split()[:2] == ["ours", "30,000"]
     assert [line.partition(":")[0] for line in refused] == list(RECIPES)
     assert "(pruned 0.99) it takes" in refused[0]

@@ -1,4 +1,4 @@
-"""The named recipes: what they choose, and a knob that is turned until the real file fits."""
+"""The named recipes: what they choose, and the size parameter at which the real file fits."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_every_position_gives_choices_that_can_be_read(name, model):
             assert str(parse_choice(text)) == text
 
 
-def test_the_knob_scales_every_class_alike(model):
+def test_the_size_parameter_scales_every_class_alike(model):
     halved = choices_of("sdclip-gptq-brotli", model, Position("k", 25.7))
     assert halved["tok_emb.weight"] == "int8.row~brotli+kstd@40+gptq"
     fewer = choices_of("int5mlp-int6-zstd", model, Position("reach", 10))
@@ -158,7 +158,7 @@ def test_a_recipe_with_gptq_needs_curvature(model):
         api.plan_recipe(model, "full-gptq-int6", 60_000)
 
 
-def test_a_cap_below_the_end_of_the_knob_is_refused_with_the_smallest_size(model):
+def test_a_cap_below_the_coarsest_recipe_is_refused_with_the_smallest_size(model):
     with pytest.raises(CapError, match=r"does not fit under 9,000 bytes: .*pruned 0.99\) it takes"):
         api.plan_recipe(model, "int6-rowmax-zstd", 9_000)
 

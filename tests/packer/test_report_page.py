@@ -242,7 +242,7 @@ def test_histograms_count_the_codes(tmp_path: Path) -> None:
 def test_other_files_are_no_comparison(tmp_path: Path) -> None:
     row = {
         "recipe": "r",
-        "knob": 8,
+        "parameter": 8,
         "cap_bytes": None,
         "total_bytes": 10,
         "kl_bits_per_byte": 0.5,
@@ -260,7 +260,7 @@ def test_the_command_writes_page_and_picture(run: Run, made: Path, read_page: Re
     rows = [
         {
             "recipe": "zstd",
-            "knob": None,
+            "parameter": None,
             "cap_bytes": 12_000,
             "total_bytes": 11_000,
             "kl_bits_per_byte": 0.5,
