@@ -1,4 +1,4 @@
-"""Curvature of a model on a text, and the evaluator that measures a plan's damage on one."""
+"""Curvature of a model on a text, and an evaluator that measures the damage of plans on one."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def evaluator_of(
     *,
     held_out: bool,
 ) -> DamageEvaluator:
-    """What measures a plan's damage on a text. Raises CurvatureError, EvalError."""
+    """A damage evaluator on a text. Raises CurvatureError, EvalError."""
     from packer.evaluation import check_window
     from packer.planning.damage_trials import damage_evaluator
 

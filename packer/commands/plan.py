@@ -174,9 +174,11 @@ def _checked(
     text = with_own_tokenizer(text, [measured.measurement.source])
     with refusals(), running_foreign(built.model):
         data, model = text.open(), model_of(checkpoint, built)
-        bench = evaluator_of(model, checkpoint, calibration.curvature, data, text, held_out=False)
+        evaluator = evaluator_of(
+            model, checkpoint, calibration.curvature, data, text, held_out=False
+        )
         with shown("measuring plans") as progress:
-            return plan_and_check(measured.measurement, limits, measured.pins, bench, progress)
+            return plan_and_check(measured.measurement, limits, measured.pins, evaluator, progress)
 
 
 def _what_if(made: PackPlan) -> tuple[WhatIf, ...]:

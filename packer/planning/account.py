@@ -24,11 +24,11 @@ class CodeFile:
 class Limits:
     """What a plan must respect: the cap, and what else counts against it.
 
-    loader_bytes: the loader's, 0 when none was asked for; a plan counts its own in place of it.
-    margin_bytes: left free on purpose. encoder_bytes: what a bundle adds to the loader in it, 0
-    when none was asked for; a plan counts its own in place of that too. script: which file the
-    bundle is put into, whose size without it is among `code`; None: a file of its own. calibrate:
-    whether the bundle calibrates too.
+    loader_bytes: size of the loader, 0 without one; a plan replaces it by the size of its own.
+    margin_bytes: left free on purpose. encoder_bytes: what a bundle adds to its loader, 0 without
+    a bundle; a plan replaces this too. script: the file that the bundle is inserted into, whose
+    size without the bundle is in `code`; None: a file of its own. calibrate: whether the bundle
+    calibrates too.
     """
 
     cap_bytes: int
@@ -60,7 +60,7 @@ class Limits:
         return files + self.loader_bytes + self.encoder_bytes
 
     def describe_code(self) -> str:
-        """What was counted as code, in words."""
+        """What was counted as code, as text."""
         parts = [f"{file.path} {file.size_bytes:,}" for file in self.code]
         if self.encoder_bytes:
             parts.append(f"the bundle's decoder {self.loader_bytes:,} and encoder")
@@ -73,7 +73,7 @@ class Limits:
 
 
 def count_code(paths: Iterable[str | os.PathLike[str]]) -> tuple[CodeFile, ...]:
-    """The bytes of every file named as code; a file named twice counts once.
+    """The size of every file named as code; a file named twice counts once.
 
     Raises PackerError: a path that is not a readable file.
     """
@@ -88,8 +88,8 @@ def count_code(paths: Iterable[str | os.PathLike[str]]) -> tuple[CodeFile, ...]:
 
 @dataclass(frozen=True)
 class Account:
-    """code: files named as code, the loader included when one is asked for. header: magic, names,
-    shapes, framing and checksum. side: scales. payload: codes. All in bytes; cap 0: none given.
+    """code: files named as code, and the loader if there is one. header: magic, names, shapes,
+    framing and checksum. side: scales. payload: codes. All in bytes; cap 0: no cap was given.
     """
 
     cap_bytes: int
@@ -120,7 +120,7 @@ class Account:
 
 
 def describe_rest(cap_bytes: int, unused_bytes: int) -> str:
-    """How a sum stands against the cap: the end of every account.
+    """What is left under the cap: the end of every account.
 
     >>> describe_rest(16_000_000, 1_234)
     ' of 16,000,000, 1,234 left'

@@ -1,4 +1,4 @@
-"""What a plan's damage is predicted from: curvature, and true measurements to fit it to."""
+"""What damage is predicted from: curvature, and an evaluator that measures it on the model."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from packer.planning.damage_trials import DamageEvaluator
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """curvature: predicts damage in bits per byte and lets GPTQ round; None: weight errors stand
-    for damage. bench: the model and a held-out text, on which a few plans are measured so that
-    predictions can be fitted to the truth; None: predictions stay as they are.
+    """curvature: predicts damage in bits per byte, and GPTQ rounds with it; None: weight errors
+    take the place of damage. evaluator: the model and a held-out text, on which the damage of a
+    few plans is measured so that predictions can be fitted to it; None: predictions are not fitted.
     """
 
     curvature: CurvatureSet | None = None
-    bench: DamageEvaluator | None = None
+    evaluator: DamageEvaluator | None = None
 
 
 NO_CALIBRATION = Calibration()

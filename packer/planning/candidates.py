@@ -20,7 +20,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor without its weights. dtype is torch's name, without `torch.`."""
+    """A tensor without its weights. dtype: torch's name without `torch.`, such as float32."""
 
     name: str
     role: str
@@ -37,10 +37,10 @@ class TensorInfo:
 class Measurement:
     """Candidates of every tensor of one checkpoint.
 
-    structure, contents: the checkpoint's fingerprints. header_bytes: the artifact's part that no
-    choice changes. metadata: text that goes into the artifact. damage_source: what the candidates'
-    damage was computed from, in words. curvature: sha256 of the curvature behind the damage and
-    behind choices with +gptq. damage_fit: the factors that the damage already contains.
+    structure, contents: the checkpoint's fingerprints. header_bytes: the part of the artifact that
+    does not depend on choices. metadata: text stored in the artifact. damage_source: what the
+    candidates' damage was computed from, as text. curvature: sha256 of the curvature used for the
+    damage and for choices with +gptq. damage_fit: the factors already applied to the damage.
     """
 
     source: str
@@ -58,17 +58,17 @@ class Measurement:
     @property
     def by_tensor(self) -> dict[str, tuple[Candidate, ...]]:
         """Candidates of each tensor, in the order measured."""
-        found: dict[str, list[Candidate]] = {tensor.name: [] for tensor in self.tensors}
+        grouped: dict[str, list[Candidate]] = {tensor.name: [] for tensor in self.tensors}
         for candidate in self.candidates:
-            found[candidate.tensor].append(candidate)
-        return {name: tuple(candidates) for name, candidates in found.items()}
+            grouped[candidate.tensor].append(candidate)
+        return {name: tuple(candidates) for name, candidates in grouped.items()}
 
     @property
     def roles(self) -> dict[str, TensorRole]:
         return {tensor.name: TensorRole(Role(tensor.role), tensor.layer) for tensor in self.tensors}
 
     def corrected(self, sizes: Mapping[tuple[str, str], int]) -> Measurement:
-        """The same with real sizes put in place of measured ones, by (tensor, choice)."""
+        """A copy with real sizes, by (tensor, choice), in place of measured ones."""
         candidates = tuple(
             replace(c, size_bytes=sizes.get((c.tensor, c.choice), c.size_bytes))
             for c in self.candidates
@@ -76,13 +76,13 @@ class Measurement:
         return replace(self, candidates=candidates)
 
     def fitted(self, fit: DamageFit) -> Measurement:
-        """The same with damages multiplied by these factors in place of earlier ones.
+        """A copy with damage multiplied by these factors instead of the earlier ones.
 
-        Without curvature the factors are of weight errors, and make bits per byte of them.
+        Without curvature the factors turn weight errors into bits per byte.
         """
-        before = self.damage_fit
+        earlier = self.damage_fit
         scale = {
-            tensor.name: fit.factor(tensor.role) / (before.factor(tensor.role) if before else 1.0)
+            tensor.name: fit.factor(tensor.role) / (earlier.factor(tensor.role) if earlier else 1.0)
             for tensor in self.tensors
         }
         candidates = tuple(
@@ -91,14 +91,14 @@ class Measurement:
         return replace(self, candidates=candidates, damage_fit=fit)
 
     def unfitted(self, chosen: Sequence[Candidate]) -> dict[str, float]:
-        """Role -> summed damage of some candidates before any factor."""
+        """Role -> summed damage of some candidates, without the fitted factors."""
         roles = {tensor.name: tensor.role for tensor in self.tensors}
-        found: dict[str, float] = {}
+        damages: dict[str, float] = {}
         for candidate in chosen:
             role = roles[candidate.tensor]
             factor = self.damage_fit.factor(role) if self.damage_fit else 1.0
-            found[role] = found.get(role, 0.0) + candidate.damage / factor
-        return found
+            damages[role] = damages.get(role, 0.0) + candidate.damage / factor
+        return damages
 
     def to_json(self) -> dict[str, Any]:
         by_tensor = self.by_tensor
@@ -133,34 +133,34 @@ class Measurement:
 
     @staticmethod
     def from_json(value: Mapping[str, Any], source: str) -> Measurement:
-        """Raises PlanError: not a candidates file of this version, fields of wrong type, or
-        measured with hidden units in another order, as earlier versions did.
+        """Raises PlanError: not a candidates file of this version, a field of the wrong type, or
+        hidden units in another order, as earlier versions measured them.
         """
         check_kind(value, KIND, VERSION, source, "Measure again with `packer measure`.")
         try:
-            found = _measurement(value)
+            measurement = _measurement(value)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise PlanError(f"{source} is damaged: {error!r}. Measure again.") from None
-        if PERMUTED_MARK in found.metadata:
+        if PERMUTED_MARK in measurement.metadata:
             raise PlanError(
                 f"{source} was measured by an earlier version, with the hidden units of MLPs in "
                 "another order; sizes in the checkpoint's order differ. Measure again."
             )
-        return found
+        return measurement
 
 
 def check_kind(value: Mapping[str, Any], kind: str, version: int, source: str, next: str) -> None:
-    """Raises PlanError: the object is of another kind or version; `next` says what to do."""
-    found = value.get("kind")
-    if found != kind:
-        what = f"is {found!r}" if isinstance(found, str) else "is no file of ours"
-        raise PlanError(f"{source} {what}; {kind!r} is wanted. {next}")
+    """Raises PlanError: the object is of another kind or version. next: what to do then."""
+    stored = value.get("kind")
+    if stored != kind:
+        what = f"is {stored!r}" if isinstance(stored, str) else "was not written by packer"
+        raise PlanError(f"{source} {what}; expected {kind!r}. {next}")
     if value.get("version") != version:
         raise PlanError(f"{source} has version {value.get('version')!r}, not {version}. {next}")
 
 
 def whole_number(value: Any) -> int:
-    """A number of bytes from a JSON file. Raises ValueError: not one, negative or absurd."""
+    """A size in bytes from a JSON file. Raises ValueError: not an integer, negative or too large."""
     if type(value) is not int or not 0 <= value < MAX_SIZE_BYTES:
         raise ValueError(f"{value!r} is not a number of bytes")
     return value
@@ -190,7 +190,7 @@ def _measurement(value: Mapping[str, Any]) -> Measurement:
         ties={str(tied): str(kept) for tied, kept in value["ties"].items()},
         metadata={str(key): str(text) for key, text in value["metadata"].items()},
         damage_source=str(value["damage_source"]),
-        # Files of before there was curvature have neither.
+        # Files from before curvature existed have neither.
         curvature=None if value.get("curvature") is None else str(value["curvature"]),
         damage_fit=None if fit is None else DamageFit.from_json(fit),
     )

@@ -1,6 +1,6 @@
-"""Plans that make room for their own code: a loader or a bundle of just the formats chosen.
+"""Plans that leave room for their own code: a loader or bundle of only the formats chosen.
 
-How large it is depends on the choices, and these on the bytes that it leaves.
+Its size depends on the choices, and the choices depend on the bytes that it leaves.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from packer.shipping.loader import (
 )
 
 ROUNDS = 8
-CLOSE = 64  # bytes: how much smaller a bundle may be than was counted
+CLOSE = 64  # bytes by which a bundle may be smaller than what was counted for it
 
 Weigh = Callable[[Plan], tuple[int, int]]
-"""(bytes of the decoder, of the encoder) in the bundle of a plan."""
+"""Plan -> (decoder, encoder) bytes in its bundle."""
 
 
 def weigh_limits(limits: PlanLimits) -> Limits:
-    """The limits in bytes, every file of code weighed; of a loader or bundle the most that it can
-    be, in place of which a plan counts its own. Raises PackerError: a file cannot be read.
+    """The limits with the size of every code file. A loader or bundle is counted at its largest,
+    until a plan replaces that by the size of its own. Raises PackerError: a file cannot be read.
     """
     script = None if limits.inline is None else str(Path(limits.inline).resolve())
     files = count_code([*limits.code, *([] if limits.inline is None else [limits.inline])])
@@ -58,9 +58,9 @@ def solve_with_code(
 def _with_loader(
     candidates: Sequence[Candidate], header_bytes: int, limits: Limits
 ) -> tuple[Plan, Limits]:
-    """At first the loader reads every candidate's format, or where that does not fit only those of
-    the smallest; then only those that were chosen, and candidates that it cannot read are left out:
-    its parts only become fewer, until they are those of the plan.
+    """Starts with a loader for every candidate's format or, if no plan fits with it, for the formats
+    of the smallest candidates. Then repeatedly drops the formats that the plan does not use, and
+    the candidates in them, until the loader is exactly that of the plan.
     """
     parts, fewest = _parts(candidates), _parts(_smallest(candidates))
     while True:
@@ -80,48 +80,48 @@ def _with_loader(
 def _with_bundle(
     candidates: Sequence[Candidate], header_bytes: int, limits: Limits, weigh: Weigh
 ) -> tuple[Plan, Limits]:
-    """A bundle depends on what kinds of choices there are and, because it spells them, by a few
-    bytes on every one. At first that of the smallest choices counts, then that of the plan made so,
-    until one is about as large as was counted. Where that of the better choices does not fit, only
-    formats of the smallest are chosen from.
+    """The size of a bundle depends on the kinds of choices and, because it contains the choices as
+    text, by a few bytes on each of them. Counts the bundle of the smallest choices first, then that
+    of the resulting plan, until a bundle is about as large as was counted. If no plan fits with
+    that, only the formats of the smallest candidates remain.
     """
 
     def weighed(plan: Plan) -> Limits:
         decoder, encoder = weigh(plan)
         return replace(limits, loader_bytes=decoder, encoder_bytes=encoder)
 
-    least = _smallest(candidates)
+    smallest = _smallest(candidates)
     roomy = replace(limits, cap_bytes=MAX_SIZE_BYTES - 1)
-    fewest = counted = weighed(solve(least, header_bytes, roomy))
-    found: tuple[Plan, Limits] | None = None
+    fewest = counted = weighed(solve(smallest, header_bytes, roomy))
+    best: tuple[Plan, Limits] | None = None
     for _ in range(ROUNDS):
         try:
             plan = solve(candidates, header_bytes, counted)
         except CapError:
             if counted == fewest:
                 raise
-            candidates, counted = readable(candidates, _parts(least)), fewest
+            candidates, counted = readable(candidates, _parts(smallest)), fewest
             continue
         actual = weighed(plan)
         left = counted.code_bytes - actual.code_bytes
-        if left >= 0 and (found is None or plan.damage < found[0].damage):
-            found = replace(plan, code_bytes=actual.code_bytes), actual
+        if left >= 0 and (best is None or plan.damage < best[0].damage):
+            best = replace(plan, code_bytes=actual.code_bytes), actual
         if 0 <= left <= CLOSE:
             break
         counted = actual
-    if found is None:
-        raise CapError("no plan left room for its own bundle; allow some more bytes")
-    return found
+    if best is None:
+        raise CapError("no plan leaves room for its own bundle; raise the cap by some bytes")
+    return best
 
 
 def _smallest(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Of every tensor the candidate of the fewest bytes."""
+    """The smallest candidate of each tensor."""
     by_size = sorted(candidates, key=lambda c: c.size_bytes, reverse=True)
     return [*{candidate.tensor: candidate for candidate in by_size}.values()]
 
 
 def counted_loader(choices: Iterable[str], limits: Limits) -> bytes:
-    """The loader that a plan of these choices counts. Raises PlanError: it counts none such."""
+    """The loader for these choices. Raises PlanError: its size is not what the plan counts."""
     source = loader_source(parts_of(choices)).encode()
     if limits.loader_bytes != len(source):
         raise PlanError(
@@ -136,12 +136,12 @@ def _parts(candidates: Iterable[Candidate]) -> frozenset[str]:
 
 
 def readable(candidates: Iterable[Candidate], parts: frozenset[str]) -> list[Candidate]:
-    """Those that a loader with these parts can read."""
+    """The candidates that a loader with these parts can read."""
     return [candidate for candidate in candidates if parts_of([candidate.choice]) <= parts]
 
 
 def solve(candidates: Sequence[Candidate], header_bytes: int, limits: Limits) -> Plan:
-    """plan_to_cap with its refusals put in the user's terms. Raises CapError, PlanError."""
+    """plan_to_cap with errors as the user sees them. Raises CapError, PlanError."""
     try:
         return plan_to_cap(
             candidates,

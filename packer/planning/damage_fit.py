@@ -1,4 +1,4 @@
-"""One factor per role, so that predicted damage comes true: fitted to a handful of measurements."""
+"""One correction factor per role for predicted damage, fitted to a handful of measurements."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-# A factor strays from the common one of all roles only as far as measurements pull it: a role that
-# is a tenth of every plan tells little, and what it tells is mostly noise.
+# Regularization towards the factor common to all roles, in squared logarithms: a role that causes a
+# tenth of the damage of every plan says little about its own factor, and most of that is noise.
 STIFFNESS = 0.1
-ROUNDS = 50
+ITERATIONS = 50  # of Gauss and Newton
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One true measurement: some weights changed, the others as they are.
+    """One measurement on the model, with some weights quantized and the others unchanged.
 
-    what: in words. predicted: role -> damage in bits per byte before any factor. measured: KL in
-    bits per byte.
+    what: what was quantized, as text. predicted: role -> damage in bits per byte, without fitted
+    factors. measured: KL in bits per byte.
     """
 
     what: str
@@ -43,9 +43,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class DamageFit:
-    """What predictions are multiplied by. error: rms of ln(measured / predicted) after the fit.
+    """What predictions are multiplied by.
 
-    source, tokens: what the trials were measured on.
+    factors: by role. common: for roles without a factor. error: rms of ln(measured / predicted)
+    after the fit. source, tokens: the text that the trials were measured on.
     """
 
     factors: Mapping[str, float]
@@ -56,7 +57,7 @@ class DamageFit:
     trials: tuple[Trial, ...]
 
     def factor(self, role: str) -> float:
-        """Of a role; of one that no trial changed the common factor."""
+        """The factor of a role; the common one if no trial quantized that role."""
         return self.factors.get(role, self.common)
 
     def predicted(self, trial: Trial) -> float:
@@ -64,7 +65,7 @@ class DamageFit:
         return math.fsum(self.factor(role) * part for role, part in trial.predicted.items())
 
     def describe(self) -> str:
-        """One line: on what, from how many, how good."""
+        """One line: how many measurements, on which text, with what error."""
         return (
             f"{len(self.trials)} measurements on {self.tokens:,} tokens of {self.source}, "
             f"which it meets to {100 * math.expm1(self.error):.0f} %"
@@ -94,31 +95,31 @@ class DamageFit:
 
 
 def fit_damage(trials: Sequence[Trial], source: str, tokens: int) -> DamageFit:
-    """Factors that bring the trials' predictions closest to what was measured, in logarithms.
+    """Factors that bring predictions closest to what was measured, in logarithms.
 
-    Gauss and Newton on ln(Σ_role factor · predicted) - ln(measured), every factor held to the
-    common one by a spring. Trials that change nothing measurable are left out.
-    Raises ValueError: none is left.
+    Gauss and Newton on ln(Σ_role factor · predicted) - ln(measured), with a quadratic penalty on
+    the logarithm of every factor over the common one. Trials without measurable damage are left
+    out. Raises ValueError: none is left.
     """
     usable = [trial for trial in trials if trial.total > 0 and trial.measured > 0]
     if not usable:
-        raise ValueError("no trial changed anything that can be measured")
+        raise ValueError("no trial has damage that can be measured")
     roles = sorted({role for trial in usable for role, part in trial.predicted.items() if part > 0})
     parts = np.array([[trial.predicted.get(role, 0.0) for role in roles] for trial in usable])
     measured = np.log([trial.measured for trial in usable])
     common = float(np.mean(measured - np.log(parts.sum(axis=1))))
     logs = np.full(len(roles), common)
-    spring = math.sqrt(STIFFNESS) * np.eye(len(roles))
-    for _ in range(ROUNDS):
+    penalty = math.sqrt(STIFFNESS) * np.eye(len(roles))
+    for _ in range(ITERATIONS):
         weighted = parts * np.exp(logs)
         totals = weighted.sum(axis=1)
         slopes = weighted / totals[:, None]
-        missing = measured - np.log(totals)
-        matrix = np.concatenate([slopes, spring])
-        wanted = np.concatenate([missing, spring @ (common - logs)])
-        logs = logs + np.linalg.lstsq(matrix, wanted, rcond=None)[0]
-    left = measured - np.log((parts * np.exp(logs)).sum(axis=1))
-    error = float(np.sqrt(np.mean(np.square(left))))
+        residual = measured - np.log(totals)
+        matrix = np.concatenate([slopes, penalty])
+        target = np.concatenate([residual, penalty @ (common - logs)])
+        logs = logs + np.linalg.lstsq(matrix, target, rcond=None)[0]
+    residual = measured - np.log((parts * np.exp(logs)).sum(axis=1))
+    error = float(np.sqrt(np.mean(np.square(residual))))
     factors = {role: math.exp(value) for role, value in zip(roles, logs, strict=True)}
     return DamageFit(factors, math.exp(common), error, source, tokens, tuple(usable))
 

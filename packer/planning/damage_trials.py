@@ -1,4 +1,4 @@
-"""True measurements of damage, to bring predictions in line and to check whole plans."""
+"""Damage measured on the model, to fit predictions to it and to check whole plans."""
 
 from __future__ import annotations
 
@@ -30,17 +30,19 @@ from packer.quantizers.choice import parse_choice
 from packer.quantizers.quantize import dequantize, quantize
 from packer.threads import one_torch_thread
 
-HELD_OUT = 5  # a fifth as many tokens as calibration reads are held out, the last of the text
-# What a whole plan is taken to do to the model, in bits per byte: the middle one is also measured
-# role by role. Damage of useful plans lies between.
+# One held-out token, from the end of the text, for so many that calibration reads.
+HELD_OUT = 5
+# Predicted damage of the whole plans that are measured, in bits per byte; the middle one is also
+# measured role by role. The table in docs/planner.md (Damage from curvature) has the KL of plans
+# from 2.25 to 5 bits per weight: useful ones lie between these.
 SMALL, MIDDLE, LARGE = 0.0015, 0.005, 0.015
-UNSEEN = 1e-6  # bits per byte: less is lost in the rounding of the forward pass
+NOISE_FLOOR = 1e-6  # bits per byte: less is lost in the rounding of the forward pass
 MAX_ROUNDS = 3
 
 
 @dataclass(frozen=True, eq=False)
 class DamageEvaluator:
-    """A checkpoint, its model, and tokens to measure divergence on. source: the text, in words."""
+    """Measures the divergence that quantizing a checkpoint causes. source: what the text is."""
 
     checkpoint: Checkpoint
     curvature: CurvatureSet | None
@@ -49,20 +51,20 @@ class DamageEvaluator:
     tokens: int
 
     def trial(self, measurement: Measurement, changed: Sequence[Candidate], what: str) -> Trial:
-        """The divergence when these candidates take the place of their weights."""
+        """The divergence with these candidates in place of the weights of their tensors."""
         with one_torch_thread():
             weights = self._decoded(changed)
         measured = self.meter.divergence(weights).kl_bits_per_byte
         return Trial(what, measurement.unfitted(changed), measured)
 
     def _decoded(self, changed: Sequence[Candidate]) -> dict[str, torch.Tensor]:
-        """What a file would hold."""
+        """The weights as a file would decode them."""
         by_tensor = by_tensor_of(self.curvature)
-        found = {}
+        decoded = {}
         for name, text in ((one.tensor, one.choice) for one in changed):
             weight = self.checkpoint.tensors[name]
-            found[name] = dequantize(quantize(weight, parse_choice(text), by_tensor.get(name)))
-        return found
+            decoded[name] = dequantize(quantize(weight, parse_choice(text), by_tensor.get(name)))
+        return decoded
 
 
 def damage_evaluator(
@@ -76,7 +78,7 @@ def damage_evaluator(
     window: int,
     held_out: bool,
 ) -> DamageEvaluator:
-    """A bench on the first tokens of a text, or with `held_out` on a fifth as many, its last ones.
+    """An evaluator on the first tokens of a text; `held_out`: on a fifth as many at its end.
 
     Raises CurvatureError: less than a window of text, or a model without named weights.
     """
@@ -103,9 +105,10 @@ def damage_evaluator(
 
 
 def held_out_part(length: int, tokens: int, window: int) -> tuple[int, int]:
-    """(first token, windows) at the end of a text of so many tokens, of which at least `window`.
+    """(first token, number of windows) of the part held out at the end of a text.
 
-    Whoever calibrates stops before the first token: what GPTQ saw it is too good at.
+    length: tokens in the text, at least `window`. Calibration must stop before the first token:
+    GPTQ does better on text that it was calibrated on.
     """
     whole = (length - 1) // window
     count = max(1, min(tokens // window, whole) // HELD_OUT)
@@ -113,14 +116,14 @@ def held_out_part(length: int, tokens: int, window: int) -> tuple[int, int]:
 
 
 def windows_with_trials(calibrated: int) -> int:
-    """Windows of a text whose first `calibrated` may be read, the rest being held out."""
+    """Windows to read of a text so that calibration gets `calibrated` and the rest is held out."""
     return calibrated + max(1, calibrated // HELD_OUT) + 1  # one more: the last token has no next
 
 
 def fit_to_model(
-    measurement: Measurement, bench: DamageEvaluator, progress: Progress = ignore_progress
+    measurement: Measurement, evaluator: DamageEvaluator, progress: Progress = ignore_progress
 ) -> Measurement:
-    """The measurement with damages multiplied by factors that a handful of trials gave.
+    """The measurement with damage multiplied by factors fitted to a handful of trials.
 
     Three whole plans are measured, the middle one also role by role.
     """
@@ -133,29 +136,29 @@ def fit_to_model(
     ]
     for done, (what, changed) in enumerate(groups):
         progress(what, done, len(groups))
-        trials.append(bench.trial(measurement, changed, what))
-    return measurement.fitted(fit_damage(trials, bench.source, bench.tokens))
+        trials.append(evaluator.trial(measurement, changed, what))
+    return measurement.fitted(fit_damage(trials, evaluator.source, evaluator.tokens))
 
 
 def _parts(
     measurement: Measurement, chosen: Sequence[Candidate]
 ) -> Iterator[tuple[str, Sequence[Candidate]]]:
-    """(words, candidates) of every role of a plan that can be felt by itself."""
+    """(what, candidates) of every role whose damage in a plan can be measured by itself."""
     roles = {tensor.name: tensor.role for tensor in measurement.tensors}
     for role in sorted(set(roles.values())):
         members = [c for c in chosen if roles[c.tensor] == role]
-        if sum(c.damage for c in members) > UNSEEN:
+        if sum(c.damage for c in members) > NOISE_FLOOR:
             yield f"{role} alone", members
 
 
-def at_damage(measurement: Measurement, wanted: float) -> tuple[Candidate, ...]:
-    """A plan of about this predicted damage: of every tensor the best at one price of a byte."""
+def at_damage(measurement: Measurement, target: float) -> tuple[Candidate, ...]:
+    """A plan of about this predicted damage: the best candidates at one Lagrange multiplier."""
     fronts = [undominated(group) for group in by_tensor(measurement.candidates).values()]
     low, high = 1e-15, 1.0
     for _ in range(60):
         price = (low * high) ** 0.5
         damage = sum(c.damage for c in _cheapest(fronts, price))
-        low, high = (low, price) if damage > wanted else (price, high)
+        low, high = (low, price) if damage > target else (price, high)
     return tuple(_cheapest(fronts, low))
 
 
@@ -166,7 +169,7 @@ def _cheapest(fronts: Iterable[Sequence[Candidate]], price: float) -> Iterator[C
 
 @dataclass(frozen=True, eq=False)
 class CheckedPlan:
-    """A plan and what it really does. predicted, measured: KL in bits per byte."""
+    """A plan and its damage. predicted, measured: KL in bits per byte."""
 
     plan: PackPlan
     predicted: float | None
@@ -182,28 +185,28 @@ def plan_and_check(
     measurement: Measurement,
     limits: Limits,
     pins: Mapping[str, str],
-    bench: DamageEvaluator,
+    evaluator: DamageEvaluator,
     progress: Progress = ignore_progress,
 ) -> tuple[CheckedPlan, ...]:
-    """Plans, measures what the plan does as a whole and role by role, fits, and plans again.
+    """Plans, measures the plan as a whole and role by role, fits the factors, and plans again.
 
-    At most three rounds, fewer when the fit no longer changes the plan. In the order made; take
-    the best by `measured`. Raises CapError, PlanError, SelectorError.
+    At most three rounds, fewer when the fit no longer changes the plan. Returns the plans in the
+    order made; the best is that of least `measured`. Raises CapError, PlanError, SelectorError.
     """
     rounds: list[CheckedPlan] = []
     trials: list[Trial] = list(_earlier(measurement.damage_fit))
     for number in range(1, MAX_ROUNDS + 1):
-        made = make_plan(measurement, limits, pins)
-        if any(made.choices == one.plan.choices for one in rounds):
+        plan = make_plan(measurement, limits, pins)
+        if any(plan.choices == one.plan.choices for one in rounds):
             break
-        chosen = made.plan.chosen
+        chosen = plan.plan.chosen
         groups = [*_parts(measurement, chosen), ("the plan", chosen)]
         for done, (what, changed) in enumerate(groups):
             progress(f"round {number}, {what}", done, len(groups))
-            trials.append(bench.trial(measurement, changed, f"round {number}, {what}"))
-        known = made.plan.damage if made.plan.damage_kind == "damage_bpb" else None
-        rounds.append(CheckedPlan(made, known, trials[-1].measured))
-        measurement = measurement.fitted(fit_damage(trials, bench.source, bench.tokens))
+            trials.append(evaluator.trial(measurement, changed, f"round {number}, {what}"))
+        predicted = plan.plan.damage if plan.plan.damage_kind == "damage_bpb" else None
+        rounds.append(CheckedPlan(plan, predicted, trials[-1].measured))
+        measurement = measurement.fitted(fit_damage(trials, evaluator.source, evaluator.tokens))
     return tuple(rounds)
 
 

@@ -1,4 +1,4 @@
-"""What a user asks of a plan, as two values that travel whole: how to measure, and what to fit."""
+"""The options of a plan as two values: how to measure, and which limits to keep."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PathLike = str | os.PathLike[str]
 class MeasureOptions:
     """How the tensors of a checkpoint are measured.
 
-    pins: selector -> choice, measured as well and kept by the plan. metadata: text that goes into
-    the artifact beside the checkpoint's own. coder: entropy coder of every tensor, "numpy" where
-    readers have no constriction; None: the smallest. trellis: with curvature, offer trellis-coded
-    formats too, which take fewer bytes and more time.
+    pins: selector -> choice, which is measured too and which the plan must take. metadata: text
+    stored in the artifact, in addition to the checkpoint's own. coder: entropy coder for all
+    tensors, "numpy" to decode without constriction; None: whichever is smallest. trellis: with
+    curvature, also offer trellis-coded formats, which take fewer bytes and more time.
     """
 
     pins: Mapping[str, str] = field(default_factory=dict)
@@ -37,12 +37,12 @@ class MeasureFields(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class PlanLimits:
-    """The cap, and what counts against it beside the artifact.
+    """The cap, and what counts against it besides the artifact.
 
     code: files counted as code. loader: count the loader. margin_bytes: left free on purpose.
-    bundle: count the bundle of encoder and decoder in place of the loader. inline: the script that
-    the bundle is put into, which is code as well. calibrate: the bundle also calibrates. Either of
-    the last two asks for a bundle.
+    bundle: count the bundle of encoder and decoder instead of the loader. inline: the script that
+    the bundle is inserted into, which counts as code too. calibrate: the bundle also calibrates.
+    `inline` and `calibrate` both imply a bundle.
     """
 
     cap_bytes: int

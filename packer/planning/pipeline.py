@@ -1,16 +1,15 @@
 """The one path from weights to a plan under a cap: measure, fit, plan, refine.
 
-1. Measure: every tensor is quantized and entropy coded under every choice worth having, which gives
-   its real bytes and its predicted damage (`packer.planning.measure`). With curvature, damage is
-   the KL divergence to the unquantized model in bits per byte, to second order; without, a weight
-   error.
-2. Fit: where the model and a held-out text are at hand, the divergence of a few whole plans is
-   measured, and predictions are multiplied by one factor per role
-   (`packer.planning.damage_trials`).
+1. Measure: every tensor is quantized and entropy coded under every choice that could be best, which
+   gives its real bytes and its predicted damage (`packer.planning.measure`). With curvature, damage
+   is the KL divergence to the unquantized model in bits per byte, to second order; without, a
+   weight error.
+2. Fit: given the model and a held-out text, the divergence of a few whole plans is measured, and
+   predictions are multiplied by one factor per role (`packer.planning.damage_trials`).
 3. Plan: the combination of least damage whose bytes fit the cap, code included, found exactly
    (`packer.planning.plan`, `packer.budget.plan`).
-4. Refine: the plan's price of a byte says at which step size each tensor's damage falls as fast as
-   that price asks; there it is measured again, and the plan is made anew
+4. Refine: each tensor is measured again at the step size where the slope of its damage/size curve
+   equals the plan's price of a byte (its Lagrange multiplier), and the plan is made again
    (`packer.planning.refine`).
 """
 
@@ -33,11 +32,11 @@ from packer.planning.refine import refined
 from packer.planning.step_grid import SPARSE
 
 Shown = Callable[[str], contextlib.AbstractContextManager[Progress]]
-"""Opens the progress of one stage, such as "measuring", for as long as it runs."""
+"""Stage, such as "measuring" -> a context in which its progress is shown."""
 
 
 def always(progress: Progress) -> Shown:
-    """Reports every stage to one function."""
+    """Reports all stages to one function."""
     return lambda _: contextlib.nullcontext(progress)
 
 
@@ -63,7 +62,7 @@ def measure_to_plan(
     calibration: Calibration = NO_CALIBRATION,
     shown: Shown = not_shown,
 ) -> Measurement:
-    """Measured at few step sizes, because plans made of this are refined; and fitted."""
+    """Candidates at few step sizes, because the plan will be refined; damage fitted."""
     with shown("measuring") as progress:
         measurement = measure(
             checkpoint, options, calibration.curvature, grid=SPARSE, progress=progress
@@ -74,11 +73,11 @@ def measure_to_plan(
 def fit_measurement(
     measurement: Measurement, calibration: Calibration, shown: Shown = not_shown
 ) -> Measurement:
-    """Predicted damage fitted to true measurements, where the calibration can make them."""
-    if calibration.bench is None or measurement.curvature is None:
+    """Predicted damage fitted to measurements on the model, if the calibration has an evaluator."""
+    if calibration.evaluator is None or measurement.curvature is None:
         return measurement
     with shown("fitting") as progress:
-        return fit_to_model(measurement, calibration.bench, progress)
+        return fit_to_model(measurement, calibration.evaluator, progress)
 
 
 def refine_plan(
@@ -87,7 +86,7 @@ def refine_plan(
     calibration: Calibration = NO_CALIBRATION,
     shown: Shown = not_shown,
 ) -> PackPlan:
-    """The plan with steps between those measured; without curvature, the plan itself."""
+    """The plan with step sizes between those measured; unchanged without curvature."""
     if calibration.curvature is None:
         return plan
     with shown("refining") as progress:
@@ -102,7 +101,7 @@ def plan_under_policy(
     calibration: Calibration = NO_CALIBRATION,
     shown: Shown = not_shown,
 ) -> PackPlan:
-    """Another run's choices. They are measured first, and all others only when those do not fit.
+    """A plan by another run's choices. Other choices are measured only if these do not fit.
 
     Raises PlanError: tensors of another structure. CapError: nothing fits.
     """

@@ -1,4 +1,4 @@
-"""From measurements to a plan under a cap; the file plan.json. Needs no torch, so it is quick."""
+"""From measurements to a plan under a cap; the file plan.json. Without torch, to start quickly."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class PackPlan:
-    """A plan with what it was made from: enough to pack, to re-plan, and to explain every choice.
+    """A plan with what it was made from: enough to pack, to plan again and to explain every choice.
 
-    pins: tensor -> choice, decided by the user.
+    pins: tensor -> choice, fixed by the user.
     """
 
     measurement: Measurement
@@ -41,7 +41,7 @@ class PackPlan:
 
     @property
     def bundled(self) -> BundleContents:
-        """What a bundle of this plan is made for."""
+        """The contents of this plan's bundle."""
         limits = self.limits
         return BundleContents(
             self.choices,
@@ -54,7 +54,7 @@ class PackPlan:
         )
 
     def describe_account(self) -> str:
-        """The account as planned, to the byte; the artifact's split is known once it is packed."""
+        """The account as planned, to the byte; packing splits the tensors into scales and codes."""
         plan = self.plan
         tensors = plan.artifact_bytes - plan.header_bytes
         return (
@@ -64,7 +64,7 @@ class PackPlan:
 
     def to_json(self) -> dict[str, Any]:
         plan = self.plan
-        decided = {
+        fields = {
             "kind": KIND,
             "version": VERSION,
             "cap_bytes": plan.cap_bytes,
@@ -85,7 +85,7 @@ class PackPlan:
             "pins": dict(self.pins),
             "choices": [[candidate.tensor, candidate.choice] for candidate in plan.chosen],
         }
-        return {**decided, "measurement": self.measurement.to_json()}
+        return {**fields, "measurement": self.measurement.to_json()}
 
     @staticmethod
     def from_json(value: Mapping[str, Any], source: str) -> PackPlan:
@@ -104,7 +104,7 @@ def read_plan(path: str | os.PathLike[str]) -> PackPlan:
 
 
 def read_measurement(path: str | os.PathLike[str]) -> tuple[Measurement, Mapping[str, str]]:
-    """(measurements, pins) of a candidates file, which has no pins, or of an earlier plan.
+    """(measurement, pins) of a candidates file, which has no pins, or of an earlier plan.
 
     Raises PlanError.
     """
@@ -155,7 +155,7 @@ def chosen_candidates(
             f"{source} does not cover the checkpoint: without a choice {missing or 'none'}, "
             f"not in the checkpoint {unknown or 'none'}. Plan again with `packer plan`."
         )
-    found = []
+    chosen = []
     for tensor in sorted(choices):
         matching = [c for c in by_tensor[tensor] if c.choice == choices[tensor]]
         if not matching:
@@ -163,8 +163,8 @@ def chosen_candidates(
                 f"{source}: {tensor} is to be {choices[tensor]!r}, which was not measured; "
                 f"measured are {', '.join(c.choice for c in by_tensor[tensor])}"
             )
-        found.append(matching[0])
-    return tuple(found)
+        chosen.append(matching[0])
+    return tuple(chosen)
 
 
 def make_plan(
@@ -172,8 +172,8 @@ def make_plan(
 ) -> PackPlan:
     """The plan of least damage whose file, code and margin included, fits the cap.
 
-    pins: selector -> choice text. Where the limits count a loader or a bundle, the plan's count
-    those of its own formats.
+    pins: selector -> choice text. If the limits count a loader or a bundle, the limits of the plan
+    count the one for its own formats.
     Raises SelectorError: a selector matches nothing. PlanError: a pinned choice was not measured.
     CapError: no combination fits; names the smallest size.
     """
@@ -186,7 +186,7 @@ def make_plan(
 def _solved(
     candidates: Sequence[Candidate], measurement: Measurement, limits: Limits
 ) -> tuple[Plan, Limits]:
-    """(the plan, limits with the loader or bundle that goes with it, where one counts)."""
+    """(plan, limits with the size of the plan's own loader or bundle, if one counts)."""
 
     def weigh(plan: Plan) -> tuple[int, int]:
         bundle = make_bundle(PackPlan(measurement, plan, limits, {}).bundled)
@@ -196,24 +196,24 @@ def _solved(
 
 
 def pinned_texts(measurement: Measurement, pins: Mapping[str, str]) -> dict[str, str]:
-    """Tensor -> pinned choice as measuring spells it; it must be among the tensor's candidates."""
+    """Tensor -> pinned choice in canonical form. Raises PlanError: it was not measured."""
     measured = {(c.tensor, c.choice) for c in measurement.candidates}
     known = {choice for _, choice in measured}
-    found: dict[str, str] = {}
+    pinned: dict[str, str] = {}
     for selector, text in pins.items():
-        choice = text if text in known else respelled(selector, text)
-        found.update(dict.fromkeys(select(selector, measurement.roles), choice))
-    for tensor, choice in found.items():
+        choice = text if text in known else canonical(selector, text)
+        pinned.update(dict.fromkeys(select(selector, measurement.roles), choice))
+    for tensor, choice in pinned.items():
         if (tensor, choice) not in measured:
             raise PlanError(
                 f"{tensor} is pinned to {choice!r}, which was not measured. Give the checkpoint "
                 f"instead of its measurements, or measure with --pin '{tensor}={choice}'."
             )
-    return found
+    return pinned
 
 
-def respelled(selector: str, text: str) -> str:
-    """A choice in the one spelling that measuring gives: kstd@20.0 is kstd@20.
+def canonical(selector: str, text: str) -> str:
+    """A choice in canonical form: kstd@20.0 becomes kstd@20.
 
     Raises PlanError: it cannot be read.
     """
@@ -227,7 +227,7 @@ def respelled(selector: str, text: str) -> str:
 
 
 def restrict(measurement: Measurement, choices: Mapping[str, str]) -> list[Candidate]:
-    """Candidates, with only the given choice left for the tensors named."""
+    """The candidates, only those of the given choice for the tensors in `choices`."""
     return [
         candidate
         for candidate in measurement.candidates
@@ -236,8 +236,8 @@ def restrict(measurement: Measurement, choices: Mapping[str, str]) -> list[Candi
 
 
 def saved_by(pack_plan: PackPlan, more_bytes: int) -> float | None:
-    """The damage that a cap so much higher would save, by planning anew; None where as many bytes
-    lie unused already, or where nothing would be saved.
+    """The damage that `more_bytes` would save, by planning again under a higher cap; None if as many
+    bytes are unused already, or if nothing would be saved.
     """
     plan = pack_plan.plan
     if plan.unused_bytes - plan.margin_bytes >= more_bytes:
@@ -250,37 +250,39 @@ def saved_by(pack_plan: PackPlan, more_bytes: int) -> float | None:
 
 
 def rounded_with_curvature(pack_plan: PackPlan) -> list[Candidate]:
-    """Those of the plan whose codes depend on curvature."""
-    given = pack_plan.measurement.curvature is not None
-    # A correction of low rank heeds curvature where there is some, and does without otherwise.
+    """The chosen candidates whose codes depend on curvature."""
+    has_curvature = pack_plan.measurement.curvature is not None
+    # A low-rank correction uses curvature if there is some.
     return [
-        c for c in pack_plan.plan.chosen if "+gptq" in c.choice or (".rank" in c.choice and given)
+        c
+        for c in pack_plan.plan.chosen
+        if "+gptq" in c.choice or (".rank" in c.choice and has_curvature)
     ]
 
 
 def check_curvature(pack_plan: PackPlan, sha256: str | None) -> None:
-    """Raises PlanError: the plan rounds with curvature, and there is none, or another.
+    """Raises PlanError: the plan rounds with curvature, and this is another or none.
 
-    sha256: of the curvature at hand; None: there is none.
+    sha256: of the curvature that packing would use; None: there is none.
     """
-    wanted = pack_plan.measurement.curvature
+    planned = pack_plan.measurement.curvature
     rounded = rounded_with_curvature(pack_plan)
     if rounded and sha256 is None:
         raise PlanError(
             f"{rounded[0].tensor}: {rounded[0].choice} needs curvature, as {len(rounded)} of the "
             "plan's tensors do: give the file that it was made with, --curvature FILE"
         )
-    if rounded and sha256 is not None and wanted not in (None, sha256):
+    if rounded and sha256 is not None and planned not in (None, sha256):
         raise PlanError(
-            f"the plan was made with curvature {str(wanted)[:12]}, and this is {sha256[:12]}: its "
+            f"the plan was made with curvature {str(planned)[:12]}, and this is {sha256[:12]}: its "
             "codes and sizes would differ. Give the file it was made with, or plan again"
         )
 
 
 def replan(pack_plan: PackPlan, measurement: Measurement) -> PackPlan:
-    """The same limits and pins over corrected measurements. Raises CapError."""
+    """A new plan of corrected measurements, under the same limits and pins. Raises CapError."""
     candidates = restrict(measurement, pack_plan.pins)
-    if pack_plan.limits.loader_bytes:  # the loader that was counted reads no other formats
+    if pack_plan.limits.loader_bytes:  # the loader that was counted cannot read other formats
         candidates = readable(candidates, parts_of(pack_plan.choices.values()))
     solved = solve(candidates, measurement.header_bytes, pack_plan.limits)
     return replace(pack_plan, measurement=measurement, plan=solved)
@@ -289,8 +291,8 @@ def replan(pack_plan: PackPlan, measurement: Measurement) -> PackPlan:
 def follow_policy(policy: PackPlan, measurement: Measurement, limits: Limits) -> PackPlan:
     """The policy's choices on other weights of the same structure.
 
-    Every choice is kept when the sum fits. Otherwise tensors that are not pinned may step down to
-    smaller candidates, at the least damage that fits.
+    All choices are kept if they fit. Otherwise unpinned tensors may step down to smaller
+    candidates, at the least damage that fits.
     Raises PlanError: another structure. CapError: even the smallest does not fit.
     """
     if policy.measurement.structure != measurement.structure:
@@ -311,7 +313,7 @@ def follow_policy(policy: PackPlan, measurement: Measurement, limits: Limits) ->
 def _at_most(
     kept: Sequence[Candidate], pins: Mapping[str, str], measurement: Measurement
 ) -> list[Candidate]:
-    """The kept candidates, and for tensors that are not pinned every smaller one."""
+    """The kept candidates, and all smaller ones of unpinned tensors."""
     limit = {candidate.tensor: candidate for candidate in kept}
     return [
         candidate

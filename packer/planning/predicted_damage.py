@@ -1,4 +1,4 @@
-"""What a candidate does to the model, in bits per byte, from the curvature of its weight."""
+"""The predicted damage of a candidate, in bits per byte, from the curvature of its weight."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from packer.quantizers.curvature import Curvature
 
 
 def predicted_nats(curvature: Curvature, change: torch.Tensor) -> float | None:
-    """KL in nats a token of a changed weight; None where its rows' Fisher is not known.
+    """KL in nats per token of a changed weight; None if the Fisher of its rows is not known.
 
-    A tied embedding is felt as a head and as a table.
+    A tied embedding adds its damage as output head and as lookup table.
     """
     if curvature.row_fisher is None:
         return None
@@ -34,8 +34,8 @@ def predicted_nats(curvature: Curvature, change: torch.Tensor) -> float | None:
 
 
 def output_error(curvature: Curvature, change: torch.Tensor) -> float:
-    """The squared error of the outputs, for inputs of mean square 1: like a squared weight error,
-    but counted where inputs go.
+    """The squared error of the outputs, for inputs of mean square 1: a squared weight error in
+    which columns count by the second moments of their inputs.
     """
     rows = change.reshape(-1, curvature.columns)
     mean_square = curvature.hessian.diagonal(dim1=-2, dim2=-1).mean()
@@ -45,17 +45,17 @@ def output_error(curvature: Curvature, change: torch.Tensor) -> float:
 
 
 def bits_per_byte(nats_per_token: float, curvature: CurvatureSet) -> float:
-    """Per token where nobody said how many bytes a token stands for."""
+    """Bits per byte, or bits per token when bytes_per_token is unknown."""
     return nats_per_token / math.log(2) / (curvature.bytes_per_token or 1.0)
 
 
 def complete(
     candidates: Sequence[Candidate], infos: Sequence[TensorInfo]
 ) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
-    """(candidates that all have a damage, tensors whose damage is guessed from weight errors).
+    """(candidates that all have damage, tensors whose damage is estimated from weight errors).
 
-    A tensor without curvature takes the damage per weight error of the others, by the median.
-    Without curvature of any tensor nothing is done.
+    A tensor without curvature takes the median damage per weight error of the others. If no tensor
+    has curvature, candidates are returned unchanged.
     """
     known = [c for c in candidates if c.damage_bpb is not None and c.weight_error > 0]
     if not known:
@@ -72,11 +72,11 @@ def complete(
 
 
 def describe_source(curvature: CurvatureSet, guessed: Sequence[str]) -> str:
-    """What damage was computed from, in words."""
+    """What damage was computed from, as text."""
     unit = "KL to the unquantized model"
     if curvature.bytes_per_token is None:
-        unit += " in bits per token (nobody said how many bytes a token stands for)"
+        unit += " in bits per token (the number of bytes per token is unknown)"
     text = f"predicted {unit}, from the curvature of {curvature.describe()}"
     if guessed:
-        text += f"; of {len(guessed)} tensors without curvature guessed from weight errors"
+        text += f"; for {len(guessed)} tensors without curvature, estimated from weight errors"
     return text

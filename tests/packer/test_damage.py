@@ -158,11 +158,11 @@ def test_predicted_damage_comes_true(calibrated, measured: Measurement) -> None:
     assert all(c.damage_bpb is not None for c in measured.candidates)
     assert any("+gptq" in c.choice for c in measured.candidates)
     assert measured.curvature == curvature.sha256 and "bits per token" not in measured.damage_source
-    bench = damage_evaluator(
+    evaluator = damage_evaluator(
         model, checkpoint, curvature, data, "noise", tokens=4096, window=64, held_out=True
     )
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    fitted = fit_to_model(measured, bench)
+    fitted = fit_to_model(measured, evaluator)
     assert fitted.damage_fit is not None and len(fitted.damage_fit.trials) >= 6
     assert fitted.damage_fit.tokens == 12 * 64
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -176,35 +176,35 @@ def test_predicted_damage_comes_true(calibrated, measured: Measurement) -> None:
         assert trial.measured == pytest.approx(trial.total, rel=0.6)
 
 
-def test_predictions_are_fitted_from_python_too(calibrated, measured: Measurement) -> None:
-    model, checkpoint, data, curvature = calibrated
-    bench = damage_evaluator(
+def test_predictions_are_fitted_from_python_too(felt, measured: Measurement) -> None:
+    model, checkpoint, data, curvature = felt
+    evaluator = damage_evaluator(
         model, checkpoint, curvature, data, "noise", tokens=1024, window=64, held_out=True
     )
     cap = int(sum(tensor.elements for tensor in measured.tensors) * 3 / 8)
     plain = api.plan(checkpoint, cap, curvature=curvature)
-    fitted = api.plan(checkpoint, cap, curvature=api.Calibration(curvature, bench))
+    fitted = api.plan(checkpoint, cap, curvature=api.Calibration(curvature, evaluator))
     assert plain.measurement.damage_fit is None
     fit = fitted.measurement.damage_fit
     assert fit is not None and "noise" in fit.source
     assert len(fitted.measurement.candidates) > len(measured.candidates) / 4
-    truth = bench.trial(fitted.measurement, fitted.plan.chosen, "the plan")
+    truth = evaluator.trial(fitted.measurement, fitted.plan.chosen, "the plan")
     assert fitted.plan.damage == pytest.approx(truth.measured, rel=0.35)
-    assert api.measure(checkpoint, curvature=api.Calibration(curvature, bench)).damage_fit
+    assert api.measure(checkpoint, curvature=api.Calibration(curvature, evaluator)).damage_fit
 
 
-def test_plans_are_checked_and_the_best_is_known(calibrated, measured: Measurement) -> None:
-    model, checkpoint, data, curvature = calibrated
-    bench = damage_evaluator(
+def test_plans_are_checked_and_the_best_is_known(felt, measured: Measurement) -> None:
+    model, checkpoint, data, curvature = felt
+    evaluator = damage_evaluator(
         model, checkpoint, curvature, data, "noise", tokens=1024, window=64, held_out=False
     )
     cap = int(sum(tensor.elements for tensor in measured.tensors) * 3 / 8)
-    rounds = plan_and_check(measured, Limits(cap, (), 0, 0), {}, bench)
+    rounds = plan_and_check(measured, Limits(cap, (), 0, 0), {}, evaluator)
     assert 1 <= len(rounds) <= 3
     assert all(one.plan.plan.total_bytes <= cap for one in rounds)
     assert rounds[0].ratio == pytest.approx(1, rel=0.6)
     last = rounds[-1]
-    again = bench.trial(last.plan.measurement, last.plan.plan.chosen, "again")
+    again = evaluator.trial(last.plan.measurement, last.plan.plan.chosen, "again")
     assert again.measured == pytest.approx(last.measured)
 
 
