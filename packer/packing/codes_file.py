@@ -1,8 +1,8 @@
-"""Codes and steps of an artifact as a safetensors file, never as the floats they stand for.
+"""Integer codes and scales of an artifact as a safetensors file, without dequantizing them.
 
-For whoever computes with integers. Under its own name stands a tensor that was stored as it is, in
-the dtype it was stored in; of any other there are NAME/codes and its side values, NAME/scale and so
-on. docs/format.md says what a code stands for.
+For users who compute with integers. An unquantized tensor keeps its name and its stored dtype; a
+quantized one becomes NAME/codes and its side values, NAME/scale and so on. docs/format.md says how
+codes are dequantized.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from packer.huggingface.files import without_files
 from packer.quantizers.formats import PASSTHROUGH_DTYPES, Passthrough, QuantizedTensor
 
 KIND = "bytecap codes 1"
-SMALL_CODES = 127  # what int8 holds on both sides
+SMALL_CODES = 127  # largest magnitude in int8
 
 
 def codes_of(quantized: QuantizedTensor) -> dict[str, torch.Tensor]:
-    """Parts of one tensor by name: "" for what was stored as it is, else codes and side values.
+    """Parts of one tensor by name: "" for an unquantized tensor, else codes and side values.
 
-    codes: [shape of the weights], int8 where they fit, else int16. Side values: as of
-    QuantizedTensor; scale and row steps have one value, or one for each row, all axes but the last
-    being rows.
+    codes: [shape of the weights], int8 if they fit, else int16. Side values: as in
+    QuantizedTensor; scale and row steps have one value, or one per row, where all axes but the last
+    are rows.
     """
     if isinstance(quantized.format, Passthrough):
         stored = PASSTHROUGH_DTYPES.get(str(quantized.format), quantized.dtype)

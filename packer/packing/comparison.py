@@ -32,8 +32,8 @@ CURVE_K = (8.0, 10.0, 12.85, 16.0, 20.0)
 class Entry:
     """A file to score. position: the recipe's size parameter; None for ours.
 
-    cap_bytes: what it was made to fit; None on a curve over k. seconds: from curvature to the file,
-    measuring included. problems: tensor -> why it was rounded otherwise than its choice says.
+    cap_bytes: the cap it was fitted to; None on a curve over k. seconds: of measuring, planning
+    and packing. problems: tensor -> why it was not rounded as its choice says.
     """
 
     recipe: str
@@ -53,12 +53,12 @@ class Entry:
 
     @property
     def weights(self) -> int:
-        """Of the checkpoint."""
+        """Number of weights in the checkpoint."""
         return sum(info.elements for info in self.packed.plan.measurement.tensors)
 
     @property
     def predicted_bits_per_byte(self) -> float | None:
-        """The KL that the plan was chosen by, fitted for ours alone; None without a Fisher."""
+        """The KL that the plan minimized, fitted only for ours; None without Fisher."""
         plan = self.packed.plan.plan
         return plan.damage if plan.damage_kind == "damage_bpb" else None
 
@@ -74,7 +74,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Row:
-    """A file and its score, against the checkpoint that it was made of."""
+    """A file and its score against the checkpoint that it was made from."""
 
     source: str
     entry: Entry | FinishedFile
@@ -82,18 +82,18 @@ class Row:
 
     @property
     def kl_bits_per_byte(self) -> float | None:
-        """None for models that only tell losses."""
+        """None for models that only return losses."""
         divergence = self.evaluated.divergence
         return None if divergence is None else divergence.kl_bits_per_byte
 
     @property
     def bits_per_weight(self) -> float:
-        """Of the file, over all weights of the checkpoint."""
+        """Bits of the file per weight of the checkpoint."""
         return 8 * self.entry.artifact_bytes / max(self.entry.weights, 1)
 
     def to_json(self) -> dict[str, Any]:
         entry, position = self.entry, self.entry.position
-        scored = self.evaluated.to_json()
+        scores = self.evaluated.to_json()
         return {
             "checkpoint": self.source,
             "recipe": entry.recipe,
@@ -103,12 +103,12 @@ class Row:
             "total_bytes": entry.total_bytes,
             "artifact_bytes": entry.artifact_bytes,
             "bits_per_weight": self.bits_per_weight,
-            "bits_per_byte": scored["bits_per_byte"],
+            "bits_per_byte": scores["bits_per_byte"],
             "kl_bits_per_byte": self.kl_bits_per_byte,
             "predicted_bits_per_byte": entry.predicted_bits_per_byte,
-            "kl_stderr_bits_per_byte": scored.get("kl_stderr_bits_per_byte"),
-            "delta_bits_per_byte": scored["delta_bits_per_byte"],
-            "stderr_bits_per_byte": scored["delta_stderr_bits_per_byte"],
+            "kl_stderr_bits_per_byte": scores.get("kl_stderr_bits_per_byte"),
+            "delta_bits_per_byte": scores["delta_bits_per_byte"],
+            "stderr_bits_per_byte": scores["delta_stderr_bits_per_byte"],
             "seconds": None if entry.seconds is None else round(entry.seconds, 2),
             "rounding_problems": dict(entry.problems),
         }
@@ -116,10 +116,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One checkpoint and what every entry shares.
+    """One checkpoint, and the settings that all entries share.
 
-    code: counted beside the file, and its margin; the cap in it is not read. calibration: with
-    curvature; recipes round with it as well. options: of ours; recipes take its pins.
+    code: code and margin counted besides the file; its cap is ignored. calibration: with curvature,
+    which recipes round with too. options: for ours; recipes use only its pins.
     """
 
     checkpoint: Checkpoint
@@ -147,7 +147,7 @@ class Comparison:
             yield self._packed_recipe(fitted, cap_bytes, started)
 
     def recipe_curve(self, recipe: Recipe) -> Iterator[Entry]:
-        """A recipe with a k at every k of the common curve."""
+        """A recipe with a k at every k of CURVE_K."""
         for k in CURVE_K:
             started = time.perf_counter()
             fitted = recipe_at(
@@ -201,7 +201,7 @@ def recipes_with_k() -> tuple[Recipe, ...]:
 
 @dataclass(frozen=True)
 class EqualKL:
-    """Bytes of a recipe and ours at the same KL. ours_bytes: interpolated on our curve."""
+    """Sizes of a recipe and of ours at the same KL. ours_bytes: interpolated on our curve."""
 
     recipe: str
     kl_bits_per_byte: float
@@ -223,8 +223,8 @@ class EqualKL:
 
 
 def equal_kl_of(rows: Sequence[Row]) -> tuple[EqualKL, ...]:
-    """Bytes of ours for every point of a recipe's curve over k, and for every finished file; none
-    without two points of ours.
+    """Sizes at equal KL for every point of a recipe's curve over k and every third-party file;
+    empty without two points of ours.
     """
     ours, theirs = [], []
     for row in rows:
@@ -244,14 +244,14 @@ def equal_kl(
 ) -> tuple[EqualKL, ...]:
     """ours: (bytes, KL); theirs: (recipe, bytes, KL). log KL is interpolated against log bytes.
 
-    Points of theirs beyond the ends of our curve are left out: nothing is extrapolated.
+    Points of theirs outside our curve are left out: nothing is extrapolated.
     """
     if len(set(ours)) < 2:
         return ()
     log_kl, log_bytes = np.log(np.array(sorted((kl, total) for total, kl in set(ours)))).T
-    found = []
+    points = []
     for recipe, total, kl in theirs:
         if log_kl[0] <= math.log(kl) <= log_kl[-1]:
             bytes_of_ours = math.exp(np.interp(math.log(kl), log_kl, log_bytes))
-            found.append(EqualKL(recipe, kl, total, bytes_of_ours))
-    return tuple(found)
+            points.append(EqualKL(recipe, kl, total, bytes_of_ours))
+    return tuple(points)

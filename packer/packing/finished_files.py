@@ -1,4 +1,4 @@
-"""Files that others have made of a model, as they stand beside ours in a comparison."""
+"""Files of third parties as entries of a comparison."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from packer.checkpoint.folder import INDEX, indexed_shards, shards_in
 
 @dataclass(frozen=True)
 class FinishedFile:
-    """recipe: its path. total_bytes: on disk; whatever reads it is not counted. weights: of the
-    checkpoint it stands for. The rest is what only files of ours have.
+    """recipe: its path. total_bytes: on disk, without the code that reads it. weights: number of
+    weights in its checkpoint. The other attributes exist only for files of ours.
     """
 
     recipe: str
@@ -33,15 +33,15 @@ class FinishedFile:
 
 
 def bytes_on_disk(path: str | os.PathLike[str]) -> int:
-    """Of a file, or of the files of a folder that hold its model.
+    """Size of a file, or of the model files in a folder.
 
-    Raises CheckpointError: the folder holds none.
+    Raises CheckpointError: the folder holds no model.
     """
-    one = Path(path)
-    if one.is_dir():
-        shards = shards_in(one)
-    elif INDEX.fullmatch(one.name):
-        shards = indexed_shards(one)
+    location = Path(path)
+    if location.is_dir():
+        shards = shards_in(location)
+    elif INDEX.fullmatch(location.name):
+        shards = indexed_shards(location)
     else:
-        return one.stat().st_size
+        return location.stat().st_size
     return sum((shards.folder / name).stat().st_size for name in shards.files)

@@ -1,4 +1,4 @@
-"""A folder as `from_pretrained` takes it, out of an artifact: weights, and the files it carries."""
+"""Unpacks an artifact to a folder for `from_pretrained`: weights and the files it carries."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from packer.packing.verify import write_decoded
 from packer.planning.measure import Progress, ignore_progress
 
 WEIGHTS = "model.safetensors"
-PERMISSIONS = 0o777  # less what the process's mask takes away
+PERMISSIONS = 0o777  # before the process's umask
 
 
 def write_folder(
     path: PathLike, stored: StoredArtifact, progress: Progress = ignore_progress
 ) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """A new folder with model.safetensors, every tensor in its own dtype, and the files that the
-    artifact carries; all or nothing.
+    artifact carries; nothing is written on failure.
 
-    Returns meta_tensors of the weights, and what else was written. A configuration of transformers
-    that was packed with --config is written as config.json where the artifact carries none.
+    Returns meta tensors of the weights, and the names of the other files. A transformers
+    configuration packed with --config is written as config.json if the artifact carries none.
     Raises OutputError: the folder holds files, or cannot be written. PackerError: a carried file
     has no plain name.
     """
     files = carried_files(stored.metadata)
-    given = stored.metadata.get("config")
-    if CONFIGURATION not in files and given is not None and _of_transformers(given):
-        files[CONFIGURATION] = given.encode()
+    configuration = stored.metadata.get("config")
+    if CONFIGURATION not in files and configuration is not None and _of_transformers(configuration):
+        files[CONFIGURATION] = configuration.encode()
     with _new_folder(path) as folder:
         meta_tensors = write_decoded(folder / WEIGHTS, stored, progress)
         for name, data in files.items():
@@ -46,10 +46,9 @@ def write_folder(
     return meta_tensors, tuple(sorted(files))
 
 
-def _of_transformers(spelled: str) -> bool:
-
+def _of_transformers(text: str) -> bool:
     try:
-        settings = json.loads(spelled)
+        settings = json.loads(text)
     except (ValueError, RecursionError):
         return False
     return isinstance(settings, dict) and is_transformers(settings)
@@ -57,14 +56,14 @@ def _of_transformers(spelled: str) -> bool:
 
 @contextlib.contextmanager
 def _new_folder(path: PathLike) -> Iterator[Path]:
-    """Yields a temporary sibling to fill; on success it takes the place of `path`, which is not
-    there or empty. On any failure it is removed. Raises OutputError.
+    """Yields a temporary sibling to fill; on success it replaces `path`, which must not exist or be
+    empty. On failure it is removed. Raises OutputError.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name[:32]}.{secrets.token_hex(8)}.tmp")
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise OutputError(f"{path}: is there already and not empty; name a new folder")
+            raise OutputError(f"{path}: exists and is not empty; name a new folder")
         temporary.mkdir(PERMISSIONS)
         yield temporary
         temporary.replace(target)

@@ -1,4 +1,4 @@
-"""From a plan to a file under the cap: pack, weigh the real bytes, plan again if they differ."""
+"""From a plan to a file under the cap: encode, compare real sizes, plan again if they differ."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from packer.quantizers.rounding import RoundingReport
 from packer.threads import side_by_side
 
 MAX_ROUNDS = 8
-NEARLY_ALL = 0.9  # of a tensor's weights: ternary codes at their coarsest keep more
+NEARLY_ALL = 0.9  # of a tensor's weights; the coarsest ternary codes keep more than the rest
 
 
 @dataclass(frozen=True)
 class Packed:
-    """An artifact that fits. data: the file. plan: the plan it follows, sizes as weighed.
+    """An artifact that fits. data: the file. plan: the plan it follows, with real sizes.
 
-    encoded: what each tensor weighs. rounds: how often planning was needed, 1 when the plan held.
-    roundings: what became of GPTQ, for the tensors that asked for it. lost:
-    tensor -> what of it came back as zeros, in words.
+    encoded: by tensor. rounds: how often it was encoded, 1 if the planned sizes were right.
+    roundings: how GPTQ went, for the tensors whose choice uses it. lost: tensor -> which of its
+    weights decode to zeros, as text.
     """
 
     data: bytes
@@ -46,13 +46,13 @@ class Packed:
 
     @property
     def rounding_problems(self) -> dict[str, str]:
-        """Tensor -> why it was not rounded as its choice says, in words."""
+        """Tensor -> why it was not rounded as its choice says."""
         problems = {name: report.problem for name, report in self.roundings.items()}
         return {name: problem for name, problem in problems.items() if problem is not None}
 
 
 @dataclass(frozen=True)
-class _Done:
+class _Encoding:
     """One tensor encoded under a choice."""
 
     choice: str
@@ -71,19 +71,19 @@ def pack_to_cap(
 
     curvature: what choices with +gptq were measured with.
 
-    Our coder's sizes repeat exactly, so the first round lands. Sizes that differ (another version
-    of a compressor) are put into the plan, which is solved again.
-    Raises PlanError: the plan is for other contents, or needs curvature that is not there.
+    Sizes of our coder repeat exactly, so that one round suffices. Sizes that differ (another
+    version of a compressor) are put into the plan, which is solved again.
+    Raises PlanError: the plan is for other contents, or needs curvature that is missing.
     CapError: nothing fits.
     """
-    found = contents_fingerprint(checkpoint)
-    if pack_plan.measurement.contents != found:
-        raise PlanError(stale_plan(pack_plan, checkpoint, found))
+    contents = contents_fingerprint(checkpoint)
+    if pack_plan.measurement.contents != contents:
+        raise PlanError(stale_plan(pack_plan, checkpoint, contents))
     header = _header(checkpoint, pack_plan)
     measurement = replace(pack_plan.measurement, header_bytes=header_bytes(header))
     if measurement != pack_plan.measurement:
         pack_plan = replan(pack_plan, measurement)
-    done: dict[str, _Done] = {}
+    done: dict[str, _Encoding] = {}
     for rounds in range(1, MAX_ROUNDS + 1):
         _encode_chosen(checkpoint, pack_plan, by_tensor_of(curvature), done, progress)
         sizes = {(name, one.choice): one.encoded.size_bytes for name, one in done.items()}
@@ -97,12 +97,12 @@ def pack_to_cap(
     )
 
 
-def stale_plan(pack_plan: PackPlan, checkpoint: Checkpoint, found: str) -> str:
+def stale_plan(pack_plan: PackPlan, checkpoint: Checkpoint, contents: str) -> str:
     return (
         f"the plan was made for {pack_plan.measurement.source} with contents "
         f"{pack_plan.measurement.contents[:12]}, and {checkpoint.source} has contents "
-        f"{found[:12]}. Plan this checkpoint (with the same --weights and --drop), or follow the "
-        "plan's choices with --policy and --cap."
+        f"{contents[:12]}. Plan this checkpoint (with the same --weights and --drop), or follow "
+        "the plan's choices with --policy and --cap."
     )
 
 
@@ -110,44 +110,44 @@ def _encode_chosen(
     checkpoint: Checkpoint,
     pack_plan: PackPlan,
     curvature: Mapping[str, Curvature],
-    done: dict[str, _Done],
+    done: dict[str, _Encoding],
     progress: Progress,
 ) -> None:
-    """Bring `done` in line with the plan's choices; tensors already encoded so are kept."""
-    wanted = [
+    """Update `done` to the plan's choices; tensors already encoded so are kept."""
+    pending = [
         candidate
         for candidate in pack_plan.plan.chosen
         if candidate.tensor not in done or done[candidate.tensor].choice != candidate.choice
     ]
 
-    def encode(candidate: Candidate) -> _Done:
+    def encode(candidate: Candidate) -> _Encoding:
         name = candidate.tensor
         return _encode(candidate, checkpoint.tensors[name], curvature.get(name))
 
-    for count, one in enumerate(side_by_side(encode, wanted)):
-        progress(wanted[count].tensor, count, len(wanted))
-        done[wanted[count].tensor] = one
-    progress("packed", len(wanted), len(wanted))
+    for count, one in enumerate(side_by_side(encode, pending)):
+        progress(pending[count].tensor, count, len(pending))
+        done[pending[count].tensor] = one
+    progress("packed", len(pending), len(pending))
 
 
-def _encode(candidate: Candidate, weight: torch.Tensor, curvature: Curvature | None) -> _Done:
+def _encode(candidate: Candidate, weight: torch.Tensor, curvature: Curvature | None) -> _Encoding:
     try:
         choice = parse_choice(candidate.choice)
         quantized, rounding = quantize_reported(weight, choice, curvature)
     except FormatError as error:
         raise PlanError(f"{candidate.tensor}: {error}") from None
     lost = lost_weights(weight, dequantize(quantized))
-    return _Done(candidate.choice, encode_tensor(quantized, choice.coder), rounding, lost)
+    return _Encoding(candidate.choice, encode_tensor(quantized, choice.coder), rounding, lost)
 
 
 def lost_weights(weight: torch.Tensor, decoded: torch.Tensor) -> str | None:
-    """What came back as zeros, in words: whole rows, or nearly all of a tensor; None if neither."""
-    if not quantizable(weight):  # kept as it is
+    """Which weights decode to zeros, as text: whole rows or nearly all; None if neither."""
+    if not quantizable(weight):  # stored unquantized
         return None
     before, after = (t.reshape(row_shape(tuple(t.shape))) != 0 for t in (weight, decoded))
-    count, left = int(before.sum()), int((before & after).sum())
-    if left < (1 - NEARLY_ALL) * count:
-        return f"{count - left:,} of {count:,} weights that are not zero came back as zero"
+    count, remaining = int(before.sum()), int((before & after).sum())
+    if remaining < (1 - NEARLY_ALL) * count:
+        return f"{count - remaining:,} of {count:,} weights that are not zero came back as zero"
     rows = before.any(1)
     gone = int((rows & ~after.any(1)).sum()) if before.shape[1] > 1 else 0
     return f"{gone:,} of {int(rows.sum()):,} rows came back as zeros" if gone else None
@@ -157,9 +157,9 @@ def _header(checkpoint: Checkpoint, pack_plan: PackPlan) -> bytes:
     """The header of the artifact. Raises PlanError: the plan describes other tensors or ties."""
     measurement, infos = pack_plan.measurement, tensor_infos(checkpoint)
     planned = [(info.name, info.shape, info.dtype) for info in measurement.tensors]
-    found = [(info.name, info.shape, info.dtype) for info in infos]
-    if planned != found or dict(measurement.ties) != checkpoint.ties:
-        odd = next((p for p, f in zip(planned, found, strict=False) if p != f), measurement.ties)
+    actual = [(info.name, info.shape, info.dtype) for info in infos]
+    if planned != actual or dict(measurement.ties) != checkpoint.ties:
+        odd = next((p for p, f in zip(planned, actual, strict=False) if p != f), measurement.ties)
         raise PlanError(
             f"the plan describes other tensors than {checkpoint.source} holds, first {odd}; it was "
             "edited or damaged. Plan again."
@@ -167,7 +167,9 @@ def _header(checkpoint: Checkpoint, pack_plan: PackPlan) -> bytes:
     return header_of(infos, checkpoint.ties, measurement.metadata, measurement.candidates)
 
 
-def _packed(pack_plan: PackPlan, header: bytes, done: Mapping[str, _Done], rounds: int) -> Packed:
+def _packed(
+    pack_plan: PackPlan, header: bytes, done: Mapping[str, _Encoding], rounds: int
+) -> Packed:
     plan = pack_plan.plan
     encoded = {name: one.encoded for name, one in done.items()}
     roundings = {name: one.rounding for name, one in done.items() if one.rounding is not None}
@@ -177,6 +179,6 @@ def _packed(pack_plan: PackPlan, header: bytes, done: Mapping[str, _Done], round
     payload = sum(tensor.payload_bytes for tensor in encoded.values())
     account = Account(plan.cap_bytes, plan.code_bytes, len(data) - side - payload, side, payload)
     if account.total_bytes + plan.margin_bytes > plan.cap_bytes:
-        raise CapError(f"the file weighs more than was planned: {account}")
+        raise CapError(f"the file is larger than was planned: {account}")
     lost = {name: one.lost for name, one in sorted(done.items()) if one.lost is not None}
     return Packed(data, pack_plan, encoded, account, rounds, roundings, lost=lost)

@@ -1,4 +1,4 @@
-"""Out of the artifact: weights to a file, and the proof that they are what went in."""
+"""Unpacks weights to a file, and verifies an artifact against its checkpoint and plan."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ SIDE_NAMES = {"scale": "scales", "row": "row steps", "column": "column steps", "
 
 @dataclass(frozen=True)
 class TensorCheck:
-    """How one tensor came back. max_error: largest |difference|. relative_error: rms difference
-    over rms weight, None for a tensor of zeros. exact: bit for bit equal. All three are None when
-    there was no checkpoint to compare with.
+    """How one tensor decodes. max_error: largest |difference|. relative_error: rms difference
+    over rms weight, None for a tensor of zeros. exact: bit for bit equal. All are None without a
+    checkpoint to compare with.
     """
 
     name: str
@@ -48,7 +48,7 @@ class TensorCheck:
 
 @dataclass(frozen=True)
 class Verification:
-    """What verify found. problems: everything that is wrong, in words; empty means it passed."""
+    """The result of `verify`. problems: everything that is wrong, as text; empty if it passed."""
 
     artifact_bytes: int
     tensors: tuple[TensorCheck, ...]
@@ -61,17 +61,17 @@ def write_weights(
     ties: Mapping[str, str],
     metadata: Mapping[str, str],
 ) -> None:
-    """Weights as `.safetensors` or `.pt`, by the name's ending; all or nothing.
+    """Weights as `.safetensors` or `.pt`, by the suffix of `path`; nothing is written on failure.
 
     In a .pt file tied names share their storage. A .safetensors file cannot share: tied names are
-    written out, and the metadata remembers which belong together.
-    Raises OutputError: another ending, a dtype that safetensors lacks, no room, no right to write.
+    written out, and the metadata records the ties.
+    Raises OutputError: another suffix, a dtype that safetensors lacks, no space, no permission.
     """
     if _is_safetensors(path):
         _save_safetensors(path, meta_tensors_of(weights), weights.items(), ties, metadata)
         return
-    # Empty tensors may lie at one address, which torch refuses for two dtypes. Given a path, torch
-    # writes its name into the file, and no two files are equal.
+    # Empty tensors may share an address, which torch refuses for two dtypes. Given a path, torch
+    # writes its name into the file, so that files differ.
     whole: dict[str, torch.Tensor] = {}
     for name in weights:
         weight = whole[ties[name]] if name in ties else weights[name]
@@ -91,9 +91,9 @@ def write_decoded(
     stored: decoder.StoredArtifact,
     progress: Progress = ignore_progress,
 ) -> dict[str, torch.Tensor]:
-    """The weights of a parsed artifact, as `write_weights` writes them. Returns their meta_tensors:
-    tensors of their shape and dtype without values. A .safetensors file is written as tensors are
-    decoded, so that few of them are in memory; a .pt file holds all at once.
+    """The weights of a parsed artifact, as `write_weights` writes them. Returns meta
+    tensors of their shapes and dtypes. A .safetensors file is written as tensors are decoded, so
+    that few of them are in memory; for a .pt file all of them are.
 
     Raises OutputError as `write_weights`, and ArtifactError: a stream is damaged.
     """
@@ -113,7 +113,7 @@ def write_decoded(
 def _decoded(
     stored: decoder.StoredArtifact, progress: Progress
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, weight) of every tensor, under all of its names."""
+    """(name, weight) of every tensor, tied names included."""
     names = {tensor.name: [tensor.name] for tensor in stored.tensors}
     for tied, kept in stored.ties.items():
         names[kept].append(tied)
@@ -124,7 +124,7 @@ def _decoded(
 
 
 def _is_safetensors(path: str | os.PathLike[str]) -> bool:
-    """Whether the name asks for safetensors. Raises OutputError: neither for that nor for torch."""
+    """Whether the suffix is .safetensors. Raises OutputError: it is not .pt or .pth either."""
     suffix = Path(path).suffix.lower()
     if suffix not in (".pt", ".pth", ".safetensors"):
         raise OutputError(f"{path}: weights are written as .safetensors or .pt; name such a file")
@@ -156,11 +156,11 @@ def verify(
     curvature: CurvatureSet | None = None,
     progress: Progress = ignore_progress,
 ) -> Verification:
-    """Decode everything, and compare with a checkpoint and a plan's choices where given.
+    """Decode everything, and compare with a checkpoint and a plan's choices if given.
 
-    With a checkpoint, passthrough tensors must come back as the very bits that their format keeps;
-    with choices too, quantizing again must give the very codes in the file. Of a choice with +gptq
-    that takes curvature too; without, only its format is compared.
+    With a checkpoint, passthrough tensors must equal it bit for bit, as far as their format keeps
+    bits; with choices too, quantizing again must give exactly the codes in the file. For a choice
+    with +gptq that needs curvature; without, only its format is compared.
     Raises decoder.ArtifactError: not an artifact, or damaged. Differences are returned as problems.
     """
     stored = decoder.parse(data)
@@ -176,8 +176,8 @@ def verify(
             weight = _comparable(tensor, against)
             choice = choices.get(tensor.name) if choices else None
             known = by_tensor_of(curvature).get(tensor.name)
-            found = quantized_tensor(tensor)
-            checks.append(check_tensor(found, tensor.name, weight, choice, known))
+            quantized = quantized_tensor(tensor)
+            checks.append(check_tensor(quantized, tensor.name, weight, choice, known))
     progress("verified", len(stored.tensors), len(stored.tensors))
     problems += [f"{check.name}: {check.problem}" for check in checks if check.problem]
     if problems and POLISHED_MARK in stored.metadata:
@@ -186,8 +186,8 @@ def verify(
 
 
 def _named_as_stored(against: Checkpoint, stored: decoder.StoredArtifact) -> Checkpoint:
-    """The checkpoint with the artifact's ties, as far as they hold in it: which of equal tensors
-    is kept, and whether both are, is an accident of a file's order and kind.
+    """The checkpoint with the artifact's ties, as far as they hold in it: which of several equal
+    tensors is kept, and whether they are tied, depends on the order and format of the file.
     """
     holders = {**{name: name for name in against.tensors}, **against.ties}
     apart = {tensor.name for tensor in stored.tensors}
@@ -196,7 +196,7 @@ def _named_as_stored(against: Checkpoint, stored: decoder.StoredArtifact) -> Che
         for tied, kept in stored.ties.items()
         if tied in holders and holders[tied] == holders.get(kept)
     }
-    # What the artifact lacks keeps its ties, and is told among the problems.
+    # Names that the artifact lacks keep their ties, and are reported as problems.
     names = {name: holder for name, holder in holders.items() if name in apart}
     lacking = {tied: k for tied, k in against.ties.items() if tied not in {*apart, *ties}}
     names |= {name: name for name in against.tensors if name not in {*apart, *ties}}
@@ -212,8 +212,8 @@ def _not_comparable(against: Checkpoint) -> str:
 
 
 def _comparable(tensor: decoder.StoredTensor, against: Checkpoint | None) -> torch.Tensor | None:
-    """The original weight, where it is of this shape and dtype: what else there is, is told among
-    the structure's problems.
+    """The original weight if it has this shape and dtype; other differences are reported by
+    `_structure_problems`.
     """
     meta = against.meta_tensors.get(tensor.name) if against else None
     if against is None or meta is None:
@@ -229,7 +229,7 @@ def check_tensor(
     choice: str | None,
     curvature: Curvature | None = None,
 ) -> TensorCheck:
-    """One tensor against its original weight and choice, as far as they are given."""
+    """One tensor compared with its original weight and choice, if given."""
     decoded = dequantize(quantized)
     problem = None
     if decoded.is_floating_point() and _is_broken(decoded.float(), quantized.format):
@@ -248,7 +248,7 @@ def check_tensor(
 
 
 def _is_broken(decoded: torch.Tensor, format: TensorFormat) -> bool:
-    """Whether values are not finite, but for the infinities of masks that are kept as they are."""
+    """Whether values are not finite, except for infinities in masks, which are unquantized."""
     allowed = decoded.isfinite()
     if isinstance(format, Passthrough):
         allowed |= decoded.isinf()
@@ -280,21 +280,23 @@ def _requantize_problem(
 def _structure_problems(stored: decoder.StoredArtifact, against: Checkpoint) -> list[str]:
     """Names, shapes, dtypes and ties that differ."""
     problems = []
-    found = {tensor.name: (tensor.shape, tensor.dtype) for tensor in stored.tensors}
-    wanted = {name: (tuple(w.shape), _dtype(w)) for name, w in against.meta_tensors.items()}
-    for name in sorted(set(found) | set(wanted)):
-        if name not in found:
+    actual = {tensor.name: (tensor.shape, tensor.dtype) for tensor in stored.tensors}
+    expected = {name: (tuple(w.shape), _dtype(w)) for name, w in against.meta_tensors.items()}
+    for name in sorted(set(actual) | set(expected)):
+        if name not in actual:
             problems.append(f"{name}: in {against.source} and not in the artifact")
-        elif name not in wanted:
+        elif name not in expected:
             problems.append(f"{name}: in the artifact and not in {against.source}")
-        elif found[name] != wanted[name]:
-            (shape, dtype), (shape_wanted, dtype_wanted) = found[name], wanted[name]
+        elif actual[name] != expected[name]:
+            (shape, dtype), (expected_shape, expected_dtype) = actual[name], expected[name]
             problems.append(
                 f"{name}: {dtype} {list(shape)} in the artifact, "
-                f"{dtype_wanted} {list(shape_wanted)} in {against.source}"
+                f"{expected_dtype} {list(expected_shape)} in {against.source}"
             )
     if dict(stored.ties) != dict(against.ties):
-        problems.append(f"tied names: {stored.ties} in the artifact, {against.ties} wanted")
+        problems.append(
+            f"tied names: {stored.ties} in the artifact, {against.ties} in {against.source}"
+        )
     return problems
 
 

@@ -133,7 +133,7 @@ class Measurement:
 
     @staticmethod
     def from_json(value: Mapping[str, Any], source: str) -> Measurement:
-        """Raises PlanError: not a candidates file of this version, a field of the wrong type, or
+        """Raises PlanError: not a candidates file of this version, a field of wrong type, or
         hidden units in another order, as earlier versions measured them.
         """
         check_kind(value, KIND, VERSION, source, "Measure again with `packer measure`.")
@@ -160,7 +160,7 @@ def check_kind(value: Mapping[str, Any], kind: str, version: int, source: str, n
 
 
 def whole_number(value: Any) -> int:
-    """A size in bytes from a JSON file. Raises ValueError: not an integer, negative or too large."""
+    """A size in bytes from a JSON file. Raises ValueError: no integer, negative or too large."""
     if type(value) is not int or not 0 <= value < MAX_SIZE_BYTES:
         raise ValueError(f"{value!r} is not a number of bytes")
     return value

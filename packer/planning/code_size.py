@@ -58,8 +58,8 @@ def solve_with_code(
 def _with_loader(
     candidates: Sequence[Candidate], header_bytes: int, limits: Limits
 ) -> tuple[Plan, Limits]:
-    """Starts with a loader for every candidate's format or, if no plan fits with it, for the formats
-    of the smallest candidates. Then repeatedly drops the formats that the plan does not use, and
+    """Starts with a loader for every candidate's format or, if no plan fits with it, for those of
+    the smallest candidates. Then repeatedly drops the formats that the plan does not use, and
     the candidates in them, until the loader is exactly that of the plan.
     """
     parts, fewest = _parts(candidates), _parts(_smallest(candidates))

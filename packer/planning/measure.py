@@ -1,4 +1,4 @@
-"""Weights times choices: what every tensor weighs and loses under every format worth having."""
+"""Measures the size and damage of every tensor under every choice that could be best."""
 
 from __future__ import annotations
 
@@ -46,12 +46,13 @@ from packer.quantizers.formats import FormatError, row_shape
 from packer.quantizers.quantize import dequantize, quantizable, quantize
 from packer.threads import side_by_side
 
-# Matrices below this many weights are cheap in any format: the long grid would only cost time.
+# Matrices of fewer weights are cheap in any format: the long grid would only cost time.
 LONG_GRID_ELEMENTS = 4096
-# Steps in units of the standard deviation, three an octave: 0.05 is nearly lossless, 1.6 leaves
-# about one bit per weight. With entropy coding the step, not the bit width, decides size and error.
 SMALL_SCALE = 2.0**-20  # a float16 that holds four bits
 FLOAT16_MAX = torch.finfo(torch.float16).max
+# Steps in units of the standard deviation, three per octave: 0.05 is nearly lossless, 1.6 leaves
+# about one bit per weight (docs/planner.md, Candidates). With entropy coding the step size, not the
+# bit width, determines size and error.
 STEP_GRID = tuple(0.05 * 2 ** (i / 3) for i in range(16))
 
 GIVEN_HESSIANS = (
@@ -70,8 +71,8 @@ def default_choices(
 ) -> tuple[Choice, ...]:
     """Every choice that could be right for a tensor of this shape and dtype.
 
-    With curvature, steps that follow it and GPTQ take the place of clips and nearest rounding, as
-    many as the grid has; trellis: its codes on a trellis too.
+    With curvature, stepped formats rounded by GPTQ, at the steps of the grid, replace clips and
+    rounding to nearest. trellis: also on a trellis.
     """
     exact = exact_choice(weight.dtype)
     if not (quantizable(weight) and bool(weight.isfinite().all())):
@@ -82,7 +83,7 @@ def default_choices(
     texts += ["int8.row", "int6.row"]
     if weight.dim() >= 2 and weight.numel() >= LONG_GRID_ELEMENTS:
         if curvature is not None:
-            # Steps without a clip: one per tensor or row and a clip are never better.
+            # Steps without a clip; a clip with one step per tensor or row is never better.
             curved = step_choices(weight, curvature, trellis, grid)
             return (exact, *(parse_choice(text) for text in texts), *curved)
         texts += ["int7.row", "int5.row", "int4.row", "int3.row", "int2.row", "ternary.row"]
@@ -120,8 +121,8 @@ def measure(
 ) -> Measurement:
     """Candidates for every tensor: real coded bytes and damage under each choice.
 
-    curvature: damage in bits per byte and choices with +gptq; a set of second moments alone gives
-    those choices and squared errors. grid: at which steps choices that follow it are measured.
+    curvature: gives damage in bits per byte and choices with +gptq; second moments alone give those
+    choices, with squared errors as damage. grid: step sizes of the choices with +gptq.
     Raises SelectorError: a pin matches nothing. PlanError: a pinned choice cannot hold the tensor.
     """
     infos = tensor_infos(checkpoint)
@@ -130,8 +131,8 @@ def measure(
     coder = options.coder
 
     def choices_of(name: str, weight: torch.Tensor, known: Curvature | None) -> tuple[Choice, ...]:
-        offered = default_choices(weight, known, options.trellis, grid)
-        chosen = [replace(choice, coder=coder) for choice in offered] if coder else offered
+        defaults = default_choices(weight, known, options.trellis, grid)
+        chosen = [replace(choice, coder=coder) for choice in defaults] if coder else defaults
         return with_pinned(chosen, pinned.get(name))
 
     return _measurement(
@@ -146,7 +147,7 @@ def measure_choices(
     curvature: CurvatureSet | None = None,
     progress: Progress = ignore_progress,
 ) -> Measurement:
-    """One candidate for every tensor: the choice given for its name. metadata: as of `measure`.
+    """One candidate for every tensor: the choice given for its name. metadata: as for `measure`.
 
     Raises PlanError: a tensor has no choice, or its choice cannot be read or cannot hold it.
     """
@@ -171,7 +172,7 @@ def _measurement(
     curvature: CurvatureSet | None,
     progress: Progress,
 ) -> Measurement:
-    """required: choices that must hold their tensors; others are left out where they cannot."""
+    """required: choices that must hold their tensors; others are left out if they cannot."""
     by_tensor = by_tensor_of(curvature)
     whole = curvature if curvature is not None and curvature.predicts_damage else None
     all_metadata = dict(sorted(without_marks({**checkpoint.metadata, **metadata}).items()))
@@ -209,15 +210,15 @@ def measured_side_by_side(
     candidates_of: Callable[[TensorInfo], list[Candidate]],
     progress: Progress,
 ) -> list[Candidate]:
-    """Candidates of many tensors, in their order; as many at once as there are cores. progress:
-    counts weights, because time is spent by them and not by tensors.
+    """Candidates of all tensors in order, measured in parallel on all cores. progress counts
+    weights, because they determine the time, not tensors.
     """
     candidates: list[Candidate] = []
     weights, done = sum(info.elements for info in infos), 0
-    for info, found in zip(infos, side_by_side(candidates_of, infos), strict=True):
+    for info, measured in zip(infos, side_by_side(candidates_of, infos), strict=True):
         done += info.elements
         progress(info.name, done, weights)
-        candidates += found
+        candidates += measured
     return candidates
 
 
@@ -227,7 +228,7 @@ def describe_damage(
     whole: CurvatureSet | None,
     guessed: Sequence[str],
 ) -> str:
-    """What the candidates' damage was computed from, in words."""
+    """What the candidates' damage was computed from, as text."""
     if whole is not None and candidates and candidates[0].damage_bpb is not None:
         return describe_source(whole, guessed)
     return GIVEN_HESSIANS if by_tensor else NO_DATA
@@ -256,7 +257,7 @@ def header_of(
     metadata: Mapping[str, str],
     candidates: Iterable[Candidate] = (),
 ) -> bytes:
-    """The artifact's header stream for these tensors, readable wherever the candidates are."""
+    """The artifact's header stream for these tensors, in a coder that readers of them have."""
     coder = "numpy" if any("~numpy" in candidate.choice for candidate in candidates) else None
     shapes = {info.name: (info.dtype, info.shape) for info in infos}
     return encode_header(shapes, ties, metadata, coder)
@@ -273,12 +274,12 @@ def measure_tensor(
 ) -> list[Candidate]:
     """A candidate for every choice that can hold the weights, in the order given.
 
-    Damage in bits per byte is known with the whole set, where the rows' Fisher is. errors: how
-    weight errors are counted; None: all alike.
+    Damage is in bits per byte if `whole` is given and the Fisher of the rows is known. errors: how
+    weight errors are weighted; None: equally.
     Raises PlanError: the required choice cannot hold the weights.
     """
     role_weight = ROLE_WEIGHT[Role(info.role)]
-    found = []
+    candidates = []
     for choice in choices:
         try:
             quantized = quantize(weight, choice, curvature)
@@ -304,20 +305,22 @@ def measure_tensor(
         elif whole is not None and error_value == 0:
             damage = 0.0
         size = encode_tensor(quantized, choice.coder).size_bytes
-        found.append(Candidate(info.name, str(choice), size, role_weight * error_value, damage))
-    return found
+        candidates.append(
+            Candidate(info.name, str(choice), size, role_weight * error_value, damage)
+        )
+    return candidates
 
 
 def pinned_choices(pins: Mapping[str, str], roles: Mapping[str, TensorRole]) -> dict[str, Choice]:
-    """The choice of every pinned tensor; of two pins on one tensor the later wins.
+    """The choice of every pinned tensor; the last pin of a tensor wins.
 
     Raises SelectorError: a selector matches nothing. PlanError: a choice cannot be read.
     """
-    found: dict[str, Choice] = {}
+    pinned: dict[str, Choice] = {}
     for selector, text in pins.items():
         choice = _parsed(f"pin {selector}", text)
-        found.update(dict.fromkeys(select(selector, roles), choice))
-    return found
+        pinned.update(dict.fromkeys(select(selector, roles), choice))
+    return pinned
 
 
 def _parsed(what: str, text: str) -> Choice:

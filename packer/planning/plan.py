@@ -236,8 +236,8 @@ def restrict(measurement: Measurement, choices: Mapping[str, str]) -> list[Candi
 
 
 def saved_by(pack_plan: PackPlan, more_bytes: int) -> float | None:
-    """The damage that `more_bytes` would save, by planning again under a higher cap; None if as many
-    bytes are unused already, or if nothing would be saved.
+    """The damage that `more_bytes` would save, by planning again under a higher cap; None if that
+    many bytes are unused already, or if nothing would be saved.
     """
     plan = pack_plan.plan
     if plan.unused_bytes - plan.margin_bytes >= more_bytes:

@@ -1,4 +1,4 @@
-"""What a tensor with curvature is offered: the ways of rounding that pay, over a grid of steps."""
+"""The step grid: candidates of a tensor with curvature, in the best rounding variants."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import STEPPED
 from packer.quantizers.quantize import dequantize, quantize
 
-# Mean steps in units of the rms weight: from nearly lossless to nearly nothing.
+# Mean steps in units of the rms weight, from nearly lossless to nearly nothing; docs/planner.md
+# (Candidates) has the ranges and numbers of steps.
 FINEST, OCTAVES = 0.05, 6.5
-# Where models are useful: a trellis takes long to search. Its steps are finer than those of equal
-# damage without one.
+# Trellis search is slow, so only where models are useful. docs/methods.md (Codes on a trellis): 0.6
+# of a scalar step does about the same damage.
 FINEST_ON_TRELLIS, OCTAVES_ON_TRELLIS = 0.03, 5.25
 FINER = 0.62
-# Ways are compared at a fine and at a coarse step, each for the half of the grid around it.
+# Rounding variants are compared at a fine and a coarse step, each for its half of the grid.
 PROBES = (0.3, 1.0)
 HALVES = 0.55
 
 
 @dataclass(frozen=True)
 class StepGrid:
-    """About how many steps an octave are measured, without a trellis and on one."""
+    """Approximate number of steps per octave, for scalar codes and on a trellis."""
 
     scalar: float
     trellis: float
 
 
+# docs/planner.md (Candidates): 11 steps, refined, predict as little damage as 27.
 DENSE = StepGrid(4, 3)  # for plans under any cap
 SPARSE = StepGrid(1.5, 1)  # for a plan that is refined
 
@@ -40,43 +42,43 @@ SPARSE = StepGrid(1.5, 1)  # for a plan that is refined
 def step_choices(
     weight: torch.Tensor, curvature: Curvature, trellis: bool = False, grid: StepGrid = DENSE
 ) -> tuple[Choice, ...]:
-    """Every step of the grid, in the format whose degrees of freedom pay for themselves.
+    """A choice for every step of the grid, in the format and rounding that cost least.
 
-    trellis: the same on a trellis too, which nearly always wins: without it few steps then.
+    trellis: also on a trellis, which nearly always wins, so that there are fewer scalar steps.
     """
     fine, coarse = (_best_stepped(weight, curvature, probe) for probe in PROBES)
-    an_octave = grid.trellis / 2 if trellis else grid.scalar
-    ways = [
-        (fine if step < HALVES else coarse, step) for step in _steps(FINEST, OCTAVES, an_octave)
+    per_octave = grid.trellis / 2 if trellis else grid.scalar
+    choices = [
+        (fine if step < HALVES else coarse, step) for step in _steps(FINEST, OCTAVES, per_octave)
     ]
     if trellis:
-        ways += [
+        choices += [
             ((fine if step < HALVES * FINER else coarse).replace("step", "trellis", 1), step)
             for step in _steps(FINEST_ON_TRELLIS, OCTAVES_ON_TRELLIS, grid.trellis)
         ]
-    return tuple(parse_choice(f"{way}@{step:.3g}") for way, step in ways)
+    return tuple(parse_choice(f"{variant}@{step:.3g}") for variant, step in choices)
 
 
-def _steps(finest: float, octaves: float, an_octave: float) -> tuple[float, ...]:
-    parts = round(octaves * an_octave)
+def _steps(finest: float, octaves: float, per_octave: float) -> tuple[float, ...]:
+    parts = round(octaves * per_octave)
     return tuple(finest * 2 ** (octaves * i / parts) for i in range(parts + 1))
 
 
 def _best_stepped(weight: torch.Tensor, curvature: Curvature, step: float) -> str:
     """The stepped format and rounding of least cost; formats are compared first, the order of
-    columns last, in the best way only.
+    columns last and for the best variant only.
     """
     formats = [name for name in STEPPED if curvature.fisher is not None or "row" not in name]
-    ways = [f"{name}+gptq" for name in formats]
-    found = {way: _cost(weight, curvature, f"{way}@{step}") for way in ways}
+    variants = [f"{name}+gptq" for name in formats]
+    costs = {variant: _cost(weight, curvature, f"{variant}@{step}") for variant in variants}
     if curvature.outputs is not None:
-        best = min(found, key=lambda way: found[way])
+        best = min(costs, key=lambda variant: costs[variant])
         for name in {best.removesuffix("+gptq"), "step.row.col"}:
-            found[f"{name}+gptq2"] = _cost(weight, curvature, f"{name}+gptq2@{step}")
-    way = min(found, key=lambda way: (found[way], way))
-    ascending = way.replace("+", "+ascending+")
-    pays = _cost(weight, curvature, f"{ascending}@{step}") < found[way]
-    return ascending if pays else way
+            costs[f"{name}+gptq2"] = _cost(weight, curvature, f"{name}+gptq2@{step}")
+    best = min(costs, key=lambda variant: (costs[variant], variant))
+    ascending = best.replace("+", "+ascending+")
+    pays = _cost(weight, curvature, f"{ascending}@{step}") < costs[best]
+    return ascending if pays else best
 
 
 def _cost(weight: torch.Tensor, curvature: Curvature, choice: str) -> float:

@@ -1,4 +1,4 @@
-"""What errors of weights are taken to cost where no data tells."""
+"""Damage without calibration data: squared weight errors with a weight per role."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ NO_DATA = (
     "their size; no data was given"
 )
 
-# Without data a squared weight error is all there is. One unit of it costs this much in a tensor of
-# each role, relative to an MLP input matrix; how it was measured stands in docs/planner.md.
+# Cost of a unit of squared weight error in a tensor of each role, relative to an MLP input matrix;
+# measured as docs/planner.md (Damage without data) says.
 ROLE_WEIGHT: Mapping[Role, float] = {
     Role.TOKEN_EMBEDDING: 20.0,
     Role.HEAD: 20.0,
@@ -39,23 +39,24 @@ ROLE_WEIGHT: Mapping[Role, float] = {
     Role.OTHER: 1.0,
 }
 
-# Mean squares up to this far from the typical are held against errors in absolute terms.
+# Errors count absolutely while mean squares are within this factor of the typical one;
+# docs/planner.md (Damage without data).
 SPAN = 100.0
-# What a norm or gain acts on, no squared error tells, and in integers it saves next to nothing: so
-# it gives up its floats last, where the cap cannot be met otherwise.
+# A squared error says nothing about what a norm or gain acts on, and integers save next to nothing
+# in it: so vectors go below 16 bits last, where the cap cannot be met otherwise.
 CAUTION = 1e6
 SMALLEST_SQUARE = 1e-290  # so that errors of tiny float64 weights are not zero
 NEAR_ZERO = 2.0**-10  # of a table's largest value: sines pass through zero
-MONOTONE_ELEMENTS = 8  # of so many trained weights one order in 20,000 is monotone
+MONOTONE_ELEMENTS = 8  # one order in 20,000 of so many trained weights is monotone
 
 
 @dataclass(frozen=True, eq=False)
 class ErrorMeasure:
-    """How squared errors of one tensor are counted.
+    """How squared errors of one tensor are weighted.
 
-    weight: [...]. unit: what errors are divided by before they are squared. counts: float32,
-    [rows, 1 or columns], what such a square counts. scale: of their sum. level: the tensor's mean
-    square, infinite where errors are relative already.
+    weight: [...]. unit: errors are divided by it before they are squared. counts: float32,
+    [rows, 1 or columns], the weight of such a square. scale: multiplies their sum. level: the
+    tensor's mean square, infinite if errors are already relative.
     """
 
     weight: torch.Tensor
@@ -65,7 +66,7 @@ class ErrorMeasure:
     level: float
 
     def of(self, decoded: torch.Tensor) -> float | None:
-        """The counted error, None where it is not finite."""
+        """The weighted error; None if it is not finite."""
         rows = row_shape(tuple(self.weight.shape))
         change = _in_units(decoded, self.unit) - _in_units(self.weight, self.unit)
         change = change.float().reshape(rows)
@@ -75,7 +76,7 @@ class ErrorMeasure:
 
 
 def error_measure(info: TensorInfo, weight: torch.Tensor) -> ErrorMeasure:
-    """For real floats, finite, of at least one element.
+    """The error measure of a tensor of finite real floats, of at least one element.
 
     A table made by a formula acts through exponents or angles: its errors are relative to every
     element. Of trained weights, errors in rows and columns (in vectors: elements) are absolute

@@ -1,7 +1,7 @@
-"""The bundle: one script that holds both the encoder and the decoder of just a plan's formats.
+"""The bundle: one script with both the encoder and the decoder for only the formats of a plan.
 
-A submission is run again from its training code, so what packs the weights has to be in it, and
-counts. Like the loader it is the source text of our own functions.
+A submission is run again from its training code, so that the code that packs the weights is part of
+it and counts. Like the loader, the bundle is source text of our own functions.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ CALIBRATION_GUARDS = frozenset(
         "keep_way",
     }
 )
-# What an encoder needs to know of each part, and the functions that only this needs.
+# The functions that an encoder needs only for each part.
 ENCODER_PARTS = {
     "kept": ("_encode_kept", "_stored_bytes"),
     "scaled": ("_encode_scaled", "choose_scale"),
@@ -102,8 +102,8 @@ ENCODER_PARTS = {
     "lzma": ("to_lzma",),
     "zlib": ("to_zlib",),
 }
-# Ways of choosing codes, and what only they need.
-WAYS = {
+# Functions that only one rounding variant or range rule needs.
+VARIANTS = {
     "gptq": ("_factors",),
     "gptq2": ("_output_factors", "round_both_ways"),
     "prune": ("prune_smallest",),
@@ -114,20 +114,20 @@ WAYS = {
     "absmean": ("absmean_scale",),
     "ternary": ("ternary_scale",),
 }
-# Loops that are of use compiled alone, and what does the same without a compiler, some five times
-# slower. A trellis has no such other way: where it is searched, the rest is compiled too.
+# Compiled loops, and the same without a compiler, about five times slower. A trellis search exists
+# only compiled; with one, the other loops are compiled too.
 COMPILED = ("_compiled_block", "_compiled_tile")
 NOT_COMPILED = ("_by_columns", "_by_antidiagonals")
-THREADS = 8  # for compiled loops; others would wait for the interpreter
+THREADS = 8  # with compiled loops; other loops would wait for the interpreter
 
 
 @dataclass(frozen=True)
 class BundleContents:
-    """What a bundle is made for.
+    """What a bundle contains.
 
-    choices: by tensor; their steps matter relative to each other. ties, metadata: of the artifact.
-    beside_bytes: of other files of code, and what is left free on purpose. script: the file that
-    the bundle is put into; None: a file of its own. calibrate: whether it calibrates too.
+    choices: by tensor; only the ratios of their steps matter. ties, metadata: of the artifact.
+    beside_bytes: size of other code files and the margin. script: the file that the bundle is
+    inserted into; None: a file of its own. calibrate: whether it calibrates too.
     """
 
     choices: Mapping[str, str]
@@ -142,7 +142,7 @@ class BundleContents:
 @dataclass(frozen=True)
 class Bundle:
     """script: the file. added_bytes: how much larger it is than the script without the bundle.
-    decoder_bytes: of these, what the loader of the same formats takes by itself.
+    decoder_bytes: the share of a loader for the same formats.
     """
 
     script: str
@@ -151,7 +151,7 @@ class Bundle:
 
     @property
     def encoder_bytes(self) -> int:
-        """What the encoder, the plan and the command line add to the decoder."""
+        """The rest: encoder, plan and command line."""
         return self.added_bytes - self.decoder_bytes
 
     @property
@@ -206,9 +206,9 @@ if __name__ == "__main__":
 
 
 def make_bundle(contents: BundleContents) -> Bundle:
-    """A file of its own, or the script that the contents name with the bundle put into it.
+    """A file of its own, or the script of the contents with the bundle inserted.
 
-    Raises CodeError: that script cannot be read.
+    Raises CodeError: the script cannot be read.
     """
     if contents.script is None:
         return bundle_file(contents)
@@ -218,7 +218,7 @@ def make_bundle(contents: BundleContents) -> Bundle:
 def bundle_file(contents: BundleContents) -> Bundle:
     """`python bundle.py WEIGHTS CURVATURE OUT [CAP]`; imported or executed, it defines
     `encode_weights(weights, curvature, cap_bytes, code_bytes)`, `read_curvatures(data)`,
-    `Curvature(hessian, fisher, tokens, ...)` by position, and `read_weights(data)`; where it
+    `Curvature(hessian, fisher, tokens, ...)` by position, and `read_weights(data)`; if it
     calibrates, also `calibrated(model, weights, batches, seconds, seed=0)`, which returns
     (curvature by tensor, tokens read, seconds taken) as `curvature_within` does.
 
@@ -230,10 +230,10 @@ def bundle_file(contents: BundleContents) -> Bundle:
 
 
 def inline_bundle(contents: BundleContents, script: str) -> Bundle:
-    """The script with the bundle in front of its first statement, under the one name `bundle`: a
+    """The script with the bundle in front of its first statement, as one name `bundle`: a
     dictionary of the functions that `bundle_file` describes.
 
-    What counts is how much longer it becomes; a script that extracts itself is compressed anew.
+    The growth of the script counts; a script that extracts itself is compressed again.
     """
     text = _source(contents, "")
     return _bundle(contents, inserted(text, "bundle", script, _codecs(contents)), script)
@@ -251,8 +251,8 @@ def _codecs(contents: BundleContents) -> tuple[str, ...]:
     return ("lzma", "brotli") if "brotli" in parts_of(contents.choices.values()) else ("lzma",)
 
 
-def _bundle(contents: BundleContents, script: str, without: str) -> Bundle:
-    added = len(script.encode()) - len(without.encode())
+def _bundle(contents: BundleContents, script: str, original: str) -> Bundle:
+    added = len(script.encode()) - len(original.encode())
     return Bundle(script, added, loader_bytes(contents.choices.values()))
 
 
@@ -264,7 +264,11 @@ def _source(contents: BundleContents, command: str) -> str:
     classes = sorted({kind for one in choices.values() for kind in _classes(one.format)})
     never = [name for part in sorted(EVERYTHING - parts) for name in PARTS[part]]
     never += [name for part in sorted(EVERYTHING - parts) for name in ENCODER_PARTS[part]]
-    never += [name for way in sorted(WAYS.keys() - _ways(choices)) for name in WAYS[way]]
+    never += [
+        name
+        for variant in sorted(VARIANTS.keys() - _variants(choices))
+        for name in VARIANTS[variant]
+    ]
     never += NOT_COMPILED if "trellis" in parts else COMPILED
     guards = ENCODER_GUARDS
     entries = [*BUNDLE_ENTRIES, *classes, *(["read_tensors"] if command else [])]
@@ -273,7 +277,7 @@ def _source(contents: BundleContents, command: str) -> str:
         modules, names = (*modules, *CALIBRATION), [*names, "calibrated"]
         command = CALIBRATED + command
         entries.append("curvature_within")
-        never.append("note_call")  # only words for people
+        never.append("note_call")  # only for messages
         guards |= CALIBRATION_GUARDS
     tree = extract(modules, entries, Marks(frozenset(never), ENCODER_CHECKS, guards))
     tree.body += ast.parse(_glue(contents, choices) + command).body
@@ -285,25 +289,25 @@ def _classes(format: object) -> list[str]:
     return [type(format).__name__, *([] if base is None else _classes(base))]
 
 
-def _ways(choices: Mapping[str, Choice]) -> set[str]:
-    """Names of WAYS that some choice takes, and what these call in turn."""
-    found: set[str] = set()
+def _variants(choices: Mapping[str, Choice]) -> set[str]:
+    """Names of VARIANTS that some choice uses, directly or through another."""
+    used: set[str] = set()
     for choice in choices.values():
         classes = _classes(choice.format)
         rule = "ternary" if "Ternary" in classes and choice.range_rule == "mse" else None
-        found |= {rule or (choice.range_rule or "").partition("-")[0]} & WAYS.keys()
-        found |= {"mse"} if "LowRank" in classes else set()
-        found |= {"absmax"} if choice.range_rule == "kstd" else set()
-        found |= {"prune"} if choice.prune else set()
-        found |= {"gptq", choice.rounding} if choice.rounding != "nearest" else set()
-    return found
+        used |= {rule or (choice.range_rule or "").partition("-")[0]} & VARIANTS.keys()
+        used |= {"mse"} if "LowRank" in classes else set()
+        used |= {"absmax"} if choice.range_rule == "kstd" else set()
+        used |= {"prune"} if choice.prune else set()
+        used |= {"gptq", choice.rounding} if choice.rounding != "nearest" else set()
+    return used
 
 
 def _glue(contents: BundleContents, choices: Mapping[str, Choice]) -> str:
-    """What is the plan's own: every tensor's choice, in two tables."""
-    spelled = {name: _spell(choice) for name, choice in choices.items()}
-    kinds = list(dict.fromkeys(spelled.values()))
-    rows = [(name, kinds.index(spelled[name]), choices[name].step) for name in choices]
+    """The plan in the bundle: every tensor's choice, in two tables."""
+    sources = {name: _source_of_choice(choice) for name, choice in choices.items()}
+    kinds = list(dict.fromkeys(sources.values()))
+    rows = [(name, kinds.index(sources[name]), choices[name].step) for name in choices]
     return GLUE.format(
         kinds="[" + ",".join(kinds) + "]",
         plan=rows,
@@ -313,15 +317,15 @@ def _glue(contents: BundleContents, choices: Mapping[str, Choice]) -> str:
     )
 
 
-def _spell(choice: Choice) -> str:
-    """The arguments of a Choice but for its step."""
+def _source_of_choice(choice: Choice) -> str:
+    """The arguments of a Choice without its step, as source text."""
     values = (choice.coder, choice.range_rule, choice.range_value, choice.reach, choice.prune)
     rounding = f"{choice.rounding!r},{int(choice.ascending)}"
-    return f"({_spell_format(choice.format)},{','.join(map(repr, values))},{rounding})"
+    return f"({_source_of_format(choice.format)},{','.join(map(repr, values))},{rounding})"
 
 
-def _spell_format(format: object) -> str:
+def _source_of_format(format: object) -> str:
     assert dataclasses.is_dataclass(format)
     fields = [getattr(format, one.name) for one in dataclasses.fields(format) if one.init]
-    inner = [_spell_format(f) if dataclasses.is_dataclass(f) else repr(f) for f in fields]
+    inner = [_source_of_format(f) if dataclasses.is_dataclass(f) else repr(f) for f in fields]
     return f"{type(format).__name__}({','.join(inner)})"

@@ -1,6 +1,6 @@
-"""The calibration that a bundle ships: of a model and batches at hand, in one process, in time.
+"""The calibration in a bundle: of a model and batches in memory, in one process, in limited time.
 
-The same curvature as `packer.calibrate` gives, bit by bit, out of the same functions.
+It uses the same functions as `packer.calibrate` and gives the same curvature bit for bit.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def curvature_within(
 ) -> tuple[dict[str, Curvature], int, float]:
     """(curvature by tensor, tokens read, seconds taken), in no more than `seconds`.
 
-    model: not compiled, so that its operations are seen. weights: what is to be encoded, under
-    these names and ties; the model's own. batches: int64 [windows, time]. One that the time does
-    not last for is left out as a whole, even if it was begun.
-    Raises CurvatureError: weights that are not the model's, no logits or none that are finite, not
-    tokens, no batch in time.
+    model: not compiled, so that its operations are observed. weights: those to be encoded, under
+    these names and ties, equal to the model's. batches: int64 [windows, time]. A batch that does
+    not end in time is left out completely.
+    Raises CurvatureError: weights that differ from the model's, no logits or none that are finite,
+    batches that are not tokens, no batch in time.
     """
     started, tokens, longest = time.perf_counter(), 0, 0.0
     limit = started + WORKING_SHARE * seconds
@@ -83,7 +83,7 @@ def _sums(uses: WeightUses) -> tuple[Any, Any, Any]:
 
 
 def keep_same(name: str, weight: Tensor | None, live: Tensor | None) -> None:
-    """Raises CurvatureError, in a bundle too: the model has no such weight, or another one."""
+    """Raises CurvatureError, in a bundle too: the model lacks this weight, or has other values."""
     if weight is None:
         raise CurvatureError(f"{name} is not among the weights")
     if not weight.is_floating_point():
@@ -92,7 +92,7 @@ def keep_same(name: str, weight: Tensor | None, live: Tensor | None) -> None:
         raise CurvatureError(f"{name} has values that are not finite")
     if live is None:
         raise CurvatureError(f"the model has no weight {name}; calibrate the plan's own")
-    # Either may have been rounded to the other's dtype.
+    # Either may be rounded to the dtype of the other.
     if not (torch.equal(weight.to(live), live) or torch.equal(live.to(weight), weight)):
         raise CurvatureError(
             f"{name} {list(weight.shape)} is not as in the model, {list(live.shape)}: load the "
@@ -101,14 +101,14 @@ def keep_same(name: str, weight: Tensor | None, live: Tensor | None) -> None:
 
 
 def keep_way(forward: nn.Module | None, tried: list[str]) -> nn.Module:
-    """Raises CurvatureError, in a bundle too: nothing gave logits."""
+    """Raises CurvatureError, in a bundle too: no call of the model returned logits."""
     if forward is None:
         raise CurvatureError("the model gives no logits: " + "; ".join(tried))
     return forward
 
 
 def keep_read(tokens: int, seconds: float) -> None:
-    """Raises CurvatureError, in a bundle too: there is nothing to tell of."""
+    """Raises CurvatureError, in a bundle too: no token was read."""
     if not tokens:
         raise CurvatureError(
             f"no batch was read within {seconds:g} seconds; allow more, or give smaller ones"

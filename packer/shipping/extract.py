@@ -1,7 +1,7 @@
-"""Some of our own functions as one self-contained source: what they reach, and nothing else.
+"""Extracts some of our own functions, and everything that they use, as one self-contained source.
 
 Definitions are taken from the syntax trees of our modules by name, with everything that they name
-in turn. A name is defined once among the modules that are given, and imported as it is called.
+in turn. Each name may be defined only once in the given modules, and is imported under that name.
 """
 
 from __future__ import annotations
@@ -16,32 +16,31 @@ from packer.code.minify import is_literal
 from packer.code.prune_branches import Marks, without
 from packer.errors import CodeError
 
-"""(package, file name)."""
-CALLED_BY_TORCH = ("forward",)  # methods of ours
-UNSEEN_IMPORTS = ("__future__", "typing", "collections.abc", "numpy.typing")  # of annotations
+CALLED_BY_TORCH = ("forward",)  # methods without a call in our code
+ANNOTATION_IMPORTS = ("__future__", "typing", "collections.abc", "numpy.typing")
 
 
 @dataclass
 class _Definitions:
-    """Statements at the top of some modules, by the names that they bind; and their imports."""
+    """Top-level statements of some modules by the names that they bind, and their imports."""
 
     by_name: dict[str, ast.stmt] = field(default_factory=dict)
     file_of: dict[str, str] = field(default_factory=dict)
     imports: dict[str, ast.stmt] = field(default_factory=dict)
-    modules: set[str] = field(default_factory=set)  # names that stand for modules of ours
+    modules: set[str] = field(default_factory=set)  # names bound to modules of ours
 
     def add(self, node: ast.stmt, file: str) -> None:
-        """Raises CodeError: a name that two modules define."""
+        """Raises CodeError: two modules define the same name."""
         for name in _bound(node):
             if name in self.by_name:
                 raise CodeError(
-                    f"{self.file_of[name]} and {file} both define {name}, and what is shipped of "
-                    "them is one source: rename one of the two"
+                    f"{self.file_of[name]} and {file} both define {name}, but are shipped "
+                    "as one source: rename one of the two"
                 )
             self.by_name[name], self.file_of[name] = node, file
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that neither a statement at the top nor a method has."""
+        """The names that belong to no top-level statement and no method."""
         classes = (node for node in self.by_name.values() if isinstance(node, ast.ClassDef))
         parts = (part for node in classes for part in node.body)
         methods = {part.name for part in parts if isinstance(part, ast.FunctionDef)}
@@ -53,84 +52,84 @@ def extract(
     entries: Iterable[str],
     marks: Marks,
 ) -> ast.Module:
-    """The entries of these modules (dotted names) and what they reach, without annotations and
-    docstrings.
+    """The entries and everything that they use from these modules (dotted names), without
+    annotations and docstrings.
 
-    marks: what branches and calls are left out, see `without`.
-    Raises CodeError: an entry or a marked name that is not there, a name defined twice.
+    marks: which branches and calls are left out, see `without`.
+    Raises CodeError: an entry or a marked name is not defined, or a name is defined twice.
     """
-    found = _definitions(modules)
-    inlined = _WithoutModules(found.modules, found.by_name)
-    missing = found.missing((*entries, *marks.names))
+    definitions = _definitions(modules)
+    inlined = _WithoutModules(definitions.modules, definitions.by_name)
+    missing = definitions.missing((*entries, *marks.names))
     if missing:
         raise CodeError(
-            f"none of the modules defines {', '.join(missing)}: where it was renamed or is gone, "
-            "mend the list of what is shipped that names it"
+            f"none of the modules defines {', '.join(missing)}: if it was renamed or removed, "
+            "correct the list in packer/shipping that names it"
         )
     kept: dict[str, ast.stmt] = {}
     imports: dict[str, ast.stmt] = {}
     waiting = list(entries)
     while waiting:
         name = waiting.pop()
-        if name in found.imports:
-            imports[name] = found.imports[name]
-        if name in kept or name not in found.by_name:
+        if name in definitions.imports:
+            imports[name] = definitions.imports[name]
+        if name in kept or name not in definitions.by_name:
             continue
-        node = found.by_name[name]
+        node = definitions.by_name[name]
         pruned = without(inlined.visit(bare(node)), marks)
         kept.update(dict.fromkeys(_bound(node), pruned))
         waiting += _named(pruned)
     drop_unused_methods(list(kept.values()))
-    still = _reached(kept, entries)
-    kept = {name: node for name, node in kept.items() if name in still}
-    imports = {name: node for name, node in imports.items() if name in still}
-    order = {id(node): at for at, node in enumerate(dict.fromkeys(found.by_name.values()))}
-    at = {id(kept[name]): order[id(found.by_name[name])] for name in kept}
+    reached = _reached(kept, entries)
+    kept = {name: node for name, node in kept.items() if name in reached}
+    imports = {name: node for name, node in imports.items() if name in reached}
+    order = {id(node): at for at, node in enumerate(dict.fromkeys(definitions.by_name.values()))}
+    at = {id(kept[name]): order[id(definitions.by_name[name])] for name in kept}
     body = sorted({id(node): node for node in kept.values()}.values(), key=lambda n: at[id(n)])
     return ast.Module([*(imports[name] for name in sorted(imports)), *body], [])
 
 
 def _reached(kept: Mapping[str, ast.stmt], entries: Iterable[str]) -> set[str]:
-    """Names that the entries still lead to, now that no unused method names any."""
-    found: set[str] = set()
+    """Names that the entries still use after unused methods are dropped."""
+    reached: set[str] = set()
     waiting = list(entries)
     while waiting:
         name = waiting.pop()
-        if name not in found:
-            found.add(name)
+        if name not in reached:
+            reached.add(name)
             waiting += _named(kept[name]) if name in kept else []
-    return found
+    return reached
 
 
 def _definitions(modules: Sequence[str]) -> _Definitions:
-    found = _Definitions()
+    definitions = _Definitions()
     for name in modules:
         module = _tree(name).body
-        unseen = _unseen(module)
+        for_annotations = _annotation_names(module)
         for node in module:
-            if isinstance(node, ast.Assign) and unseen & {*_named(node.value)}:
-                continue  # a short name for an annotation
+            if isinstance(node, ast.Assign) and for_annotations & {*_named(node.value)}:
+                continue  # a type alias
             if isinstance(node, ast.Import | ast.ImportFrom):
                 for one in _foreign(node):
-                    found.imports[one.names[0].asname or one.names[0].name] = one
+                    definitions.imports[one.names[0].asname or one.names[0].name] = one
                 if isinstance(node, ast.ImportFrom):
                     named = {f"{node.module}.{alias.name}": alias for alias in node.names}
-                    found.modules |= {
+                    definitions.modules |= {
                         named[m].asname or named[m].name for m in named if m in modules
                     }
             elif not is_literal(node):
-                found.add(node, name)
-    return found
+                definitions.add(node, name)
+    return definitions
 
 
-def _unseen(module: Sequence[ast.stmt]) -> set[str]:
-    """Names that a module imports for its annotations."""
+def _annotation_names(module: Sequence[ast.stmt]) -> set[str]:
+    """Names that a module imports only for annotations."""
     return {
         alias.asname or alias.name
         for node in module
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
-        if (node.module if isinstance(node, ast.ImportFrom) else alias.name) in UNSEEN_IMPORTS
+        if (node.module if isinstance(node, ast.ImportFrom) else alias.name) in ANNOTATION_IMPORTS
     }
 
 
@@ -141,10 +140,10 @@ def _tree(name: str) -> ast.Module:
 
 
 def _foreign(node: ast.Import | ast.ImportFrom) -> Iterator[ast.Import | ast.ImportFrom]:
-    """One statement for each name that comes from elsewhere and is not for annotations alone."""
+    """One statement for each import from other packages, except for those only in annotations."""
     if isinstance(node, ast.Import):
-        yield from (ast.Import([a]) for a in node.names if a.name not in UNSEEN_IMPORTS)
-    elif not _ours(node) and node.module not in UNSEEN_IMPORTS:
+        yield from (ast.Import([a]) for a in node.names if a.name not in ANNOTATION_IMPORTS)
+    elif not _ours(node) and node.module not in ANNOTATION_IMPORTS:
         yield from (ast.ImportFrom(node.module, [alias], 0) for alias in node.names)
 
 
@@ -153,7 +152,7 @@ def _ours(node: ast.ImportFrom) -> bool:
 
 
 def _bound(node: ast.stmt) -> list[str]:
-    """Names that a statement at the top of a module binds."""
+    """Names that a top-level statement binds."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return [node.name]
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
@@ -166,16 +165,16 @@ def _named(node: ast.AST) -> list[str]:
 
 
 def bare(node: ast.stmt) -> ast.stmt:
-    """A copy without docstrings and annotations; fields of classes keep `0` for theirs."""
+    """A copy without docstrings and annotations; fields of classes are annotated with `0`."""
     copy = ast.parse(ast.unparse(node)).body[0]
-    made: ast.stmt = _Bare().visit(copy)
-    return made
+    stripped: ast.stmt = _Bare().visit(copy)
+    return stripped
 
 
 class _WithoutModules(ast.NodeTransformer):
-    """What modules of ours are asked for by attribute: the name itself.
+    """Turns `module.name` into `name` for modules of ours.
 
-    A variable may be called as a module is: only what some module defines is taken so.
+    A variable may have the name of a module: only attributes that some module defines are changed.
     """
 
     def __init__(self, modules: Collection[str], defined: Collection[str]) -> None:
@@ -189,7 +188,7 @@ class _WithoutModules(ast.NodeTransformer):
 
 
 def drop_unused_methods(nodes: Sequence[ast.stmt]) -> None:
-    """Methods that no attribute names, and texts for people, are taken out of the classes."""
+    """Removes methods that no attribute access names, and methods that only describe or check."""
     classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
     while True:
         used = {
@@ -206,7 +205,7 @@ def drop_unused_methods(nodes: Sequence[ast.stmt]) -> None:
 
 
 def _is_used(part: ast.stmt, used: Collection[str]) -> bool:
-    if isinstance(part, ast.Assign):  # what all of a class have
+    if isinstance(part, ast.Assign):  # a class attribute
         return any(name in used for name in _bound(part))
     if not isinstance(part, ast.FunctionDef):
         return True
@@ -243,7 +242,7 @@ class _Bare(ast.NodeTransformer):
         return None
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
-        """What a function imports of ours stands beside it."""
+        """Our own functions are in the same source, so that importing them is not needed."""
         return None if _ours(node) else node
 
     def _body(self, node: ast.FunctionDef | ast.ClassDef) -> ast.AST:

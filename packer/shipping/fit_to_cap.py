@@ -1,8 +1,7 @@
-"""Weights and curvature to an artifact that fills what the cap leaves, by the choices of a plan.
+"""Encodes weights by the choices of a plan into an artifact that just fits the cap.
 
-A plan's steps stand to each other as one multiplier has made them; here that multiplier is turned
-until the file is as large as it may be. A bundle ships the source text of this, and of what this
-needs.
+All steps in a plan share one multiplier; this searches for the value at which the file just fits
+the cap. A bundle contains the source text of this module and of what it uses.
 """
 
 from __future__ import annotations
@@ -24,17 +23,18 @@ from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import Passthrough
 from packer.quantizers.quantize import quantize
 
-ROUNDS = 12  # of quantizing everything, at most
+ROUNDS = 12  # of quantizing everything
 CLOSE = 40  # bytes left are few enough to stop
-CLOSE_OCTAVES = 1 / 64  # between two multipliers: whatever tensors take of the two is as good
-NEXT_STEP = 1 / 4  # octaves: what takes most steps to the next ones of their grids
+# Between two multipliers, docs/shipping.md: tensors may then mix the two without loss.
+CLOSE_OCTAVES = 1 / 64
+NEXT_STEP = 1 / 4  # octaves: takes most steps to the next one of their grid
 
 Blocks = dict[str, bytes]
 
 
 @dataclass(frozen=True)
 class Filling:
-    """What every tensor takes when all steps are multiplied by 2^octaves."""
+    """The blocks of all tensors when steps are multiplied by 2^octaves."""
 
     octaves: float
     blocks: Blocks
@@ -54,9 +54,10 @@ def fit_to_cap(
     code_bytes: int,
     threads: int = 1,
 ) -> bytes:
-    """The artifact of weights under choices, steps multiplied so that file and code fill the cap.
+    """The artifact of weights under choices, with steps multiplied so that file and code fill the
+    cap.
 
-    threads: how many tensors are worked on at once, of use where loops are compiled.
+    threads: tensors encoded in parallel, which helps only with compiled loops.
     Raises ArtifactError: it does not fit, however coarse; weights or curvature are missing, of
     another shape, or not finite.
     """
@@ -75,22 +76,23 @@ def fit_to_cap(
         return encode_tensor(quantized, choice.coder).block
 
     def blocks(names: list[str], octaves: float) -> Blocks:
-        # torch has one thread in each, so that results do not depend on how many there are.
+        # torch gets one thread in each, so that results do not depend on `threads`.
         with ThreadPoolExecutor(threads, "", torch.set_num_threads, (1,)) as pool:
             return dict(zip(names, pool.map(lambda name: block(name, octaves), names), strict=True))
 
-    turned = [name for name in choices if choices[name].step is not None]
+    scaled = [name for name in choices if choices[name].step is not None]
     kept = blocks([name for name in choices if choices[name].step is None], 0.0)
     room = cap_bytes - code_bytes - header_bytes(header) - total(kept)
-    count = sum(weights[name].numel() for name in turned)
-    kept |= largest_filling(lambda octaves: blocks(turned, octaves), room, max(count, 1))
+    count = sum(weights[name].numel() for name in scaled)
+    kept |= largest_filling(lambda octaves: blocks(scaled, octaves), room, max(count, 1))
     return assemble(header, [kept[name] for name in sorted(kept)], cap_bytes, code_bytes)
 
 
 def largest_filling(blocks_at: Callable[[float], Blocks], room: int, count: int) -> Blocks:
-    """The largest blocks that fit into `room` bytes; count: of weights, about a bit per octave.
+    """The largest blocks that fit into `room` bytes. count: of weights; each changes by about a bit
+    per octave.
 
-    What is left is given to some of the tensors, which take steps that were tried beside.
+    The remaining bytes go to some of the tensors, which take blocks of another multiplier.
     """
     fits: Filling | None = None
     over: Filling | None = None
@@ -110,13 +112,13 @@ def largest_filling(blocks_at: Callable[[float], Blocks], room: int, count: int)
             continue
         if fits.octaves - over.octaves < CLOSE_OCTAVES:
             break
-        # Sizes fall about as steeply as they are large.
+        # The logarithm of the size is about linear in octaves.
         share = math.log(over.size / max(room, 1)) / math.log(over.size / max(fits.size, 1))
         octaves = over.octaves + min(max(share, 0.05), 0.95) * (fits.octaves - over.octaves)
-    found = keep_fitting(fits, room)
-    blocks = mixed(found.blocks, others, room)
+    best = keep_fitting(fits, room)
+    blocks = mixed(best.blocks, others, room)
     if room - total(blocks) > CLOSE and blocks:  # few tensors, or few steps to choose among
-        others += [blocks_at(found.octaves + far) for far in (-NEXT_STEP, NEXT_STEP)]
+        others += [blocks_at(best.octaves + far) for far in (-NEXT_STEP, NEXT_STEP)]
         if total(others[-1]) <= room:
             blocks = mixed(others[-1], others, room)
     return blocks
@@ -126,24 +128,24 @@ def total(blocks: Blocks) -> int:
     return sum(map(len, blocks.values()))
 
 
-def keep_fitting(found: Filling | None, room: int) -> Filling:
+def keep_fitting(filling: Filling | None, room: int) -> Filling:
     """Raises ArtifactError, in a bundle too: nothing fits."""
-    if found is None:
+    if filling is None:
         raise ArtifactError(f"the tensors do not fit into {room} bytes; allow more, or plan anew")
-    return found
+    return filling
 
 
 def mixed(blocks: Blocks, others: list[Blocks], room: int) -> Blocks:
-    """Some of the tensors as in `others`, where they are larger, so that the room is used best."""
+    """Blocks with some replaced by larger ones of `others`, so that they fill the room best."""
     more = {
         name: {len(one[name]) - len(block): one[name] for one in others}
         for name, block in blocks.items()
     }
     left = min(room - total(blocks), sum(map(max, more.values())))
-    sums = [np.arange(left + 1) == 0]  # of what the tensors so far can take beyond their blocks
-    for found in more.values():
+    sums = [np.arange(left + 1) == 0]  # reachable sums of the extra bytes of the tensors so far
+    for extras in more.values():
         sums.append(sums[-1].copy())
-        for extra in found:
+        for extra in extras:
             if 0 < extra <= left:
                 sums[-1][extra:] |= sums[-2][: left + 1 - extra]
     left = np.flatnonzero(sums.pop())[-1]
@@ -159,7 +161,7 @@ def mixed(blocks: Blocks, others: list[Blocks], room: int) -> Blocks:
 def keep_usable(
     name: str, weight: torch.Tensor | None, choice: Choice, curvature: Curvature | None
 ) -> None:
-    """Raises ArtifactError, in a bundle too: nothing can be made of these."""
+    """Raises ArtifactError, in a bundle too: the weight or its curvature cannot be used."""
     problem = None
     if weight is None:
         problem = "is not among the weights"
@@ -172,7 +174,7 @@ def keep_usable(
 
 
 def misfit(weight: torch.Tensor, rounding: str, curvature: Curvature | None) -> str | None:
-    """What is wrong with the curvature that this rounding needs; None where nothing is."""
+    """Why the curvature cannot be used for this rounding; None if it can."""
     if curvature is None:
         return "has no curvature: calibrate this model"
     fields = curvature.hessian, curvature.fisher, curvature.outputs
@@ -188,7 +190,7 @@ def misfit(weight: torch.Tensor, rounding: str, curvature: Curvature | None) -> 
 
 
 def read_tensors(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file, of the dtypes that curvature and weights have."""
+    """(tensors, metadata) of a safetensors file, for the dtypes of curvature and weights."""
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     metadata = header.pop("__metadata__", {})
@@ -207,7 +209,7 @@ def read_tensors(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def read_curvatures(data: bytes) -> dict[str, Curvature]:
-    """By tensor, of the file that `packer calibrate` writes."""
+    """Curvature by tensor from the bytes of a file that `packer calibrate` wrote."""
     tensors, metadata = read_tensors(data)
     tokens = json.loads(metadata["provenance"])["tokens"]
     parts: dict[str, dict[str, Any]] = {}

@@ -1,7 +1,7 @@
-"""A source put in front of a script's first statement, behind one name.
+"""Inserts a source in front of a script's first statement, as one name.
 
-The script itself stays as it is. One that extracts itself is opened, and compressed anew together
-with what was put into it.
+The script itself is not changed. A script that extracts itself is unpacked, and compressed again
+together with the inserted source.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from packer.code.self_extracting import ENTRY, unwrap, unwrap_payload, wrap
 
 
 def inserted(source: str, name: str, script: str, codecs: Iterable[str]) -> str:
-    """The script, in which `name` is the dictionary of what `source` defines.
+    """The script, in which `name` is a dictionary of what `source` defines.
 
-    codecs: what the source may be compressed with; a script that extracts itself may take its own.
+    codecs: compressors for the source; a script that extracts itself may also use its own.
     Raises CodeError: the script does not parse.
     """
     codecs = tuple(codecs)
@@ -33,14 +33,14 @@ def inserted(source: str, name: str, script: str, codecs: Iterable[str]) -> str:
 
 
 def _in_front(call: str, name: str, script: str) -> str:
-    """call: without its end."""
+    """call: without its closing arguments."""
     lines = script.splitlines(keepends=True)
     at = _first_statement(script)
     return "".join([*lines[:at], f"{call},{name})\n", *lines[at:]])
 
 
 def _first_statement(script: str) -> int:
-    """How many lines stand before it: the docstring and imports from __future__ stay first."""
+    """Number of lines before it: the docstring and imports from __future__ stay first."""
     at = 0
     for node in parse(script, "the script to put the bundle into").body:
         future = isinstance(node, ast.ImportFrom) and node.module == "__future__"

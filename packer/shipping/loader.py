@@ -1,7 +1,7 @@
-"""The loader: one generated file that reads an artifact with no import of ours.
+"""The loader: one generated file that reads an artifact without importing this package.
 
-It is the source text of the decoders and of the dequantize functions, of just the formats and
-coders in use, so that what a submission runs is what the tests run.
+It is the source text of our decoders and dequantizers for only the formats and coders in use, so
+that a submission runs the same code as the tests.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ DECODERS: tuple[str, ...] = (
     "packer.artifact.step_decoder",
     "packer.artifact.decoder",
 )
-# Functions that only check whether a file is as specified: the file of a submission is known to be,
-# so no loader calls them.
+# Functions that only check whether a file is valid. That of a submission is known to be, so that a
+# loader does not call them.
 CHECKS = frozenset(
     {
         *("check_magic", "check_header", "check_sizes", "check_format", "check_rank", "check_end"),
         *("check_lanes", "check_start", "check_used", "check_scale", "check_finished"),
     }
 )
-# Functions that a loader calls nonetheless, to raise: every other `raise` is left out of it.
+# Checks that a loader does call; every `raise` elsewhere is left out of it.
 GUARDS = frozenset({"keep_checksum"})
 # Without torch, for coder numpy: `read_arrays` is shipped under the name of `read_weights`.
 NUMPY_DECODERS: tuple[str, ...] = (*DECODERS[1:], "packer.artifact.numpy_decoder")
 NUMPY_ENTRY = "read_arrays"
-# What a loader needs to know, and the functions that only this needs.
+# Parts of a loader, and the functions that only each part needs.
 PARTS = {
     "kept": ("decode_kept",),
     "scaled": ("read_scale", "decode_scaled"),
@@ -59,34 +59,35 @@ AUTOMATIC = frozenset({"ans", "brotli", "lzma", "zlib"})
 WITHOUT_CONSTRICTION = frozenset({"numpy", "lzma", "zlib"})
 KEPT_FORMATS = ("raw", "fp32", "fp16", "bf16")
 EVERYTHING = frozenset(PARTS)
-RE_ENCODED = EVERYTHING - {"numpy", "zstd"}  # whatever becomes of another author's artifact
-LARGEST_LOADER = 5_000  # bytes; counted where it is not known yet what a loader must hold
-LARGEST_ENCODER = 17_000  # likewise of what a bundle adds to it
-LARGEST_CALIBRATION = 11_000  # and of a calibration in a bundle
+RE_ENCODED = EVERYTHING - {"numpy", "zstd"}  # for re-encoding a third-party artifact
+# Upper bounds in bytes, counted until the choices are known.
+LARGEST_LOADER = 5_000
+LARGEST_ENCODER = 17_000  # what a bundle adds to its loader
+LARGEST_CALIBRATION = 11_000  # what a calibration adds to a bundle
 
 
 def parts_of(choices: Iterable[str]) -> frozenset[str]:
-    """What a loader must hold to read an artifact of these choices: names of PARTS.
+    """The names of PARTS that a loader needs to read an artifact of these choices.
 
-    Of the automatic coders all, because which is smallest is known only once codes are there.
+    All automatic coders, because the smallest is known only once there are codes.
     """
-    found: set[str] = set()
+    parts: set[str] = set()
     for choice in choices:
         format, _, coder = choice.partition("+")[0].partition("~")
         if format in KEPT_FORMATS:
-            found.add("kept")
+            parts.add("kept")
         elif format.startswith("step"):
-            found.add("stepped")
+            parts.add("stepped")
         elif format.startswith("trellis"):
-            found |= {"stepped", "trellis"}
+            parts |= {"stepped", "trellis"}
         else:
-            found |= {"scaled", "rank"} if ".rank" in format else {"scaled"}
-        found |= WITHOUT_CONSTRICTION if coder == "numpy" else {*AUTOMATIC, coder} & EVERYTHING
-    return frozenset(found)
+            parts |= {"scaled", "rank"} if ".rank" in format else {"scaled"}
+        parts |= WITHOUT_CONSTRICTION if coder == "numpy" else {*AUTOMATIC, coder} & EVERYTHING
+    return frozenset(parts)
 
 
 def gives_arrays(parts: frozenset[str]) -> bool:
-    """Whether the loader of these parts needs no package but numpy, and so gives numpy arrays."""
+    """Whether the loader of these parts needs only numpy, and so returns numpy arrays."""
     return "numpy" in parts and parts.isdisjoint({"ans", "brotli", "zstd"})
 
 
@@ -94,9 +95,9 @@ def gives_arrays(parts: frozenset[str]) -> bool:
 def loader_source(parts: frozenset[str] = EVERYTHING) -> str:
     """Python source defining `read_weights(data: bytes) -> {name: tensor}`, as it is shipped.
 
-    It needs numpy, torch and the codecs among its parts, and nothing of ours; where it
-    `gives_arrays`, numpy alone. Wrapped, if that is
-    shorter: `packer code` opens it again when it packs the loader with a training script.
+    It needs numpy, torch and the codecs among its parts, or only numpy if it `gives_arrays`.
+    Compressed if that is shorter; `packer code` unpacks it when it packs the loader with a training
+    script.
     """
     plain = minified_loader(parts)
     codecs = ("lzma", "brotli") if "brotli" in parts else ("lzma",)
@@ -118,5 +119,5 @@ def minified_loader(parts: frozenset[str] = EVERYTHING) -> str:
 
 
 def loader_bytes(choices: Iterable[str]) -> int:
-    """What the loader of an artifact of these choices counts."""
+    """Size of the loader for an artifact of these choices."""
     return len(loader_source(parts_of(choices)).encode())

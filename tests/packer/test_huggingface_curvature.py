@@ -177,7 +177,7 @@ def test_tensors_without_curvature_are_named_with_the_reason() -> None:
 def test_weights_that_a_library_joins_are_measured_one_by_one(
     model_folder: Folder, text: Path, run: Callable[..., object], tmp_path: Path
 ) -> None:
-    """The evaluator writes into pieces of a joined bank, and the plan's damage is that of trials."""
+    """The evaluator writes into pieces of a joined bank; the plan's damage is that of trials."""
     told = ("--calibration", text, "--calibration-tokens", 512, "--calibration-window", 32)
     done = run("plan", model_folder("mixtral"), "--cap", 60_000, *told, "-o", "p.json", "--json")
     assert done.exit_code == 0, done.output  # type: ignore[attr-defined]
