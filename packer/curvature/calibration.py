@@ -1,4 +1,4 @@
-"""Calibration: the curvature of a model's weights on a text, for as long as one allows."""
+"""Calibration: the curvature of a model's weights on a text, within a time limit."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from packer.quantizers.curvature import Curvature
 Progress = Callable[[str, int, int], None]
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
-SMALLEST_MATRIX = 4096  # weights; a smaller one that no map uses is a set of scales
+SMALLEST_MATRIX = 4096  # weights; smaller ones that no map uses are scales
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """What is known of the tokens that a model is calibrated on.
+    """Description of the tokens that a model is calibrated on.
 
-    words: what they are, for people. bytes_per_token: of the text they stand for, None if unknown.
+    words: what they are, for messages. bytes_per_token: of the text, None if unknown.
     """
 
     words: str = "batches"
@@ -67,18 +67,17 @@ def calibrate(
 ) -> CurvatureSet:
     """Second moments of the inputs of every linear map and the Fisher of its outputs.
 
-    batches: int64 [windows, time], read by the model as they are; labels are drawn from its own
-    predictions (`seed`), which makes the Fisher a true one. seconds: from the call on, setup
-    included. No batch is begun that, taking as long as the longest before it, would not end within
-    so many; one that takes longer all the same is stopped where it next uses torch, and left out
-    as a whole, if one process reads. checkpoint: the weights whose fingerprint the result carries
-    and whose names it has; default: the model's own state dict. unfinished: where sums are kept now
-    and then, and from where an earlier run of the same batches goes on. ranks: the processes that
-    share the batches, which all have the same ones and the same model; each gets the whole result,
-    that of one process but for the order in which float64 numbers are added. The model is left as
-    it was.
-    Raises CurvatureError: no batch could be read in time, or a model that gives no gradients at
-    all or logits that are not finite. ScoreError: a model that only tells losses.
+    batches: int64 [windows, time]; labels are sampled from the model's own predictions (`seed`),
+    which makes this the true Fisher. seconds: limit from the call on, setup included. A batch is
+    not begun if it would exceed the limit by taking as long as the longest before it. With one
+    process, a batch that exceeds the limit nevertheless is stopped at its next torch call, and
+    left out completely. checkpoint: the weights whose names and fingerprint the result has;
+    default: the model's own state dict. unfinished: the file that sums are saved to regularly, and
+    from which an interrupted run over the same batches is resumed. ranks: the processes that share
+    the batches, all with the same batches and model; each returns the whole result, equal to that
+    of one process except for the order of float64 additions. The model is not changed.
+    Raises CurvatureError: no batch could be read in time, or the model gives no gradients at all,
+    or logits that are not finite. ScoreError: the model only returns losses.
     """
     started, text = time.perf_counter(), text or TextSource()
     module = _module_of(model)
@@ -87,7 +86,7 @@ def calibrate(
     with sharing_copies(module, checkpoint.ties), evaluation_mode([model]):
         uses = JoinedWeightUses(live_weights(module, checkpoint))
         run = _Run(model, uses, SampledLabels(seed, device_of(model)), ranks)
-        started -= run.go_on(unfinished)
+        started -= run.resume(unfinished)
         with gradients_for(uses.weights.values()):
             for group, until in within(batches, seconds, started, progress, run.batches, ranks):
                 if not run.read(group, until):
@@ -116,7 +115,7 @@ def calibrate(
 
 
 class _Run:
-    """A calibration under way in this process: sums, and how much all processes have read."""
+    """A running calibration: the sums of this process, and how much all processes have read."""
 
     def __init__(
         self, model: AnyModel, uses: WeightUses, labels: SampledLabels, ranks: Ranks
@@ -126,11 +125,11 @@ class _Run:
         self.batches = self.tokens = 0
         self.vocab_size: int | None = None
 
-    def go_on(self, file: ResumeFile | None) -> float:
-        """Takes up what an earlier run left, the sums in the first process alone. Returns the
-        seconds that it took.
+    def resume(self, file: ResumeFile | None) -> float:
+        """Resumes an interrupted run, its sums in the first process only. Returns the seconds that
+        it took.
 
-        Raises CurvatureError: it is damaged, or not of these weights.
+        Raises CurvatureError: the file is damaged, or not of these weights.
         """
 
         def read() -> ResumeState | None:
@@ -140,17 +139,17 @@ class _Run:
             _restore(earlier, self.uses, self.device)
             return replace(earlier, sums={})
 
-        found = self.ranks.first_says(self.ranks.together(read))
-        if found is None:
+        state = self.ranks.first_says(self.ranks.together(read))
+        if state is None:
             return 0.0
-        self.labels.generator.set_state(found.generator)
-        self.batches, self.tokens = found.batches, found.tokens
-        self.vocab_size = found.vocab_size
-        return found.seconds
+        self.labels.generator.set_state(state.generator)
+        self.batches, self.tokens = state.batches, state.tokens
+        self.vocab_size = state.vocab_size
+        return state.seconds
 
     def read(self, group: Sequence[Tensor], until: float) -> bool:
-        """A round of batches, of which one is this process's, if there are enough; whether it ended
-        until then. Where not, the sums are those of before.
+        """Reads a round of batches, one of them in this process if there are enough. Returns
+        whether it ended in time; if not, the sums are those of before.
         """
         uses = self.uses
         uses.until, before = until, None
@@ -161,13 +160,13 @@ class _Run:
         except OutOfTimeError:
             uses.maps, uses.tables, uses.parameters = before or ({}, {}, {})
             return False
-        self.vocab_size = self.ranks.first_says(width)  # which has a batch in every round
+        self.vocab_size = self.ranks.first_says(width)  # the first has a batch in every round
         self.batches += len(group)
         self.tokens += sum(batch.numel() for batch in group)
         return True
 
     def _width(self, group: Sequence[Tensor]) -> int | None:
-        """Of the logits of this process's batch."""
+        """Reads this process's batch. Returns the width of its logits."""
         width = None
         for rank, batch in enumerate(group):
             if rank == self.ranks.rank:
@@ -177,20 +176,20 @@ class _Run:
         return width
 
     def keep(self, file: ResumeFile, seconds: float) -> None:
-        """What all have summed, by the first process, in the form of one alone.
+        """Saves the sums of all processes, from the first, in the same form as those of one alone.
 
         Raises OutputError.
         """
         self.ranks.hand_over(self.uses, self.device)
         self.labels.catch_up(self.vocab_size or 1)
-        state = self.labels.generator.get_state()
+        generator = self.labels.generator.get_state()
         sums = self.uses.sums()
-        now = ResumeState(self.batches, self.tokens, self.vocab_size, seconds, sums, state)
-        self.ranks.together(lambda: file.keep(now) if self.ranks.rank == 0 else None)
+        state = ResumeState(self.batches, self.tokens, self.vocab_size, seconds, sums, generator)
+        self.ranks.together(lambda: file.keep(state) if self.ranks.rank == 0 else None)
 
 
 def _module_of(model: AnyModel) -> torch.nn.Module:
-    """Raises CurvatureError: it is none."""
+    """Raises CurvatureError: the model is not a torch module."""
     module = named_module(model)
     if module is None:
         kind = type(model).__name__
@@ -211,9 +210,9 @@ def _nothing_read(text: TextSource, seconds: float | None, spent: float) -> Curv
 def token_batches(
     stream: TokenStream, window: int, tokens: int, device: torch.device
 ) -> list[Tensor]:
-    """The first `tokens` tokens as int64 [windows, window], the rest of the last window left out.
+    """The first `tokens` tokens as int64 [windows, window], without an incomplete last window.
 
-    Raises CurvatureError: not one window.
+    Raises CurvatureError: less than one window.
     """
     windows = min(tokens, len(stream)) // window
     if windows < 1:
@@ -227,7 +226,7 @@ def token_batches(
 
 
 def live_weights(module: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The model's float tensors by the checkpoint's names, those of tied ones once."""
+    """The model's float tensors by the checkpoint's names, tied ones once."""
     return live_tensors(module, checkpoint.tensors, checkpoint.ties)
 
 
@@ -239,9 +238,9 @@ def within(
     first: int = 0,
     ranks: Ranks = ALONE,
 ) -> Iterator[tuple[tuple[Tensor, ...], float]]:
-    """(round of batches, when it must have ended) from `first`, for which the time lasts, going by
-    the longest so far. The latter is infinite, but where there may be doubt in one process: several
-    would have to leave out the same.
+    """(round of batches, deadline) from round `first`, as long as the longest so far would end in
+    time. The deadline is infinite unless one process is in doubt: several processes would have to
+    leave out the same batches.
     """
     limit = math.inf if seconds is None else started + WORKING_SHARE * seconds
     total = len(batches) if isinstance(batches, Sequence) else 0
@@ -259,7 +258,7 @@ def within(
 
 
 def _restore(earlier: ResumeState, uses: WeightUses, device: torch.device) -> None:
-    """Raises CurvatureError: sums of other weights, or no state of a generator."""
+    """Raises CurvatureError: sums of other weights, or an invalid generator state."""
     try:
         uses.restore(earlier.sums, device)
         torch.Generator(device).set_state(earlier.generator)
@@ -268,7 +267,7 @@ def _restore(earlier: ResumeState, uses: WeightUses, device: torch.device) -> No
 
 
 def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, labels: SampledLabels) -> int:
-    """One batch forward and back. Returns the width of the logits."""
+    """One forward and backward pass. Returns the width of the logits."""
 
     def logits_of(ids: Tensor) -> Tensor:
         return tail_logits(model, ids, ids.size(1), None)
@@ -277,7 +276,7 @@ def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, labels: SampledL
 
 
 def unreached_matrices(uses: WeightUses, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Matrices that no linear map or lookup was seen to use."""
+    """Matrices that are used by no linear map or lookup that was observed."""
     return tuple(
         name
         for name, weight in sorted(checkpoint.meta_tensors.items())
@@ -292,8 +291,8 @@ def unreached_matrices(uses: WeightUses, checkpoint: Checkpoint) -> tuple[str, .
 def warnings(
     by_tensor: dict[str, Curvature], unreached: Sequence[str], met: Mapping[str, Iterable[str]]
 ) -> tuple[str, ...]:
-    """met: calls by weight that used it and are not followed."""
-    found = [
+    """met: by weight, the calls that used it and are not followed."""
+    lines = [
         f"{name}: no linear map or lookup was seen to use it"
         + (f", only {', '.join(met[name])}; " if name in met else "; ")
         + ("its own gradient stands in" if name in by_tensor else "nothing is known of it")
@@ -301,14 +300,14 @@ def warnings(
     ]
     for name, one in by_tensor.items():
         if one.row_usage is None and name not in unreached and one.columns > one.tokens:
-            found.append(
+            lines.append(
                 f"{name} has {one.columns:,} inputs and {one.tokens:,} tokens were read: its "
                 f"second moment has rank {one.tokens:,} at most; calibrate on more"
             )
     blind = [name for name, one in by_tensor.items() if one.fisher is None]
     if blind:
-        found.append(
+        lines.append(
             f"no gradient came back to {len(blind)} weights, such as {blind[0]}: nothing is known "
-            "of how their rows are felt"
+            "of the Fisher of their rows"
         )
-    return tuple(found)
+    return tuple(lines)

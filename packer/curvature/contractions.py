@@ -1,4 +1,4 @@
-"""Products of two tensors as what they contract: calls of PyTorch in the letters of an einsum."""
+"""PyTorch calls that multiply two tensors, as einsum contractions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Contraction:
-    """result = scale · einsum("left,right->out") up to a reshape and what is added to it.
+    """result = scale · einsum("left,right->out"), up to a reshape and an added tensor.
 
-    letters of either operand, one an axis. shape: of the result with one axis a letter of `out`.
+    left_letters, right_letters: one letter per axis. shape: of the result with one axis per letter
+    of `out`; None: as it is.
     """
 
     left: Tensor
@@ -30,13 +31,13 @@ class Contraction:
 def contraction_of(
     func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Contraction | None:
-    """None for a call that is no product of two tensors, or one that is not followed."""
+    """None for a call that is not a product of two tensors, or has an unsupported form."""
     read = READERS.get(getattr(func, "__name__", ""))
     if read is None or kwargs.get("out") is not None or set(kwargs) - OPTIONS:
         return None
     try:
         return read(args, kwargs)
-    except (TypeError, ValueError, IndexError, AttributeError):  # of a form that is not read here
+    except (TypeError, ValueError, IndexError, AttributeError):  # an unsupported form
         return None
 
 
@@ -106,15 +107,22 @@ def _bilinear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Contraction | N
 
 
 def _convolution(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Contraction | None:
-    """Over the patches of x."""
+    """A convolution as a product over patches of x."""
     x, weight, *more = args
     names = ("bias", "stride", "padding", "dilation", "groups")
-    given = {**dict(zip(names, more, strict=False)), **kwargs}
-    count, groups, padding = weight.dim() - 2, given.get("groups", 1), given.get("padding", 0)
+    arguments = {**dict(zip(names, more, strict=False)), **kwargs}
+    count, groups, padding = (
+        weight.dim() - 2,
+        arguments.get("groups", 1),
+        arguments.get("padding", 0),
+    )
     if x.dim() != count + 2:
         return None
     for axis in range(count):
-        step, spread = _at(given.get("stride", 1), axis), _at(given.get("dilation", 1), axis)
+        step, spread = (
+            _at(arguments.get("stride", 1), axis),
+            _at(arguments.get("dilation", 1), axis),
+        )
         reach = spread * (weight.size(2 + axis) - 1)
         before = after = 0
         if padding == "same":
@@ -137,7 +145,7 @@ def _convolution(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Contraction 
 
 
 def _at(value: Any, axis: int) -> int:
-    """Of a number for all axes, or one for each."""
+    """The value of an axis, from one number for all axes or one for each."""
     values = [value] if isinstance(value, int) else list(value)
     return int(values[axis if len(values) > 1 else 0])
 

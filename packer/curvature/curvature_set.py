@@ -21,12 +21,12 @@ FIELDS = ("hessian", "fisher", "row_usage", "outputs")
 class CurvatureSet:
     """Curvature by tensor name, of the weights with a contents fingerprint.
 
-    contents: None for curvature that the user brought, which is not checked. source: the text, in
-    words. tokens: how many were read; seconds: what that took. vocab_size: of the model's logits.
-    bytes_per_token: of the text; None where nobody said. unreached: matrices that no linear map or
-    lookup used that could be followed, whose curvature, if any, is of their gradients.
-    warnings: what to know before trusting it, in words. earlier_notes: what else the file of an
-    earlier version says is true, kept because plans made with that file name its sha256.
+    contents: None for curvature from the user, which is not checked. source: what the text is.
+    tokens: number read; seconds: time taken. vocab_size: of the model's logits. bytes_per_token: of
+    the text; None if unknown. unreached: matrices that no linear map or lookup that could be
+    followed used; their curvature, if any, is from their own gradients. warnings: limits of this
+    curvature, as text. earlier_notes: flags in the file of an earlier version, kept because plans
+    made with that file name its sha256.
     """
 
     by_tensor: Mapping[str, Curvature]
@@ -42,22 +42,22 @@ class CurvatureSet:
 
     @property
     def predicts_damage(self) -> bool:
-        """Whether the Fisher of any rows is known, without which damage is no divergence."""
+        """Whether any Fisher is known; without it, damage is a squared error."""
         return any(curvature.fisher is not None for curvature in self.by_tensor.values())
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of all values, and of nothing that changes from run to run, such as the seconds."""
+        """Hash of all values, and of the provenance without the seconds, which vary."""
         digest = hashlib.sha256()
-        told = {**self.provenance(), "seconds": None}
-        digest.update(json.dumps(told, sort_keys=True).encode())
+        provenance = {**self.provenance(), "seconds": None}
+        digest.update(json.dumps(provenance, sort_keys=True).encode())
         for key, tensor in self.tensors():
             digest.update(f"{key} {list(tensor.shape)} ".encode())
             digest.update(bytes_of(tensor).numpy().data)
         return digest.hexdigest()
 
     def provenance(self) -> dict[str, Any]:
-        """Everything but the curvatures, for JSON."""
+        """All fields except for `by_tensor`, for JSON."""
         return {
             "contents": self.contents,
             "source": self.source,
@@ -71,7 +71,7 @@ class CurvatureSet:
         }
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(key, values) of every field of every curvature, in the order of names."""
+        """(key, values) of every field of every curvature, sorted by name."""
         for name in sorted(self.by_tensor):
             one = self.by_tensor[name]
             for prefix, curvature in (("", one), ("lookup.", one.lookup)):
@@ -83,10 +83,10 @@ class CurvatureSet:
                         yield f"{name}/{prefix}{field}", value
 
     def describe(self) -> str:
-        """One line: of what, how much, how long."""
+        """One line: the text, how many tokens, how long it took."""
         return f"{self.tokens:,} tokens of {self.source} in {self.seconds:.1f} s"
 
 
 def by_tensor_of(curvature: CurvatureSet | None) -> Mapping[str, Curvature]:
-    """By tensor name; empty without any."""
+    """Curvature by tensor name; empty for None."""
     return {} if curvature is None else curvature.by_tensor

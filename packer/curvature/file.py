@@ -36,13 +36,13 @@ def write_curvature(path: str | os.PathLike[str], curvature: CurvatureSet) -> No
 
 
 class StoredCurvature(LazyMapping[Curvature]):
-    """Curvature by tensor name, read from its file and checked whenever it is asked for.
+    """Curvature by tensor name, read from its file and checked on each access.
 
-    Nothing is kept: it takes more memory than the weights do. Asking raises CurvatureError.
+    It is not cached, because it takes more memory than the weights. Access raises CurvatureError.
     """
 
     def __init__(self, source: str, values: Mapping[str, torch.Tensor], tokens: int) -> None:
-        """values: by key. Raises CurvatureError: a key is of no part of curvature."""
+        """values: by key. Raises CurvatureError: a key belongs to no field of curvature."""
         self._source, self._values, self._tokens = source, values, tokens
         self._keys = _by_name(source, values)
         super().__init__(self._keys)
@@ -58,19 +58,19 @@ class StoredCurvature(LazyMapping[Curvature]):
 
 
 def read_curvature(path: str | os.PathLike[str], checkpoint: Checkpoint) -> CurvatureSet:
-    """The curvature in a file, when it is of this checkpoint.
+    """The curvature of this checkpoint in a file.
 
-    Raises CurvatureError: damaged, not a curvature file, of another checkpoint, or a tensor's
+    Raises CurvatureError: the file is damaged, not a curvature file, or of another checkpoint; or
     values are of wrong shape, not finite or not symmetric.
     """
     source = os.fspath(path)
     loaded, metadata = _load(source)
     provenance = _provenance(source, metadata)
-    found = contents_fingerprint(checkpoint)
-    if provenance["contents"] != found:
+    contents = contents_fingerprint(checkpoint)
+    if provenance["contents"] != contents:
         raise CurvatureError(
             f"{source} is the curvature of weights with contents {provenance['contents'][:12]}, "
-            f"and {checkpoint.source} has {found[:12]}. {AGAIN}"
+            f"and {checkpoint.source} has {contents[:12]}. {AGAIN}"
         )
     by_tensor = StoredCurvature(source, loaded, provenance["tokens"])
     check_tensors(by_tensor, checkpoint)
@@ -78,7 +78,7 @@ def read_curvature(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Curv
 
 
 def check_tensors(by_tensor: Mapping[str, Curvature], checkpoint: Checkpoint) -> None:
-    """Raises CurvatureError: curvature of a tensor that is not there, or has another shape."""
+    """Raises CurvatureError: curvature of a tensor that is missing, or has another shape."""
     for name, one in by_tensor.items():
         weight = checkpoint.meta_tensors.get(name)
         if weight is None:
@@ -101,7 +101,7 @@ def _load(source: str) -> tuple[Mapping[str, torch.Tensor], Mapping[str, str]]:
     except OSError as error:
         raise CurvatureError(f"{source} cannot be read: {error.strerror or error}") from None
     if content.metadata.get("bytecap") != KIND or not isinstance(content.value, dict):
-        raise CurvatureError(f"{source} is no curvature file of this version. {AGAIN}")
+        raise CurvatureError(f"{source} is not a curvature file of this version. {AGAIN}")
     return content.tensors or content.value, content.metadata
 
 
@@ -140,17 +140,19 @@ def _positive(value: Any) -> Any:
 
 def _by_name(source: str, keys: Iterable[str]) -> dict[str, dict[str, str]]:
     """Tensor name -> part -> key, sorted by name."""
-    found: dict[str, dict[str, str]] = {}
+    keys_by_name: dict[str, dict[str, str]] = {}
     for key in sorted(keys):
         name, _, part = key.rpartition("/")
         if not name or part not in PARTS:
-            raise CurvatureError(f"{source} holds {key!r}, which is no part of curvature. {AGAIN}")
-        found.setdefault(name, {})[part] = key
-    return dict(sorted(found.items()))
+            raise CurvatureError(
+                f"{source} holds {key!r}, which is not a field of curvature. {AGAIN}"
+            )
+        keys_by_name.setdefault(name, {})[part] = key
+    return dict(sorted(keys_by_name.items()))
 
 
 def _curvature(name: str, parts: Mapping[str, torch.Tensor], tokens: int) -> Curvature:
-    """Raises FormatError, with the tensor's name."""
+    """Raises FormatError, which names the tensor."""
     try:
         lookup = None
         if any(part.startswith("lookup.") for part in parts):

@@ -1,4 +1,4 @@
-"""Curvature however the user gives it, as one type that is checked against the checkpoint."""
+"""Resolves curvature from the user to one type, checked against the checkpoint."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ CurvatureLike = str | os.PathLike[str] | CurvatureSet | Mapping[str, Curvature |
 def resolve_curvature(
     checkpoint: Checkpoint, curvature: CurvatureLike | None
 ) -> CurvatureSet | None:
-    """A file read, a set checked, or curvature by tensor made a set; None without any.
+    """The set in a file, or a set itself, or one of curvature by tensor; None for None.
 
-    By tensor there may be just second moments of its inputs: [columns, columns], or [banks,
-    columns, columns], means over tokens; with them GPTQ rounds, and damage is a squared error.
-    Raises CurvatureError: of another checkpoint, of a tensor that is not there or another shape,
-    not finite or not symmetric.
+    Second moments of a tensor's inputs, means over tokens of shape [columns, columns] or [banks,
+    columns, columns], can take the place of a Curvature: GPTQ rounds with them, and damage is a
+    squared error.
+    Raises CurvatureError: it is of another checkpoint, of a tensor that is missing or has another
+    shape, not finite or not symmetric.
     """
     if curvature is None:
         return None
@@ -50,7 +51,7 @@ def _set_of(curvature: Mapping[str, Curvature | torch.Tensor]) -> CurvatureSet:
         for name, value in curvature.items()
     }
     tokens = max((one.tokens for one in by_tensor.values()), default=0)
-    return CurvatureSet(by_tensor, None, "curvature that was given", tokens, 0.0, None, None)
+    return CurvatureSet(by_tensor, None, "curvature from the user", tokens, 0.0, None, None)
 
 
 def _of_hessian(name: str, hessian: torch.Tensor) -> Curvature:

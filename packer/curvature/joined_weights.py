@@ -1,7 +1,7 @@
-"""Linear maps of several weights at once, whose rows follow each other in one matrix.
+"""Linear maps of several weights at once, concatenated by rows to one matrix.
 
-A library that joins what its files keep apart, such as gate and up of an expert, computes both in
-one product; each of them has the curvature of its own rows.
+A library that joins weights which are separate in its files, such as gate and up of an expert,
+computes both in one product; each has the curvature of its own rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from packer.curvature.weight_uses import WeightUses
 
 
 class JoinedWeightUses(WeightUses):
-    """As `WeightUses`, also where the matrix of a linear map is made of several weights."""
+    """`WeightUses`, also for linear maps whose matrix consists of several weights."""
 
     def _linear(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
@@ -29,8 +29,8 @@ class JoinedWeightUses(WeightUses):
         return torch.cat(used, dim=-1)
 
     def _parts(self, matrix: torch.Tensor) -> list[tuple[str, Placement, int]]:
-        """(weight, where in it, rows of the matrix) one after the other; none if one is unknown."""
-        found: list[tuple[str, Placement, int]] = []
+        """(weight, placement in it, rows of the matrix) in order; empty if one is unknown."""
+        parts: list[tuple[str, Placement, int]] = []
         at = 0
         while matrix.dim() == 2 and at < len(matrix):
             region = self.origins.of(matrix[at : at + 1])
@@ -42,6 +42,6 @@ class JoinedWeightUses(WeightUses):
             placed = self._placed(piece)
             if placed is None:
                 return []
-            found.append((*placed, len(piece)))
+            parts.append((*placed, len(piece)))
             at += len(piece)
-        return found
+        return parts

@@ -12,18 +12,18 @@ from packer.quantizers.curvature import Curvature
 
 def left_out(
     by_tensor: Mapping[str, Curvature],
-    told: Collection[str],
+    covered: Collection[str],
     uses: WeightUses,
     meta_tensors: Mapping[str, Tensor],
 ) -> tuple[str, ...]:
-    """A line in words for every float tensor that nothing is known of.
+    """A line of text for every float tensor without curvature.
 
-    told: names that are spoken of elsewhere. meta_tensors: shapes and dtypes of the checkpoint.
+    covered: names that other warnings mention. meta_tensors: shapes and dtypes of the checkpoint.
     """
     return tuple(
         f"{name}: {_reason(name, meta, uses)}; nothing is known of it"
         for name, meta in sorted(meta_tensors.items())
-        if meta.is_floating_point() and name not in by_tensor and name not in told
+        if meta.is_floating_point() and name not in by_tensor and name not in covered
     )
 
 

@@ -1,4 +1,4 @@
-"""Running second moments of weights in use, summed block by block in float64."""
+"""Second moments of weights in use, summed batch by batch in float64."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from packer.curvature.weight_origins import Placement
 from packer.quantizers.curvature import Curvature
 
-# Every row is taken to have met so much of an average token beside those that were read: a row
-# that no token read or no label named is rare, not free to change.
+# Prior: every row starts with this many tokens of average statistics, so that a row unseen in
+# calibration counts as rare, not as free (docs/methods.md, Curvature).
 PRIOR_TOKENS = 0.5
-LARGEST_OUTPUTS = 2048  # rows of a map of which the whole moment of output gradients is kept
+LARGEST_OUTPUTS = 2048  # rows of a map whose second moment of output gradients is kept
 
 
 def gram(vectors: torch.Tensor) -> torch.Tensor:
@@ -27,10 +27,10 @@ def energy(vectors: torch.Tensor) -> torch.Tensor:
 
 
 class MapMoments:
-    """Of a weight in linear maps: moments over its columns, and energies of its rows.
+    """Moments of a weight in linear maps: second moments over its columns, energies of its rows.
 
-    Rows are weighted by the energy of the other side, so that the Kronecker product of both has
-    for every row the trace of the true curvature.
+    Rows are weighted by the energy of the inputs, so that the Kronecker product of both has the
+    trace of the true curvature for every row.
     """
 
     SUMS = ("hessian", "row_sums", "row_weights", "outputs")  # the last may be None
@@ -49,7 +49,7 @@ class MapMoments:
         )
 
     def add_columns(self, placement: Placement, moment: torch.Tensor) -> None:
-        """moment: float32 [columns of the placement, same]. Uses of some rows count in part."""
+        """moment: float32 [columns of the placement, same]. Uses of some rows count by share."""
         first = placement.rows.start // self.rows_of_one
         last = (placement.rows.stop - 1) // self.rows_of_one
         share = placement.row_count / (self.rows_of_one * (last - first + 1))
@@ -73,8 +73,8 @@ class MapMoments:
     ) -> None:
         """vectors: float32 [placements, count, rows of one]; weights: float32 [placements, count].
 
-        Maps that share a second moment are weighted by the mean of their inputs' energies: then a
-        row of small inputs has, under the moment of all, the trace that is its own.
+        Maps that share a second moment are weighted by the mean energy of their inputs: a row of
+        small inputs then keeps its own trace under the common moment.
         """
         together: dict[int, list[int]] = {}
         for at, placement in enumerate(placements):
@@ -90,11 +90,11 @@ class MapMoments:
     def _add_outputs(
         self, placement: Placement, vectors: torch.Tensor, weights: torch.Tensor
     ) -> None:
-        """Of every bank by itself."""
+        """Adds to the second moment of output gradients, separately for every bank."""
         assert self.outputs is not None
         start, stop = placement.rows.start, placement.rows.stop
         if placement.rows.step != 1:
-            self.outputs = None  # rows that lie apart: correlations of all are not known
+            self.outputs = None  # strided rows: not all correlations are known
             return
         for bank in range(start // self.rows_of_one, -(-stop // self.rows_of_one)):
             first = bank * self.rows_of_one
@@ -125,7 +125,7 @@ class MapMoments:
 
 
 class TableMoments:
-    """Of a weight whose rows are looked up: how often each is read, and how that is felt."""
+    """Moments of a lookup table: how often each row is read, and the gradients of what is read."""
 
     SUMS = ("reads", "gradient", "row_energy")
 
@@ -140,7 +140,7 @@ class TableMoments:
         self.reads += torch.bincount(rows, minlength=len(self.reads)).double()
 
     def add_gradients(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
-        """gradients: float32 [count, columns], at what reading `rows` [count] gave."""
+        """gradients: float32 [count, columns], at the output of the lookup of `rows` [count]."""
         self.gradient += gram(gradients).double()
         self.row_energy.index_add_(0, rows, energy(gradients).double())
 
@@ -160,7 +160,7 @@ class TableMoments:
 
 
 class ParameterMoments:
-    """Of any other small weight: the second moment of its own gradient."""
+    """Moments of any other weight: the second moment of its own gradient."""
 
     SUMS = ("gradient", "row_energy")
 
@@ -171,7 +171,7 @@ class ParameterMoments:
         self.row_energy = torch.zeros(rows, dtype=torch.float64, device=device)
 
     def add(self, gradient: torch.Tensor) -> None:
-        """gradient: of the summed nats of some sequences, in the shape of the weight."""
+        """gradient: of the summed nats of some sequences, shaped like the weight."""
         rows = gradient.float().reshape(-1, self.columns)
         self.gradient += gram(rows).double()
         self.row_energy += energy(rows).double()

@@ -1,5 +1,7 @@
-"""One batch of a calibration, and what all batches have given. A bundle ships the source text of
-this and of what this needs; functions called keep_... refuse there too.
+"""One batch of a calibration, and the curvature of all batches.
+
+A bundle contains the source text of this module and of what it uses; functions called keep_...
+raise there too.
 """
 
 from __future__ import annotations
@@ -17,30 +19,30 @@ from packer.curvature.weight_uses import WeightUses
 from packer.errors import CurvatureError
 from packer.quantizers.curvature import Curvature
 
-MAY_TAKE = 4  # times as long as any before: so late a batch can be taken back
-WORKING_SHARE = 0.95  # of the seconds allowed; the rest is for putting the results together
+MAY_TAKE = 4  # times the longest batch so far: one that may exceed the limit then is undoable
+WORKING_SHARE = 0.95  # of the time limit; the rest is for computing the results
 
 
 def live_tensors(
     module: nn.Module, names: Container[str], ties: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """The module's float tensors that have these names, without wrappers; those of tied ones once.
+    """The module's float tensors with these names, without wrapper prefixes; tied ones once.
 
-    ties: tied name -> the name that is among `names`.
+    ties: tied name -> the name among `names`.
     """
     named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in named:
         plain = without_wrapper(name)
         kept = ties.get(plain, plain)
         if kept in names and tensor.is_floating_point():
-            found.setdefault(kept, tensor)
-    return dict(sorted(found.items()))
+            tensors.setdefault(kept, tensor)
+    return dict(sorted(tensors.items()))
 
 
 @contextlib.contextmanager
 def gradients_for(weights: Iterable[Tensor]) -> Iterator[None]:
-    """Inside, all of them ask for gradients."""
+    """In this context all weights require gradients."""
     asked = [weight for weight in weights if weight.is_leaf and not weight.requires_grad]
     for weight in asked:
         weight.requires_grad_(True)
@@ -53,8 +55,8 @@ def gradients_for(weights: Iterable[Tensor]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seen_once() -> Iterator[None]:
-    """Inside, nothing is compiled, whose operations could not be seen, and nothing is checkpointed,
-    which would run again in the backward pass.
+    """In this context nothing is compiled, because operations could not be observed, and nothing is
+    checkpointed, because it would run again in the backward pass.
     """
     eager = getattr(torch.compiler, "set_stance", None)  # from PyTorch 2.6 on
     module = torch.utils.checkpoint.__dict__
@@ -74,17 +76,16 @@ def seen_once() -> Iterator[None]:
 
 
 def keep_tokens(batch: Tensor) -> Tensor:
-    """A batch as int64. Raises CurvatureError: it is none."""
+    """A batch as int64. Raises CurvatureError: it is not a batch of tokens."""
     if batch.dim() != 2 or batch.dtype not in (torch.int64, torch.int32):
         raise CurvatureError(
-            f"a batch is {batch.dtype} {list(batch.shape)}; integer tokens [windows, time] are "
-            "wanted"
+            f"a batch is {batch.dtype} {list(batch.shape)}; expected integer tokens [windows, time]"
         )
     return batch.long()
 
 
 def keep_finite(logits: Tensor) -> None:
-    """Raises CurvatureError: logits that are not; −inf only says that a token cannot follow."""
+    """Raises CurvatureError: not finite; −inf is allowed, for tokens that cannot follow."""
     if not bool(logits.detach().amax(-1).isfinite().all()):
         raise CurvatureError("the model's logits are not finite; its weights are damaged")
 
@@ -95,10 +96,10 @@ def observe(
     batch: Tensor,
     nats_of: Callable[[Tensor], Tensor],
 ) -> int:
-    """One batch forward and back. Returns the width of the logits.
+    """One forward and backward pass. Returns the width of the logits.
 
     logits_of: tokens int64 [windows, time] -> float32 [windows, time, vocab].
-    nats_of: these logits -> the summed nats of labels drawn from them.
+    nats_of: logits -> the summed nats of labels sampled from them.
     Raises CurvatureError: not a batch of tokens, or logits that are not finite.
     """
     tokens = keep_tokens(batch)
@@ -120,23 +121,23 @@ def observe(
 
 
 def collect(uses: WeightUses, tokens: int) -> dict[str, Curvature]:
-    """Curvature by tensor; a weight that is both a map and a table has both.
+    """Curvature by tensor; a weight that is both linear map and table has both.
 
-    Sums are let go one after the other, so that they and their means are never all in memory.
+    Sums are freed one after the other, so that sums and means are never all in memory.
     """
-    found: dict[str, Curvature] = {}
+    by_tensor: dict[str, Curvature] = {}
     for name in sorted(uses.weights):
         table = uses.tables.pop(name).curvature(tokens) if name in uses.tables else None
         if name in uses.maps:
             one = uses.maps.pop(name).curvature(tokens)
             usage = None if table is None else table.row_usage
-            found[name] = Curvature(
+            by_tensor[name] = Curvature(
                 one.hessian, one.fisher, tokens, usage, table, outputs=one.outputs
             )
         elif table is not None:
-            found[name] = table
+            by_tensor[name] = table
         elif name in uses.parameters:
             own = uses.parameters.pop(name).curvature(tokens)
             if own is not None:
-                found[name] = own
-    return found
+                by_tensor[name] = own
+    return by_tensor

@@ -1,4 +1,4 @@
-"""The processes that share a calibration, as torchrun started them; one alone is the usual case."""
+"""The processes that share a calibration, started by torchrun; usually just one."""
 
 from __future__ import annotations
 
@@ -20,68 +20,68 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process, and how many there are. More than one need torch.distributed at work.
+    """The rank of this process and their number. More than one need torch.distributed initialized.
 
-    Of every round of batches each process reads one; what is summed is put together in float64.
+    Each process reads one batch of every round; sums are reduced in float64.
     """
 
     rank: int = 0
     size: int = 1
 
     def rounds(self, batches: Iterable[Tensor], first: int) -> Iterator[tuple[Tensor, ...]]:
-        """The batches from `first` on, one for every process; the last round may have fewer."""
-        todo = itertools.islice(batches, first, None)
-        while group := tuple(itertools.islice(todo, self.size)):
+        """The batches from `first` on, one per process; the last round may have fewer."""
+        remaining = itertools.islice(batches, first, None)
+        while group := tuple(itertools.islice(remaining, self.size)):
             yield group
 
     def gathered(self, mine: T) -> list[T]:
-        """What every process says, on every process."""
+        """The values of all processes, on every process."""
         if self.size == 1:
             return [mine]
-        said: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(said, mine)
-        return said
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, mine)
+        return values
 
     def first_says(self, mine: T) -> T:
-        """What the first process says: for decisions by its clock, and what its files hold."""
+        """The value of the first process: for decisions by its clock and its files."""
         if self.size == 1:
             return mine
-        said: list[Any] = [mine if self.rank == 0 else None]
-        torch.distributed.broadcast_object_list(said, 0)
-        return said[0]  # type: ignore[no-any-return]
+        values: list[Any] = [mine if self.rank == 0 else None]
+        torch.distributed.broadcast_object_list(values, 0)
+        return values[0]  # type: ignore[no-any-return]
 
     def together(self, work: Callable[[], T]) -> T:
-        """What this process's work gives. What one refuses all refuse, so that none waits for it.
+        """The result of this process's work. An error in one is raised in all, so that none waits.
 
         Raises PackerError, EvalError: the work of some process did.
         """
-        refusal: PackerError | EvalError | None = None
+        failure: PackerError | EvalError | None = None
         try:
-            done = work()
+            result = work()
         except (PackerError, EvalError) as error:
-            refusal = error
-        for found in self.gathered(refusal):
-            if found is not None:
-                raise found
-        return done
+            failure = error
+        for one in self.gathered(failure):
+            if one is not None:
+                raise one
+        return result
 
     def add_up(self, uses: WeightUses, device: torch.device) -> None:
-        """The sums of all processes, on every one."""
+        """Adds up the sums of all processes, on every one."""
         for value in self._all_sums(uses, device):
             torch.distributed.all_reduce(value)
 
     def hand_over(self, uses: WeightUses, device: torch.device) -> None:
-        """The sums of all processes to the first; the others begin anew."""
+        """Adds up the sums of all processes on the first; those of the others become zero."""
         for value in self._all_sums(uses, device):
             torch.distributed.reduce(value, 0)
             if self.rank:
                 value.zero_()
 
     def _all_sums(self, uses: WeightUses, device: torch.device) -> list[Tensor]:
-        """The sums of this process in one order everywhere, zero where only another has some."""
+        """The sums of this process, in the same order on all, zeros for those only others have."""
         if self.size == 1:
             return []
-        keys = sorted({key for said in self.gathered(sorted(uses.sums())) for key in said})
+        keys = sorted({key for of_one in self.gathered(sorted(uses.sums())) for key in of_one})
         uses.begin(keys, device)
         sums = uses.sums()
         return [sums[key] for key in keys]

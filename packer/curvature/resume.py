@@ -1,4 +1,4 @@
-"""A calibration under way, kept in a file, so that one that was cut off goes on where it was."""
+"""The state of a calibration in a file, from which an interrupted one is resumed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from packer.errors import CheckpointError, CurvatureError
 from packer.files import replacing
 
 KIND = "bytecap unfinished calibration 1"
-SECONDS_BETWEEN = 10.0  # two savings, at least
-COST_SHARE = 0.05  # of the time, at most, goes into saving
+SECONDS_BETWEEN = 10.0  # at least, from one save to the next
+COST_SHARE = 0.05  # of the time, at most, for saving
 
 
 @dataclass(frozen=True, eq=False)
 class ResumeState:
-    """All that a calibration has summed after some batches.
+    """The state of a calibration after some batches.
 
-    seconds: what they took. sums: see `WeightUses.sums`. generator: of the labels, its state.
+    seconds: time they took. sums: see `WeightUses.sums`. generator: state of the one for labels.
     """
 
     batches: int
@@ -38,9 +38,9 @@ class ResumeState:
 
 
 class ResumeFile:
-    """Where a calibration is kept while it is under way.
+    """The file that a running calibration is saved to.
 
-    known_by: what makes it this calibration and no other, in words by what they are about.
+    known_by: the settings that identify the calibration, by name.
     """
 
     def __init__(self, path: str | os.PathLike[str], known_by: Mapping[str, str]) -> None:
@@ -48,7 +48,7 @@ class ResumeFile:
         self._next = time.monotonic() + SECONDS_BETWEEN
 
     def read(self) -> ResumeState | None:
-        """What was kept; None where there is no file.
+        """The saved state; None if there is no file.
 
         Raises CurvatureError: damaged, or of another calibration.
         """
@@ -59,17 +59,17 @@ class ResumeFile:
         except (CheckpointError, OSError) as error:
             raise CurvatureError(f"{error}. {self._way_out()}") from None
         if content.metadata.get("bytecap") != KIND or not isinstance(content.value, dict):
-            raise CurvatureError(f"{self.path} is no unfinished calibration. {self._way_out()}")
+            raise CurvatureError(f"{self.path} is not an unfinished calibration. {self._way_out()}")
         try:
-            told = json.loads(content.metadata["state"])
-            self._check(told["known_by"])
-            return _unfinished(told, dict(content.value))
+            state = json.loads(content.metadata["state"])
+            self._check(state["known_by"])
+            return _resume_state(state, dict(content.value))
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CurvatureError(f"{self.path} is damaged: {error!r}. {self._way_out()}") from None
 
     @property
     def due(self) -> bool:
-        """Whether it is time to keep what there is: not where that was done a moment ago."""
+        """Whether it is time to save again."""
         return time.monotonic() >= self._next
 
     def keep(self, state: ResumeState) -> None:
@@ -80,7 +80,7 @@ class ResumeFile:
         self._next = now + max(SECONDS_BETWEEN, (now - begun) / COST_SHARE)
 
     def _write(self, state: ResumeState) -> None:
-        told = {
+        fields = {
             "known_by": self.known_by,
             "batches": state.batches,
             "tokens": state.tokens,
@@ -90,33 +90,33 @@ class ResumeFile:
         tensors = {f"sum/{key}": value.cpu() for key, value in state.sums.items()}
         tensors["generator"] = state.generator
         with replacing(self.path) as temporary:
-            write_all(temporary, tensors, {"bytecap": KIND, "state": json.dumps(told)})
+            write_all(temporary, tensors, {"bytecap": KIND, "state": json.dumps(fields)})
 
-    def _check(self, found: Mapping[str, str]) -> None:
+    def _check(self, saved: Mapping[str, str]) -> None:
         other = sorted(
-            what for what in {*self.known_by, *found} if self.known_by.get(what) != found.get(what)
+            what for what in {*self.known_by, *saved} if self.known_by.get(what) != saved.get(what)
         )
         if other:
             raise CurvatureError(
-                f"{self.path} is an unfinished calibration with another {other[0]}: it cannot go "
-                f"on with this one. {self._way_out()}"
+                f"{self.path} is an unfinished calibration with another {other[0]}, which this "
+                f"one cannot resume. {self._way_out()}"
             )
 
     def _way_out(self) -> str:
-        return "Remove it to start anew, or name another output."
+        return "Remove it to start again, or name another output."
 
 
-def _unfinished(told: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> ResumeState:
+def _resume_state(fields: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> ResumeState:
     generator = tensors.pop("generator")
-    vocab_size = told["vocab_size"]
-    made = ResumeState(
-        int(told["batches"]),
-        int(told["tokens"]),
+    vocab_size = fields["vocab_size"]
+    state = ResumeState(
+        int(fields["batches"]),
+        int(fields["tokens"]),
         None if vocab_size is None else int(vocab_size),
-        float(told["seconds"]),
+        float(fields["seconds"]),
         {key.removeprefix("sum/"): value for key, value in tensors.items()},
         generator,
     )
-    if made.batches < 1 or made.tokens < 1 or not made.seconds >= 0:
+    if state.batches < 1 or state.tokens < 1 or not state.seconds >= 0:
         raise ValueError("counts must be positive")
-    return made
+    return state

@@ -1,4 +1,4 @@
-"""Labels drawn from a model's own predictions, the same ones however many processes draw them."""
+"""Labels sampled from a model's own predictions, the same for any number of processes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 class SampledLabels:
-    """Draws for one batch after the other, as one process would that reads them all.
+    """Samples labels for one batch after the other, as one process that reads all of them would.
 
-    For batches that other processes read, as many random numbers are drawn and thrown away.
+    For the batches of other processes, the same number of random numbers is drawn and discarded.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
@@ -18,11 +18,11 @@ class SampledLabels:
         self._passed: list[int] = []
 
     def pass_over(self, tokens: int) -> None:
-        """A batch of so many tokens is another process's, and comes next."""
+        """The next batch, of this many tokens, belongs to another process."""
         self._passed.append(tokens)
 
     def catch_up(self, width: int) -> None:
-        """Brings the generator past what was passed over. width: of the model's logits."""
+        """Advances the generator past the batches passed over. width: of the model's logits."""
         for tokens in self._passed:
             torch.multinomial(
                 torch.ones(tokens, width, device=self.generator.device),
@@ -32,13 +32,13 @@ class SampledLabels:
         self._passed.clear()
 
     def nats(self, logits: Tensor) -> Tensor:
-        """The summed nats of labels drawn from logits [windows, time, vocab]."""
+        """The summed nats of labels sampled from logits [windows, time, vocab]."""
         self.catch_up(logits.size(-1))
         return nats_of_sampled_labels(logits, self.generator)
 
 
 def nats_of_sampled_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """The summed nats of labels that the generator draws from logits [windows, time, vocab]."""
+    """The summed nats of labels sampled from logits [windows, time, vocab]."""
     flat = logits.flatten(0, 1)
     probabilities = torch.softmax(flat.detach(), dim=-1)
     labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)

@@ -1,4 +1,4 @@
-"""Copies of one tensor inside a module as one parameter, as a file of ours has them."""
+"""Ties equal tensors of a module to one parameter, as they are tied in a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Table = dict[str, Tensor | None]  # of one submodule: its parameters or its buff
 
 @contextlib.contextmanager
 def sharing_copies(module: nn.Module, ties: Mapping[str, str]) -> Iterator[None]:
-    """Inside, tied names are one tensor of the module, where they are two of equal values."""
+    """In this context tied names with equal values are one tensor of the module."""
     replaced = share_copies(module, ties)
     try:
         yield
@@ -25,24 +25,24 @@ def sharing_copies(module: nn.Module, ties: Mapping[str, str]) -> Iterator[None]
 
 
 def share_copies(module: nn.Module, ties: Mapping[str, str]) -> list[tuple[Table, str, Tensor]]:
-    """Put the kept tensor in the place of every copy that a tie names; a module that ties them
-    itself stays as it is.
+    """Replaces every copy that a tie names by the kept tensor; a module that ties them itself is
+    not changed.
 
-    ties: tied name -> kept name, without wrapper prefixes. Returns what was replaced: the table
-    it was in, its name there, the tensor.
+    ties: tied name -> kept name, without wrapper prefixes. Returns what was replaced: (table,
+    name in it, tensor).
     """
-    found: dict[str, tuple[Table, str, Tensor]] = {}
+    places: dict[str, tuple[Table, str, Tensor]] = {}
     for before, part in module.named_modules(remove_duplicate=False):
         for table in (part._parameters, part._buffers):
             for name, tensor in table.items():
                 if tensor is not None:
                     whole = without_wrapper(f"{before}.{name}" if before else name)
-                    found[whole] = (table, name, tensor)
+                    places[whole] = (table, name, tensor)
     replaced = []
     for tied, kept in ties.items():
-        if tied in found and kept in found:
-            table, name, tensor = found[tied]
-            other = found[kept][2]
+        if tied in places and kept in places:
+            table, name, tensor = places[tied]
+            other = places[kept][2]
             if tensor is not other and _equal(tensor, other):
                 table[name] = other
                 replaced.append((table, name, tensor))

@@ -1,4 +1,4 @@
-"""Which part of which weight a tensor holds: views, slices, transposes and casts traced back."""
+"""Traces a tensor back through views, slices, transposes and casts to its part of a weight."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Layout = tuple[tuple[int, int, int], ...]  # (stride, size, stride in the weight
 
 @dataclass(frozen=True)
 class Region:
-    """A tensor's elements in terms of a named weight: where the first lies, and its axes.
+    """A tensor's elements in terms of a named weight: the offset of the first, and the axes.
 
-    axes: of every axis of the tensor its parts, more than one where it merges axes of the weight;
-    none where its size is 1.
+    axes: the parts of every axis of the tensor; more than one if it merges axes of the weight, none
+    if its size is 1.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the matrix of y = W x lies in a weight [rows, columns], leading axes flattened.
+    """The part of a weight [rows, columns] that is the matrix of y = W x, leading axes flattened.
 
     transposed: the weight's rows are the inputs and its columns the outputs.
     """
@@ -43,7 +43,7 @@ class Placement:
 
 @dataclass(frozen=True, eq=False)
 class _Held:
-    """The elements of a weight in some storage, from `start` on; `tensor` keeps it in use."""
+    """The elements of a weight in some storage, from `start` on; `tensor` keeps it alive."""
 
     name: str
     tensor: torch.Tensor
@@ -52,13 +52,13 @@ class _Held:
     axes: Layout
 
     def region(self, view: torch.Tensor) -> Region | None:
-        """None where axes of the view are none of the weight, nor merged ones."""
-        left = int(view.storage_offset()) - self.start
-        if not 0 <= left < self.tensor.numel():
+        """None if axes of the view are neither axes of the weight nor merged ones."""
+        rest = int(view.storage_offset()) - self.start
+        if not 0 <= rest < self.tensor.numel():
             return None
         offset, starts = self.offset, {}
         for stride, _, origin in reversed(self.axes):
-            starts[stride], left = divmod(left, stride)
+            starts[stride], rest = divmod(rest, stride)
             offset += starts[stride] * origin
         axes = []
         for size, stride in zip(view.shape, view.stride(), strict=True):
@@ -73,7 +73,7 @@ class Origins:
     """Finds the weight behind a tensor by the storage that both share."""
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """weights: the live tensors of a model by name; those that are not contiguous are left."""
+        """weights: the live tensors of a model by name; only contiguous ones are traced."""
         self._weights: dict[tuple[object, ...], list[_Held]] = {}
         self._copies: dict[tuple[object, ...], _Held] = {}
         for name, weight in weights.items():
@@ -84,7 +84,7 @@ class Origins:
                 self._weights.setdefault(_storage(weight), []).append(held)
 
     def of(self, tensor: torch.Tensor) -> Region | None:
-        """The region of a weight that the tensor views, or copied and then views; None if none."""
+        """The region of a weight that the tensor views, directly or through a copy; or None."""
         if not tensor.is_floating_point() or not has_storage(tensor):
             return None
         key = _storage(tensor)
@@ -94,7 +94,7 @@ class Origins:
         return next((region for region in regions if region is not None), None)
 
     def remember(self, source: torch.Tensor, copy: torch.Tensor) -> None:
-        """`copy` was made of `source`, element by element in the same order."""
+        """Records that `copy` has the elements of `source` in the same order."""
         region = self.of(source)
         if region is None or _storage(copy) == _storage(source):
             return
@@ -109,12 +109,12 @@ class Origins:
         self._copies[_storage(copy)] = _Held(region.name, copy, start, region.offset, layout)
 
     def forget_copies(self) -> None:
-        """At the end of a forward: their storage may be used for something else."""
+        """Call at the end of a forward pass, after which their storage may be reused."""
         self._copies.clear()
 
 
 def has_storage(tensor: torch.Tensor) -> bool:
-    """Whether values lie in memory with strides; not in those of vmap, and sparse ones."""
+    """Whether values are in memory with strides; not for vmap and sparse tensors."""
     try:
         return tensor.untyped_storage().data_ptr() is not None
     except (RuntimeError, NotImplementedError):
@@ -143,9 +143,9 @@ def _strides_of_parts(strides: Sequence[int], axes: Sequence[Parts]) -> list[int
 
 
 def _split(size: int, stride: int, layout: Layout, starts: Mapping[int, int]) -> Parts | None:
-    """An axis by the axes that it runs over; None where it does not end with one of them.
+    """An axis in terms of the axes that it spans; None if it does not end with one of them.
 
-    starts: where it begins on each, by its stride.
+    starts: its first index on each axis, by stride.
     """
     if size == 1 or stride == 0:
         return ((size, 0),) if size > 1 else ()
@@ -167,7 +167,7 @@ def _split(size: int, stride: int, layout: Layout, starts: Mapping[int, int]) ->
 def place(
     region: Region, matrix: tuple[int, ...], weight_shape: tuple[int, ...]
 ) -> Placement | None:
-    """Where a matrix [outputs, inputs] with this region lies in its weight; None if not as rows."""
+    """The placement of a matrix [outputs, inputs] in its weight; None if it is not rows of it."""
     width, height = weight_shape[-1], math.prod(weight_shape[:-1])
     if any(len(parts) > 1 for parts in region.axes):
         return None

@@ -1,4 +1,4 @@
-"""A product of a weight with something else as linear maps y = W x of matrices in the weight."""
+"""Products of a weight with another tensor, as linear maps y = W x of matrices in the weight."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from packer.curvature.contractions import Contraction
 from packer.curvature.weight_origins import Parts, Placement, Region
 
-Key = tuple[str, int]  # a letter of the contraction, and which part of its axis
+Key = tuple[str, int]  # (letter of the contraction, part of its axis)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One that the weight has in the product, and how far apart its elements are there."""
+    """An axis of the weight in the product. stride: in the weight."""
 
     key: Key
     size: int
@@ -27,9 +27,9 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """One map for every index of the axes `lead`, each over the same axes.
+    """One linear map for every index of the axes `lead`, all over the same axes.
 
-    inputs: axes of x that are summed over, outputs: axes of y that x lacks; both [uses, vector].
+    inputs: axes of x that are summed over. outputs: axes of y that x lacks. uses: the other axes.
     """
 
     placements: tuple[Placement, ...]
@@ -47,12 +47,12 @@ class Product:
         return self.placements[0].transposed
 
     def vectors(self) -> Tensor:
-        """Of inputs, float32 [maps, uses, inputs]."""
+        """Input vectors, float32 [maps, uses, inputs]."""
         vectors = self._arranged(self.x, self.x_letters, self.inputs)
         return vectors if self.contraction.scale == 1 else vectors * self.contraction.scale
 
     def gradients(self, gradient: Tensor) -> Tensor:
-        """At the outputs, float32 [maps, uses, outputs], of that at the result."""
+        """Gradients at the outputs, float32 [maps, uses, outputs], from that of the result."""
         shape = self.contraction.shape
         gradient = gradient if shape is None else gradient.reshape(shape)
         return self._arranged(gradient, self.contraction.out, self.outputs)
@@ -79,7 +79,7 @@ class Product:
 def product_of(
     contraction: Contraction, on_the_left: bool, region: Region, weight_shape: tuple[int, ...]
 ) -> Product | None:
-    """None where the weight's last axis is neither summed over nor of the result alone."""
+    """None if the weight's last axis is neither summed over nor only in the result."""
     c = contraction
     w_letters, x, x_letters = c.right_letters, c.left, c.left_letters
     if on_the_left:
@@ -96,12 +96,12 @@ def product_of(
     inside = {axis.key: (axis.key in x_keys, axis.key in out_keys) for axis in axes}
     width, rows = weight_shape[-1], [axis for axis in axes if axis.stride >= weight_shape[-1]]
     columns = _joined([axis for axis in axes if axis.stride < width])
-    told = {inside[axis.key] for axis in columns}
+    roles = {inside[axis.key] for axis in columns}
     if not columns:
-        told = {(False, True) if (True, False) in {inside[a.key] for a in rows} else (True, False)}
-    if len(told) != 1 or len(columns) != len(axes) - len(rows):
+        roles = {(False, True) if (True, False) in {inside[a.key] for a in rows} else (True, False)}
+    if len(roles) != 1 or len(columns) != len(axes) - len(rows):
         return None
-    summed, kept = told.pop()
+    summed, kept = roles.pop()
     if summed == kept or (columns and columns[-1].stride != 1):
         return None
     if any(axis.stride % width for axis in rows):
@@ -129,7 +129,7 @@ def _placements(
     columns: Sequence[Axis],
     transposed: bool,
 ) -> tuple[Placement, ...]:
-    """Of the maps of one product, in the order of their indices."""
+    """The placements of all maps of a product, in the order of their indices."""
     row, column = divmod(region.offset, width)
     step = along[-1].stride // width if along else 1
     reach = (math.prod(axis.size for axis in along) - 1) * step + 1
@@ -144,7 +144,7 @@ def _placements(
 
 
 def _joined(axes: Sequence[Axis]) -> tuple[Axis, ...]:
-    """The innermost of the axes, and those that go on where the one inside them ends."""
+    """The innermost axis, and the axes that are contiguous with those inside them."""
     joined: list[Axis] = []
     for axis in sorted(axes, key=lambda axis: axis.stride):
         if not joined or axis.stride == joined[0].stride * joined[0].size:
@@ -153,7 +153,7 @@ def _joined(axes: Sequence[Axis]) -> tuple[Axis, ...]:
 
 
 def _by_parts(tensor: Tensor, letters: str, parts: Mapping[str, Parts]) -> tuple[Tensor, list[Key]]:
-    """With axes split as the weight's are, and without those along which it is the same."""
+    """(tensor, keys) with axes split as those of the weight, without broadcast axes."""
     keys: list[Key] = []
     for letter in letters:
         pieces, at = parts.get(letter, ()), len(keys)
@@ -168,7 +168,7 @@ def _by_parts(tensor: Tensor, letters: str, parts: Mapping[str, Parts]) -> tuple
 
 
 def moments_of(vectors: Tensor) -> Tensor:
-    """float32 [maps, columns, columns] of [maps, uses, columns]; equal maps are summed once."""
+    """float32 [maps, columns, columns] of [maps, uses, columns]; equal inputs are summed once."""
     if vectors.size(0) > 1 and vectors.stride(0) == 0:
         return (vectors[0].mT @ vectors[0]).expand(len(vectors), -1, -1)
     return torch.stack([one.mT @ one for one in vectors])

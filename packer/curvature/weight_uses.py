@@ -1,4 +1,4 @@
-"""Watches a model run: every linear map and lookup of a weight adds to the weight's moments."""
+"""Observes a model run: every linear map and lookup of a weight adds to the weight's moments."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from packer.curvature.moments import MapMoments, ParameterMoments, TableMoments,
 from packer.curvature.weight_origins import Origins, Placement, has_storage, place
 from packer.curvature.weight_products import Product, moments_of, product_of
 
-# What gives a tensor of the same values in the same order, maybe in another dtype or place.
+# Calls whose result has the same values in the same order, perhaps in another dtype or on another
+# device.
 COPIES = {
     "to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone", "cpu",
     "cuda", "reshape", "flatten",
 }  # fmt: skip
-# The Python source of what calls itself where a mode is active; this copy does not.
+# F.multi_head_attention_forward dispatches to itself under an active mode; this copy does not.
 _attention = types.FunctionType(
     F.multi_head_attention_forward.__code__,
     {**F.__dict__, "has_torch_function": lambda _: False},
@@ -31,18 +32,18 @@ _attention = types.FunctionType(
 )
 SELECTIONS = {torch.index_select, torch.Tensor.index_select}
 KINDS: Mapping[str, Any] = {"map": MapMoments, "table": TableMoments, "parameter": ParameterMoments}
-MAX_GRADIENT_COLUMNS = 4096  # of a weight whose own gradient is kept as a full second moment
+MAX_GRADIENT_COLUMNS = 4096  # of a weight whose gradient has its full second moment kept
 
 
 class OutOfTimeError(Exception):
-    """The time was up amid a batch, which is now in the sums in part."""
+    """The time was up within a batch, which is partly in the sums."""
 
 
 class WeightUses(TorchFunctionMode):
-    """Inside, linear maps, products, convolutions and lookups are watched for weights.
+    """In this context linear maps, products, convolutions and lookups of weights are observed.
 
-    Weights in linear maps and lookups are used detached: gradients go on to what comes before
-    them, which is all that is needed, and none is computed for the weights themselves.
+    Weights in linear maps and lookups are used detached: gradients flow to earlier activations,
+    which is all that is needed, and none is computed for the weights themselves.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -53,7 +54,7 @@ class WeightUses(TorchFunctionMode):
         self.maps: dict[str, MapMoments] = {}
         self.tables: dict[str, TableMoments] = {}
         self.parameters: dict[str, ParameterMoments] = {}
-        self.until = math.inf  # by time.perf_counter, when `OutOfTimeError` is raised amid a batch
+        self.until = math.inf  # by time.perf_counter; then `OutOfTimeError` is raised
         self.met: dict[str, dict[str, None]] = {}  # by weight, calls that are not followed
         self._leaves: list[tuple[torch.Tensor, Callable[[torch.Tensor], None]]] = []
         self._input: tuple[torch.Tensor, int, tuple[torch.Tensor, torch.Tensor]] | None = None
@@ -86,7 +87,7 @@ class WeightUses(TorchFunctionMode):
     def _other(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """A product, a copy, or what is not followed and only remembered by its name."""
+        """A product, a copy, or a call that is not followed, whose name is recorded."""
         if not any(self.origins.of(one) for one in _tensors((*args, *kwargs.values()))):
             return func(*args, **kwargs)
         product = self._product(func, args, kwargs)
@@ -100,9 +101,9 @@ class WeightUses(TorchFunctionMode):
     def _unfollowed(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> Any:
-        """The result, which is remembered where it is neither a view nor a copy of a weight."""
-        made = [one for one in _tensors([result]) if one.is_floating_point()]
-        if made and self.origins.of(made[0]) is None:
+        """The result; the call is recorded if this is neither a view nor a copy of a weight."""
+        floats = [one for one in _tensors([result]) if one.is_floating_point()]
+        if floats and self.origins.of(floats[0]) is None:
             note_call(self, func, (*args, *kwargs.values()))
         return result
 
@@ -112,9 +113,9 @@ class WeightUses(TorchFunctionMode):
             raise OutOfTimeError
 
     def backward(self, nats: torch.Tensor) -> None:
-        """Gradients of the summed nats into all moments. The weights' own .grad stay as they are.
+        """Adds gradients of the summed nats to all moments. The weights' .grad is not changed.
 
-        Raises RuntimeError: nothing the nats depend on has a gradient.
+        Raises RuntimeError: the nats depend on nothing that requires gradients.
         """
         others = {
             name: weight
@@ -122,11 +123,11 @@ class WeightUses(TorchFunctionMode):
             if weight.requires_grad and name not in self.maps and name not in self.tables
         }
         inputs = [*(leaf for leaf, _ in self._leaves), *others.values()]
-        found = torch.autograd.grad(nats, inputs, allow_unused=True)
-        own = found[len(self._leaves) :]
-        for (_, tell), gradient in zip(self._leaves, found, strict=False):
+        gradients = torch.autograd.grad(nats, inputs, allow_unused=True)
+        own = gradients[len(self._leaves) :]
+        for (_, add), gradient in zip(self._leaves, gradients, strict=False):
             if gradient is not None:
-                tell(gradient)
+                add(gradient)
         for name, gradient in zip(others, own, strict=True):
             if gradient is not None:
                 self._add_gradient(name, gradient)
@@ -140,7 +141,7 @@ class WeightUses(TorchFunctionMode):
         self.parameters[name].add(gradient)
 
     def sums(self) -> dict[str, torch.Tensor]:
-        """All sums so far, by kind/field/name: enough to go on from, between two batches."""
+        """All sums so far, by kind/field/name: the state to resume from between two batches."""
         return {
             f"{kind}/{field}/{name}": getattr(moments, field)
             for kind, by_name in self._kinds().items()
@@ -150,7 +151,7 @@ class WeightUses(TorchFunctionMode):
         }
 
     def begin(self, keys: Iterable[str], device: torch.device) -> None:
-        """Sums of nothing for weights that were not used here, by keys as `sums` has them."""
+        """Zero sums for weights without any, by keys as in `sums`."""
         for key in keys:
             kind, _, name = key.split("/", 2)
             by_name = self._kinds()[kind]
@@ -158,9 +159,9 @@ class WeightUses(TorchFunctionMode):
                 by_name[name] = KINDS[kind](tuple(self.weights[name].shape), device)
 
     def restore(self, sums: Mapping[str, torch.Tensor], device: torch.device) -> None:
-        """Sums of an earlier run over the same weights take the place of those so far.
+        """Replaces the sums so far by those of an earlier run over the same weights.
 
-        Raises ValueError: a sum of no weight here, or of another shape.
+        Raises ValueError: a sum of an unknown weight, or of another shape.
         """
         for key, value in sums.items():
             kind, field, name = key.split("/", 2)
@@ -178,7 +179,7 @@ class WeightUses(TorchFunctionMode):
         return {"map": self.maps, "table": self.tables, "parameter": self.parameters}
 
     def end_batch(self) -> None:
-        """Let go of what belonged to one forward."""
+        """Frees what belongs to one forward pass."""
         self._leaves.clear()
         self._input = None
         self.origins.forget_copies()
@@ -196,7 +197,7 @@ class WeightUses(TorchFunctionMode):
     def _product(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> torch.Tensor | None:
-        """The result of a product of one weight with what is none; None for any other call."""
+        """The result of a product of a weight with another tensor; None for any other call."""
         with torch.no_grad():
             contraction = contraction_of(func, args, kwargs)
             if contraction is None:
@@ -214,7 +215,7 @@ class WeightUses(TorchFunctionMode):
         return self._multiplied(region.name, product, y)
 
     def _multiplied(self, name: str, product: Product, y: torch.Tensor) -> torch.Tensor:
-        """Adds what the maps of a product say, as `_used` does for one."""
+        """Adds the moments of all maps of a product, as `_used` does for one."""
         if name not in self.maps:
             self.maps[name] = MapMoments(tuple(self.weights[name].shape), y.device)
         moments, placements = self.maps[name], product.placements
@@ -224,7 +225,7 @@ class WeightUses(TorchFunctionMode):
                 moments.add_all_columns(placements, moments_of(inputs))
                 inputs = energy(inputs)
 
-        def tell(gradient: torch.Tensor) -> None:
+        def add(gradient: torch.Tensor) -> None:
             self.keep_in_time()
             with exactly(gradient):
                 outputs = product.gradients(gradient)
@@ -234,7 +235,7 @@ class WeightUses(TorchFunctionMode):
                 else:
                     moments.add_all_rows(placements, outputs, inputs)
 
-        return self._watched(y, tell)
+        return self._watched(y, add)
 
     def _embedding(
         self, rows: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any
@@ -262,7 +263,7 @@ class WeightUses(TorchFunctionMode):
         return None if found is None else (region.name, found)
 
     def _whole(self, table: torch.Tensor) -> str | None:
-        """The name of the weight [rows, columns] that this is all of."""
+        """The name of the weight [rows, columns], if this is all of it."""
         region = self.origins.of(table) if table.dim() == 2 else None
         if region is None or self.weights[region.name].shape != table.shape:
             return None
@@ -271,76 +272,76 @@ class WeightUses(TorchFunctionMode):
     def _used(
         self, name: str, placement: Placement, x: torch.Tensor, y: torch.Tensor
     ) -> torch.Tensor:
-        """Adds what a map y of x says, now of x and in the backward pass of the gradient at y."""
+        """Adds moments of a map y of x: of x now, of the gradient at y in the backward pass."""
         if name not in self.maps:
             self.maps[name] = MapMoments(tuple(self.weights[name].shape), y.device)
         moments = self.maps[name]
         if placement.transposed:
             inputs = _rows(x)
 
-            def tell(gradient: torch.Tensor) -> None:
+            def add(gradient: torch.Tensor) -> None:
                 self.keep_in_time()
                 with exactly(gradient):
                     moments.add_columns(placement, gram(_rows(gradient)))
                     moments.add_rows(placement, inputs, energy(_rows(gradient)))
 
-            return self._watched(y, tell)
+            return self._watched(y, add)
         with exactly(y):
             moment, lengths = self._input_moment(x)
             moments.add_columns(placement, moment)
 
-        def tell_rows(gradient: torch.Tensor) -> None:
+        def add_rows(gradient: torch.Tensor) -> None:
             self.keep_in_time()
             with exactly(gradient):
                 moments.add_rows(placement, _rows(gradient), lengths)
 
-        return self._watched(y, tell_rows)
+        return self._watched(y, add_rows)
 
     def _input_moment(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(gram, energy) of inputs; q, k and v are maps of the same, which is summed once."""
+        """(gram, energy) of inputs; q, k and v have the same inputs, which are summed once."""
         if self._input is None or self._input[0] is not x or self._input[1] != x._version:
             vectors = _rows(x)
             self._input = (x, x._version, (gram(vectors), energy(vectors)))
         return self._input[2]
 
     def _read(self, name: str, rows: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Adds what a lookup y of the rows says, and in the backward pass its gradient."""
+        """Adds the reads of a lookup y of the rows, and in the backward pass its gradient."""
         if name not in self.tables:
             shape = tuple(self.weights[name].shape)
             self.tables[name] = TableMoments(shape, y.device)
         moments, flat = self.tables[name], rows.flatten()
         moments.add_reads(flat)
 
-        def tell(gradient: torch.Tensor) -> None:
+        def add(gradient: torch.Tensor) -> None:
             with exactly(gradient):
                 moments.add_gradients(flat, _rows(gradient))
 
-        return self._watched(y, tell)
+        return self._watched(y, add)
 
-    def _watched(self, y: torch.Tensor, tell: Callable[[torch.Tensor], None]) -> torch.Tensor:
-        """y, whose gradient `tell` will be called with; a leaf where nothing before it has one."""
+    def _watched(self, y: torch.Tensor, add: Callable[[torch.Tensor], None]) -> torch.Tensor:
+        """y, with whose gradient `add` will be called; a leaf if nothing before it has one."""
         if not torch.is_grad_enabled():
             return y
         if y.requires_grad:
-            y.register_hook(tell)  # type: ignore[no-untyped-call]
+            y.register_hook(add)  # type: ignore[no-untyped-call]
         else:
-            self._leaves.append((y.requires_grad_(), tell))
+            self._leaves.append((y.requires_grad_(), add))
         return y
 
 
-def note_call(uses: WeightUses, func: Callable[..., Any], given: tuple[Any, ...]) -> None:
-    """Weights among what a call was given have met it: it is not followed."""
-    said = getattr(func, "__name__", "a call")
-    said = f"{said} {given[0]!r}" if said == "einsum" else said
-    for one in _tensors(given):
+def note_call(uses: WeightUses, func: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Records a call that is not followed for the weights among its arguments."""
+    call = getattr(func, "__name__", "a call")
+    call = f"{call} {arguments[0]!r}" if call == "einsum" else call
+    for one in _tensors(arguments):
         region = uses.origins.of(one)
         if region is not None:
-            uses.met.setdefault(region.name, {})[said] = None
+            uses.met.setdefault(region.name, {})[call] = None
 
 
 @contextlib.contextmanager
 def exactly(tensor: torch.Tensor) -> Iterator[None]:
-    """Without gradients, and without autocast to narrower floats, on the tensor's device."""
+    """In this context there are no gradients and no autocast on the tensor's device."""
     with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
         yield
 
@@ -351,7 +352,7 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """Those among the values, and in lists of them."""
+    """The tensors among the values, and in lists of them."""
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value
@@ -360,7 +361,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 
 def _detached(values: Any, weight: torch.Tensor) -> Any:
-    """Arguments, in which what holds just the elements of the weight asks for no gradient."""
+    """Arguments, with tensors of exactly the elements of the weight detached."""
     if isinstance(values, dict):
         return {key: _detached(value, weight) for key, value in values.items()}
     if isinstance(values, (list, tuple)):
