@@ -64,7 +64,7 @@ def extract(
     if missing:
         raise CodeError(
             f"none of the modules defines {', '.join(missing)}: if it was renamed or removed, "
-            "correct the list in packer/shipping that names it"
+            "mend the list in packer/shipping that names it"
         )
     kept: dict[str, ast.stmt] = {}
     imports: dict[str, ast.stmt] = {}
