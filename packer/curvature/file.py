@@ -101,7 +101,7 @@ def _load(source: str) -> tuple[Mapping[str, torch.Tensor], Mapping[str, str]]:
     except OSError as error:
         raise CurvatureError(f"{source} cannot be read: {error.strerror or error}") from None
     if content.metadata.get("bytecap") != KIND or not isinstance(content.value, dict):
-        raise CurvatureError(f"{source} is not a curvature file of this version. {AGAIN}")
+        raise CurvatureError(f"{source} is no curvature file of this version. {AGAIN}")
     return content.tensors or content.value, content.metadata
 
 

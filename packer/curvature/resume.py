@@ -59,7 +59,7 @@ class ResumeFile:
         except (CheckpointError, OSError) as error:
             raise CurvatureError(f"{error}. {self._way_out()}") from None
         if content.metadata.get("bytecap") != KIND or not isinstance(content.value, dict):
-            raise CurvatureError(f"{self.path} is not an unfinished calibration. {self._way_out()}")
+            raise CurvatureError(f"{self.path} is no unfinished calibration. {self._way_out()}")
         try:
             state = json.loads(content.metadata["state"])
             self._check(state["known_by"])

@@ -228,17 +228,19 @@ MARKS = Marks(checks=CHECKS, guards=GUARDS)
 def test_names_may_not_be_defined_twice_or_missing():
     with pytest.raises(CodeError, match="none of the modules defines nothing_such"):
         extract(DECODERS, ("nothing_such",), MARKS)
-    twice = r"packer/reader\.py and packer/reader\.py both define Reader, .* rename one"
+    twice = (
+        r"packer\.artifact\.reader and packer\.artifact\.reader both define Reader, .* rename one"
+    )
     with pytest.raises(CodeError, match=twice):
-        extract((*DECODERS, ("packer", "reader.py")), ENTRIES, MARKS)
+        extract((*DECODERS, "packer.artifact.reader"), ENTRIES, MARKS)
 
 
 @pytest.mark.parametrize(
     ("file", "name"),
     [
-        ("stream_decoder.py", "check_start"),
-        ("decoder.py", "keep_checksum"),
-        ("decoder.py", "decode_kept"),
+        ("stream_decoder", "check_start"),
+        ("decoder", "keep_checksum"),
+        ("decoder", "decode_kept"),
     ],
 )
 def test_what_is_listed_may_not_be_renamed_elsewhere_alone(file, name, tmp_path, monkeypatch):
@@ -246,10 +248,14 @@ def test_what_is_listed_may_not_be_renamed_elsewhere_alone(file, name, tmp_path,
     package = tmp_path / f"without_{name}"
     package.mkdir()
     (package / "__init__.py").touch()
-    original = importlib.resources.files("packer").joinpath(file).read_text("utf-8")
-    (package / file).write_text(original.replace(name, f"{name}_anew"))
+    original = (
+        importlib.resources.files("packer.artifact").joinpath(f"{file}.py").read_text("utf-8")
+    )
+    (package / f"{file}.py").write_text(original.replace(name, f"{name}_anew"))
     monkeypatch.syspath_prepend(str(tmp_path))
-    modules = [(package.name, file) if one == ("packer", file) else one for one in DECODERS]
+    modules = [
+        f"{package.name}.{file}" if one == f"packer.artifact.{file}" else one for one in DECODERS
+    ]
     marks = Marks(frozenset({"decode_kept"}), CHECKS, GUARDS)
     with pytest.raises(CodeError, match=f"none of the modules defines {name}: .* mend the list"):
         extract(modules, ENTRIES, marks)
