@@ -98,12 +98,12 @@ class ResumeFile:
         )
         if other:
             raise CurvatureError(
-                f"{self.path} is an unfinished calibration with another {other[0]}, which this "
-                f"one cannot resume. {self._way_out()}"
+                f"{self.path} is an unfinished calibration with another {other[0]}: it cannot go "
+                f"on with this one. {self._way_out()}"
             )
 
     def _way_out(self) -> str:
-        return "Remove it to start again, or name another output."
+        return "Remove it to start anew, or name another output."
 
 
 def _resume_state(fields: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> ResumeState:
