@@ -79,7 +79,8 @@ def keep_tokens(batch: Tensor) -> Tensor:
     """A batch as int64. Raises CurvatureError: it is not a batch of tokens."""
     if batch.dim() != 2 or batch.dtype not in (torch.int64, torch.int32):
         raise CurvatureError(
-            f"a batch is {batch.dtype} {list(batch.shape)}; integer tokens [windows, time] are wanted"
+            f"a batch is {batch.dtype} {list(batch.shape)}; "
+            "integer tokens [windows, time] are wanted"
         )
     return batch.long()
 
