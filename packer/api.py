@@ -213,7 +213,7 @@ def calibrate(
     out: PathLike | None = None,
     progress: Progress = ignore_progress,
 ) -> CurvatureSet:
-    """How much every weight of a torch module is felt; written to `out` (.safetensors) when given.
+    """Curvature of every weight of a torch module; written to `out` (.safetensors) when given.
 
     model: gives logits for tokens [windows, time], or a loss from `cross_entropy`. batches: int64
     tokens [windows, time]. seconds: within which it ends, see

@@ -102,10 +102,10 @@ def report(
             source, cap=cap, code=code, weights=weights, drop=drop, **opening
         )
         drawn = page is not None or plot is not None
-        histograms = load_histograms(source, found, **opening) if drawn else ()
-    say_notes(found.notes)
+        histograms = load_histograms(source, summary, **opening) if drawn else ()
+    say_notes(summary.notes)
     data = report_data(
-        found,
+        summary,
         plan,
         bounded=_bounded(plan, source, curvature, checkpoint, weights, drop),
         compared=read_compared(compared) if compared else (),
@@ -115,7 +115,7 @@ def report(
     if explain is not None:
         _explain(explain, plan, source, as_json)
     elif as_json:
-        print_json({**found.to_json(), **data.to_json(), "html": page, "plot": plot})
+        print_json({**summary.to_json(), **data.to_json(), "html": page, "plot": plot})
     else:
         _show(data, page, plot)
 

@@ -187,8 +187,8 @@ def _row_values(curvature: Curvature, bank: int, banks: int) -> Floats:
     factors = curvature.row_factors
     if factors is not None:
         return _eigenvalues(factors[bank])
-    assert curvature.felt is not None
-    fisher = curvature.felt.double().reshape(banks, -1)[bank].numpy()
+    assert curvature.row_fisher is not None
+    fisher = curvature.row_fisher.double().reshape(banks, -1)[bank].numpy()
     return np.sort(fisher)[::-1].copy()
 
 

@@ -176,8 +176,8 @@ def test_predicted_damage_comes_true(calibrated, measured: Measurement) -> None:
         assert trial.measured == pytest.approx(trial.total, rel=0.6)
 
 
-def test_predictions_are_fitted_from_python_too(felt, measured: Measurement) -> None:
-    model, checkpoint, data, curvature = felt
+def test_predictions_are_fitted_from_python_too(calibrated, measured: Measurement) -> None:
+    model, checkpoint, data, curvature = calibrated
     evaluator = damage_evaluator(
         model, checkpoint, curvature, data, "noise", tokens=1024, window=64, held_out=True
     )
@@ -193,8 +193,8 @@ def test_predictions_are_fitted_from_python_too(felt, measured: Measurement) -> 
     assert api.measure(checkpoint, curvature=api.Calibration(curvature, evaluator)).damage_fit
 
 
-def test_plans_are_checked_and_the_best_is_known(felt, measured: Measurement) -> None:
-    model, checkpoint, data, curvature = felt
+def test_plans_are_checked_and_the_best_is_known(calibrated, measured: Measurement) -> None:
+    model, checkpoint, data, curvature = calibrated
     evaluator = damage_evaluator(
         model, checkpoint, curvature, data, "noise", tokens=1024, window=64, held_out=False
     )

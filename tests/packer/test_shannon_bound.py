@@ -47,7 +47,7 @@ def test_white_weights_take_half_the_logarithm_of_their_ratio() -> None:
     white = Curvature(torch.eye(COLUMNS), torch.ones(ROWS), 1)
     matrices = gaussian_matrices("w", weight, white, 1.0)
     variance, count = float(weight.double().var(correction=0)), weight.numel()
-    row_fisher = 1 + LEAST_FELT  # of each row
+    row_fisher = 1 + MIN_ROW_FISHER  # of each row
     for distortion in (0.5 * variance, 0.01 * variance, 1e-6 * variance):
         bits = bits_at(matrices, 0.5 * count * row_fisher * distortion)
         assert bits == pytest.approx(0.5 * count * math.log2(variance / distortion), rel=1e-6)

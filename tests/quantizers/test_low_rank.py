@@ -20,7 +20,7 @@ def curvature_of(seed: int, rows: int, columns: int) -> Curvature:
     return Curvature(inputs.T @ inputs / 500, fisher, 500)
 
 
-def felt(difference: torch.Tensor, curvature: Curvature | None) -> float:
+def quadratic_damage(difference: torch.Tensor, curvature: Curvature | None) -> float:
     """tr(F D H Dᵀ)."""
     difference = difference.double()
     if curvature is None:
@@ -45,7 +45,9 @@ def test_wide_factors_come_close_to_the_best_correction_of_that_rank(curved):
     sizes = torch.linalg.svdvals(metric)
     for rank in (1, 4, 10):
         format = LowRank(parse_format("int4.row"), rank, 8)
-        left_over = felt(residual - product(correction(residual, format, curvature)), curvature)
+        left_over = quadratic_damage(
+            residual - product(correction(residual, format, curvature)), curvature
+        )
         best = float(sizes[rank:].square().sum())
         assert best * 0.999 <= left_over <= best * 1.05
 
@@ -58,8 +60,8 @@ def test_less_is_left_over_with_a_correction(base, bits, rounding):
     plain = quantize(weight, parse_choice(base + rounding), curvature)
     corrected = quantize(weight, parse_choice(f"{base}.rank6x{bits}{rounding}"), curvature)
     assert torch.equal(plain.codes, corrected.codes)
-    before = felt(dequantize(plain) - weight, curvature)
-    assert felt(dequantize(corrected) - weight, curvature) < before
+    before = quadratic_damage(dequantize(plain) - weight, curvature)
+    assert quadratic_damage(dequantize(corrected) - weight, curvature) < before
 
 
 def test_without_curvature_every_error_counts_alike():
@@ -87,7 +89,9 @@ def test_a_bank_is_corrected_as_a_whole():
     assert (dequantize(corrected) - bank).norm() < (dequantize(plain) - bank).norm() * 1.1
     mean = Curvature(hessians.mean(0), None, 500)
     errors = [
-        felt((dequantize(one) - bank).reshape(24, 12), Curvature(mean.hessian, torch.ones(24), 1))
+        quadratic_damage(
+            (dequantize(one) - bank).reshape(24, 12), Curvature(mean.hessian, torch.ones(24), 1)
+        )
         for one in (corrected, plain)
     ]
     assert errors[0] < errors[1]

@@ -99,8 +99,8 @@ def test_codes_of_pruned_weights_stay_zero_and_the_others_make_up_for_them():
     plain = quantize(weight, parse_choice("int8.row+prune@0.3"))
     smallest = weight.abs().flatten().argsort()[: int(0.3 * weight.numel())]
     assert not rounded.codes.flatten()[smallest].any()
-    felt = [loss(weight, dequantize(one), hessian) for one in (rounded, plain)]
-    assert felt[0] < 0.6 * felt[1]
+    losses = [loss(weight, dequantize(one), hessian) for one in (rounded, plain)]
+    assert losses[0] < 0.6 * losses[1]
 
 
 def test_dead_columns_become_zero_and_are_counted():

@@ -37,7 +37,7 @@ def weights(rows: int, columns: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 0.1
 
 
-def felt(curvature: Curvature, change: torch.Tensor) -> float:
+def quadratic_damage(curvature: Curvature, change: torch.Tensor) -> float:
     forms = ((change @ curvature.hessian) * change).sum(dim=1)
     return float((curvature.fisher * forms).sum())
 
@@ -141,7 +141,7 @@ def test_every_degree_of_freedom_lowers_damage_at_equal_entropy():
     worth = {}
     for format in STEPPED:
         quantized = quantize(weight, parse_choice(f"{format}+gptq@0.3"), curvature)
-        damage = felt(curvature, dequantize(quantized) - weight)
+        damage = quadratic_damage(curvature, dequantize(quantized) - weight)
         spread = quantized.codes.float().square() + 1 / 12
         bits = float(spread.log2().mean() / 2)
         worth[format] = bits + float(torch.tensor(damage).log2()) / 2

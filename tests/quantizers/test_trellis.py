@@ -86,7 +86,7 @@ def test_all_states_are_reached_and_each_from_two():
 @pytest.mark.parametrize("price", [0.0, 0.15, 1.0])
 @pytest.mark.parametrize("both_ways", [False, True])
 def test_the_search_finds_the_cheapest_of_all_paths(price, both_ways):
-    """With rows felt together survivors may part from the best path: then it comes close."""
+    """With rows coupled survivors may part from the best path: then it comes close."""
     rows, symbols = 4, (-2, -1, 0, 1, 2)
     generator = np.random.default_rng(7)
     lengths = generator.uniform(1, 6, (2, 1, 2, 4)).astype(np.float32)
