@@ -16,7 +16,7 @@ from packer.train.run_state import read_state
 
 from benchmarks.faults.scene import Job
 from packer.cli import main
-from packer.curvature import unfinished
+from packer.curvature import resume
 
 OLD = b"the previous file"
 KILLS_PER_RUN = 3  # of work that goes on; then it may finish
@@ -63,7 +63,7 @@ def start(folder: Path, arguments: Sequence[str]) -> int:
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nowhere, stream)
-        unfinished.SECONDS_BETWEEN = unfinished.COST_SHARE = 0.0001  # save whenever it is possible
+        resume.SECONDS_BETWEEN = resume.COST_SHARE = 0.0001  # save whenever it is possible
         main(list(arguments), standalone_mode=False)
         os._exit(0)
     except BaseException:

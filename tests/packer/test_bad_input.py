@@ -416,8 +416,8 @@ def test_a_file_of_another_kind_where_a_plan_belongs(refused: Refused, here: Pat
     for name, said in {
         "model.pt": "is not a JSON file",
         "list.json": "holds a list where an object belongs",
-        "other.json": "'bytecap plan' is wanted",
-        "candidates.json": "'bytecap plan' is wanted",
+        "other.json": "expected 'bytecap plan'",
+        "candidates.json": "expected 'bytecap plan'",
     }.items():
         message = refused("pack", "model.pt", "--plan", name, "-o", "out")
         assert message.startswith(name) and said in message
@@ -533,7 +533,7 @@ def test_plans_damaged_in_any_one_place(run: Run, here: Path) -> None:
 
 
 DAMAGE: tuple[tuple[tuple[Any, ...], object, str], ...] = (
-    (("kind",), "plan", "is 'plan'; 'bytecap plan' is wanted"),
+    (("kind",), "plan", "is 'plan'; expected 'bytecap plan'"),
     (("version",), 2, "version 2"),
     (("choices",), ..., "is damaged: KeyError('choices')"),
     (("choices", 0), ..., "without a choice ['blocks.0.attn.c_k.weight']"),

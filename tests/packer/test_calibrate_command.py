@@ -359,7 +359,10 @@ def test_the_next_command_works_as_printed(lab: Path, run) -> None:
     made = read_curvature("c.st", checkpoint)
     assert made.sha256 == read_curvature("p.curvature.safetensors", checkpoint).sha256
     nothing = run("plan", lab / "model.pt", "--cap", "12KB", "--curvature-out", "c.st")
-    assert nothing.exit_code == 2 and "here none is made" in nothing.stderr
+    assert (
+        nothing.exit_code == 2
+        and "--curvature-out writes curvature made with --calibration" in nothing.stderr
+    )
     both = run("measure", lab / "model.pt", *text, "-o", "c", "--curvature-out", "c")
     assert both.exit_code == 2 and "cannot hold the curvature too" in both.stderr
 

@@ -98,7 +98,7 @@ def test_files_are_counted_to_the_byte(model_folder: Folder, run: Run, tmp_path:
     assert output["included"] == ["tokenizer.json"]
     assert output["included_bytes"] == sizes[0] - sizes[1] > 0
     said = lossless(run, folder, "again.pack", "--include", "tokenizer.json").stdout
-    assert f"of the header, {output['included_bytes']:,} bytes are for tokenizer.json" in said
+    assert f"{output['included_bytes']:,} bytes of the header are for tokenizer.json" in said
 
 
 def test_a_plan_carries_its_files(model_folder: Folder, run: Run) -> None:
@@ -134,7 +134,7 @@ def test_what_cannot_be_included_is_refused(model_folder: Folder, tmp_path: Path
     other.write_text("{}")
     cases = {
         ("nothing.json",): "there is no such file",
-        ("model.safetensors",): "is of weights",
+        ("model.safetensors",): "model.safetensors: holds weights",
         ("config.json", str(other)): "another file called config.json",
     }
     for given, words in cases.items():

@@ -23,7 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 LEAVES = ("quantizers", "budget", "eval", "train")
 PACKAGES = (
     ("packer", ROOT / "packer"),
-    *((f"packer/{one.parent.name}", one.parent) for one in ROOT.glob("packer/*/__init__.py")),
+    *(
+        (one.parent.relative_to(ROOT).as_posix(), one.parent)
+        for one in ROOT.glob("packer/*/**/__init__.py")
+    ),
     *((f"packer/{name}", ROOT / name) for name in LEAVES),
 )
 HOSTILE = (*LEAVES, "tests", "benchmarks", "errors", "files")
