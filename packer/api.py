@@ -148,7 +148,6 @@ def plan(
     `measure`. fields: of the options, by name.
     Raises CapError: nothing fits; says the smallest size reachable. PlanError, SelectorError.
     """
-    limits = limits if isinstance(limits, PlanLimits) else PlanLimits(limits)
     weighed = weigh_limits(limits)
     options = replace(options, **fields)
     if policy is not None and (options.pins or options.coder):
@@ -188,10 +187,12 @@ def plan_recipe(
     """The plan of a named recipe (`packer.planning.recipes`), its size parameter set so that its
     file fits.
 
-    Arguments as of `plan`. Raises CapError: it fits at no position. PlanError: no such recipe, or
+    Arguments as of `plan`, but that a recipe carries its own coder and takes no trellis. Raises
+    CapError: it fits at no position. PlanError: no such recipe, options that it carries itself, or
     it rounds with GPTQ and there is no curvature.
     """
-    limits = limits if isinstance(limits, PlanLimits) else PlanLimits(limits)
+    if options.coder is not None or options.trellis:
+        raise PlanError("a recipe carries its own coder and takes no trellis; leave both out")
     loaded = load(checkpoint)
     return recipe_under_cap(
         loaded,

@@ -28,10 +28,13 @@ Weigh = Callable[[Plan], tuple[int, int]]
 """Plan -> (decoder, encoder) bytes in its bundle."""
 
 
-def weigh_limits(limits: PlanLimits) -> Limits:
-    """The limits with the size of every code file. A loader or bundle is counted at its largest,
-    until a plan replaces that by the size of its own. Raises PackerError: a file cannot be read.
+def weigh_limits(limits: int | PlanLimits) -> Limits:
+    """The limits, or a cap in bytes alone, with the size of every code file. A loader or bundle is
+    counted at its largest, until a plan replaces that by the size of its own.
+
+    Raises PackerError: a file cannot be read.
     """
+    limits = limits if isinstance(limits, PlanLimits) else PlanLimits(limits)
     script = None if limits.inline is None else str(Path(limits.inline).resolve())
     files = count_code([*limits.code, *([] if limits.inline is None else [limits.inline])])
     cap, margin = limits.cap_bytes, limits.margin_bytes

@@ -6,7 +6,8 @@ import inspect
 import io
 import json
 import textwrap
-from dataclasses import replace
+from dataclasses import fields, replace
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from packer.artifact.decoder import DTYPES
 from packer.artifact.encoder import Artifact
 from packer.checkpoint.checkpoint import Checkpoint, from_state_dict, read_checkpoint
 from packer.errors import CapError, CheckpointError, OutputError, PackerError, PlanError
+from packer.planning.options import MeasureFields, MeasureOptions
 from packer.reports.report import report_artifact
 
 CAP = 12_000
@@ -89,6 +91,7 @@ def test_no_public_function_takes_more_than_seven_arguments() -> None:
 
 def test_fields_of_the_options_can_be_given_by_name(weights: Weights) -> None:
     pins = {"mlp-in": "int6.row"}
+    assert MeasureFields.__annotations__.keys() == {one.name for one in fields(MeasureOptions)}
     by_name = packer.plan(weights, CAP, pins=pins, coder="numpy")
     assert by_name == packer.plan(weights, CAP, packer.MeasureOptions(pins, coder="numpy"))
     assert packer.measure(weights, pins=pins) == packer.measure(
@@ -179,10 +182,12 @@ def test_progress_is_told(weights: Weights) -> None:
 
     plan = packer.plan(weights, CAP, progress=progress)
     count = len(plan.choices)
-    done, totals = [done for _, done, _ in reports], {total for *_, total in reports}
-    elements = sum(weight.numel() for weight in from_state_dict(weights).tensors.values())
-    assert len(reports) == count and totals == {elements}  # progress is counted in weights
-    assert done == sorted(done) and done[-1] == elements
+    stored = from_state_dict(weights).tensors
+    counted = [*accumulate(stored[name].numel() for name in sorted(stored))]
+    assert [
+        done for _, done, _ in reports
+    ] == counted  # in weights, not tensors
+    assert {total for *_, total in reports} == {counted[-1]}
     packed = packer.pack(weights, plan, progress=progress)
     packer.verify(packed.data, weights, progress=progress)
     assert reports[-1] == ("verified", count, count)

@@ -193,3 +193,9 @@ def test_the_search_ends_at_the_first_size_that_fits(sizes, room, start, slope):
     else:
         assert falling[found] <= room
         assert found == fitting[0] or falling[found] >= 0.9975 * room
+
+
+def test_a_recipe_takes_no_other_coder_and_no_trellis(model):
+    for options in (api.MeasureOptions(coder="numpy"), api.MeasureOptions(trellis=True)):
+        with pytest.raises(PlanError, match="carries its own coder"):
+            api.plan_recipe(model, "baseline-int8-zlib", 60_000, options)
