@@ -184,9 +184,7 @@ def test_progress_is_told(weights: Weights) -> None:
     count = len(plan.choices)
     stored = from_state_dict(weights).tensors
     counted = [*accumulate(stored[name].numel() for name in sorted(stored))]
-    assert [
-        done for _, done, _ in reports
-    ] == counted  # in weights, not tensors
+    assert [done for _, done, _ in reports] == counted  # in weights, not tensors
     assert {total for *_, total in reports} == {counted[-1]}
     packed = packer.pack(weights, plan, progress=progress)
     packer.verify(packed.data, weights, progress=progress)
