@@ -106,6 +106,11 @@ def _stepped(
         codes, report = trellis_codes(rows, side, factors, outputs, curvature)
     else:
         codes, report = stepped_codes(rows, format, side, factors, outputs)
+    if int(codes.abs().amax()) >= format.code_max:
+        raise FormatError(
+            f"{choice}: a weight lies {format.code_max:,} steps or more from zero; "
+            "take a larger step"
+        )
     return QuantizedTensor(format, shape, weight.dtype, codes, side), report
 
 

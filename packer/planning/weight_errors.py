@@ -55,8 +55,8 @@ class ErrorMeasure:
     """How squared errors of one tensor are weighted.
 
     weight: [...]. unit: errors are divided by it before they are squared. counts: float32,
-    [rows, 1 or columns], the weight of such a square. scale: multiplies their sum. level: the
-    tensor's mean square, infinite if errors are already relative.
+    [rows, 1 or columns], the weight of such a square. scale: multiplies their sum. level: the mean
+    square of the weights, so weighted; infinite if errors are already relative.
     """
 
     weight: torch.Tensor
@@ -90,8 +90,8 @@ def error_measure(info: TensorInfo, weight: torch.Tensor) -> ErrorMeasure:
         least = 0.0 if is_vector(weight) else NEAR_ZERO**2
         floor = max(least, torch.finfo(torch.float32).tiny)
         return ErrorMeasure(weight, unit, 1 / squares.clamp_(min=floor), 1.0, math.inf)
-    level = float(squares.mean(dtype=torch.float64)) * unit_square
     counts = _counts(squares) if is_vector(weight) else _row_and_column_counts(squares)
+    level = float((squares * counts).mean(dtype=torch.float64)) * unit_square
     return ErrorMeasure(weight, unit, counts, unit_square, level)
 
 

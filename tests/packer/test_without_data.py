@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from packer.quantizers.choice import parse_choice
+from packer.quantizers.formats import FormatError
+from packer.quantizers.quantize import quantize
 
 from packer import api
 from packer.artifact.decoder import parse, read_weights
@@ -127,6 +130,28 @@ def test_one_row_or_column_far_out_leaves_the_others(tmp_path: Path, axis: int) 
     )
     assert bool((after != 0).any(1).all())
     assert float((before - after).norm() / before.norm()) < 0.5
+
+
+@pytest.mark.parametrize("place", [(9, 9), (9, slice(None))])
+def test_weights_a_million_times_the_others_do_not_outweigh_another_matrix(
+    tmp_path: Path, place: tuple[int | slice, ...]
+) -> None:
+    far = torch.randn(256, 256) * 0.02
+    far[place] *= 1e6
+    others = torch.ones_like(far, dtype=torch.bool)
+    others[place] = False
+    weights = {"far": far, "near": torch.randn(256, 256) * 0.02}
+    back, _ = packed(weights, 65_000, tmp_path / "m.pack")
+    lost = (back["far"] - far)[others].norm() / far[others].norm()
+    assert float(lost) < 0.25
+    assert float((back["near"] - weights["near"]).norm() / weights["near"].norm()) < 0.25
+
+
+def test_steps_whose_codes_do_not_reach_a_weight_are_left_out() -> None:
+    weight = torch.randn(64, 64)
+    weight[5, 5] = 1e6
+    with pytest.raises(FormatError, match="32,767 steps"):
+        quantize(weight, parse_choice("step+nearest@0.001"))
 
 
 def test_a_price_is_said_only_where_room_is_short() -> None:
