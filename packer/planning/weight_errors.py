@@ -79,7 +79,7 @@ def error_measure(info: TensorInfo, weight: torch.Tensor) -> ErrorMeasure:
     """The error measure of a tensor of finite real floats, of at least one element.
 
     A table made by a formula acts through exponents or angles: its errors are relative to every
-    element. Of trained weights, errors in rows and columns (in vectors: elements) are absolute
+    element, those of sinusoidal positions, which are added, to the largest. Of trained weights, errors in rows and columns (in vectors: elements) are absolute
     within SPAN of the typical mean square, and relative to their size beyond it: otherwise one row
     far out decides for all others, and small ones cost nothing to lose.
     """
@@ -87,7 +87,7 @@ def error_measure(info: TensorInfo, weight: torch.Tensor) -> ErrorMeasure:
     unit_square = max(unit * unit, SMALLEST_SQUARE)
     squares = _in_units(weight, unit).float().reshape(row_shape(tuple(weight.shape))).square_()
     if is_formula(info, weight):
-        least = 0.0 if is_vector(weight) else NEAR_ZERO**2
+        least = 0.0 if is_vector(weight) else 1.0 if are_sinusoids(weight) else NEAR_ZERO**2
         floor = max(least, torch.finfo(torch.float32).tiny)
         return ErrorMeasure(weight, unit, 1 / squares.clamp_(min=floor), 1.0, math.inf)
     counts = _counts(squares) if is_vector(weight) else _row_and_column_counts(squares)
@@ -133,20 +133,47 @@ def is_vector(weight: torch.Tensor) -> bool:
 
 
 def is_formula(info: TensorInfo, weight: torch.Tensor) -> bool:
-    """Whether a table is made by a formula and not trained: by its name, or a monotone vector."""
+    """Whether a table is made by a formula and not trained: by its name, a monotone vector, or
+    sines beside their cosines.
+    """
     if made_by_formula(info.name):
         return True
-    if not is_vector(weight) or weight.numel() < MONOTONE_ELEMENTS:
+    if not is_vector(weight):
+        return are_sinusoids(weight)
+    if weight.numel() < MONOTONE_ELEMENTS:
         return False
     steps = weight.double().reshape(-1).diff()
     return bool((steps > 0).all()) or bool((steps < 0).all())
 
 
+def are_sinusoids(table: torch.Tensor) -> bool:
+    """Whether elements in pairs, neighbours or halves of each row, are a sine and a cosine of one
+    angle: sinusoidal positions (arXiv 1706.03762), as buffers keep them.
+    """
+    width = table.shape[-1] if table.dim() > 1 else 0
+    if not table.is_floating_point() or width < MONOTONE_ELEMENTS or width % 2:
+        return False
+    rows = table.reshape(-1, width)
+    return any(
+        _on_a_circle(part(rows[:1])) and _on_a_circle(part(rows))
+        for part in (
+            lambda rows: rows.unflatten(1, (-1, 2)),
+            lambda rows: rows.unflatten(1, (2, -1)).mT,
+        )
+    )
+
+
+def _on_a_circle(pairs: torch.Tensor) -> bool:
+    """pairs: [..., 2]; whether each has the length of one, as bfloat16 holds it."""
+    return bool(((pairs.float().square().sum(-1) - 1).abs() < 0.02).all())
+
+
 def balanced(
     candidates: Sequence[Candidate], infos: Sequence[TensorInfo], levels: Mapping[str, float]
 ) -> list[Candidate]:
-    """Errors of tensors far smaller than is typical, counted relative to their size likewise; and
-    those of vectors in integers, CAUTION times.
+    """Errors of tensors far smaller than is typical, counted relative to their size likewise; those
+    of matrices made by formulas, relative already, as of an embedding of typical size; and those of
+    vectors in integers, CAUTION times.
 
     Typical is the median weight among matrices; vectors act on activations, about as gains of one.
     """
@@ -160,6 +187,11 @@ def balanced(
         info.name: max(1.0, typical[len(info.shape) > 1] / (SPAN * levels[info.name]))
         for info in infos
         if levels.get(info.name, 0.0) > 0
+    }
+    factors |= {
+        info.name: ROLE_WEIGHT[Role.TOKEN_EMBEDDING] * typical[True]
+        for info in infos
+        if levels.get(info.name) == math.inf and len(info.shape) > 1 and matrices
     }
     vectors = {info.name for info in infos if math.prod(info.shape) == max(info.shape, default=1)}
     return [

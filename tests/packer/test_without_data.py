@@ -102,6 +102,18 @@ def test_tables_of_formulas_keep_every_element(
     assert float(((back[name] - table) / table).abs().max()) < 0.005
 
 
+@pytest.mark.parametrize("halves", [False, True])
+def test_sinusoidal_positions_do_not_outweigh_the_weights(tmp_path: Path, halves: bool) -> None:
+    angles = torch.arange(1024)[:, None] * 10_000.0 ** (-torch.arange(64) / 64)
+    pair = (angles.sin(), angles.cos())
+    table = torch.cat(pair, 1) if halves else torch.stack(pair, 2).flatten(1)
+    weights = {"pos.pe": table[None], "mlp.fc.weight": torch.randn(256, 128) * 0.02}
+    back, _ = packed(weights, 45_000, tmp_path / "m.pack")
+    for name, most in {"pos.pe": 0.15, "mlp.fc.weight": 0.4}.items():
+        before, after = weights[name], back[name]
+        assert float((before - after).norm() / before.norm()) < most, name
+
+
 def test_a_tiny_matrix_is_not_erased(tmp_path: Path) -> None:
     weights = {"attn.proj.weight": torch.randn(64, 96) * 3e-10, "fc": torch.randn(256, 64) * 0.1}
     back, found = packed(weights, 12_000, tmp_path / "m.pack")
