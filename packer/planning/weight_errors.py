@@ -79,9 +79,10 @@ def error_measure(info: TensorInfo, weight: torch.Tensor) -> ErrorMeasure:
     """The error measure of a tensor of finite real floats, of at least one element.
 
     A table made by a formula acts through exponents or angles: its errors are relative to every
-    element, those of sinusoidal positions, which are added, to the largest. Of trained weights, errors in rows and columns (in vectors: elements) are absolute
-    within SPAN of the typical mean square, and relative to their size beyond it: otherwise one row
-    far out decides for all others, and small ones cost nothing to lose.
+    element, those of sinusoidal positions, which are added, to the largest. Of trained weights,
+    errors in rows and columns (in vectors: elements) are absolute within SPAN of the typical mean
+    square, and relative to their size beyond it: otherwise one row far out decides for all others,
+    and small ones cost nothing to lose.
     """
     unit = float(weight.abs().max()) or 1.0
     unit_square = max(unit * unit, SMALLEST_SQUARE)
