@@ -155,13 +155,8 @@ def are_sinusoids(table: torch.Tensor) -> bool:
     if not table.is_floating_point() or width < MONOTONE_ELEMENTS or width % 2:
         return False
     rows = table.reshape(-1, width)
-    return any(
-        _on_a_circle(part(rows[:1])) and _on_a_circle(part(rows))
-        for part in (
-            lambda rows: rows.unflatten(1, (-1, 2)),
-            lambda rows: rows.unflatten(1, (2, -1)).mT,
-        )
-    )
+    ways = rows.unflatten(1, (-1, 2)), rows.unflatten(1, (2, -1)).mT  # [rows, width / 2, 2]
+    return any(_on_a_circle(pairs[:1]) and _on_a_circle(pairs) for pairs in ways)
 
 
 def _on_a_circle(pairs: torch.Tensor) -> bool:
