@@ -154,8 +154,8 @@ def are_sinusoids(table: torch.Tensor) -> bool:
     width = table.shape[-1] if table.dim() > 1 else 0
     if not table.is_floating_point() or width < MONOTONE_ELEMENTS or width % 2:
         return False
-    rows = table.reshape(-1, width)
-    ways = rows.unflatten(1, (-1, 2)), rows.unflatten(1, (2, -1)).mT  # [rows, width / 2, 2]
+    half = width // 2
+    ways = table.reshape(-1, half, 2), table.reshape(-1, 2, half).mT  # [rows, half, 2]
     return any(_on_a_circle(pairs[:1]) and _on_a_circle(pairs) for pairs in ways)
 
 
