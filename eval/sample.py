@@ -74,7 +74,7 @@ def sample_windows(
     *,
     windows: int,
     window: int,
-    start: int,
+    start: int | None,
     vocab_size: int,
     temperature: float = 0.8,
     seed: int = 0,
@@ -86,7 +86,7 @@ def sample_windows(
     A model of `NextLogits` computes every position once, any other its whole window anew.
 
     Args:
-        start: the token that every window begins with, such as BOS.
+        start: the token that every window begins with, such as BOS; None draws each at random.
         vocab_size: pieces of the tokenizer; where the vocabulary was rounded up, the last logits
             stand for none.
         seed: equal seeds give equal text on one machine, for one `batch`.
@@ -102,7 +102,10 @@ def sample_windows(
         batch = BATCH_KEPT if isinstance(model, NextLogits) else BATCH_ANEW
     generator = torch.Generator(device_of(model)).manual_seed(seed)
     for first in range(0, windows, batch):
-        tokens = torch.full((min(batch, windows - first), window), start, device=device_of(model))
+        shape, device = (min(batch, windows - first), window), device_of(model)
+        tokens = torch.full(shape, 0 if start is None else start, device=device)
+        if start is None:
+            tokens[:, 0] = torch.randint(vocab_size, shape[:1], generator=generator, device=device)
         for at in _written(model, tokens, vocab_size, temperature, generator):
             progress(first * window + len(tokens) * at, windows * window)
         yield tokens
@@ -121,7 +124,8 @@ def _written(
     past = model.start(tokens.size(1)) if isinstance(model, NextLogits) else None
     with scoring([model], autocast=tokens.is_cuda):
         for at in range(1, tokens.size(1)):
-            logits = following_logits(model, tokens[:, :at], past, vocab_size)[:, :vocab_size]
+            seen = tokens[:, :at].contiguous()  # other people's models take views of it
+            logits = following_logits(model, seen, past, vocab_size)[:, :vocab_size]
             if not are_sound(logits):
                 raise ScoreError("the model's logits are not finite; it cannot write a text")
             probabilities = torch.softmax(logits / temperature, dim=-1)

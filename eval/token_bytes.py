@@ -217,16 +217,45 @@ def _whole_numbers(values: object, below: int, where: str) -> NDArray[np.int64]:
     return np.array(values, dtype=np.int64)
 
 
-def plausible_bytes_per_token(vocab_size: int) -> tuple[float, float]:
-    """The band in which bytes per token of web text or prose in English usually lie."""
+@dataclass(frozen=True)
+class AssumedBytes:
+    """Bytes of tokens whose tokenizer is unknown: the same average everywhere.
+
+    start: tokens before the stream, see `after`.
+    """
+
+    per_token: float
+    start: int = 0
+
+    def target_bytes(self, tokens: NDArray[np.integer[Any]], position: int) -> NDArray[np.int64]:
+        """Bytes [n] of tokens[1:], tokens [n + 1]: whole numbers that add up to `per_token`."""
+        ends = self.per_token * (self.start + position + np.arange(len(tokens)))
+        counted: NDArray[np.int64] = np.diff(np.floor(ends)).astype(np.int64)
+        return counted
+
+    def unknown_count(self, tokens: NDArray[np.integer[Any]]) -> int:
+        del tokens
+        return 0
+
+    def after(self, start: int) -> AssumedBytes:
+        """Of the stream without its first `start` tokens."""
+        return AssumedBytes(self.per_token, self.start + start)
+
+
+def usual_bytes_per_token(vocab_size: int) -> float:
+    """Bytes per token of web text or prose in English, by the size of the vocabulary."""
     sizes, ratios = zip(*REFERENCE_BYTES_PER_TOKEN, strict=True)
     logs = [math.log2(size) for size in sizes]
     here = math.log2(max(vocab_size, sizes[0]))
     if here <= logs[-1]:
-        middle = float(np.interp(here, logs, ratios))
-    else:
-        slope = (ratios[-1] - ratios[-2]) / (logs[-1] - logs[-2])
-        middle = ratios[-1] + slope * (here - logs[-1])
+        return float(np.interp(here, logs, ratios))
+    slope = (ratios[-1] - ratios[-2]) / (logs[-1] - logs[-2])
+    return ratios[-1] + slope * (here - logs[-1])
+
+
+def plausible_bytes_per_token(vocab_size: int) -> tuple[float, float]:
+    """The band in which bytes per token of web text or prose in English usually lie."""
+    middle = usual_bytes_per_token(vocab_size)
     return PLAUSIBLE_BELOW * middle, PLAUSIBLE_ABOVE * middle
 
 

@@ -26,9 +26,10 @@ from packer.checkpoint.checkpoint import Checkpoint, from_state_dict, read_check
 from packer.checkpoint.lazy_tensors import Renamed
 from packer.curvature import calibration
 from packer.curvature.calibration import TextSource
-from packer.curvature.curvature_set import CurvatureSet
+from packer.curvature.curvature_set import SELF_GENERATED, CurvatureSet
 from packer.curvature.file import write_curvature
 from packer.curvature.given import CurvatureLike, resolve_curvature
+from packer.curvature.self_generated import TEMPERATURE, sample_batches
 from packer.errors import PlanError
 from packer.eval.forward import AnyModel, TailLogits
 from packer.eval.forward_probe import adapt
@@ -206,7 +207,7 @@ def plan_recipe(
 
 def calibrate(
     model: Any,
-    batches: Iterable[torch.Tensor],
+    batches: Iterable[torch.Tensor] | None = None,
     *,
     seconds: float | None = None,
     seed: int = 0,
@@ -217,9 +218,9 @@ def calibrate(
     """Curvature of every weight of a torch module; written to `out` (.safetensors) when given.
 
     model: gives logits for tokens [windows, time], or a loss from `cross_entropy`. batches: int64
-    tokens [windows, time]. seconds: within which it ends, see
-    `packer.curvature.calibration.calibrate`. bytes_per_token: of the text, so that damage is
-    in bits per byte. The model is left as it was.
+    tokens [windows, time]; without any, the model writes some itself. seconds: within which it ends
+    once there are batches, see `packer.curvature.calibration.calibrate`. bytes_per_token: of the
+    text, so that damage is in bits per byte. The model is left as it was.
     Raises CurvatureError, ModelError: see packer.curvature.calibration and
     packer.eval.foreign_forward.
     """
@@ -227,6 +228,9 @@ def calibrate(
     runs: AnyModel = model  # one that can leave out positions needs no adapter
     if not isinstance(model, TailLogits):
         runs = adapt(model, type(model).__name__)
+    if batches is None:
+        text = replace(text, words=f"{SELF_GENERATED} (temperature {TEMPERATURE:g})")
+        batches = sample_batches(runs, seed)
     found = calibration.calibrate(
         runs, batches, seconds=seconds, seed=seed, text=text, progress=progress
     )

@@ -22,11 +22,15 @@ ROOM = 2048  # bytes that a file may have, of a disk that is full: nothing here 
 # Beyond what is in use, where a tensor of 16 MB must be worked on.
 MEMORY = tuple(size << 20 for size in (1, 24, 48, 96))
 OUT = "{out}"
+ALONE = "--no-calibration"
 WRITERS: dict[str, tuple[str, ...]] = {
-    "measure": ("measure", "model.pt", "-o", "{out}/c.json"),
-    "plan": ("plan", "model.pt", "--cap", "14KB", "-o", "{out}/p.json"),
+    "measure": ("measure", "model.pt", ALONE, "-o", "{out}/c.json"),
+    "plan": ("plan", "model.pt", ALONE, "--cap", "14KB", "-o", "{out}/p.json"),
     "pack": ("pack", "model.pt", "--plan", "plan.json", "-o", "{out}/a.pack"),
-    "loader": ("pack", "model.pt", "--cap", "40KB", "-o", "{out}/a.pack", "--loader", "{out}/l.py"),
+    "loader": (
+        *("pack", "model.pt", ALONE, "--cap", "40KB"),
+        *("-o", "{out}/a.pack", "--loader", "{out}/l.py"),
+    ),
     "unpack": ("unpack", "big.ptz", "-o", "{out}/w.safetensors"),
     "unpack to .pt": ("unpack", "big.ptz", "-o", "{out}/w.pt"),
     "fix": ("fix", "big.ptz", "--cap", "12KB", "-o", "{out}/f.pack"),
@@ -49,8 +53,8 @@ WRITERS: dict[str, tuple[str, ...]] = {
     "plot": ("report", "plan.json", "--plot", "{out}/r.png"),
 }
 READERS: dict[str, tuple[str, ...]] = {
-    "measure": ("measure", "large.pt", "-o", "{out}/c.json"),
-    "pack": ("pack", "large.pt", "--cap", "10MB", "-o", "{out}/a.pack"),
+    "measure": ("measure", "large.pt", ALONE, "-o", "{out}/c.json"),
+    "pack": ("pack", "large.pt", ALONE, "--cap", "10MB", "-o", "{out}/a.pack"),
     "inspect": ("inspect", "large.pt"),
     "unpack": ("unpack", "large.pack", "-o", "{out}/w.pt"),
     "verify": ("verify", "large.pack"),

@@ -61,7 +61,9 @@ def set_up(folder: Path) -> tuple[Job, ...]:
     config = read_run(None, [*CHANGES, f"data.train=['{folder / 'tokens.bin'}']"])
     (folder / "run.json").write_text(json.dumps(run_settings(config)))
     return (
-        Job("measure", ("measure", "model.pt", "-o", "out.json"), ("out.json",)),
+        Job(
+            "measure", ("measure", "model.pt", "--no-calibration", "-o", "out.json"), ("out.json",)
+        ),
         Job("pack", ("pack", "model.pt", "--plan", "plan.json", "-o", "out.pack"), ("out.pack",)),
         Job("fix", ("fix", "big.ptz", "--cap", "12KB", "-o", "fixed.pack"), ("fixed.pack",)),
         _calibrate(),

@@ -127,6 +127,10 @@ def calibrate(
         (subject,) = subjects_of([weights_of(loaded)], built, device, say_first)
         model, spent = subject.model, 0.0
         if text.self_generate is not None:
+            if text.tokenizer is None:
+                raise click.UsageError(
+                    "--self-generate needs the tokenizer: name it with --tokenizer"
+                )
             opened, text, spent = generate_text(model, replace(text, tokens=text.self_generate))
         assert opened is not None
         curvature = curvature_of(model, loaded, opened, text, kept_at, ranks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from packer.commands.options.types import say_notes
@@ -16,7 +17,33 @@ if TYPE_CHECKING:
     from packer.curvature.resume import ResumeFile
     from packer.eval.forward import AnyModel
     from packer.evaluation import Data
+    from packer.planning.calibrated import Calibration
     from packer.planning.damage_trials import DamageEvaluator
+
+
+def calibration_of(
+    model: AnyModel,
+    checkpoint: Checkpoint,
+    data: Data,
+    text: TextOptions,
+    spent: float,
+    curvature: CurvatureSet | None = None,
+) -> Calibration:
+    """Curvature on all but the end of a text, unless it is given, and an evaluator on that end.
+
+    spent: seconds that generating the text took. Raises PackerError, EvalError.
+    """
+    from packer.planning.calibrated import Calibration
+    from packer.planning.damage_trials import held_out_part
+
+    if curvature is None:
+        first, _ = held_out_part(len(data.stream), text.tokens, text.window)
+        seen = replace(text, tokens=max(min(text.tokens, first), text.window))
+        curvature = curvature_of(model, checkpoint, data, seen)
+        curvature = replace(curvature, seconds=curvature.seconds + spent)
+        say_notes([f"calibrated on {curvature.describe()}", *curvature.warnings])
+    evaluator = evaluator_of(model, checkpoint, curvature, data, text, held_out=True)
+    return Calibration(curvature, evaluator)
 
 
 def curvature_of(

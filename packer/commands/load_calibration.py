@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from packer.commands.calibrating import curvature_of, evaluator_of
+from packer.commands.calibrating import calibration_of
 from packer.commands.models import model_of, refusals, running_foreign
 from packer.commands.options.curvature import CurvatureOptions, beside
-from packer.commands.options.types import say_notes
 from packer.commands.own_tokenizer import with_own_tokenizer
+from packer.commands.self_calibration import self_calibrated
 from packer.commands.self_generated import generate_for_trials
 
 if TYPE_CHECKING:
@@ -20,13 +19,15 @@ if TYPE_CHECKING:
 def load_calibration(checkpoint: Checkpoint, options: CurvatureOptions) -> Calibration:
     """Read or make the curvature that the options name; with a text, also a damage evaluator.
 
+    Without either, the model writes the text, if it can be built and nothing forbids it.
     Raises PackerError: see `read_curvature`, `calibrate` and `open_data`.
     """
     from packer.planning.calibrated import Calibration
-    from packer.planning.damage_trials import held_out_part
 
     curvature = options.read(checkpoint)
     text = with_own_tokenizer(options.text, [checkpoint.source])
+    if options.may_self_generate:
+        return self_calibrated(checkpoint, options, text)
     if not text.given:
         return Calibration(curvature)
     with refusals(), running_foreign(options.built.model):
@@ -34,14 +35,7 @@ def load_calibration(checkpoint: Checkpoint, options: CurvatureOptions) -> Calib
         model = model_of(checkpoint, options.built)
         if data is None:
             data, text, spent = generate_for_trials(model, text)
-        if curvature is None:
-            first, _ = held_out_part(len(data.stream), text.tokens, text.window)
-            seen = replace(text, tokens=max(min(text.tokens, first), text.window))
-            curvature = curvature_of(model, checkpoint, data, seen)
-            curvature = replace(curvature, seconds=curvature.seconds + spent)
-            say_notes([f"calibrated on {curvature.describe()}", *curvature.warnings])
-        evaluator = evaluator_of(model, checkpoint, curvature, data, text, held_out=True)
-    return Calibration(curvature, evaluator)
+        return calibration_of(model, checkpoint, data, text, spent, curvature)
 
 
 def kept_curvature(

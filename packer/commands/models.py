@@ -77,6 +77,15 @@ def model_of(checkpoint: Checkpoint, built: ModelOptions) -> AnyModel:
     return subjects_of([weights_of(checkpoint)], built, device, say_notes)[0].model
 
 
+def has_configuration(checkpoint: Checkpoint, built: ModelOptions) -> bool:
+    """Whether anything says which model a checkpoint is of. Raises PackerError: damaged."""
+    from packer.huggingface.configuration import configuration_beside
+
+    source, metadata = checkpoint.source, checkpoint.metadata
+    named = built.model or built.config or "config" in metadata or _beside(source).is_file()
+    return bool(named) or configuration_beside(source) is not None
+
+
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
     """Turn errors of eval and train into PackerError."""

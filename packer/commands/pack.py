@@ -10,7 +10,7 @@ import click
 
 from packer.commands.carrying import INCLUDE, carried, carried_account
 from packer.commands.load_calibration import load_calibration
-from packer.commands.options.curvature import CURVATURE, CurvatureOptions
+from packer.commands.options.curvature import CURVATURE, CurvatureOptions, beside
 from packer.commands.options.groups import OptionGroup
 from packer.commands.options.limits import LimitOptions, measure_options
 from packer.commands.options.sections import MAIN, OUTPUT, SectionedCommand, option
@@ -156,7 +156,7 @@ def pack(
     options = replace(options, metadata=carried(curvature.built.config, include, checkpoint))
     plan = None if deciding.plan_file is None else api.load_plan(deciding.plan_file)
     loaded = curvature.built.opening.read(checkpoint)
-    calibration = load_calibration(loaded, curvature)
+    calibration = load_calibration(loaded, _curvature_for(deciding, plan, curvature))
     recipe = None
     if plan is None:
         allowed = replace(limits.limits, loader=loader is not None)
@@ -171,6 +171,28 @@ def pack(
             progress=progress,
         )
     _show(packed, output, loader, as_json, deciding.policy is not None, recipe)
+
+
+def _curvature_for(
+    deciding: Deciding, plan: PackPlan | None, curvature: CurvatureOptions
+) -> CurvatureOptions:
+    """The options, but that nothing is calibrated for choices that need no curvature; that of a
+    plan is read from beside it. Raises PlanError.
+    """
+    from packer import api
+    from packer.planning.plan import rounded_with_curvature
+    from packer.planning.recipes import find_recipe
+
+    if plan is not None:
+        kept = beside(deciding.plan_file or "")
+        if curvature.file is None and rounded_with_curvature(plan) and Path(kept).is_file():
+            return replace(curvature, file=kept)
+        wanted = False
+    elif deciding.policy is not None:
+        wanted = bool(rounded_with_curvature(api.load_plan(deciding.policy)))
+    else:
+        wanted = deciding.recipe is None or find_recipe(deciding.recipe).rounds_with_gptq
+    return replace(curvature, no_calibration=curvature.no_calibration or not wanted)
 
 
 def _plan(
@@ -222,6 +244,7 @@ def _show(
     if as_json:
         value = {**report.to_json(), "rounding_problems": _problems(packed, recipe)}
         value["lost"] = dict(packed.lost)
+        value["calibration"] = packed.plan.measurement.calibration
         if recipe is not None:
             value["recipe"] = recipe.recipe.name
             value["parameter"] = {recipe.position.parameter: recipe.position.value}

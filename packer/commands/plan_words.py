@@ -41,6 +41,7 @@ def show_plan(
             {"predicted_damage_bpb": one.predicted, "measured_damage_bpb": one.measured}
             for one in checked
         ]
+        value["calibration"] = plan.measurement.calibration
         limits = plan.limits
         value["decoder_bytes"], value["encoder_bytes"] = limits.loader_bytes, limits.encoder_bytes
         print_json({**value, "output": output})

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from packer.commands.options.text import TextOptions
 
@@ -14,34 +12,61 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from packer.eval.forward import AnyModel
+    from packer.eval.score import ByteCounter
     from packer.evaluation import Data
 
 
 WINDOWS_IN_TIME = 16  # generated in parallel under --seconds, and kept once all are complete
+TEMPERATURE = 0.8  # of --self-generate
 
 
-def generate_text(model: AnyModel, text: TextOptions) -> tuple[Data, TextOptions, float]:
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """What windows are drawn from. start: their first token, None: drawn at random. note: on the
+    bytes of its tokens, in words.
+    """
+
+    size: int
+    start: int | None
+    counter: ByteCounter
+    processor: Any | None = None
+    note: str = ""
+
+
+def generate_for_trials(
+    model: AnyModel, text: TextOptions, temperature: float = TEMPERATURE
+) -> tuple[Data, TextOptions, float]:
+    """As `generate_text`, with more text at the end, held out to measure damage on."""
+    from packer.planning.damage_trials import windows_with_trials
+
+    assert text.self_generate is not None
+    windows = windows_with_trials(-(-text.self_generate // text.window))
+    whole = replace(text, tokens=windows * text.window)
+    data, generated, spent = generate_text(model, whole, temperature)
+    return data, replace(generated, tokens=text.self_generate), spent
+
+
+def generate_text(
+    model: AnyModel, text: TextOptions, temperature: float = TEMPERATURE
+) -> tuple[Data, TextOptions, float]:
     """(generated text, options that describe it, the seconds it took).
 
     Half the seconds allowed are for generating; whole windows are kept.
-    Raises PackerError, EvalError: no tokenizer, or not one window in time.
+    Raises PackerError, EvalError: a damaged tokenizer, or not one window in time.
     """
     import torch
 
+    from packer.curvature.curvature_set import SELF_GENERATED
     from packer.evaluation import Data
-    from packer.huggingface.tokenizer import open_tokenizer, table_of
 
-    if text.tokenizer is None:
-        raise click.UsageError("--self-generate needs the tokenizer: name it with --tokenizer")
     started = time.perf_counter()
-    processor = open_tokenizer(text.tokenizer)
-    windows = _windows(model, processor, text, started)
-    table = table_of(processor)
+    vocabulary = _vocabulary(model, text)
+    windows = _windows(model, vocabulary, text, temperature, started)
     tokens = torch.cat(windows).flatten().cpu().numpy()
-    data = Data(tokens, table, table.vocab_size, None, processor)
+    data = Data(tokens, vocabulary.counter, vocabulary.size, None, vocabulary.processor)
     spent = time.perf_counter() - started
     generated = TextOptions(
-        ["text by the model itself (temperature 0.8)"],
+        [f"{SELF_GENERATED} (temperature {temperature:g}{vocabulary.note})"],
         tokenizer=text.tokenizer,
         tokens=len(tokens),
         window=text.window,
@@ -51,7 +76,29 @@ def generate_text(model: AnyModel, text: TextOptions) -> tuple[Data, TextOptions
     return data, generated, spent
 
 
-def _windows(model: AnyModel, processor: Any, text: TextOptions, started: float) -> list[Tensor]:
+def _vocabulary(model: AnyModel, text: TextOptions) -> Vocabulary:
+    """That of the tokenizer or the table of bytes, else all that the model predicts."""
+    from packer.curvature.self_generated import vocabulary_of
+    from packer.eval import token_bytes
+    from packer.huggingface.tokenizer import open_tokenizer, table_of
+
+    if text.tokenizer is not None:
+        processor = open_tokenizer(text.tokenizer)
+        table = table_of(processor)
+        start = max(processor.bos_id(), 0)
+        return Vocabulary(processor.vocab_size(), start, table, processor)
+    if text.bytes_table is not None:
+        table = token_bytes.from_json(text.bytes_table)
+        return Vocabulary(table.vocab_size, None, table)
+    size = vocabulary_of(model)
+    usual = token_bytes.usual_bytes_per_token(size)
+    note = f"; {usual:.2f} bytes per token are assumed without --tokenizer"
+    return Vocabulary(size, None, token_bytes.AssumedBytes(usual), note=note)
+
+
+def _windows(
+    model: AnyModel, vocabulary: Vocabulary, text: TextOptions, temperature: float, started: float
+) -> list[Tensor]:
     """As many whole windows as half the seconds allow. Raises CurvatureError: none."""
     from packer.curvature.calibration import within
     from packer.errors import CurvatureError
@@ -64,8 +111,9 @@ def _windows(model: AnyModel, processor: Any, text: TextOptions, started: float)
             model,
             windows=-(-text.tokens // text.window),
             window=text.window,
-            start=max(processor.bos_id(), 0),
-            vocab_size=processor.vocab_size(),
+            start=vocabulary.start,
+            vocab_size=vocabulary.size,
+            temperature=temperature,
             seed=text.seed,
             batch=None if half is None else WINDOWS_IN_TIME,
             progress=lambda done, total: progress("tokens", done, total),
@@ -74,13 +122,3 @@ def _windows(model: AnyModel, processor: Any, text: TextOptions, started: float)
     if not kept:
         raise CurvatureError("no window was generated in half of --seconds; allow more")
     return kept
-
-
-def generate_for_trials(model: AnyModel, text: TextOptions) -> tuple[Data, TextOptions, float]:
-    """As `generate_text`, with more text at the end, held out to measure damage on."""
-    from packer.planning.damage_trials import windows_with_trials
-
-    assert text.self_generate is not None
-    windows = windows_with_trials(-(-text.self_generate // text.window))
-    data, generated, spent = generate_text(model, replace(text, tokens=windows * text.window))
-    return data, replace(generated, tokens=text.self_generate), spent

@@ -15,6 +15,7 @@ from packer.artifact.tensor_bytes import bytes_of
 from packer.quantizers.curvature import Curvature
 
 FIELDS = ("hessian", "fisher", "row_usage", "outputs")
+SELF_GENERATED = "text by the model itself"  # how the `source` of such a calibration begins
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,11 @@ class CurvatureSet:
     def predicts_damage(self) -> bool:
         """Whether any Fisher is known; without it, damage is a squared error."""
         return any(curvature.fisher is not None for curvature in self.by_tensor.values())
+
+    @property
+    def kind(self) -> str:
+        """What the text is: "self-generated" or "text"."""
+        return "self-generated" if self.source.startswith(SELF_GENERATED) else "text"
 
     @functools.cached_property
     def sha256(self) -> str:

@@ -40,7 +40,8 @@ class Measurement:
     structure, contents: the checkpoint's fingerprints. header_bytes: the part of the artifact that
     does not depend on choices. metadata: text stored in the artifact. damage_source: what the
     candidates' damage was computed from, as text. curvature: sha256 of the curvature used for the
-    damage and for choices with +gptq. damage_fit: the factors already applied to the damage.
+    damage and for choices with +gptq. calibration: what that was calibrated on, "none",
+    "self-generated" or "text". damage_fit: the factors already applied to the damage.
     """
 
     source: str
@@ -54,6 +55,7 @@ class Measurement:
     damage_source: str
     curvature: str | None = None
     damage_fit: DamageFit | None = None
+    calibration: str = "none"
 
     @property
     def by_tensor(self) -> dict[str, tuple[Candidate, ...]]:
@@ -111,6 +113,7 @@ class Measurement:
             "header_bytes": self.header_bytes,
             "damage_source": self.damage_source,
             "curvature": self.curvature,
+            "calibration": self.calibration,
             "damage_fit": None if self.damage_fit is None else self.damage_fit.to_json(),
             "ties": dict(self.ties),
             "metadata": dict(self.metadata),
@@ -178,6 +181,7 @@ def _measurement(value: Mapping[str, Any]) -> Measurement:
             size, error = whole_number(size_bytes), float(weight_error)
             candidates.append(Candidate(name, str(choice), size, error, damage))
     names, fit = [tensor.name for tensor in tensors], value.get("damage_fit")
+    curvature = value.get("curvature")
     if names != sorted(set(names)):
         raise ValueError("its tensors are not sorted by name, each once")
     return Measurement(
@@ -190,7 +194,8 @@ def _measurement(value: Mapping[str, Any]) -> Measurement:
         ties={str(tied): str(kept) for tied, kept in value["ties"].items()},
         metadata={str(key): str(text) for key, text in value["metadata"].items()},
         damage_source=str(value["damage_source"]),
-        # Files from before curvature existed have neither.
-        curvature=None if value.get("curvature") is None else str(value["curvature"]),
+        # Files of earlier versions have some of these or none.
+        curvature=None if curvature is None else str(curvature),
         damage_fit=None if fit is None else DamageFit.from_json(fit),
+        calibration=str(value.get("calibration", "none" if curvature is None else "text")),
     )

@@ -202,6 +202,7 @@ def _measurement(
         metadata=all_metadata,
         damage_source=describe_damage(finished, by_tensor, whole, guessed),
         curvature=None if curvature is None else curvature.sha256,
+        calibration="none" if curvature is None else curvature.kind,
     )
 
 

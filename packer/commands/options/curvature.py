@@ -28,20 +28,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CurvatureOptions:
-    """Where curvature comes from. out: the file to write curvature made here to."""
+    """Where curvature comes from. out: the file to write curvature made here to. no_calibration:
+    without text and file, take none.
+    """
 
     file: str | None
     text: TextOptions
     built: ModelOptions
     out: str | None = None
+    no_calibration: bool = False
 
     @property
     def given(self) -> bool:
         return self.file is not None or self.text.given
 
+    @property
+    def may_self_generate(self) -> bool:
+        """Whether the model may write the text, as there is no other and no curvature."""
+        return not (self.given or self.no_calibration)
+
     def check(self) -> None:
         """Raises UsageError: options that need --calibration or --model, without it."""
         self.built.check()
+        if self.no_calibration and self.given:
+            raise click.UsageError("--no-calibration goes without --calibration and --curvature")
         if self.out is not None and (self.file is not None or not self.text.given):
             raise click.UsageError(
                 "--curvature-out writes curvature made with --calibration; give that, and not "
@@ -58,7 +68,7 @@ class CurvatureOptions:
 
         Raises UsageError: output and curvature would be the same file.
         """
-        if self.file is not None or not self.text.given:
+        if self.file is not None or self.no_calibration:
             return (output,)
         path = self.out or (None if output is None else beside(output))
         if (
@@ -96,6 +106,13 @@ CALIBRATION = option(
     help="Calibrate on this text or these shards (unless --curvature is given), and fit the "
     "predicted damage to damage measured on their last fifth; repeat for more.",
 )
+NO_CALIBRATION = option(
+    "--no-calibration",
+    section=sections.CALIBRATION,
+    is_flag=True,
+    help="Plan from the weights alone. Default without --calibration: calibrate on text that the "
+    "model writes itself, where it can be built.",
+)
 OUT = option(
     "--curvature-out",
     "out",
@@ -110,7 +127,7 @@ def curvature_options(*more: Part) -> OptionGroup:
     """A group `curvature`: a file, a text, a model, and how the checkpoint is opened."""
     text = OptionGroup("text", calibration_text, CALIBRATION, CALIBRATION_SIZE, TOKENIZER)
     built = OptionGroup("built", ModelOptions, MODEL, CONFIG, OPENING)
-    return OptionGroup("curvature", CurvatureOptions, FILE, text, *more, built)
+    return OptionGroup("curvature", CurvatureOptions, FILE, NO_CALIBRATION, text, *more, built)
 
 
 CURVATURE = curvature_options()

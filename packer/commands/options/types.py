@@ -219,7 +219,8 @@ def refuse_overwriting(inputs: Sequence[str | None], output: str | None) -> None
     target = Path(output).resolve()
     for source in (Path(path).resolve() for path in inputs if path is not None):
         torch_shard = target.suffix in (".bin", ".pt", ".pth") and target.exists()
-        shard = source == target.parent and (target.suffix == ".safetensors" or torch_shard)
+        in_folder = source.is_dir() and source == target.parent
+        shard = in_folder and (target.suffix == ".safetensors" or torch_shard)
         if source == target or shard:
             raise click.UsageError(f"{output} is an input; name another file to write")
 
