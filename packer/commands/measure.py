@@ -52,8 +52,7 @@ def measure(
     """Measure every tensor of CHECKPOINT in every format: its coded bytes and its damage.
 
     The file written can then be planned for any cap in a second: packer plan candidates.json --cap
-    16MB. With --calibration or --curvature, damage is predicted in bits per byte, and weights are
-    rounded by GPTQ.
+    16MB. Calibration is as of packer plan.
     """
     from packer.files import write_json
     from packer.planning.measure import measure as measure_checkpoint

@@ -113,8 +113,9 @@ def plan(
 
     SOURCE is a checkpoint (or another author's artifact), which is measured first, or a file of
     measurements (candidates.json, or an earlier plan.json), which takes a second to plan again.
-    With --calibration or --curvature, damage is predicted in bits per byte, and weights are rounded
-    by GPTQ.
+    Calibration predicts damage in bits per byte and lets GPTQ round. Without --calibration or
+    --curvature, the model writes the text itself, if its configuration is in or beside the
+    checkpoint or --model names its class; --no-calibration plans from the weights alone.
     """
     from packer.planning.code_size import weigh_limits
 
