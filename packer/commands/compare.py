@@ -234,7 +234,7 @@ def _scored(
             group = entries[start : start + MODELS_AT_ONCE]
             files = [Path(folder) / f"{start + number}.pack" for number in range(len(group))]
             for file, entry in zip(files, group, strict=True):
-                file.write_bytes(entry.packed.data)
+                file.write_bytes(entry.data)
             evaluated = _evaluated([source, *map(str, files)], scoring)[1:]
             rows += [Row(source, c, e) for c, e in zip(group, evaluated, strict=True)]
     return rows, [one for one in results if not isinstance(one, Entry)]

@@ -1,4 +1,4 @@
-"""The program lrzip, which some artifacts need: one of its streams to bytes."""
+"""The program lrzip, which some artifacts need: one of its streams to bytes, and back."""
 
 from __future__ import annotations
 
@@ -7,11 +7,32 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from packer.errors import CheckpointError
+from packer.errors import CheckpointError, PackerError
 
 LRZIP_MAGIC = b"LRZI"
 SECONDS = 600
 SPARE_BYTES = 1 << 20
+
+
+def lrzip_program() -> str | None:
+    """Its path, where it is installed."""
+    return shutil.which("lrzip")
+
+
+def lrzip_compress(data: bytes) -> bytes:
+    """One lrzip stream by zpaq at level 9, as the contest's artifacts have.
+
+    Raises PackerError: the program is not installed, or fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        plain, packed = Path(folder) / "group", Path(folder) / "group.lrz"
+        plain.write_bytes(data)
+        command = [lrzip_program() or "lrzip", "-z", "-L", "9", "-q", "-o", str(packed), str(plain)]
+        try:
+            subprocess.run(command, capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise PackerError(f"lrzip cannot compress {len(data):,} bytes: {error}") from None
+        return packed.read_bytes()
 
 
 def _limit_files(length: int) -> None:
@@ -36,7 +57,7 @@ def lrzip_expand(stream: bytes, length: int, limit: int, source: str) -> bytes:
             f"belong and {limit:,} are allowed; the file is damaged, or allow more with "
             "--max-memory"
         )
-    program = shutil.which("lrzip")
+    program = lrzip_program()
     if program is None:
         raise CheckpointError(
             f"{source}: its codes are compressed by lrzip, a program that is not installed; "

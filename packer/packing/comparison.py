@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,17 +12,24 @@ from typing import Any
 import numpy as np
 
 from packer.checkpoint.checkpoint import Checkpoint
+from packer.curvature.curvature_set import CurvatureSet
 from packer.errors import CapError
 from packer.evaluation import Evaluated
 from packer.packing.finished_files import FinishedFile
-from packer.packing.pack import Packed, pack_to_cap
+from packer.packing.leader_file import LayoutError, leader_file, with_coder_here
+from packer.packing.pack import pack_to_cap
 from packer.planning.account import Limits
 from packer.planning.calibrated import Calibration
 from packer.planning.measure import Progress, ignore_progress
 from packer.planning.options import MeasureOptions
 from packer.planning.pipeline import always, measure_to_plan, refine_plan
 from packer.planning.plan import PackPlan, make_plan
-from packer.planning.recipe_search import RecipePlan, recipe_at, recipe_under_cap
+from packer.planning.recipe_search import (
+    RecipePlan,
+    index_under_cap,
+    recipe_at,
+    recipe_under_cap,
+)
 from packer.planning.recipes import RECIPES, K, Position, Recipe
 
 OURS = "ours"
@@ -32,40 +40,34 @@ CURVE_K = (8.0, 10.0, 12.85, 16.0, 20.0)
 class Entry:
     """A file to score. position: the recipe's size parameter; None for ours.
 
-    cap_bytes: the cap it was fitted to; None on a curve over k. seconds: of measuring, planning
-    and packing. problems: tensor -> why it was not rounded as its choice says.
+    cap_bytes: the cap it was fitted to; None on a curve over k. weights: in the checkpoint.
+    seconds: of measuring, planning and packing. problems: tensor -> why it was not rounded as its
+    choice says. predicted_bits_per_byte: the KL that the plan minimized, fitted only for ours; None
+    without Fisher and without a plan.
     """
 
     recipe: str
     position: Position | None
     cap_bytes: int | None
-    packed: Packed
+    data: bytes
+    code_bytes: int
+    weights: int
     seconds: float
     problems: Mapping[str, str]
+    predicted_bits_per_byte: float | None = None
 
     @property
     def total_bytes(self) -> int:
-        return self.packed.account.total_bytes
+        return self.code_bytes + self.artifact_bytes
 
     @property
     def artifact_bytes(self) -> int:
-        return self.packed.account.artifact_bytes
-
-    @property
-    def weights(self) -> int:
-        """Number of weights in the checkpoint."""
-        return sum(info.elements for info in self.packed.plan.measurement.tensors)
-
-    @property
-    def predicted_bits_per_byte(self) -> float | None:
-        """The KL that the plan minimized, fitted only for ours; None without Fisher."""
-        plan = self.packed.plan.plan
-        return plan.damage if plan.damage_kind == "damage_bpb" else None
+        return len(self.data)
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A recipe that does not fit, whatever its size parameter."""
+    """A recipe that does not fit, whatever its size parameter, or whose layout lacks a tensor."""
 
     recipe: str
     cap_bytes: int
@@ -130,36 +132,20 @@ class Comparison:
 
     def recipes_under(self, cap_bytes: int) -> Iterator[Entry | Refused]:
         """Every named recipe, its size parameter fitted to the cap."""
-        for recipe in RECIPES.values():
-            started = time.perf_counter()
+        for recipe in map(with_coder_here, RECIPES.values()):
+            under = self._leader_under if recipe.own_layout else self._recipe_under
             try:
-                fitted = recipe_under_cap(
-                    self.checkpoint,
-                    recipe,
-                    self._limits(cap_bytes),
-                    MeasureOptions(self.options.pins),
-                    self.calibration.curvature,
-                    self.progress,
-                )
-            except CapError as error:
+                yield under(recipe, cap_bytes)
+            except (CapError, LayoutError) as error:
                 yield Refused(recipe.name, cap_bytes, str(error))
-                continue
-            yield self._packed_recipe(fitted, cap_bytes, started)
 
     def recipe_curve(self, recipe: Recipe) -> Iterator[Entry]:
-        """A recipe with a k at every k of CURVE_K."""
-        for k in CURVE_K:
-            started = time.perf_counter()
-            fitted = recipe_at(
-                self.checkpoint,
-                recipe,
-                Position(K, k),
-                self.code,
-                MeasureOptions(self.options.pins),
-                self.calibration.curvature,
-                self.progress,
-            )
-            yield self._packed_recipe(fitted, None, started)
+        """A recipe with a k at every k of CURVE_K; nothing if its layout lacks a tensor."""
+        recipe = with_coder_here(recipe)
+        at = self._leader_at if recipe.own_layout else self._recipe_at
+        with contextlib.suppress(LayoutError):
+            for k in CURVE_K:
+                yield at(recipe, Position(K, k))
 
     def ours_under(self, caps: Sequence[int]) -> Iterator[Entry | Refused]:
         """Our planner at every cap; measured and fitted once."""
@@ -171,28 +157,83 @@ class Comparison:
         )
         measuring = time.perf_counter() - started
         for cap_bytes in caps:
-            started = time.perf_counter()
+            started = time.perf_counter() - measuring
             try:
                 plan = make_plan(measurement, self._limits(cap_bytes), self.options.pins)
                 plan = refine_plan(plan, self.checkpoint, self.calibration, always(self.progress))
-                packed = self._pack(plan)
+                yield self._packed(OURS, None, cap_bytes, plan, {}, started)
             except CapError as error:
                 yield Refused(OURS, cap_bytes, str(error))
-                continue
-            seconds = measuring + time.perf_counter() - started
-            yield Entry(OURS, None, cap_bytes, packed, seconds, packed.rounding_problems)
+
+    def _recipe_under(self, recipe: Recipe, cap_bytes: int) -> Entry:
+        """Raises CapError: no position fits."""
+        started, limits = time.perf_counter(), self._limits(cap_bytes)
+        fitted = recipe_under_cap(self.checkpoint, recipe, limits, *self._for_recipes)
+        return self._packed_recipe(fitted, cap_bytes, started)
+
+    def _recipe_at(self, recipe: Recipe, position: Position) -> Entry:
+        started = time.perf_counter()
+        fitted = recipe_at(self.checkpoint, recipe, position, self.code, *self._for_recipes)
+        return self._packed_recipe(fitted, None, started)
+
+    def _leader_under(self, recipe: Recipe, cap_bytes: int) -> Entry:
+        """Raises CapError: no position fits. LayoutError: as `_leader_at`."""
+        started = time.perf_counter()
+        entries: dict[int, Entry] = {}
+
+        def total_bytes(index: int) -> int:
+            entries[index] = self._leader_at(recipe, recipe.positions[index])
+            return entries[index].total_bytes
+
+        index = index_under_cap(recipe, self.checkpoint, self._limits(cap_bytes), total_bytes)
+        seconds = time.perf_counter() - started
+        return replace(entries[index], cap_bytes=cap_bytes, seconds=seconds)
+
+    def _leader_at(self, recipe: Recipe, position: Position) -> Entry:
+        """Raises LayoutError: a tensor that its layout cannot hold."""
+        started = time.perf_counter()
+        file = leader_file(self.checkpoint, recipe, position, *self._for_recipes)
+        return self._entry(recipe.name, position, None, file.data, file.problems, started)
+
+    def _packed_recipe(self, fitted: RecipePlan, cap_bytes: int | None, started: float) -> Entry:
+        name, problems = fitted.recipe.name, fitted.problems
+        return self._packed(name, fitted.position, cap_bytes, fitted.plan, problems, started)
+
+    def _packed(
+        self,
+        name: str,
+        position: Position | None,
+        cap_bytes: int | None,
+        plan: PackPlan,
+        problems: Mapping[str, str],
+        started: float,
+    ) -> Entry:
+        packed = pack_to_cap(self.checkpoint, plan, self.calibration.curvature, self.progress)
+        problems = {**problems, **packed.rounding_problems}
+        entry = self._entry(name, position, cap_bytes, packed.data, problems, started)
+        chosen = packed.plan.plan
+        fitted = chosen.damage if chosen.damage_kind == "damage_bpb" else None
+        return replace(entry, code_bytes=chosen.code_bytes, predicted_bits_per_byte=fitted)
+
+    def _entry(
+        self,
+        name: str,
+        position: Position | None,
+        cap_bytes: int | None,
+        data: bytes,
+        problems: Mapping[str, str],
+        started: float,
+    ) -> Entry:
+        weights = sum(meta.numel() for meta in self.checkpoint.meta_tensors.values())
+        seconds, code = time.perf_counter() - started, self.code.code_bytes
+        return Entry(name, position, cap_bytes, data, code, weights, seconds, problems)
 
     def _limits(self, cap_bytes: int) -> Limits:
         return replace(self.code, cap_bytes=cap_bytes)
 
-    def _pack(self, plan: PackPlan) -> Packed:
-        return pack_to_cap(self.checkpoint, plan, self.calibration.curvature, self.progress)
-
-    def _packed_recipe(self, fitted: RecipePlan, cap_bytes: int | None, started: float) -> Entry:
-        packed = self._pack(fitted.plan)
-        problems = {**fitted.problems, **packed.rounding_problems}
-        seconds = time.perf_counter() - started
-        return Entry(fitted.recipe.name, fitted.position, cap_bytes, packed, seconds, problems)
+    @property
+    def _for_recipes(self) -> tuple[MeasureOptions, CurvatureSet | None, Progress]:
+        return MeasureOptions(self.options.pins), self.calibration.curvature, self.progress
 
 
 def recipes_with_k() -> tuple[Recipe, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from packer.checkpoint.checkpoint import Checkpoint
 from packer.checkpoint.roles import Role, TensorRole
 from packer.curvature.curvature_set import CurvatureSet, by_tensor_of
-from packer.errors import CapError
+from packer.errors import CapError, PlanError
 from packer.planning.account import Limits
 from packer.planning.candidates import Measurement
 from packer.planning.measure import (
@@ -59,36 +59,59 @@ def recipe_under_cap(
     the cap.
 
     options: its pins replace the recipe's choices.
-    Raises CapError: not even the smallest fits. PlanError: GPTQ without curvature.
+    Raises CapError: not even the smallest fits. PlanError: GPTQ without curvature, or a recipe with
+    a layout of its own.
     """
+    if recipe.own_layout:
+        raise PlanError(
+            f"{recipe.name} is a file of its author's layout, for which there is no plan; packer "
+            "compare writes and scores it"
+        )
     measured: dict[int, tuple[Measurement, tuple[str, ...]]] = {}
-    positions = recipe.positions
 
     def total_bytes(index: int) -> int:
         nonlocal limits
         measured[index] = _measured(
-            checkpoint, recipe, positions[index], options, curvature, progress
+            checkpoint, recipe, recipe.positions[index], options, curvature, progress
         )
         if limits.loader_bytes:  # the same at every position, which changes no format
             choices = (candidate.choice for candidate in measured[index][0].candidates)
             limits = replace(limits, loader_bytes=loader_bytes(choices))
         return _total(measured[index][0], limits)
 
-    start = positions.index(recipe.original)
-    room = limits.cap_bytes - limits.margin_bytes
-    bytes_per_octave = sum(meta.numel() for meta in checkpoint.meta_tensors.values()) / 8
+    chosen = index_under_cap(recipe, checkpoint, limits, total_bytes)
+    measurement, nearest = measured[chosen]
+    return RecipePlan(
+        recipe, recipe.positions[chosen], make_plan(measurement, limits, options.pins), nearest
+    )
+
+
+def index_under_cap(
+    recipe: Recipe, checkpoint: Checkpoint, limits: Limits, total_bytes: Callable[[int], int]
+) -> int:
+    """The position of the largest file that fits, or of one that nearly fills the cap.
+
+    total_bytes: code and the real file at a position. Raises CapError: not even the smallest fits.
+    """
+    sizes: dict[int, int] = {}
+
+    def known_bytes(index: int) -> int:
+        sizes[index] = total_bytes(index)
+        return sizes[index]
+
     chosen = largest_that_fits(
-        total_bytes, [_octaves(position) for position in positions], start, room, bytes_per_octave
+        known_bytes,
+        [_octaves(position) for position in recipe.positions],
+        recipe.positions.index(recipe.original),
+        limits.cap_bytes - limits.margin_bytes,
+        sum(meta.numel() for meta in checkpoint.meta_tensors.values()) / 8,
     )
     if chosen is None:
         raise CapError(
             f"{recipe.name} does not fit under {limits.cap_bytes:,} bytes: at its coarsest "
-            f"({positions[-1]}) it takes {_total(measured[len(positions) - 1][0], limits):,}"
+            f"({recipe.positions[-1]}) it takes {sizes[len(recipe.positions) - 1]:,}"
         )
-    measurement, nearest = measured[chosen]
-    return RecipePlan(
-        recipe, positions[chosen], make_plan(measurement, limits, options.pins), nearest
-    )
+    return chosen
 
 
 def recipe_at(

@@ -1,7 +1,8 @@
 """Published recipes as choices for our own formats, each with one parameter that sets the size.
 
 A recipe says how every class of tensors is stored. Two parts of the originals are left out: floors
-of the scale, which give nearly every row of a small model the same step, and pickled containers.
+of the scale, which give nearly every row of a small model the same step, and pickled containers
+(but for `own_layout`).
 Every recipe quantizes all tensors of two axes or more and at least 8,192 elements, so that small
 models do not put it at a disadvantage; the rest is fp16. docs/methods.md (Recipes) names the
 sources and the differences.
@@ -26,6 +27,12 @@ FRACTIONS = (*(i / 20 for i in range(1, 20)), 0.97, 0.99)
 EMBEDDINGS = frozenset({Role.TOKEN_EMBEDDING, Role.HEAD})
 TABLES = frozenset({Role.HASHED_BIGRAM, Role.VALUE_EMBEDDING})
 MLPS = frozenset({Role.MLP_IN, Role.MLP_OUT, Role.MLP_GATE})
+ATTENTIONS = frozenset(
+    (
+        *(Role.ATTENTION, Role.ATTENTION_Q, Role.ATTENTION_K),
+        *(Role.ATTENTION_V, Role.ATTENTION_O),
+    )
+)
 FLOATS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}  # bytes of what fp16 can hold
 
 
@@ -61,8 +68,9 @@ class Recipe:
     """source: its first use. coder: for the codes. matrices: all classes without a field here.
 
     late_key: the last block's key projection. prune: the fraction of smallest magnitudes that the
-    recipe always sets to zero. positions: values of the size parameter, from the largest file to
-    the smallest.
+    recipe always sets to zero. own_layout: whether it is a file of its author's layout
+    (packer/packing/leader_file.py) and no plan of ours. positions: values of the size parameter,
+    from the largest file to the smallest.
     """
 
     name: str
@@ -72,8 +80,10 @@ class Recipe:
     embeddings: Stored
     tables: Stored | None = None
     mlps: Stored | None = None
+    attentions: Stored | None = None
     late_key: Stored | None = None
     prune: float = 0.0
+    own_layout: bool = False
     positions: tuple[Position, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -97,9 +107,10 @@ class Recipe:
 
     def at(self, position: Position, stored: Stored) -> str:
         """The choice of a quantized tensor of this class, as text."""
+        coder = "" if self.own_layout else f"~{self.coder}"
         if stored.bits == 16:
-            return f"fp16~{self.coder}"
-        text, prune = f"int{stored.bits}.row~{self.coder}", self.prune
+            return f"fp16{coder}"
+        text, prune = f"int{stored.bits}.row{coder}", self.prune
         if stored.k is not None:
             text += f"+kstd@{_rounded(position.value * stored.k / self.original.value)}"
         elif stored.range_rule != "absmax":
@@ -160,6 +171,24 @@ RECIPES: Mapping[str, Recipe] = {
             "brotli",
             Stored(6, "kstd", 12.85, gptq=True),
             Stored(8, "kstd", 20.0, gptq=True),
+        ),
+        Recipe(
+            "sdclip-int7-brotli",
+            "PR #1586",
+            "brotli",
+            Stored(6, "kstd", 13.0, gptq=True),
+            Stored(7, "kstd", 15.0, gptq=True),
+            mlps=Stored(6, "kstd", 12.0, gptq=True),
+        ),
+        Recipe(
+            "leader-lqer-lrzip",
+            "PR #2135",
+            "lrzip",
+            Stored(6, "kstd", 12.85, gptq=True),
+            Stored(7, "kstd", 14.0, gptq=True),
+            mlps=Stored(6, "kstd", 11.5, gptq=True),
+            attentions=Stored(6, "kstd", 13.0, gptq=True),
+            own_layout=True,
         ),
     )
 }
@@ -237,4 +266,6 @@ def _class_of(recipe: Recipe, role: Role) -> Stored:
         return recipe.embeddings
     if role in TABLES and recipe.tables:
         return recipe.tables
+    if role in ATTENTIONS and recipe.attentions:
+        return recipe.attentions
     return recipe.mlps if role in MLPS and recipe.mlps else recipe.matrices

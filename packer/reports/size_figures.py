@@ -19,7 +19,10 @@ from packer.reports.report_data import ComparedFile, ReportData
 DAMAGE_BPB = "damage_bpb"
 SHOWN = (0.5, 1.6)  # range of the curve that is drawn, in units of the plan's size
 BOUND_POINTS = 12
-RECIPE_COLOURS = ("#4d8acb", "#b07d21", "#23806f", "#9468b8", "#bd6a35", "#a83f7f", "#788593")
+RECIPE_COLOURS = (
+    *("#4d8acb", "#b07d21", "#23806f", "#9468b8"),
+    *("#bd6a35", "#a83f7f", "#788593", "#7a8a1f"),
+)
 OURS = "ours"
 LEFT = 62.0  # for the tick labels
 Points = list[tuple[float, float]]

@@ -20,7 +20,7 @@ from scipy.special import ndtr
 
 from packer.checkpoint.roles import Role, roles_of
 from packer.errors import PackerError
-from packer.planning.recipes import Stored, find_recipe
+from packer.planning.recipes import ATTENTIONS, EMBEDDINGS, MLPS, TABLES, Stored, find_recipe
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -38,15 +38,6 @@ CODERS = {
     "ans": (0.99,) * 7,
 }
 CLASSES = ("embedding", "mlp", "attention", "other")
-TABLES = {Role.TOKEN_EMBEDDING, Role.HEAD, Role.HASHED_BIGRAM, Role.VALUE_EMBEDDING}
-MLPS = {Role.MLP_IN, Role.MLP_OUT, Role.MLP_GATE}
-ATTENTIONS = {
-    Role.ATTENTION,
-    Role.ATTENTION_Q,
-    Role.ATTENTION_K,
-    Role.ATTENTION_V,
-    Role.ATTENTION_O,
-}
 MAX_K = 1000.0
 
 
@@ -103,27 +94,29 @@ class Recipe:
         return replace(self, rules=rules)
 
 
-def _rules(embedding: ClassRule, mlp: ClassRule, attention: ClassRule) -> dict[str, ClassRule]:
-    values = (embedding, mlp, attention, attention)
-    return dict(zip(CLASSES, values, strict=True))
-
-
-def _rule(stored: Stored) -> ClassRule:
-    return ClassRule(stored.bits, stored.k)
+def _rules(
+    matrices: Stored,
+    embeddings: Stored,
+    mlps: Stored | None = None,
+    attentions: Stored | None = None,
+) -> dict[str, ClassRule]:
+    kinds = (embeddings, mlps or matrices, attentions or matrices, matrices)
+    return {name: ClassRule(kind.bits, kind.k) for name, kind in zip(CLASSES, kinds, strict=True)}
 
 
 def _of(name: str, about: str, **parts: Any) -> Recipe:
     """A recipe of packer.planning.recipes, with what its original container took."""
     recipe = find_recipe(name)
-    matrices = _rule(recipe.matrices)
-    mlps = _rule(recipe.mlps) if recipe.mlps else matrices
-    rules = _rules(_rule(recipe.embeddings), mlps, matrices)
+    rules = _rules(recipe.matrices, recipe.embeddings, recipe.mlps, recipe.attentions)
     return Recipe(name, about, rules, recipe.coder, **parts)
 
 
 # 12.85 / 31 and 20 / 127 deviations a step, as PR #1394; one step for the whole tensor.
-_OURS = _rules(ClassRule(8, 20.0), ClassRule(8, 12.85 * 127 / 31), ClassRule(8, 12.85 * 127 / 31))
+_OURS = _rules(Stored(8, k=12.85 * 127 / 31), Stored(8, k=20.0))
 LQER_BYTES = 37_500  # low-rank corrections of three tensors: 30 to 45 KB in the field's logs
+_LEADER = _of(
+    "leader-lqer-lrzip", "k 11.5 and 13, int7 tables k 14, LQER, lrzip", fixed=4_000 + LQER_BYTES
+)
 # Spellings of earlier versions.
 RENAMED = {
     "int8-zlib": "baseline-int8-zlib",
@@ -153,19 +146,9 @@ RECIPES: dict[str, Recipe] = {
             floor=True,
         ),
         _of("sdclip-gptq-brotli", "k 12.85, int8 tables k 20, brotli (PR #1394)"),
-        Recipe(
-            "sdclip-int7-brotli",
-            "k 12 and 13, int7 tables k 15, brotli (PR #1586)",
-            _rules(ClassRule(7, 15.0), ClassRule(6, 12.0), ClassRule(6, 13.0)),
-            "brotli",
-        ),
-        Recipe(
-            "sdclip-int7-lrzip",
-            "k 11.5 and 13, int7 tables k 14, LQER, lrzip (PR #1855)",
-            _rules(ClassRule(7, 14.0), ClassRule(6, 11.5), ClassRule(6, 13.0)),
-            "lrzip",
-            fixed=4_000 + LQER_BYTES,
-        ),
+        _of("sdclip-int7-brotli", "k 12 and 13, int7 tables k 15, brotli (PR #1586)"),
+        replace(_LEADER, name="sdclip-int7-lrzip", about=f"{_LEADER.about} (PR #1855)"),
+        replace(_LEADER, about=f"{_LEADER.about}, one stream (PR #2135)"),
         Recipe(
             "ours",
             "a step a tensor as wide as PR #1394's, our coder",
@@ -231,7 +214,7 @@ def estimate_size(
 
 
 def class_of(role: Role) -> str:
-    if role in TABLES:
+    if role in EMBEDDINGS | TABLES:
         return "embedding"
     if role in MLPS:
         return "mlp"

@@ -20,8 +20,9 @@ from packer.planning.recipes import RECIPES, Position, find_recipe, recipe_choic
 
 NAMES = (
     *("baseline-int8-zlib", "int6-rowmax-zstd", "int5mlp-int6-zstd", "gptq-lite-int6"),
-    *("full-gptq-int6", "sdclip-gptq-brotli"),
+    *("full-gptq-int6", "sdclip-gptq-brotli", "sdclip-int7-brotli"),
 )
+LEADER = "leader-lqer-lrzip"
 Weights = dict[str, torch.Tensor]
 
 
@@ -64,8 +65,8 @@ def choices_of(name: str, model: Weights, position: Position | None = None) -> d
     return dict(found.choices)
 
 
-def test_the_six_recipes_are_there():
-    assert tuple(RECIPES) == NAMES
+def test_the_recipes_are_there():
+    assert tuple(RECIPES) == (*NAMES, LEADER)
     with pytest.raises(PlanError, match="no recipe 'int7'; recipes are baseline-int8-zlib, "):
         find_recipe("int7")
 
@@ -83,6 +84,16 @@ def test_the_six_recipes_are_there():
         (NAMES[3], "int8.row~zstd", *["int6.row~zstd+percentile-matrix"] * 3, "int8.row~zstd"),
         (NAMES[4], "int8.row~lzma", *["int6.row~lzma+percentile-matrix+gptq"] * 3, "int8.row~lzma"),
         (NAMES[5], "int8.row~brotli+kstd@20+gptq", *["int6.row~brotli+kstd@12.85+gptq"] * 4),
+        (
+            NAMES[6],
+            *("int7.row~brotli+kstd@15+gptq", *["int6.row~brotli+kstd@13+gptq"] * 2),
+            *("int6.row~brotli+kstd@12+gptq", "int6.row~brotli+kstd@13+gptq"),
+        ),
+        (
+            LEADER,  # its layout says what compresses it
+            *("int7.row+kstd@14+gptq", *["int6.row+kstd@13+gptq"] * 2),
+            *("int6.row+kstd@11.5+gptq", "int6.row+kstd@12.85+gptq"),
+        ),
     ],
 )
 def test_what_each_recipe_chooses_at_its_original_size(
@@ -98,7 +109,7 @@ def test_what_each_recipe_chooses_at_its_original_size(
     assert list(small.values()) == ["fp16", "fp16", "bf16", "raw"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_position_gives_choices_that_can_be_read(name, model):
     for position in find_recipe(name).positions:
         for text in choices_of(name, model, position).values():
@@ -108,6 +119,9 @@ def test_every_position_gives_choices_that_can_be_read(name, model):
 def test_the_size_parameter_scales_every_class_alike(model):
     halved = choices_of("sdclip-gptq-brotli", model, Position("k", 25.7))
     assert halved["tok_emb.weight"] == "int8.row~brotli+kstd@40+gptq"
+    leader = choices_of(LEADER, model, Position("k", 25.7))
+    assert leader["tok_emb.weight"] == "int7.row+kstd@28+gptq"
+    assert leader["blocks.0.mlp.fc.weight"] == "int6.row+kstd@23+gptq"
     fewer = choices_of("int5mlp-int6-zstd", model, Position("reach", 10))
     assert fewer["blocks.0.mlp.fc.weight"] == "int5.row~zstd+reach@5+prune@0.03"
     assert fewer["blocks.0.attn.c_k.weight"] == "int6.row~zstd+reach@10+prune@0.03"
@@ -199,3 +213,8 @@ def test_a_recipe_takes_no_other_coder_and_no_trellis(model):
     for options in (api.MeasureOptions(coder="numpy"), api.MeasureOptions(trellis=True)):
         with pytest.raises(PlanError, match="carries its own coder"):
             api.plan_recipe(model, "baseline-int8-zlib", 60_000, options)
+
+
+def test_a_recipe_with_a_layout_of_its_own_has_no_plan(model, curvature):
+    with pytest.raises(PlanError, match=f"{LEADER} is a file of its author's layout"):
+        api.plan_recipe(model, LEADER, 60_000, curvature=curvature)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from packer import api
 from packer.checkpoint.roles import roles_of
 from packer.errors import PackerError
+from packer.planning.recipes import RECIPES as PACKED
 from packer.size.estimate import (
     CODERS,
     RECIPES,
@@ -70,6 +71,7 @@ APRIL_ROWS = [
     ("04-27 lrzip seed 42", "sdclip-int7-lrzip", 35_945_671, 15_865_260),
     ("04-27 lrzip seed 0", "sdclip-int7-lrzip", 35_945_671, 15_868_948),
     ("04-27 lrzip seed 1234", "sdclip-int7-lrzip", 35_945_671, 15_875_551),
+    ("05-02 one stream seed 42", "leader-lqer-lrzip", 35_945_671, 15_910_335),
 ]
 # PR #2046, one model at other clips and widths: (bits, k, megabytes of the artifact).
 CLIP_SWEEP = [
@@ -324,3 +326,15 @@ def test_an_earlier_spelling_of_a_recipe_is_refused_with_the_new_one() -> None:
     with pytest.raises(PackerError, match="'int6-k' is called sdclip-gptq-brotli now"):
         recipes_named(["int6-k"])
     assert set(RENAMED.values()) < set(RECIPES) and not set(RENAMED) & set(RECIPES)
+
+
+def test_rules_of_published_recipes_are_those_of_packing() -> None:
+    packed = {name: one for name, one in PACKED.items() if name in RECIPES}
+    assert set(RECIPES) - set(packed) == {"sdclip-int7-lrzip", "ours"}
+    for name, one in packed.items():
+        matrices = one.matrices
+        kinds = (one.embeddings, one.mlps or matrices, one.attentions or matrices, matrices)
+        rules = RECIPES[name].rules.values()
+        assert [(r.bits, r.k) for r in rules] == [(k.bits, k.k) for k in kinds]
+        assert RECIPES[name].coder == one.coder
+    assert RECIPES["sdclip-int7-lrzip"].rules == RECIPES["leader-lqer-lrzip"].rules
