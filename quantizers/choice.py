@@ -2,7 +2,8 @@
 
 Grammar: `format[~coder][+step[@value]]...`, for instance `int6.row`, `fp16~brotli`,
 `int6.row+percentile`, `int8.row~zstd+kstd@12.85`, `int5.row+prune@0.02`, `ternary.row+absmean`,
-`int6.row+reach@20`, `int6.row~brotli+kstd@12.85+gptq`, `int4.row.rank4x8+gptq`,
+`int6.row+reach@20`, `int6.row+quantile@0.9995`, `int6.row~brotli+kstd@12.85+gptq`,
+`int6.row+percentile-rounded+gptq+zero@1`, `int4.row.rank4x8+gptq`,
 `step.row.col+gptq@0.45`, `step.row.col+ascending+gptq2@0.45`. Parsing and
 spelling are inverse; defaults are not spelled.
 """
@@ -10,6 +11,7 @@ spelling are inverse; defaults are not spelled.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +27,10 @@ from .formats import (
 )
 
 CODERS = ("ans", "zstd", "brotli", "lzma", "zlib", "raw", "numpy")
-UNIFORM_RANGES = ("absmax", "percentile", "percentile-matrix", "kstd", "mse")
+UNIFORM_RANGES = (
+    *("absmax", "percentile", "percentile-matrix", "percentile-rounded"),
+    *("quantile", "kstd", "mse"),
+)
 TERNARY_RANGES = ("mse", "absmean")
 ROUNDINGS = ("nearest", "gptq", "gptq2")  # the last of stepped formats alone
 
@@ -34,7 +39,8 @@ ROUNDINGS = ("nearest", "gptq", "gptq2")  # the last of stepped formats alone
 class Choice:
     """format: how codes become weights. coder: how codes become bytes; None lets the packer choose.
 
-    range_rule: how a row's scale is chosen; range_value: its parameter (k of `kstd`).
+    range_rule: how a row's scale is chosen; range_value: its parameter (k of `kstd`, the fraction
+        of `quantile`: 0.9995 if None).
     reach: the largest code (clip level), below that of the format: codes lie in ±reach, and the
         range rule chooses the scale for them; None: all codes of the format.
     prune: fraction of smallest magnitudes set to zero first, in [0, 1).
@@ -42,6 +48,7 @@ class Choice:
         outputs.
     ascending: GPTQ rounds columns whose inputs are small first, not last.
     step: of a stepped format, and of no other: the mean step in units of the rms weight.
+    zero: codes of this magnitude and below become 0 after rounding.
     """
 
     format: TensorFormat
@@ -53,6 +60,7 @@ class Choice:
     rounding: str = "nearest"
     ascending: bool = False
     step: float | None = None
+    zero: int = 0
 
     def __post_init__(self) -> None:
         if self.coder is not None and self.coder not in CODERS:
@@ -62,7 +70,8 @@ class Choice:
                 "ascending is the order in which GPTQ takes columns; nearest rounding has none"
             )
         if isinstance(self.format, Passthrough):
-            if self.range_rule or self.reach or self.prune or self.rounding != "nearest":
+            steps = (self.range_rule, self.reach, self.prune, self.zero)
+            if any(steps) or self.rounding != "nearest":
                 raise FormatError(f"{self.format} does not quantize weights: it takes no + steps")
             return
         if isinstance(self.format, Stepped):
@@ -80,7 +89,8 @@ class Choice:
         self._check_values()
 
     def _check_stepped(self, format: Stepped) -> None:
-        if self.range_rule or self.reach or self.prune or self.coder not in (None, "ans", "numpy"):
+        steps = (self.range_rule, self.reach, self.prune, self.zero)
+        if any(steps) or self.coder not in (None, "ans", "numpy"):
             raise FormatError(
                 f"{format} takes no range, reach or prune, and no coder but ans and numpy"
             )
@@ -93,10 +103,15 @@ class Choice:
             )
 
     def _check_values(self) -> None:
-        if (self.range_rule == "kstd") != (self.range_value is not None):
-            raise FormatError("kstd takes one value and no other rule does, such as kstd@12.85")
-        if self.range_value is not None and not 0 < self.range_value < math.inf:
-            raise FormatError(f"kstd needs a positive number, found {self.range_value}")
+        clips_at_quantile = self.range_rule == "quantile"
+        if (self.range_rule == "kstd") != (self.range_value is not None) and not clips_at_quantile:
+            raise FormatError(
+                "kstd takes one value and, but for quantile, no other rule does: kstd@12.85"
+            )
+        largest = 1.0 if clips_at_quantile else sys.float_info.max
+        if self.range_value is not None and not 0 < self.range_value <= largest:
+            allowed = "a fraction up to 1" if clips_at_quantile else "a positive number"
+            raise FormatError(f"{self.range_rule} needs {allowed}, found {self.range_value}")
         if not 0 <= self.prune < 1:
             raise FormatError(f"prune needs a fraction in [0, 1), found {self.prune}")
         assert not isinstance(self.format, Passthrough)
@@ -104,6 +119,11 @@ class Choice:
             raise FormatError(
                 f"reach is a whole number from 1 to {self.format.code_max - 1} for {self.format}, "
                 f"found {self.reach}"
+            )
+        if not 0 <= self.zero < self.code_range[1]:
+            raise FormatError(
+                f"zero is a whole number below the largest code, {self.code_range[1]} of "
+                f"{self.format}, found {self.zero}"
             )
         if self.rounding not in ROUNDINGS[:2]:
             raise FormatError(f"{self.format} rounds by {' or '.join(ROUNDINGS[:2])}")
@@ -128,6 +148,8 @@ class Choice:
             text += f"+reach@{self.reach}"
         if self.prune:
             text += f"+prune@{describe_number(self.prune)}"
+        if self.zero:
+            text += f"+zero@{self.zero}"
         if self.ascending:
             text += "+ascending"
         if self.step is not None:
@@ -188,10 +210,10 @@ def _parse_steps(text: str, steps: Sequence[str]) -> dict[str, Any]:
             if value is None:
                 raise FormatError(f"{text!r}: prune comes with a fraction: prune@0.02")
             fields["prune"] = value
-        elif word == "reach" and word not in fields:
+        elif word in ("reach", "zero") and word not in fields:
             if value is None or not value.is_integer():
-                raise FormatError(f"{text!r}: reach comes with a whole number: reach@20")
-            fields["reach"] = int(value)
+                raise FormatError(f"{text!r}: {word} comes with a whole number, such as {word}@1")
+            fields[word] = int(value)
         elif word == "ascending" and word not in fields and not at:
             fields["ascending"] = True
         elif word in ROUNDINGS and "rounding" not in fields and (word != "nearest" or at):

@@ -12,6 +12,7 @@ import torch
 
 # Of GPTQ-lite (openai/parameter-golf PR #414).
 PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
+QUANTILE = 0.9995  # of the fake quantization of PR #569
 _SEARCH_BLOCK_ELEMENTS = 1 << 18  # bounds the working memory of the search to tens of megabytes
 _LARGEST_PATTERN = 0x7BFF  # of the largest finite float16
 
@@ -57,19 +58,30 @@ def percentile_scale(
     The contest's GPTQ-lite (PR #414) clips every row at its own percentile but picks one winner for
     the whole matrix; per row is never worse in squared error.
     """
-    magnitudes = rows.abs()
-    ordered = magnitudes.sort(dim=1).values
-    absmax = ordered[:, -1]
-    scales, errors = [], []
-    for percentile in PERCENTILES:
-        scale = store_scale(_quantile(ordered, percentile) / code_max, absmax, dtype).float()
-        scales.append(scale)
-        errors.append(row_error(rows, scale, code_min, code_max))
+    scales = [scale.float() for scale in percentile_scales(rows, code_max, dtype)]
+    errors = [row_error(rows, scale, code_min, code_max) for scale in scales]
     error = torch.stack(errors)  # [percentiles, rows]
     if per_matrix:
         return scales[int(error.sum(dim=1).argmin())]
     winner = error.argmin(dim=0, keepdim=True)
     return torch.stack(scales).gather(0, winner)[0]
+
+
+def percentile_scales(rows: torch.Tensor, code_max: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The stored scales [rows] under each of `PERCENTILES`."""
+    ordered = rows.abs().sort(dim=1).values
+    return [
+        store_scale(_quantile(ordered, percentile) / code_max, ordered[:, -1], dtype)
+        for percentile in PERCENTILES
+    ]
+
+
+def quantile_scale(rows: torch.Tensor, code_max: int, fraction: float) -> torch.Tensor:
+    """Clip at a quantile of |w|, as the straight-through estimator of PR #569. Where it is 0 in a
+    row that has weights: absmax.
+    """
+    clip = _quantile(rows.abs().sort(dim=1).values, fraction)
+    return torch.where(clip > 0, clip, row_absmax(rows)) / code_max
 
 
 def _quantile(ordered: torch.Tensor, fraction: float) -> torch.Tensor:

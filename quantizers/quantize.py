@@ -6,14 +6,17 @@ import functools
 
 import torch
 
-from .choice import Choice
+from .choice import UNIFORM_RANGES, Choice
 from .clip import (
+    QUANTILE,
     absmax_scale,
     absmean_scale,
     kstd_scale,
     least_squares_scale,
     nearest_codes,
     percentile_scale,
+    percentile_scales,
+    quantile_scale,
     row_absmax,
     store_scale,
     ternary_scale,
@@ -75,7 +78,11 @@ def quantize_reported(
     report = None
     if choice.rounding == "gptq":
         zero = rows == 0 if choice.prune else None
+        if choice.range_rule == "percentile-rounded":
+            scale = _percentile_by_gptq(rows, choice, whole, shape, curvature, zero)
         codes, report = _gptq_codes(whole, choice, scale, shape, curvature, zero)
+        if choice.zero:
+            codes = without_small(codes, choice.zero)
     else:
         codes = encode(rows, choice, scale)
     side = {"scale": scale}
@@ -176,6 +183,32 @@ def _output_factors(choice: Choice, curvature: Curvature) -> tuple[HessianFactor
     return factors
 
 
+def _percentile_by_gptq(
+    rows: torch.Tensor,
+    choice: Choice,
+    whole: torch.Tensor,
+    shape: tuple[int, ...],
+    curvature: Curvature | None,
+    zero: torch.Tensor | None,
+) -> torch.Tensor:
+    """Stored scales [rows or 1] of the percentile under which GPTQ leaves the least squared error,
+    one for the whole matrix (PR #569)."""
+    assert not isinstance(choice.format, Passthrough | Stepped)
+    grouped = rows.reshape(1, -1) if choice.format.axis == "tensor" else rows
+
+    def error(scale: torch.Tensor) -> float:
+        codes, _ = _gptq_codes(whole, choice, scale, shape, curvature, zero)
+        return float((whole - codes * scale.float()[:, None]).double().square().sum())
+
+    scales = percentile_scales(grouped, choice.code_range[1], scale_dtype(choice.format))
+    return min(scales, key=error)
+
+
+def without_small(codes: torch.Tensor, largest: int) -> torch.Tensor:
+    """The codes, but 0 where their magnitude is `largest` at most."""
+    return codes.masked_fill(codes.abs() <= largest, 0)
+
+
 def quantizable(weight: torch.Tensor) -> bool:
     """Whether a scaled format can hold the tensor: real floats of at least 16 bits, not empty."""
     return weight.is_floating_point() and weight.dtype.itemsize > 1 and weight.numel() > 0
@@ -196,8 +229,10 @@ def choose_scale(rows: torch.Tensor, choice: Choice) -> torch.Tensor:
         scale = kstd_scale(rows, code_max, choice.range_value)
     elif choice.range_rule == "mse":
         scale = least_squares_scale(rows, code_max)
-    elif choice.range_rule in ("percentile", "percentile-matrix"):
-        per_matrix = choice.range_rule == "percentile-matrix"
+    elif choice.range_rule == "quantile":
+        scale = quantile_scale(rows, code_max, choice.range_value or QUANTILE)
+    elif choice.range_rule in UNIFORM_RANGES[1:4]:
+        per_matrix = choice.range_rule != "percentile"
         scale = percentile_scale(rows, code_min, code_max, dtype, per_matrix=per_matrix)
     else:
         scale = absmax_scale(rows, code_max)
@@ -207,7 +242,10 @@ def choose_scale(rows: torch.Tensor, choice: Choice) -> torch.Tensor:
 def encode(rows: torch.Tensor, choice: Choice, scale: torch.Tensor) -> torch.Tensor:
     """int8 codes [rows, columns] nearest to float32 rows under stored scales [rows or 1]."""
     per_row = scale.float().expand(rows.shape[0])
-    return nearest_codes(rows, per_row, *choice.code_range).to(torch.int8)
+    codes = nearest_codes(rows, per_row, *choice.code_range).to(torch.int8)
+    if choice.zero:
+        codes = without_small(codes, choice.zero)
+    return codes
 
 
 def dequantize(quantized: QuantizedTensor) -> torch.Tensor:

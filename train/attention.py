@@ -30,8 +30,9 @@ def rope_tables(
 
     Beyond `train_length` the base grows by (time / train_length)^(dims / (dims - 2)), so that the
     slowest wave stretches with the sequence ("NTK-aware" scaling; `dims` must be above 2 for it).
+    A `train_length` of 0 never does.
     """
-    if time > train_length:
+    if train_length and time > train_length:
         base = base * (time / train_length) ** (dims / (dims - 2))
     exponents = torch.arange(0, dims, 2, device=device, dtype=torch.float32) / dims
     angles = torch.outer(

@@ -235,7 +235,12 @@ def _tables(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
             raise ConfigError(f"{name} has the shape {list(shapes[name])} where a table belongs")
     rows, width = shapes.get("bigram.embed.weight", (0, 0))
     sizes = {"bigram_vocab_size": rows, "bigram_dim": width} if rows else {"bigram_vocab_size": 0}
-    return {**sizes, "value_embedding_dim": shapes.get("ve_shared.embed.weight", (0, 0))[1]}
+    memory = (*shapes.get("memory", ()), 0)[0]
+    return {
+        **sizes,
+        "memory_tokens": memory,
+        "value_embedding_dim": shapes.get("ve_shared.embed.weight", (0, 0))[1],
+    }
 
 
 def _check_family(shapes: Mapping[str, tuple[int, ...]]) -> None:

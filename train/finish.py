@@ -14,7 +14,7 @@ from packer.train.config import settings_of
 from packer.train.ledger import Ledger
 from packer.train.model import model_of
 from packer.train.settings import TrainConfig
-from packer.train.trained_plan import plan_as_trained
+from packer.train.trained_plan import plan_as_trained, with_pruned_codes
 from packer.train.training_data import TrainingData
 from packer.train.validation import validate
 from torch import Tensor
@@ -131,6 +131,7 @@ def _pack(
     if curvature is None:
         pins = {name: without_gptq(choice) for name, choice in pins.items()}
     with ledger.time("quantization"):
+        pins = with_pruned_codes(pins, weights, curvature, config.pack.prune_codes)
         options = api.MeasureOptions(pins, metadata)
         measured = api.measure(weights, options, curvature=curvature)
         plan, note = plan_as_trained(measured, config.pack.cap, pins, code=config.pack.code)

@@ -63,16 +63,18 @@ class Block(nn.Module):
         mlp: MLP,
         *,
         norm_scale: float,
-        resid_mix: bool,
+        resid_mix: float | None,
         output_scales: bool,
     ) -> None:
+        """resid_mix: share of the stream at first, the rest is that of `x0`; None: no mixing."""
         super().__init__()
         self.attn, self.mlp, self.norm_scale = attention, mlp, norm_scale
         self.attn_scale = nn.Parameter(torch.ones(dim)) if output_scales else None
         self.mlp_scale = nn.Parameter(torch.ones(dim)) if output_scales else None
         self.resid_mix = None
-        if resid_mix:
-            self.resid_mix = nn.Parameter(torch.stack((torch.ones(dim), torch.zeros(dim))))
+        if resid_mix is not None:
+            shares = torch.tensor([[resid_mix], [1 - resid_mix]])
+            self.resid_mix = nn.Parameter(shares.repeat(1, dim))
 
     def forward(
         self,

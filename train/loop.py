@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from packer.train.log_line import log_line
 from packer.train.metrics import MetricsLog
 from packer.train.model import GPT, model_of
 from packer.train.optim import make_optimizers, set_rates
-from packer.train.qat import FakeQuantization
+from packer.train.qat import FakeQuantization, selected
 from packer.train.run_config import run_settings
 from packer.train.run_state import write_state
 from packer.train.schedule import is_finished, lr_scale, muon_momentum, remaining_steps
@@ -35,6 +36,7 @@ from packer.planning.account import count_code
 
 STATE = "state.pt"
 METRICS = "metrics.jsonl"
+INT5_MLP = {"blocks.*.mlp.*.weight": "int5.row"}
 Say = Callable[[str], None]
 
 
@@ -75,7 +77,7 @@ class Trainer:
         self.weights = dict(self._plain_parameters())
         self.averages = Averages(config.averaging, self.weights)
         self.size = SizeWatch(
-            self.qat.choices,
+            {**self.qat.choices, **selected(self.pins(), self.weights)},
             self.weights,
             config.run.size_share,
             limit=config.pack.size_cap or config.pack.cap,
@@ -119,11 +121,24 @@ class Trainer:
     def _begin(self) -> None:
         if self.rank == 0:
             self.metrics.begin(self.step)
-        if self.gradients.compiled:
+        steps = self.config.schedule.priming_steps or int(self.gradients.compiled)
+        if steps:
             with self.ledger.time("compilation"):
-                self.gradients.add(self.step)  # thrown away: compiles before the clock starts
-                self._zero()
+                self._prime(steps)
                 self._wait()
+
+    def _prime(self, steps: int) -> None:
+        """Whole steps, so that all is compiled before the clock starts, and everything put back."""
+        weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        states = [copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers]
+        for step in range(self.step, self.step + steps):
+            self.gradients.add(step)
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self._zero()
+        self.model.load_state_dict(weights)
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
 
     def _one_step(self, seconds: float) -> None:
         run = self.config.run
@@ -258,11 +273,10 @@ class Trainer:
 
     def pins(self) -> dict[str, str]:
         """Selector -> choice that packing should keep: what the weights were trained for."""
-        if self.config.pack.formats:
-            return dict(self.config.pack.formats)
-        if self.qat.since is None:
-            return {}
-        return {name: str(choice) for name, choice in self.qat.current_choices().items()}
+        pins = dict(self.config.pack.formats)
+        if not pins and self.qat.since is not None:
+            pins = {name: str(choice) for name, choice in self.qat.current_choices().items()}
+        return pins | (INT5_MLP if self.config.pack.int5_mlp else {})
 
     def _save_is_due(self) -> bool:
         """Only rank 0 saves, so its clock alone may decide."""

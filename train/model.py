@@ -5,6 +5,7 @@ The names of its state dict are those of that family, so such checkpoints load w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ class GPTConfig:
     logit_softcap: float = 30.0  # logits = cap * tanh(logits / cap); 0 leaves them alone
     rope_base: float = 10_000.0
     rope_dims: int = 0  # leading dimensions of a head that rotate; 0 means all
-    rope_train_length: int = 1024  # beyond it the base is rescaled
+    rope_train_length: int = 1024  # beyond it the base is rescaled; 0 never rescales it
     xsa_last_n: int = 0
     ln_scale: bool = False  # block norms times 1 / sqrt(layer + 1)
     smear_gate: bool = False
@@ -61,10 +62,16 @@ class GPTConfig:
     qk_norm: bool = True
     q_gain_init: float = 1.5
     resid_mix: bool = True
+    resid_mix_phase: bool = False  # start from a share of the stream that rises with depth (#569)
     output_scales: bool = True  # attn_scale and mlp_scale
     value_residual: bool = False  # VRL: later layers add layer 0's values through a sigmoid gate
+    value_residual_init: float = -1.5  # of the gate, before the sigmoid
+    memory_tokens: int = 0  # learned positions before every window (#352); 0 leaves them out
     backout: bool = False  # subtract a learned share of the mid-depth stream before the head
     orthogonal_init: bool = True
+    scaled_projections: bool = (
+        False  # bigram and value projections start 1 / sqrt(2 layers) as large
+    )
     embedding_init_std: float = 0.005
 
     def __post_init__(self) -> None:
@@ -101,11 +108,12 @@ class GPTConfig:
             f"0 (the whole head) or an even number from 4 to the head's {self.head_dim}",
         )
         require(
-            self.rope_train_length > 0,
+            self.rope_train_length >= 0,
             "rope_train_length",
             self.rope_train_length,
-            "a positive number",
+            "0 (never rescaled) or a positive number",
         )
+        require(self.memory_tokens >= 0, "memory_tokens", self.memory_tokens, "0 or more")
 
     def _check_parts(self) -> None:
         require(
@@ -113,6 +121,12 @@ class GPTConfig:
             "activation",
             self.activation,
             " or ".join(ACTIVATIONS),
+        )
+        require(
+            self.resid_mix or not self.resid_mix_phase,
+            "resid_mix_phase",
+            self.resid_mix_phase,
+            "left out without resid_mix",
         )
         require(self.logit_softcap >= 0, "logit_softcap", self.logit_softcap, "0 or more")
         require(
@@ -180,6 +194,9 @@ class GPT(nn.Module):
         if c.bigram_vocab_size:
             self.bigram = BigramHash(c.bigram_vocab_size, c.bigram_dim, c.model_dim)
         self.smear = SmearGate(c.model_dim) if c.smear_gate else None
+        self.memory = None
+        if c.memory_tokens:
+            self.memory = nn.Parameter(torch.empty(c.memory_tokens, c.model_dim))
         self.skip_weights = None
         if c.num_skips:
             self.skip_weights = nn.Parameter(torch.ones(c.num_skips, c.model_dim))
@@ -200,9 +217,13 @@ class GPT(nn.Module):
         """Draw the matrices anew from torch's global generator; control tensors keep their start.
 
         Outputs of attention, MLP and an untied head start at zero, so that the first forward is
-        the embedding alone; everything else is orthogonal.
+        the embedding alone; everything else is orthogonal. The projection of value embeddings
+        starts at zero unless projections are scaled.
         """
+        scaled = self.config.scaled_projections
         nn.init.normal_(self.tok_emb.weight, std=self.config.embedding_init_std)
+        if self.memory is not None:
+            nn.init.normal_(self.memory, std=self.config.embedding_init_std)
         zero = [self.lm_head]
         for block in self.blocks:
             assert isinstance(block, Block)
@@ -212,7 +233,7 @@ class GPT(nn.Module):
             nn.init.zeros_(self.bigram.embed.weight)
         if self.ve_shared is not None:
             nn.init.normal_(self.ve_shared.embed.weight, std=0.01)
-            zero.append(self.ve_shared.proj)
+            zero += [] if scaled else [self.ve_shared.proj]
         if self.config.orthogonal_init:
             for module in self.modules():
                 if isinstance(module, nn.Linear):
@@ -220,6 +241,9 @@ class GPT(nn.Module):
         for linear in zero:
             if linear is not None:
                 nn.init.zeros_(linear.weight)
+        for table in (self.bigram, self.ve_shared) if scaled else ():
+            if table is not None and table.proj is not None:
+                table.proj.weight.data /= math.sqrt(2 * self.config.num_layers)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits [batch, time, vocab], or with `targets` [batch, time] the mean loss in nats."""
@@ -238,6 +262,7 @@ class GPT(nn.Module):
     def start(self, length: int) -> Past:
         """What `next_logits` keeps while it goes through windows of `length` tokens."""
         c, device = self.config, self.tok_emb.weight.device
+        length += c.memory_tokens
         rope = rope_tables(length, c.rotating_dims, c.rope_base, c.rope_train_length, device)
         return Past(c.num_layers, length, rope)
 
@@ -248,8 +273,12 @@ class GPT(nn.Module):
         same numbers, but for rounding, as `forward` has there for the whole window.
         Raises ValueError: `past` has been through more or fewer positions.
         """
-        if past.filled != tokens.size(1) - 1:
-            raise ValueError(f"{tokens.size(1)} tokens, and {past.filled} of them were seen")
+        seen = max(past.filled - self.config.memory_tokens, 0)
+        if seen != tokens.size(1) - 1:
+            raise ValueError(f"{tokens.size(1)} tokens, and {seen} of them were seen")
+        if self.memory is not None and not past.filled:
+            for x in torch.split(self._remembered(self.memory, len(tokens)), 1, dim=1):
+                self._through_blocks(x, {}, past.rope_here(), 1, past)
         x = self._embed(tokens[:, -TOKENS_EMBEDDED:])[:, -1:]
         values = self._embedded_values(tokens[:, -1:])
         return self._head(self._through_blocks(x, values, past.rope_here(), 1, past))[:, -1]
@@ -264,10 +293,18 @@ class GPT(nn.Module):
 
     def _stream(self, tokens: Tensor, last: int) -> Tensor:
         """The residual stream [batch, last, dim] after all blocks, before the final norm."""
-        c, time = self.config, tokens.size(1)
+        c, time = self.config, self.config.memory_tokens + tokens.size(1)
         rope = rope_tables(time, c.rotating_dims, c.rope_base, c.rope_train_length, tokens.device)
-        values = self._embedded_values(tokens)
-        return self._through_blocks(self._embed(tokens), values, rope, last)
+        x, values = self._embed(tokens), self._embedded_values(tokens)
+        if self.memory is not None:
+            x = torch.cat((self._remembered(self.memory, len(tokens)).to(x.dtype), x), dim=1)
+            values = {i: F.pad(v, (0, 0, c.memory_tokens, 0)) for i, v in values.items()}
+        return self._through_blocks(x, values, rope, last)
+
+    @staticmethod
+    def _remembered(memory: Tensor, batch: int) -> Tensor:
+        """The learned positions that come before every window, [batch, memory_tokens, dim]."""
+        return rms_norm(memory).expand(batch, -1, -1)
 
     def _through_blocks(
         self,
@@ -324,16 +361,23 @@ def _block(c: GPTConfig, layer: int) -> Block:
         q_gain_init=c.q_gain_init if c.qk_norm else None,
         xsa=layer >= c.num_layers - c.xsa_last_n,
         # Layer 0 has no earlier values to mix in.
-        value_residual_init=-1.5 if c.value_residual and layer > 0 else None,
+        value_residual_init=c.value_residual_init if c.value_residual and layer > 0 else None,
     )
     return Block(
         c.model_dim,
         attention,
         MLP(c.model_dim, c.mlp_dim, c.activation),
         norm_scale=layer_norm_scale(layer) if c.ln_scale else 1.0,
-        resid_mix=c.resid_mix,
+        resid_mix=_resid_mix_start(c, layer),
         output_scales=c.output_scales,
     )
+
+
+def _resid_mix_start(c: GPTConfig, layer: int) -> float | None:
+    """The share of the stream that a block starts with beside its embedding; None: no mixing."""
+    if not c.resid_mix_phase:
+        return 1.0 if c.resid_mix else None
+    return 1 / (1 + math.exp(-3 * (layer / max(c.num_layers - 1, 1) - 0.5)))
 
 
 def model_of(config: GPTConfig, weights: Mapping[str, Tensor]) -> GPT:

@@ -15,7 +15,7 @@ from packer.errors import PackerError
 
 # The quintic of Jordan et al. (Muon, 2024): it sends every singular value into about [0.7, 1.2].
 QUINTIC = (3.4445, -4.7750, 2.0315)
-GROUPS = ("matrix", "embedding", "head", "scalar", "step")
+GROUPS = ("matrix", "embedding", "head", "scalar", "memory", "step")
 
 
 class ParameterError(PackerError):
@@ -92,7 +92,8 @@ def group_of(model: nn.Module) -> dict[str, str]:
     """Parameter name -> one of `GROUPS`, by the module that holds it and its shape.
 
     Matrices are the weights of linear layers, embeddings those of lookups (a tied head with them),
-    control tensors have fewer than two axes or one row a layer; steps are learned by QAT.
+    control tensors have fewer than two axes or one row a layer, memory tokens do not decay, steps
+    are learned by QAT.
     Raises ParameterError: a parameter that is none of these, by name.
     """
     owners = {
@@ -121,6 +122,8 @@ def _group(name: str, parameter: Tensor, owner: nn.Module | None) -> str:
         return "embedding"
     if isinstance(owner, nn.Linear) and parameter.dim() == 2:
         return "head" if name.startswith("lm_head.") else "matrix"
+    if name == "memory":
+        return "memory"
     if parameter.dim() < 2 or (parameter.dim() == 2 and not isinstance(owner, nn.Linear)):
         return "scalar"
     raise ParameterError(
@@ -160,6 +163,7 @@ def make_optimizers(
             ("embedding", settings.embedding_lr, settings.weight_decay),
             ("head", settings.head_lr, settings.weight_decay),
             ("scalar", settings.scalar_lr, settings.weight_decay),
+            ("memory", settings.scalar_lr, 0.0),
             ("step", settings.step_lr, 0.0),
         )
     ]

@@ -40,11 +40,12 @@ def lr_scale(schedule: ScheduleSettings, step: int, seconds: float) -> float:
 
 
 def fall(schedule: ScheduleSettings, step: int, seconds: float) -> float:
-    """The warm-down's factor alone, from 1 to `min_lr_scale`."""
+    """The warm-down's factor alone, from 1 to `warmdown_floor`, and never below `min_lr_scale`."""
     if not schedule.warmdown:
         return 1.0
-    left = remaining_steps(schedule, step, seconds) / schedule.warmdown
-    return max(min(left, 1.0), schedule.min_lr_scale)
+    left = min(remaining_steps(schedule, step, seconds) / schedule.warmdown, 1.0)
+    floor = schedule.warmdown_floor
+    return max(floor + (1 - floor) * left, schedule.min_lr_scale)
 
 
 def muon_momentum(optimizer: OptimizerSettings, step: int) -> float:

@@ -109,7 +109,10 @@ class ScheduleSettings:
         lr_warmup: steps of linear rise.
         warmdown: steps of linear fall at the end; under a wall clock, as many as remain at the
             speed so far.
-        min_lr_scale: where the fall ends.
+        min_lr_scale: what the fall stops at.
+        warmdown_floor: where the fall ends: it is floor + (1 - floor) · rest (#372).
+        priming_steps: whole steps before the clock starts, on weights and optimizer states that are
+            put back after them: compilers and allocators have then seen everything.
     """
 
     iterations: int = 20_000
@@ -118,16 +121,19 @@ class ScheduleSettings:
     lr_warmup: int = 0
     warmdown: int = 1200
     min_lr_scale: float = 0.0
+    warmdown_floor: float = 0.0
+    priming_steps: int = 0
 
     def __post_init__(self) -> None:
         require(self.iterations >= 1, "iterations", self.iterations, "at least 1")
-        for name in ("max_wallclock", "calibration_reserve", "lr_warmup", "warmdown"):
+        counts = ("lr_warmup", "warmdown", "priming_steps")
+        for name in ("max_wallclock", "calibration_reserve", *counts):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         reserve, whole = self.calibration_reserve, self.max_wallclock
         fits = reserve == 0 or reserve < whole
         require(fits, "calibration_reserve", reserve, f"below max_wallclock = {whole:g}")
-        scale = self.min_lr_scale
-        require(0 <= scale <= 1, "min_lr_scale", scale, "in [0, 1]")
+        for name in ("min_lr_scale", "warmdown_floor"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -196,6 +202,9 @@ class PackSettings:
         code: files counted as code.
         formats: selector -> choice that packing is held to; empty takes those trained for where
             QAT was on, else the planner is free.
+        int5_mlp: pack the matrices of MLPs in int5 (`INT5_MLP=1` of #339).
+        prune_codes: share of the smallest codes of all integer formats below 8 bits together that
+            become 0 after rounding, with all others of their magnitude (#569).
         size_cap: bytes at which the predicted size warns while training; 0 takes `cap`.
         calibration_tokens: training tokens that curvature is measured on before packing; 0 for
             none. Under a wall clock it lasts at most `schedule.calibration_reserve`.
@@ -204,6 +213,8 @@ class PackSettings:
     cap: int = 0
     code: tuple[str, ...] = ()
     formats: Mapping[str, str] = field(default_factory=dict)
+    int5_mlp: bool = False
+    prune_codes: float = 0.0
     size_cap: int = 0
     calibration_tokens: int = 32_768
 
@@ -212,6 +223,7 @@ class PackSettings:
         tokens = self.calibration_tokens
         require(tokens >= 0, "calibration_tokens", tokens, "0 or more")
         require(self.size_cap >= 0, "size_cap", self.size_cap, "0 or more bytes")
+        require(0 <= self.prune_codes < 1, "prune_codes", self.prune_codes, "in [0, 1)")
 
 
 @dataclass(frozen=True)

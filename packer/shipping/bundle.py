@@ -110,6 +110,9 @@ VARIANTS = {
     "mse": ("least_squares_scale",),
     "kstd": ("kstd_scale",),
     "percentile": ("percentile_scale",),
+    "rounded": ("_percentile_by_gptq",),
+    "quantile": ("quantile_scale",),
+    "zero": ("without_small",),
     "absmax": ("absmax_scale",),
     "absmean": ("absmean_scale",),
     "ternary": ("ternary_scale",),
@@ -161,7 +164,7 @@ class Bundle:
 
 GLUE = """
 def encode_weights(weights, curvature, cap_bytes, code_bytes):
-    choices = {{name: Choice(*_KINDS[kind], step) for name, kind, step in _PLAN}}
+    choices = {{name: Choice(*_KINDS[kind], {step}) for name, kind, step in _PLAN}}
     return fit_to_cap(
         weights, choices, _TIES, _METADATA, curvature, cap_bytes, code_bytes, {threads})
 
@@ -298,7 +301,9 @@ def _variants(choices: Mapping[str, Choice]) -> set[str]:
         used |= {rule or (choice.range_rule or "").partition("-")[0]} & VARIANTS.keys()
         used |= {"mse"} if "LowRank" in classes else set()
         used |= {"absmax"} if choice.range_rule == "kstd" else set()
+        used |= {"rounded"} if choice.range_rule == "percentile-rounded" else set()
         used |= {"prune"} if choice.prune else set()
+        used |= {"zero"} if choice.zero else set()
         used |= {"gptq", choice.rounding} if choice.rounding != "nearest" else set()
     return used
 
@@ -307,8 +312,13 @@ def _glue(contents: BundleContents, choices: Mapping[str, Choice]) -> str:
     """The plan in the bundle: every tensor's choice, in two tables."""
     sources = {name: _source_of_choice(choice) for name, choice in choices.items()}
     kinds = list(dict.fromkeys(sources.values()))
-    rows = [(name, kinds.index(sources[name]), choices[name].step) for name in choices]
+    rows: list[tuple[str, int, object]]
+    rows = [(name, kinds.index(sources[name]), one.step) for name, one in choices.items()]
+    zeros = any(one.zero for one in choices.values())
+    if zeros:
+        rows = [(name, kind, (step, choices[name].zero)) for name, kind, step in rows]
     return GLUE.format(
+        step="*step" if zeros else "step",
         kinds="[" + ",".join(kinds) + "]",
         plan=rows,
         ties=dict(contents.ties),

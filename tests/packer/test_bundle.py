@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.curvature import Curvature
+from packer.quantizers.quantize import dequantize, quantize
 
 import packer
 from packer import api
@@ -27,7 +28,7 @@ from packer.errors import CapError
 from packer.planning.account import Limits
 from packer.planning.measure import measure_choices
 from packer.planning.plan import make_plan
-from packer.shipping.bundle import inline_bundle, make_bundle
+from packer.shipping.bundle import BundleContents, inline_bundle, make_bundle
 from packer.shipping.fit_to_cap import CLOSE, keep_usable, largest_filling, read_curvatures
 
 ALONE = """
@@ -309,3 +310,20 @@ def test_on_the_reference_checkpoint(shared, tmp_path):
     assert size - 200 <= total <= size
     packed = str(tmp_path / "m.pack")
     assert alone(DECODED, str(script), packed) == digests(packed)
+
+
+def test_a_bundle_keeps_the_steps_of_its_choices():
+    """A clip at a quantile, a percentile chosen by GPTQ, and small codes made zero."""
+    choices = {
+        "blocks.0.mlp.fc.weight": "int6.row~ans+percentile-rounded+zero@1+gptq",
+        "blocks.0.mlp.proj.weight": "int6.row~ans+quantile@0.99",
+    }
+    weights = {name: seeded()[name] for name in choices}
+    script = make_bundle(BundleContents(choices, {}, {}, 10**6, 0)).script
+    space: dict[str, object] = {"__name__": "bundle"}
+    exec(compile(script, "bundle.py", "exec"), space)
+    known = {name: curvature_of(weight) for name, weight in weights.items()}
+    found = packer.unpack(space["encode_weights"](weights, known, 10**6, 0))
+    for name, text in choices.items():
+        expected = dequantize(quantize(weights[name], parse_choice(text), known[name]))
+        assert torch.equal(found[name], expected), name

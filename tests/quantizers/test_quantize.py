@@ -228,3 +228,21 @@ def test_quantized_tensor_checks_its_parts():
         QuantizedTensor(format, (2, 3), torch.float32, codes, {"scale": -scale})
     with pytest.raises(FormatError, match="one side value"):
         QuantizedTensor(format, (2, 3), torch.float32, codes)
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.9995, 1.0])
+def test_a_quantile_of_the_magnitudes_takes_the_largest_code(fraction):
+    weight = weights(9, 5, 200, 1.0)
+    scale = quantize(weight, parse_choice(f"int6.row+quantile@{fraction}")).side["scale"]
+    expected = torch.quantile(weight.abs(), fraction, dim=1) / 31
+    torch.testing.assert_close(scale.float(), expected, rtol=1e-3, atol=0)
+    default = quantize(weight, parse_choice("int6.row+quantile"))
+    same = quantize(weight, parse_choice("int6.row+quantile@0.9995"))
+    assert torch.equal(default.codes, same.codes)
+
+
+def test_a_row_that_is_mostly_zero_keeps_its_weights_under_a_quantile():
+    weight = torch.zeros(2, 100)
+    weight[0, 3] = 0.5
+    decoded = dequantize(quantize(weight, parse_choice("int6.row+quantile@0.9")))
+    torch.testing.assert_close(decoded, weight, atol=1e-3, rtol=0)

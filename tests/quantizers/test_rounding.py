@@ -232,3 +232,26 @@ def test_a_loop_is_compiled_where_it_cannot_be_cached():
     namespace: dict[str, object] = {}
     exec("def twice(x):\n    return 2 * x\n", namespace)  # of no file, so of no cache
     assert compiled(namespace["twice"])(3.0) == 6.0
+
+
+def test_the_percentile_is_chosen_by_the_error_that_gptq_leaves():
+    weight, hessian = normal(5, 6, 512), hessian_of(6, 512, 700)
+    weight[:, 0] *= 6
+    curvature = Curvature(hessian, None, 700)
+    found = quantize(weight, parse_choice("int4.row+percentile-rounded+gptq"), curvature)
+    errors = []
+    for percentile in (0.999, 0.9995, 0.9999, 0.99999, 1.0):
+        text = f"int4.row+quantile@{percentile}+gptq"
+        one = quantize(weight, parse_choice(text), curvature)
+        errors.append((float((dequantize(one) - weight).square().sum()), one.codes))
+    assert len({error for error, _ in errors}) > 1
+    assert torch.equal(found.codes, min(errors, key=lambda pair: pair[0])[1])
+
+
+@pytest.mark.parametrize("rounding_step", ["", "+gptq"])
+def test_small_codes_become_zero_after_rounding(rounding_step):
+    weight, curvature = normal(7, 6, 64), Curvature(hessian_of(8, 64), None, 400)
+    whole = quantize(weight, parse_choice(f"int5.row{rounding_step}"), curvature).codes
+    cut = quantize(weight, parse_choice(f"int5.row+zero@2{rounding_step}"), curvature).codes
+    assert torch.equal(cut, torch.where(whole.abs() <= 2, 0, whole).to(torch.int8))
+    assert 0 < int((cut == 0).sum()) < cut.numel()

@@ -20,7 +20,13 @@ import torch
 from packer.train.loop import METRICS, STATE, Trainer, TrainingError
 from packer.train.metrics import read_metrics
 from packer.train.run_state import read_state
-from packer.train.settings import QATSettings, RunSettings, ScheduleSettings, TrainConfig
+from packer.train.settings import (
+    PackSettings,
+    QATSettings,
+    RunSettings,
+    ScheduleSettings,
+    TrainConfig,
+)
 
 from packer.errors import PackerError
 
@@ -176,6 +182,23 @@ def test_a_full_disk_keeps_the_old_state_and_training_goes_on(
     assert any("the disk is full" in text for text in run.say.__self__)
     run.save()
     assert read_state(run.folder / STATE)["step"] == 12
+
+
+def test_primed_is_as_if_not(trainer: Callable[..., Trainer], tiny: TrainConfig) -> None:
+    plain = trainer("plain")
+    schedule = replace(tiny.schedule, priming_steps=3)
+    primed = trainer("primed", schedule=schedule)
+    plain.train()
+    primed.train()
+    equal_runs(plain.folder, primed.folder)
+    assert primed.ledger.seconds["compilation"] > 0
+
+
+def test_int5_for_mlps_by_one_setting(trainer: Callable[..., Trainer]) -> None:
+    formats = {"blocks.*.mlp.*.weight": "int6.row", "tok_emb.weight": "int8.row"}
+    run = trainer(pack=PackSettings(cap=10**6, formats=formats, int5_mlp=True))
+    assert run.pins() == {"blocks.*.mlp.*.weight": "int5.row", "tok_emb.weight": "int8.row"}
+    assert str(run.size.choices["blocks.0.mlp.fc.weight"]) == "int5.row"
 
 
 def test_a_state_of_another_model_is_refused(

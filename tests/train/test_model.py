@@ -49,6 +49,7 @@ OFF = [
     {"bigram_dim": 32},
     {"value_embedding_dim": 16},
     {"num_kv_heads": 4},
+    {"memory_tokens": 3},
 ]
 
 
@@ -137,6 +138,36 @@ def test_one_position_after_another_gives_the_logits_of_the_window(
             model.next_logits(tokens, past)
 
 
+def test_a_model_starts_as_its_settings_say() -> None:
+    torch.manual_seed(0)
+    config = replace(
+        SMALL, scaled_projections=True, resid_mix_phase=True, value_residual_init=0.0,
+        memory_tokens=3,
+    )  # fmt: skip
+    start = GPT(config).state_dict()
+    for name in ("bigram.proj.weight", "ve_shared.proj.weight"):
+        singular = torch.linalg.svdvals(start[name])
+        torch.testing.assert_close(singular, torch.full_like(singular, 1 / math.sqrt(10)))
+    for layer in range(5):
+        phase = 1 / (1 + math.exp(-3 * (layer / 4 - 0.5)))
+        expected = torch.tensor([[phase], [1 - phase]]).expand(2, 32)
+        torch.testing.assert_close(start[f"blocks.{layer}.resid_mix"], expected)
+    assert float(start["blocks.1.attn.vrl_alpha"]) == 0.0 and start["memory"].any()
+    plain = GPT(SMALL).state_dict()
+    assert not plain["ve_shared.proj.weight"].any()
+    assert float(plain["blocks.1.attn.vrl_alpha"]) == -1.5 and "memory" not in plain
+    assert plain["blocks.4.resid_mix"].tolist() == [[1.0] * 32, [0.0] * 32]
+
+
+def test_memory_is_seen_by_the_first_position() -> None:
+    model = lively(replace(SMALL, memory_tokens=3))
+    before = model(tokens_of((1, 4)))
+    assert before.shape == (1, 4, 50)
+    with torch.no_grad():
+        model.memory[0] += torch.randn(32, generator=torch.Generator().manual_seed(2))
+    assert not torch.allclose(model(tokens_of((1, 4)))[:, 0], before[:, 0], atol=1e-4)
+
+
 def test_one_position_after_another_on_a_real_checkpoint(shared: Path) -> None:
     folder = shared / "checkpoints"
     model = GPT(config_from(read_config(folder / "ref6x256.config.json"))).eval()
@@ -218,6 +249,8 @@ def test_rope_base_grows_beyond_the_training_length() -> None:
     grown, _ = attention.rope_tables(32, 8, 100.0 * 2 ** (8 / 6), 1024, device)
     torch.testing.assert_close(beyond, grown)
     assert not torch.allclose(within, beyond[:16])
+    plain, _ = attention.rope_tables(32, 8, 100.0, 0, device)
+    torch.testing.assert_close(plain[:16], within)
 
 
 def test_bigram_rows() -> None:

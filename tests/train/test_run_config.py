@@ -10,8 +10,8 @@ from packer.train.config import ConfigError
 from packer.train.presets import PRESETS
 from packer.train.run_config import read_run, run_from, run_settings
 
-# Every value of the systems to reproduce: those of their pull requests, else of the records of the
-# same weeks. One table, so that a changed number is seen.
+# Every value of the systems to reproduce, and of the baseline; test_presets.py has the lines of
+# their scripts. One table, so that a changed number is seen.
 CONTEST_MODEL = {
     "vocab_size": 1024,
     "num_layers": 11,
@@ -41,11 +41,23 @@ CONTEST_MODEL = {
     "backout": False,
     "orthogonal_init": True,
     "embedding_init_std": 0.005,
+    "resid_mix_phase": False,
+    "value_residual_init": -1.5,
+    "memory_tokens": 0,
+    "scaled_projections": True,
+}
+INT8 = "int8.row+quantile@0.9999984"
+QAT_INT6 = "int6.row+quantile@0.9995"
+INT5MLP = {
+    "blocks.*.attn.*.weight": "int6.row",
+    "blocks.*.mlp.*.weight": "int5.row",
+    "tok_emb.weight": "fp16",
+    "late-k": "fp16",
 }
 CONTEST = {
     "model": CONTEST_MODEL,
     "data": {"folder": "", "train": (), "valid": (), "tokenizer": ""},
-    "batch": {"sequence": 2048, "tokens": 786_432, "micro_tokens": 0, "order": "sequential"},
+    "batch": {"sequence": 2048, "tokens": 786_432, "micro_tokens": 98_304, "order": "sequential"},
     "optimizer": {
         "matrix_lr": 0.025,
         "matrix_weight_decay": 0.04,
@@ -70,6 +82,8 @@ CONTEST = {
         "lr_warmup": 0,
         "warmdown": 3500,
         "min_lr_scale": 0.0,
+        "warmdown_floor": 0.0,
+        "priming_steps": 20,
     },
     "averaging": {"ema_decay": 0.997, "swa_every": 50, "swa_below": 0.2},
     "qat": {
@@ -87,6 +101,8 @@ CONTEST = {
         "formats": {},
         "size_cap": 0,
         "calibration_tokens": 32_768,
+        "int5_mlp": False,
+        "prune_codes": 0.0,
     },
     "run": {
         "seed": 1337,
@@ -110,8 +126,9 @@ DIFFERENCES = {
             "smear_gate": False,
             "bigram_vocab_size": 0,
             "orthogonal_init": False,
+            "scaled_projections": False,
         },
-        "batch": {"sequence": 1024, "tokens": 524_288},
+        "batch": {"sequence": 1024, "tokens": 524_288, "micro_tokens": 0},
         "optimizer": {
             "matrix_lr": 0.04,
             "matrix_weight_decay": 0.0,
@@ -123,29 +140,47 @@ DIFFERENCES = {
             "weight_decay": 0.0,
             "grad_clip": 0.0,
         },
-        "schedule": {"warmdown": 1200},
+        "schedule": {"warmdown": 1200, "priming_steps": 0},
         "averaging": {"ema_decay": 0.0, "swa_every": 0},
         "qat": {"formats": {"blocks.*.weight": "int8.row", "embeddings": "int8.row"}},
         "run": {"stride": 0},
     },
     "11l-backout-int6": {
         "model": {"bigram_vocab_size": 4096, "backout": True},
-        "schedule": {"warmdown": 3000},
-        "averaging": {"ema_decay": 0.0, "swa_below": 0.5},
-        "qat": {"formats": {"blocks.*.weight": "int6.row", "bigram.*.weight": "int6.row"}},
+        "schedule": {"iterations": 9000, "warmdown": 3000},
+        "averaging": {"ema_decay": 0.0, "swa_every": 200, "swa_below": 0.5},
+        "pack": {
+            "formats": {
+                "blocks.*.weight": "int6.row",
+                "tok_emb.weight": INT8,
+                "bigram.embed.weight": INT8,
+                "bigram.proj.weight": "fp16",
+            },
+        },
     },
     "11l-xsa4-ema-int5mlp": {
-        "model": {"rope_base": 50_000.0, "bigram_dim": 64, "xsa_last_n": 4},
-        "optimizer": {"momentum": 0.95, "momentum_start": 0.85, "momentum_warmup": 500},
-        "schedule": {"warmdown": 2000},
-        "qat": {
-            "mode": "on",
-            "formats": {
-                "blocks.*.attn.*.weight": "int6.row",
-                "blocks.*.mlp.*.weight": "int5.row",
-                "tok_emb.weight": "fp16",
-                "late-k": "fp16",
-            },
+        "model": {
+            "rope_base": 500_000.0,
+            "rope_train_length": 0,
+            "bigram_dim": 64,
+            "xsa_last_n": 4,
+        },
+        "batch": {"tokens": 524_288, "micro_tokens": 65_536},
+        "optimizer": {
+            "matrix_lr": 0.02,
+            "momentum": 0.95,
+            "momentum_start": 0.85,
+            "momentum_warmup": 500,
+            "embedding_lr": 0.03,
+            "scalar_lr": 0.02,
+            "weight_decay": 0.0,
+            "grad_clip": 0.0,
+        },
+        "schedule": {"warmdown": 2000, "warmdown_floor": 0.1},
+        "averaging": {"swa_every": 0},
+        "qat": {"mode": "on", "formats": INT5MLP},
+        "pack": {
+            "formats": {**INT5MLP, "bigram.embed.weight": INT8, "bigram.proj.weight": "fp32"},
         },
     },
     "11l-vrl-leaky-gptq": {
@@ -155,17 +190,33 @@ DIFFERENCES = {
             "xsa_last_n": 11,
             "ln_scale": True,
             "value_residual": True,
+            "value_residual_init": 0.0,
+            "resid_mix_phase": True,
             "value_embedding_dim": 128,
             "value_embedding_layers": (9, 10),
         },
         "schedule": {"calibration_reserve": 14.0},
         "qat": {
             "mode": "late",
-            "formats": {"blocks.*.weight": "int6.row", "embeddings": "int8.row"},
+            "formats": {
+                "blocks.*.weight": QAT_INT6,
+                "bigram.proj.weight": QAT_INT6,
+                "ve_shared.proj.weight": QAT_INT6,
+            },
         },
         "pack": {
-            "formats": {"blocks.*.weight": "int6.row+prune@0.02+gptq", "embeddings": "int8.row"},
+            "formats": {
+                "blocks.*.weight": "int6.row+percentile-rounded+gptq",
+                "bigram.embed.weight": "int6.row+percentile-matrix",
+                "ve_shared.embed.weight": "int6.row+percentile-matrix",
+                "bigram.proj.weight": "fp16",
+                "ve_shared.proj.weight": "fp16",
+                "tok_emb.weight": INT8,
+            },
+            "prune_codes": 0.02,
+            "calibration_tokens": 25_165_824,
         },
+        "run": {"seed": 42, "eval_every": 500},
     },
 }
 

@@ -41,6 +41,11 @@ def test_the_number_of_steps_ends_a_run_that_has_time_left() -> None:
     assert not is_finished(clock, 9, 1.0) and is_finished(clock, 10, 1.0)
 
 
+def test_a_floor_is_where_the_fall_ends_not_where_it_is_cut() -> None:
+    floor = ScheduleSettings(iterations=100, warmdown=20, warmdown_floor=0.1)
+    assert [fall(floor, step, 0.0) for step in (80, 90, 100)] == pytest.approx([1.0, 0.55, 0.1])
+
+
 def test_warming_up_is_not_warming_down() -> None:
     assert fall(STEPS, 0, 0.0) == 1.0 and lr_scale(STEPS, 0, 0.0) == 0.25
 
