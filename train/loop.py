@@ -23,7 +23,7 @@ from packer.train.optim import make_optimizers, set_rates
 from packer.train.qat import FakeQuantization, selected
 from packer.train.run_config import run_settings
 from packer.train.run_state import write_state
-from packer.train.schedule import is_finished, lr_scale, muon_momentum, remaining_steps
+from packer.train.schedule import Pace, is_finished, lr_scale, muon_momentum, remaining_steps
 from packer.train.settings import TrainConfig
 from packer.train.size_watch import SizeWatch
 from packer.train.stop_requests import stop_requests
@@ -65,7 +65,8 @@ class Trainer:
         self.rank, self.world_size, self.say = rank, world_size, say
         self.step = 0
         self.saved_step: int | None = None
-        self.ledger = Ledger()
+        self.ledger = Ledger(self._wait)
+        self.pace = Pace()
         self.metrics = MetricsLog(folder / METRICS)
         torch.manual_seed(config.run.seed)
         self.model = GPT(config.model).to(device)
@@ -101,9 +102,9 @@ class Trainer:
         Raises TrainingError: the loss is not finite, or the run was interrupted.
         """
         self._begin()
-        with stop_requests() as stopping:
+        with stop_requests() as stopping, self.ledger.time("training"):
             while True:
-                seconds, stop = self._agreed(stopping())
+                seconds, pace, stop = self._agreed(stopping())
                 if is_finished(self.config.schedule, self.step, seconds):
                     break
                 if stop:
@@ -111,9 +112,7 @@ class Trainer:
                     raise TrainingError(
                         f"stopped after step {self.step}; go on from {self._saved()} with --resume"
                     )
-                self._one_step(seconds)
-        with self.ledger.time("training"):
-            self._wait()
+                self._one_step(seconds, pace)
         self.qat.finish()
         self._log(None, evaluating=True)
         self.save()
@@ -125,7 +124,6 @@ class Trainer:
         if steps:
             with self.ledger.time("compilation"):
                 self._prime(steps)
-                self._wait()
 
     def _prime(self, steps: int) -> None:
         """Whole steps, so that all is compiled before the clock starts, and everything put back."""
@@ -140,13 +138,13 @@ class Trainer:
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
 
-    def _one_step(self, seconds: float) -> None:
+    def _one_step(self, seconds: float, pace: float = 0.0) -> None:
         run = self.config.run
         with self.ledger.time("training"):
-            scale = lr_scale(self.config.schedule, self.step, seconds)
+            scale = lr_scale(self.config.schedule, self.step, seconds, pace)
             momentum = muon_momentum(self.config.optimizer, self.step)
             set_rates(self.optimizers, scale, momentum)
-            self.qat.begin_step(self.config.schedule, self.step, seconds)
+            self.qat.begin_step(self.config.schedule, self.step, seconds, pace)
             self._loss = self.gradients.add(self.step)
             self._clip()
             for optimizer in self.optimizers:
@@ -159,11 +157,13 @@ class Trainer:
                 self._refuse_nonfinite()
             if self.rank == 0:
                 self.size.look(self.weights, self.ledger.seconds.get("training", 0.0))
+        self.pace.add(self.ledger.training_budget)
         evaluating = bool(run.eval_every) and self.step % run.eval_every == 0
         if logging or evaluating:
             self._log(scale, evaluating)
         if self._save_is_due():
-            self.save()
+            with self.ledger.time("saving"):
+                self.save()
 
     def _clip(self) -> None:
         limit = self.config.optimizer.grad_clip
@@ -195,14 +195,15 @@ class Trainer:
         torch.distributed.all_reduce(mean)
         return float(mean) / self.world_size
 
-    def _agreed(self, stop: bool) -> tuple[float, bool]:
-        """(seconds of training so far, whether to stop) of rank 0, since all must decide alike."""
-        seconds = self.ledger.training_budget
+    def _agreed(self, stop: bool) -> tuple[float, float, bool]:
+        """(seconds of training so far, of a step lately, whether to stop) of rank 0, since all must
+        decide alike."""
+        seconds, pace = self.ledger.training_budget, self.pace.seconds
         if self.world_size == 1:
-            return seconds, stop
-        shared = torch.tensor([seconds, stop], dtype=torch.float64, device=self.device)
+            return seconds, pace, stop
+        shared = torch.tensor([seconds, pace, stop], dtype=torch.float64, device=self.device)
         torch.distributed.broadcast(shared, 0)
-        return float(shared[0]), bool(shared[1])
+        return float(shared[0]), float(shared[1]), bool(shared[2])
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -218,7 +219,8 @@ class Trainer:
             self.metrics.add(line)
         except OSError as error:
             self.say(f"warning: {self.metrics.path} could not be written ({error.strerror})")
-        left = remaining_steps(self.config.schedule, self.step, self.ledger.training_budget)
+        seconds = self.ledger.training_budget
+        left = remaining_steps(self.config.schedule, self.step, seconds, self.pace.seconds)
         self.say(log_line(line, left, self.config.batch.tokens))
         news = self.size.news()
         if news is not None:

@@ -19,6 +19,9 @@ from packer.errors import PackerError
 from packer.planning.plan import read_plan
 
 
+STEPS_BELOW = 10
+
+
 def choices_for(settings: QATSettings, weights: Mapping[str, Tensor]) -> dict[str, Choice]:
     """The choice of every tensor that the formats or the plan name.
 
@@ -74,6 +77,7 @@ class FakeQuantization:
     settings: QATSettings
     choices: Mapping[str, Choice]
     since: int | None = None
+    low_steps: int = 0  # in a row, up to now, that began below `late_below`
 
     @staticmethod
     def attached(model: nn.Module, settings: QATSettings) -> FakeQuantization:
@@ -89,14 +93,22 @@ class FakeQuantization:
                 raise PackerError(f"qat: {error}") from None
         return FakeQuantization(model, settings, choices)
 
-    def begin_step(self, schedule: ScheduleSettings, step: int, seconds: float) -> None:
-        """Switch on, anneal and choose held scales anew, as due before step number `step`."""
+    def begin_step(
+        self, schedule: ScheduleSettings, step: int, seconds: float, pace: float = 0.0
+    ) -> None:
+        """Switch on, anneal and choose held scales anew, as due before step number `step`.
+
+        By the clock, `late` begins after `STEPS_BELOW` steps below its threshold in a row: one slow
+        step must not begin it.
+        """
         settings = self.settings
         if settings.mode == "off":
             return
         if self.since is None:
-            falling = fall(schedule, step, seconds) < settings.late_below
-            if settings.mode == "late" and not falling:
+            low = fall(schedule, step, seconds, pace) < settings.late_below
+            self.low_steps = self.low_steps + 1 if low else 0
+            wanted = STEPS_BELOW if schedule.max_wallclock else 1
+            if settings.mode == "late" and self.low_steps < wanted:
                 return
             self.since = step
         age = step - self.since
