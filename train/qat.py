@@ -18,7 +18,6 @@ from packer.checkpoint.roles import roles_of, select
 from packer.errors import PackerError
 from packer.planning.plan import read_plan
 
-
 STEPS_BELOW = 10
 
 

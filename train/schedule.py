@@ -66,7 +66,8 @@ def remaining_steps(
 def lr_scale(schedule: ScheduleSettings, step: int, seconds: float, pace: float = 0.0) -> float:
     """The scale of step number `step` (from 0), `seconds` of training after the first began.
 
-    pace: as of `remaining_steps`. Linear warm-up, then 1, then linear fall over the last `warmdown` steps; the smaller wins.
+    pace: as of `remaining_steps`. Linear warm-up, then 1, then linear fall over the last `warmdown`
+    steps; the smaller wins.
     """
     rise = min((step + 1) / schedule.lr_warmup, 1.0) if schedule.lr_warmup else 1.0
     return min(rise, fall(schedule, step, seconds, pace))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,7 +93,11 @@ def test_work_counts_for_the_part_that_queued_it(stream: Stream) -> None:
     assert parts.seconds["evaluation"] == pytest.approx(5.0, abs=0.01)
 
 
-SLOW_STEPS = {"the first": {0: 2.0}, "the first ones": dict.fromkeys(range(10), 2.0), "a late one": {300: 60.0}}  # fmt: skip
+SLOW_STEPS = {
+    "the first": {0: 2.0},
+    "the first ones": dict.fromkeys(range(10), 2.0),
+    "a late one": {300: 60.0},
+}
 
 
 @pytest.mark.parametrize("slow", SLOW_STEPS)
