@@ -39,6 +39,7 @@ from packer.quantizers.curvature import Curvature
 Progress = Callable[[str, int, int], None]
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
+RESULTS_MARGIN = 1.5  # times the seconds that results are estimated to take
 SMALLEST_MATRIX = 4096  # weights; smaller ones that no map uses are scales
 
 
@@ -76,7 +77,8 @@ def calibrate(
     from which an interrupted run over the same batches is resumed. ranks: the processes that share
     the batches, all with the same batches and model; each returns the whole result, equal to that
     of one process except for the order of float64 additions. The model is not changed.
-    Raises CurvatureError: no batch could be read in time, or the model gives no gradients at all,
+    Raises CurvatureError: no batch could be read in time, or the results could not be computed in
+    the rest of it, or the model gives no gradients at all,
     or logits that are not finite. ScoreError: the model only returns losses.
     """
     started, text = time.perf_counter(), text or TextSource()
@@ -87,17 +89,21 @@ def calibrate(
         uses = JoinedWeightUses(live_weights(module, checkpoint))
         run = _Run(model, uses, SampledLabels(seed, device_of(model)), ranks)
         started -= run.resume(unfinished)
+        limit = math.inf if seconds is None else seconds
         with gradients_for(uses.weights.values()):
-            for group, until in within(batches, seconds, started, progress, run.batches, ranks):
+            for group, until in within(batches, seconds, started, progress, run):
                 if not run.read(group, until):
+                    limit = math.inf  # one call stalled: that is no reason to lose what was read
                     break
                 if unfinished is not None and ranks.first_says(unfinished.due):
                     run.keep(unfinished, time.perf_counter() - started)
     if run.tokens == 0:
         raise _nothing_read(text, seconds, time.perf_counter() - started)
+    _keep_limit(limit, time.perf_counter() - started + run.seconds_to_collect())
     ranks.add_up(uses, run.device)
     unreached = unreached_matrices(uses, checkpoint)
     by_tensor, meta_tensors = collect(uses, run.tokens), checkpoint.meta_tensors
+    _keep_limit(limit, time.perf_counter() - started)
     return CurvatureSet(
         by_tensor,
         contents,
@@ -123,6 +129,7 @@ class _Run:
         self.model, self.uses, self.labels, self.ranks = model, uses, labels, ranks
         self.device = device_of(model)
         self.batches = self.tokens = 0
+        self._to_collect: float | None = None
         self.vocab_size: int | None = None
 
     def resume(self, file: ResumeFile | None) -> float:
@@ -165,6 +172,17 @@ class _Run:
         self.tokens += sum(batch.numel() for batch in group)
         return True
 
+    def seconds_to_collect(self) -> float:
+        """How long the results will take, estimated once from the largest; 0 before any batch."""
+        if self._to_collect is None and self.tokens and self.uses.maps:
+            shapes = {name: self.uses.weights[name].shape for name in self.uses.maps}
+            sizes = {name: sum(side**2 for side in shape) for name, shape in shapes.items()}
+            largest, begun = max(sizes, key=lambda name: sizes[name]), time.perf_counter()
+            self.uses.maps[largest].curvature(self.tokens)
+            spent = time.perf_counter() - begun
+            self._to_collect = spent * sum(sizes.values()) / sizes[largest]
+        return self._to_collect or 0.0
+
     def _width(self, group: Sequence[Tensor]) -> int | None:
         """Reads this process's batch. Returns the width of its logits."""
         width = None
@@ -186,6 +204,15 @@ class _Run:
         sums = self.uses.sums()
         state = ResumeState(self.batches, self.tokens, self.vocab_size, seconds, sums, generator)
         self.ranks.together(lambda: file.keep(state) if self.ranks.rank == 0 else None)
+
+
+def _keep_limit(seconds: float, spent: float) -> None:
+    """Raises CurvatureError: a calibration that is over after `spent` seconds is too late."""
+    if spent > seconds:
+        raise CurvatureError(
+            f"calibration with its results takes {spent:.3g} seconds, and {seconds:g} are allowed; "
+            "allow more"
+        )
 
 
 def _module_of(model: AnyModel) -> torch.nn.Module:
@@ -235,17 +262,19 @@ def within(
     seconds: float | None,
     started: float,
     progress: Progress | None,
-    first: int = 0,
-    ranks: Ranks = ALONE,
+    run: _Run,
 ) -> Iterator[tuple[tuple[Tensor, ...], float]]:
-    """(round of batches, deadline) from round `first`, as long as the longest so far would end in
-    time. The deadline is infinite unless one process is in doubt: several processes would have to
+    """(round of batches, deadline) after those of `run`, as long as the longest so far would end in
+    time, with the results after it. The deadline is infinite unless one process is in doubt: several processes would have to
     leave out the same batches.
     """
-    limit = math.inf if seconds is None else started + WORKING_SHARE * seconds
+    ranks, first, limit = run.ranks, run.batches, math.inf
     total = len(batches) if isinstance(batches, Sequence) else 0
     longest, done = 0.0, first
     for group in ranks.rounds(batches, first):
+        if seconds is not None:
+            results = max(RESULTS_MARGIN * run.seconds_to_collect(), (1 - WORKING_SHARE) * seconds)
+            limit = started + seconds - results
         begun = time.perf_counter()
         if ranks.first_says(begun + longest > limit):
             return

@@ -19,6 +19,7 @@ import packer.curvature.resume
 from packer.checkpoint.checkpoint import from_state_dict
 from packer.curvature.calibration import calibrate, token_batches
 from packer.curvature.file import read_curvature, write_curvature
+from packer.curvature.moments import MapMoments
 from packer.curvature.resume import ResumeFile
 from packer.errors import CurvatureError
 
@@ -473,3 +474,25 @@ def test_what_another_calibration_left_is_refused(tokens: Tensor, tmp_path: Path
     write_curvature(path, calibrate(Banked(), batches))
     with pytest.raises(CurvatureError, match="is no unfinished calibration"):
         ResumeFile(path, {"--seed": "0"}).read()
+
+
+def test_results_that_take_long_are_part_of_the_limit(
+    tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock of which a forward takes 0.4 s and each second moment's result as much."""
+    now = [0.0]
+    monkeypatch.setattr(packer.curvature.calibration.time, "perf_counter", lambda: now[0])
+    original = MapMoments.curvature
+
+    def slow(self: MapMoments, count: int) -> Curvature:
+        now[0] += 0.4
+        return original(self, count)
+
+    monkeypatch.setattr(MapMoments, "curvature", slow)
+    batches = tokens.split(50)
+    found = calibrate(Stalling(now, stalls=0), batches, seconds=5.0)
+    assert 2 * batches[0].numel() < found.tokens < tokens.numel() and now[0] <= 5.0
+    now[0] = 0.0
+    with pytest.raises(CurvatureError, match=r"with its results takes .* and 1 are allowed"):
+        calibrate(Stalling(now, stalls=0), batches, seconds=1.0)
+    assert now[0] <= 1.0, "it is refused before the time is up"
