@@ -18,6 +18,7 @@ def cap(submission: Submission, options: Options) -> Finding | None:
     """Code and model of every run are at most the cap."""
     runs = sorted(accounts(submission), key=lambda run: -(run.as_shipped or run.as_logged or 0))
     points = [_against_cap(run, options.cap_bytes) for run in runs]
+    points += _rounded(submission, options.cap_bytes)
     points += _claims_over(submission, runs, options.cap_bytes)
     if not points:
         return unknown("cap", "no total is known: no log has one, and no artifact comes with code")
@@ -55,6 +56,27 @@ def _against_cap(run: RunAccount, cap_bytes: int) -> Point:
         f"{parts}: fits only with a packed copy of the code that is not shipped; as shipped it is "
         f"over by {max(over):,} (packer code writes one)",
     )
+
+
+def _rounded(submission: Submission, cap_bytes: int) -> Iterator[Point]:
+    """Logs with a size in MB alone, which is MiB to some scripts, and no artifact of that size."""
+    code = submission.code_bytes or 0
+    for log in submission.logs:
+        size = log.rounded
+        if size is None:
+            continue
+        least, most = size.size_bytes - size.error, size.most_bytes
+        least_model = least - code if size.is_total else least
+        if any(least_model <= file.size_bytes <= most for file in submission.artifacts):
+            continue
+        text = f"{log.name}: {size.written!r}"
+        if least > cap_bytes:
+            yield Point(Status.FAIL, f"{text} is OVER by {least - cap_bytes:,} or more")
+        elif most + (0 if size.is_total else code) <= cap_bytes:
+            yield Point(Status.PASS, f"{text} fits, even if it counts MiB")
+        else:
+            text += " may be over if it counts MiB" if most > cap_bytes else " leaves out the code"
+            yield Point(Status.UNKNOWN, f"{text}; log the bytes")
 
 
 def _describe(run: RunAccount) -> str:

@@ -10,9 +10,10 @@ UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 10**3, "mb": 10**6, "kib": 2**10, "mib
 SIZE_WORDS = {"bytes", "byte", "size", "kb", "mb", "mib"}
 # Sizes of something else, limits, and differences.
 OTHERS = frozenset(
-    """raw uncompressed unpacked checkpoint fp32 fp16 bf16 float limit cap allowed budget headroom
-    margin left remaining unused free over under above std stdev delta diff saved saving savings
-    reduction memory gpu vram ram peak batch vocab vocabulary train val eval seq tokenizer tokens
+    """raw uncompressed unzipped unpacked checkpoint fp32 fp16 bf16 float limit cap allowed budget
+    headroom margin left remaining unused free over under above std stdev delta diff saved saving
+    savings reduction memory gpu vram ram peak batch vocab vocabulary train val eval seq tokenizer
+    tokens
     data dataset payload per param params context chunk block window hidden embedding bigram head
     baseline previous old parent sota prior ratio world pre before original seed seen
     processed scored read""".split()  # noqa: SIM905
@@ -20,7 +21,10 @@ OTHERS = frozenset(
 ONE = {"sizes": "size", "artifacts": "artifact", "totals": "total", "models": "model"}
 MEANS = {"mean", "avg", "average", "median"}
 LEAST = {"min", "smallest", "best"}
-PACKED = {"wrapped", "packed", "compressed", "minified"}
+PACKED = {"wrapped", "packed", "compressed", "minified", "zipped"}
+ARTIFACT = {"artifact", "compressed", "zipped", "zip", "file", "archive"}
+CODECS = {"zlib", "gzip", "zstd", "lzma", "xz", "brotli"}
+CAMEL = re.compile(r"(?<=[a-z\d])(?=[A-Z])")
 
 
 class Kind(Enum):
@@ -47,7 +51,7 @@ class SizeKey:
 
 def size_key(key: str) -> SizeKey | None:
     """The meaning of a key; None for one that holds no size of the submission."""
-    words = [ONE.get(word, word) for word in re.findall(r"[a-z]+\d*", key.lower())]
+    words = [ONE.get(word, word) for word in re.findall(r"[a-z]+\d*", CAMEL.sub("_", key).lower())]
     distinct = set(words)
     if not distinct & SIZE_WORDS or distinct & OTHERS:
         return None
@@ -64,9 +68,10 @@ def _kind(words: set[str]) -> Kind | None:
     code = bool(words & {"code", "wrapper", "wrapped", "script", "source"})
     model = bool(words & {"model", "weights", "quantized"})
     if code != model:
-        counts = code or (words - {"size"}) & SIZE_WORDS  # a model_size may count weights
+        # A model_size may count weights.
+        counts = code or (words - {"size"}) & SIZE_WORDS or words & PACKED
         return Kind.CODE if code else Kind.MODEL if counts else None
     if code or words & {"total", "submission"}:
         return Kind.TOTAL
-    named = words & {"artifact", "compressed"} or words <= SIZE_WORDS
+    named = words & (ARTIFACT | CODECS) or words - {"final"} <= SIZE_WORDS
     return Kind.ARTIFACT if named else None

@@ -17,6 +17,7 @@ from typing import Any
 from packer.submission.log_lines import bounded_lines, runs_in
 from packer.submission.log_sizes import NUMBER, integer, parse_sizes
 from packer.submission.log_times import DURATION, STEP, parse_times, seconds
+from packer.submission.named_sizes import NamedSize
 from packer.submission.own_log import SCORE_NAME, parse_own
 
 SCORE = re.compile(
@@ -78,7 +79,8 @@ class TrainingLog:
     models, totals: bytes by label, the last of each; without the label "" (unlabelled).
     checkpoint_bytes: of the floating-point checkpoint. code_bytes: as counted in the totals.
     raw_code_bytes: uncompressed, if the log counts compressed code.
-    mib: a printed size that counts MiB as MB.
+    mib: a printed size that counts MiB as MB. rounded: the size in MB or the like, where no line
+    has it in bytes.
     train_seconds: of the training loop; calibration_seconds: of calibration after it, None if
     mentioned without a time; calibration_line: the first line about it after the loop's last step;
     calibration_data: the first such line that names data; own_text: on self-generated or random
@@ -114,6 +116,7 @@ class TrainingLog:
     case_operators: bool = False
     fallback: str | None = None
     mib: str | None = None
+    rounded: NamedSize | None = None
     world_size: int | None = None
     gpu: str | None = None
 
@@ -137,7 +140,7 @@ class TrainingLog:
 
     @property
     def has_facts(self) -> bool:
-        return bool(self.models or self.totals or self.scores or self.step)
+        return bool(self.models or self.totals or self.rounded or self.scores or self.step)
 
 
 def _own_label(labels: list[str]) -> str:

@@ -188,6 +188,19 @@ def test_runs_that_round_alike_are_no_copies(make: Make) -> None:
         (("artifact_bytes:16100000 cap:16000000",), 16_100_000),
         (("submission_bytes=16100000",), 16_100_000),
         (("compressed size: 16100000 bytes",), 16_100_000),
+        (("Total size: 16100000 bytes",), 16_100_000),
+        (("TOTAL SIZE = 16,100,000 BYTES",), 16_100_000),
+        (("total_size_bytes: 16_100_000",), 16_100_000),
+        (("Total size (seed 42): 16.100.000 B", "Total size (seed 7): 15900000 B"), 16_100_000),
+        (("seed 42: artifact size 16'100'000 bytes",), 16_100_000),
+        (("artifact_bytes_seed42=16100000", "artifact_bytes_seed7=15900000"), 16_100_000),
+        (("Artifact: 16.10 MB (16100000 bytes)",), 16_100_000),
+        (("zipped_bytes: 16 100 000",), 16_100_000),
+        (("Zipped: 16100000 bytes",), 16_100_000),
+        (("Model + code: 16100000 bytes",), 16_100_000),
+        (("SUBMISSION SIZE: 16100000 bytes",), 16_100_000),
+        (("SERIALIZED MODEL INT6+ZSTD: 16060000 bytes",), 16_100_000),
+        (("Total submission size int6+zstd: 16100000",), 16_100_000),
     ],
 )
 def test_every_line_with_a_size_is_read(make: Make, lines: tuple[str, ...], total: int) -> None:
@@ -205,10 +218,66 @@ def test_every_line_with_a_size_is_read(make: Make, lines: tuple[str, ...], tota
         ("compressed size: 16500 bytes",),
         ("total submission size: 105823807 bytes",),
         ("print(f'Artifact: {size} bytes')",),
+        ("Total size: 67.22 MB",),
+        ("total size of the shards is 17000000",),
+        ("Artifact: 16.27%", "artifact 3 of 17000000", "Compressed 17000000x", "zipped: 17 MBit"),
+        ("Total size: 16.27 GB",),
     ],
 )
 def test_the_checkpoint_and_sentences_are_no_total(make: Make, lines: tuple[str, ...]) -> None:
     assert said(make({"train.log": log(sizes=lines)}), "cap")[0] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "words"),
+    [
+        ("Artifact: 16.27 MB", "fail", "'Artifact: 16.27 MB' is OVER by 265,000 or more"),
+        ("ARTIFACT SIZE = 16,27 MB (limit 16)", "fail", "OVER by 265,000"),
+        ("artifact_size: 15.51 MiB", "fail", "OVER by 258,171"),
+        ("Total size: 16100 KB", "fail", "OVER by 99,500"),
+        ("Total submission size int6+zstd: 16.27MB", "fail", "OVER"),
+        ("Artifact (seed 42): 16.27 MB", "fail", "OVER"),
+        ("Artifact: 15.99 MB", "unknown", "may be over if it counts MiB; log the bytes"),
+        ("Artifact: 15.25 MiB", "unknown", "leaves out the code"),
+        ("Artifact: 15.1 MB", "pass", ""),
+        ("Total size: 15.25 MiB", "pass", ""),
+    ],
+)
+def test_sizes_in_other_units(make: Make, line: str, status: str, words: str) -> None:
+    found = said(make({"train.log": log(sizes=(line,))}), "cap")
+    assert found[0] == status and words in found[1]
+    exact = log(sizes=(line, "Total submission size int6+lzma: 15900000 bytes"))
+    assert said(make({"train.log": exact}, name="b"), "cap")[0] == "pass"
+
+
+def test_a_rounded_size_of_an_artifact_that_is_here(make: Make) -> None:
+    line = "Artifact: 15.99 MB"
+    files = {
+        "train.log": log(sizes=(line,)),
+        "final_model.int6.ptz": b"\x78\xda" + bytes(15_990_000),
+    }
+    status, text = said(make(files), "cap")
+    assert status == "fail" and "OVER by 30,002" in text
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("zipped_bytes", "ZIPPED_BYTES", "zippedBytes", "int6_zstd_bytes", "file_size_bytes"),
+        *("final_bytes", "compressed_model_size", "totalSizeBytes", "zip-bytes"),
+    ],
+)
+@pytest.mark.parametrize("written", [16_270_123, "16,270,123", "16270123 bytes (15.52 MiB)"])
+def test_keys_with_a_size(make: Make, key: str, written: Any) -> None:
+    status, text = said(make(**{key: written}), "cap")
+    assert status == "fail" and key in text and "over by 270,123" in text
+
+
+@pytest.mark.parametrize(
+    "key", ["unzipped_bytes", "zip_limit_bytes", "zipped_train_bytes", "zipped"]
+)
+def test_keys_with_another_number(make: Make, key: str) -> None:
+    assert said(make(**{key: 16_270_123}), "cap")[0] == "unknown"
 
 
 def test_mib_that_are_called_mb_are_told(make: Make) -> None:
