@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from packer.errors import CheckpointError
-from packer.foreign.int8 import INT8_FORMAT, table
-from packer.foreign.keys import OWN_READER, refuse_unknown
+from packer.foreign.int8 import INT8_FORMAT
+from packer.foreign.keys import OWN_READER, refuse_unknown, table
 from packer.foreign.tensors import plain, torch_dtype
 
 QGV3 = b"QGv3"

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 import torch
 
 from packer.errors import CheckpointError
+from packer.foreign.bit_packed import BIT_PACKED, unpacked
 from packer.foreign.keys import (
     OWN_READER,
     is_on,
     refuse_other_shape,
     refuse_unknown,
     shown,
+    table,
 )
 from packer.foreign.row_ranges import RANGES, with_ranges
 from packer.foreign.tensors import (
@@ -54,7 +56,9 @@ def read_int8(
 ) -> dict[str, ForeignTensor]:
     """Raises CheckpointError: another format, unknown keys, parts that do not fit together."""
     format = value.get("__quant_format__", INT8_FORMAT)
-    if not isinstance(format, str) or format not in INT8_FORMATS:
+    if isinstance(format, str) and BIT_PACKED.fullmatch(format):
+        value = unpacked(value)
+    elif not isinstance(format, str) or format not in INT8_FORMATS:
         raise CheckpointError(
             f"its format is {shown(format)}, whose arithmetic is not known here; {INT8_FORMAT} and "
             f"{len(INT8_FORMATS) - 1} other names of it are; {OWN_READER}"
@@ -109,13 +113,6 @@ def _check_entries_of_others(tables: Tables) -> None:
     for name in tables[RANGES]:
         if name not in tables["quantized"]:
             raise CheckpointError(f"its {RANGES} has rows of {name}, which has no codes")
-
-
-def table(value: object, key: str) -> Mapping[str, object]:
-    """A dict by tensor name. Raises CheckpointError: it is none."""
-    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise CheckpointError(f"its {key} is a {type(value).__name__}, not a dict by tensor name")
-    return value
 
 
 def _quantized(name: str, tables: Tables, template: Template) -> ForeignTensor:

@@ -31,6 +31,13 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
 
 
+def table(value: object, key: str) -> Mapping[str, object]:
+    """A dict by tensor name. Raises CheckpointError: it is none."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise CheckpointError(f"its {key} is a {type(value).__name__}, not a dict by tensor name")
+    return value
+
+
 def refuse_unknown(entry: Mapping[Any, object], known: Collection[str], what: str) -> None:
     """Raises CheckpointError: a key is neither in `known`, nor a switch that is off, nor a number
     or text among `INFORMATIVE`; names all such keys. what: whose keys they are.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from packer.errors import CheckpointError
+from packer.foreign.bit_packed import BIT_PACKED
 from packer.foreign.flat import is_flat, read_flat
 from packer.foreign.int8 import INT8_FORMAT, INT8_FORMATS, read_int8
 from packer.foreign.mixed import read_mixed
@@ -31,7 +32,7 @@ def layout_of(value: object) -> tuple[str, Reader] | None:
         return None
     if "__quant_format__" in value or {"quantized", "scales", "passthrough"} <= set(value):
         format = value.get("__quant_format__")
-        known = isinstance(format, str) and format in INT8_FORMATS
+        known = isinstance(format, str) and (format in INT8_FORMATS or BIT_PACKED.fullmatch(format))
         return str(format) if known else INT8_FORMAT, read_int8
     if {"w", "m"} <= set(value) and all(isinstance(value[key], Mapping) for key in "wm"):
         return "{w, m}", read_mixed

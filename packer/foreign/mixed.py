@@ -17,8 +17,7 @@ import torch
 
 from packer.errors import CheckpointError
 from packer.foreign import corrections
-from packer.foreign.int8 import table
-from packer.foreign.keys import OWN_READER, refuse_other_shape
+from packer.foreign.keys import OWN_READER, refuse_other_shape, table
 from packer.foreign.meanings import Meaning, meaning_of
 from packer.foreign.tensors import ForeignTensor, Parts, computed, kept, plain, scaled
 
