@@ -28,6 +28,7 @@ from packer.commands.options.types import (
     print_json,
     refuse_overwriting,
     say,
+    say_notes,
     with_options,
 )
 from packer.planning.options import MeasureOptions, PlanLimits
@@ -259,6 +260,7 @@ def _show(
         say(f"{file_bytes:,} bytes of the header are for {', '.join(files)}")
     say(packed.plan.limits.describe_code())
     say(describe_quality(packed.plan), lines=True)
+    say_notes(report.notes)
     if packed.rounds > 1:
         say(f"real sizes differed from the plan; planned again, {packed.rounds} rounds")
     if recipe is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from packer.commands.options.types import print_json, say
+from packer.commands.options.types import print_json, say, say_notes
 
 if TYPE_CHECKING:
     from packer.budget.what_if import WhatIf
@@ -51,6 +51,7 @@ def show_plan(
     say(plan.describe_account())
     say(plan.limits.describe_code())
     say(describe_quality(plan), lines=True)
+    say_notes(report.notes)
     for one in (change for change in changes if change.cap_bytes > 0):
         say(describe_what_if(one, plan.plan.damage_kind))
     for number, tried in enumerate(checked, start=1):

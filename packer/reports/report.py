@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -136,6 +137,19 @@ def report_plan(pack_plan: PackPlan, source: str) -> Report:
         damage=plan.damage,
         price=None if saved is None else saved / 1000,
         gap=plan.gap,
+        notes=_notes(pack_plan),
+    )
+
+
+def _notes(pack_plan: PackPlan) -> tuple[str, ...]:
+    """What the plan's damage leaves out, in words, and the command that mends it."""
+    plan, measurement = pack_plan.plan, pack_plan.measurement
+    if measurement.curvature is not None or plan.damage == 0:
+        return ()
+    command = shlex.join(["packer", "plan", measurement.source, "--cap", str(plan.cap_bytes)])
+    return (
+        "planned without data: a calibrated plan of this size does several times less damage; "
+        f"to calibrate: {command} --calibration TEXT",
     )
 
 

@@ -148,6 +148,7 @@ def test_plan_of_a_checkpoint_and_of_measurements_is_one(
     check_report(value)
     assert 0 <= value["unused_bytes"] <= 2_000
     assert (value["damage_kind"], value["gap"]) == ("weight_error", 0)
+    assert "several times less damage" in value["notes"][0]
     assert value["artifact_bytes"] == value["header_bytes"] + sum(
         row["size_bytes"] for row in value["tensors"]
     )
@@ -155,11 +156,14 @@ def test_plan_of_a_checkpoint_and_of_measurements_is_one(
 
 
 def test_plan_prints_the_account_and_the_next_command(run: Run, made: Path, tmp_path: Path) -> None:
-    text = done(run("plan", made / "model.pt", "--cap", "12KB", "-o", "a plan.json"))
+    planned = run("plan", made / "model.pt", "--cap", "12KB", "-o", "a plan.json")
+    text = done(planned)
     total = api.load_plan(tmp_path / "a plan.json").plan.total_bytes
     assert f"= {total:,} of 12,000, {CAP - total:,} left" in text
     assert "no code is counted (name files with --code) and no loader" in text
     assert "no data was given" in text
+    calibrate = f"to calibrate: packer plan {made / 'model.pt'} --cap 12000 --calibration TEXT"
+    assert calibrate in planned.stderr
     assert "proven optimal" in text
     following = text.splitlines()[-1]
     assert following.startswith("next: packer pack ")
