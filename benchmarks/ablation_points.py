@@ -179,7 +179,8 @@ def _size(quantized: QuantizedTensor, way: Way) -> float:
         side = 2 * sum(
             len(quantized.side[name]) for name in ("row", "column") if name in quantized.side
         )
-    return encoded.framing_bytes + codes + side
+    framing = len(encoded.block) - encoded.side_bytes - encoded.payload_bytes
+    return framing + codes + side
 
 
 def _under_brotli(quantized: QuantizedTensor) -> int:

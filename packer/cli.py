@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from packer.artifact.reader import ArtifactError
 from packer.commands.bundle import bundle
 from packer.commands.calibrate import calibrate
 from packer.commands.check import check
@@ -66,8 +67,6 @@ class Manual(click.Group):
             error.message = one_paragraph(error.message)  # type: ignore[misc]
             raise
         except Exception as error:
-            from packer.artifact.stream_decoder import ArtifactError
-
             if _is_out_of_memory(error):
                 raise click.ClickException(OUT_OF_MEMORY) from None
             if not isinstance(error, ArtifactError):

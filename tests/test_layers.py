@@ -62,7 +62,6 @@ LAYERS = {
     "packer.commands": "commands",
     "packer.cli": "commands",
     "packer.__main__": "commands",
-    "packer.artifact.artifact_error": "decoder",
     "packer.artifact.decoder": "decoder",
     "packer.artifact.rans_decoder": "decoder",
     "packer.artifact.reader": "decoder",
@@ -85,7 +84,6 @@ MAY_IMPORT = {
 NOT_FOR = {"budget": {"torch"}}
 # What the shipped loader is made of, beside decoder.py itself.
 DECODER_NEEDS = {
-    "packer.artifact.artifact_error",
     "packer.artifact.rans_decoder",
     "packer.artifact.reader",
     "packer.quantizers.dequantize",

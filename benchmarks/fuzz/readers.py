@@ -38,7 +38,7 @@ from benchmarks.fuzz.layouts import (
 from benchmarks.fuzz.mutations import mutate_bytes, mutate_json_text, mutate_text
 from packer import api
 from packer.artifact import decoder
-from packer.artifact.stream_decoder import ArtifactError
+from packer.artifact.reader import ArtifactError
 from packer.checkpoint.checkpoint import from_state_dict, read_checkpoint
 from packer.checkpoint.fingerprint import contents_fingerprint
 from packer.commands.models import load_subjects

@@ -171,7 +171,7 @@ def encode_ans(
         symbols = clipped[cell].astype(np.int32).ravel()  # [rows of the class · its columns]
         symbols += reach
         levels = count_levels(np.bincount(symbols, minlength=2 * reach + 1))
-        encoder.symbols(symbols, encoder.model(level_counts()[levels]))
+        encoder.encode_reverse(symbols, encoder.model(level_counts()[levels]))
         push_table(encoder, levels, reach)
     if not classes.columns_by_scale:
         push_classes(encoder, column_class, classes.columns)
@@ -205,7 +205,7 @@ def _push_excess(encoder: SymbolEncoder, codes: Codes, reach: int) -> None:
     magnitudes = np.abs(codes.astype(np.int32))
     excess = magnitudes[magnitudes >= reach] - reach
     for part in (excess >> 8, excess & 255):
-        encoder.symbols(part.astype(np.int32), encoder.model(np.ones(256, np.int64)))
+        encoder.encode_reverse(part.astype(np.int32), encoder.model(np.ones(256, np.int64)))
 
 
 @functools.cache
@@ -230,4 +230,4 @@ def push_table(encoder: SymbolEncoder, levels: list[int], reach: int) -> None:
 
 def push_classes(encoder: SymbolEncoder, classes: Numbers, count: int) -> None:
     if count > 1:
-        encoder.symbols(classes.astype(np.int32), encoder.model(np.ones(count, np.int64)))
+        encoder.encode_reverse(classes.astype(np.int32), encoder.model(np.ones(count, np.int64)))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from packer.artifact.reader import ArtifactError
 from packer.errors import PackerError
 
 PathLike = str | os.PathLike[str]
@@ -25,8 +26,6 @@ def is_artifact(path: PathLike) -> bool:
 @contextlib.contextmanager
 def reading_artifact(path: PathLike) -> Iterator[None]:
     """Names the file in a refusal to read it as an artifact. Raises PackerError."""
-    from packer.artifact.stream_decoder import ArtifactError
-
     try:
         yield
     except ArtifactError as error:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from packer.artifact.artifact_error import ArtifactError as ArtifactError
+from packer.artifact.reader import ArtifactError as ArtifactError
 from packer.artifact.reader import Reader
 from packer.artifact.step_decoder import STEPPED_BYTE, StoredSteps, decode_stepped, read_stepped
 from packer.artifact.stream_decoder import decode_elements, decode_stream, decompress

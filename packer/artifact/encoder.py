@@ -22,8 +22,9 @@ from packer.artifact.ans_encoder import (
     encode_stream,
     varint,
 )
-from packer.artifact.artifact_error import ArtifactError
+from packer.artifact.reader import ArtifactError
 from packer.artifact.step_decoder import STEPPED_BYTE
+from packer.artifact.tensor_bytes import dtype_name
 from packer.artifact.trellis_encoder import encode_trellis
 from packer.quantizers.formats import (
     FACTOR_BITS,
@@ -58,10 +59,6 @@ class EncodedTensor:
     def size_bytes(self) -> int:
         return len(self.block)
 
-    @property
-    def framing_bytes(self) -> int:
-        return len(self.block) - self.side_bytes - self.payload_bytes
-
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
@@ -79,7 +76,7 @@ class Artifact:
     code_bytes: int = 0
 
     def to_bytes(self) -> bytes:
-        shapes = {name: (_dtype_name(q.dtype), q.shape) for name, q in self.tensors.items()}
+        shapes = {name: (dtype_name(q.dtype), q.shape) for name, q in self.tensors.items()}
         coder = "numpy" if "numpy" in self.coders.values() else None
         header = encode_header(shapes, self.ties, self.metadata, coder)
         blocks = [
@@ -290,7 +287,3 @@ def coder_name(stored: decoder.StoredTensor) -> str:
     if stored.codes[0] not in CODER_NAMES:
         raise ArtifactError(f"tensor {stored.name}: coder {stored.codes[0]} is unknown")
     return CODER_NAMES[stored.codes[0]]
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

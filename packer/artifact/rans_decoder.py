@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from packer.artifact.artifact_error import ArtifactError
+from packer.artifact.reader import ArtifactError
 
 PRECISION = 14  # bits of a probability
 LOWEST = 1 << 16  # of a state; below it a 16-bit word is read

@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from packer.artifact.rans_decoder import LOWEST, MOST_LANES, PRECISION, lane_frequencies
+from packer.artifact.rans_decoder import LOWEST, PRECISION, lane_frequencies
 
-# Of a stream, at least: a lane costs about two bytes, 0.1 % of them.
-BYTES_PER_LANE = 2048
-_ROOM = (
-    32 - PRECISION
-)  # a state may reach its symbol's frequency shifted so far, before it is coded
+# A state may reach its symbol's frequency shifted so far, before it is coded.
+_ROOM = 32 - PRECISION
 
 Frequencies = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 """(frequency, where its slots begin) of every symbol."""
@@ -24,12 +21,6 @@ def lane_counts(counts: npt.NDArray[Any]) -> Frequencies:
     """The model for LaneEncoder; `lane_model` gives LaneDecoder's, from the same counts."""
     frequencies = lane_frequencies(counts)
     return frequencies, frequencies.cumsum() - frequencies
-
-
-def lanes_for(size_bytes: float) -> int:
-    """The number of lanes of a stream of about `size_bytes` bytes: a power of two."""
-    most = max(size_bytes / BYTES_PER_LANE, 1.0)
-    return min(1 << int(np.log2(most)), 1 << MOST_LANES)
 
 
 class LaneEncoder:

@@ -1,8 +1,10 @@
-"""A cursor over the bytes of an artifact; like decoder.py closed, and part of the loader."""
+"""A cursor over the bytes of an artifact, and what reading may raise; closed, as decoder.py is."""
 
 from __future__ import annotations
 
-from packer.artifact.artifact_error import ArtifactError
+
+class ArtifactError(Exception):
+    """Bytes that are not an artifact, or a damaged one; names what was found and where."""
 
 
 class Reader:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from packer.artifact.artifact_error import ArtifactError
-from packer.artifact.reader import Reader
+from packer.artifact.reader import ArtifactError, Reader
 from packer.artifact.stream_decoder import ANS, NUMPY, decode_ans, decode_stream
 from packer.artifact.trellis_decoder import decode_trellis
 from packer.quantizers.step_grid import (

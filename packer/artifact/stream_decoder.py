@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from packer.artifact.artifact_error import ArtifactError as ArtifactError
 from packer.artifact.rans_decoder import LaneDecoder, lane_model
+from packer.artifact.reader import ArtifactError
 
 RAW = 0
 ANS = 1

@@ -9,17 +9,20 @@ import numpy as np
 import numpy.typing as npt
 
 from packer.artifact import stream_decoder
-from packer.artifact.rans_encoder import Frequencies, LaneEncoder, lane_counts, lanes_for
+from packer.artifact.rans_decoder import MOST_LANES
+from packer.artifact.rans_encoder import Frequencies, LaneEncoder, lane_counts
+
+BYTES_PER_LANE = 2048  # of a stream, at least
 
 
 class SymbolEncoder(Protocol):
     """A stack of symbols."""
 
     def model(self, counts: npt.NDArray[np.int64]) -> Any:
-        """The model of symbols with these counts, for `symbols`."""
+        """The model of symbols with these counts, for `encode_reverse`."""
 
-    def symbols(self, symbols: npt.NDArray[np.int32], model: Any) -> None:
-        """Push symbols [count] under one model."""
+    def encode_reverse(self, symbols: npt.NDArray[np.int32], model: Any) -> None:
+        """Push symbols [count] under one model, so that they are decoded in order."""
 
     def levels(self, levels: list[int], guesses: list[int]) -> None:
         """Push the levels of a table, each under the model of its guess."""
@@ -39,7 +42,7 @@ class ConstrictionEncoder:
     def model(self, counts: npt.NDArray[np.int64]) -> Any:
         return stream_decoder.categorical(counts)
 
-    def symbols(self, symbols: npt.NDArray[np.int32], model: Any) -> None:
+    def encode_reverse(self, symbols: npt.NDArray[np.int32], model: Any) -> None:
         self.coder.encode_reverse(symbols, model)
 
     def levels(self, levels: list[int], guesses: list[int]) -> None:
@@ -54,26 +57,22 @@ class ConstrictionEncoder:
         return words
 
 
-class RansEncoder:
+class RansEncoder(LaneEncoder):
     """Coder 6: interleaved rANS, its number of states by the entropy of the codes."""
 
     def __init__(self, codes: npt.NDArray[np.int8], reach: int) -> None:
         counts = np.bincount(codes.ravel().astype(np.int16) + reach)
         counts = counts[counts > 0]
         bits = float((counts * np.log2(codes.size / counts)).sum())
-        self.coder = LaneEncoder(lanes_for(bits / 8))
+        # A power of two; a lane costs about two bytes, 0.1 % of BYTES_PER_LANE.
+        lanes = 1 << int(np.log2(max(bits / 8 / BYTES_PER_LANE, 1.0)))
+        super().__init__(min(lanes, 1 << MOST_LANES))
 
     def model(self, counts: npt.NDArray[np.int64]) -> Any:
         return lane_counts(counts)
 
-    def symbols(self, symbols: npt.NDArray[np.int32], model: Any) -> None:
-        self.coder.encode_reverse(symbols, model)
-
     def levels(self, levels: list[int], guesses: list[int]) -> None:
-        self.coder.encode_each(levels, [_level_frequencies(guess) for guess in guesses])
-
-    def data(self) -> bytes:
-        return self.coder.data()
+        self.encode_each(levels, [_level_frequencies(guess) for guess in guesses])
 
 
 @functools.cache

@@ -1,10 +1,14 @@
-"""The bytes of a tensor's elements."""
+"""The bytes of a tensor's elements, and the name of their dtype."""
 
 from __future__ import annotations
 
 import sys
 
 import torch
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def bytes_of(tensor: torch.Tensor) -> torch.Tensor:

@@ -74,7 +74,7 @@ def _push_rows(
     for row in range(len(symbols) - 1, -1, -1):
         for kind in np.flatnonzero(sizes[row])[::-1].tolist():
             here = slice(ends[row, kind] - sizes[row, kind], ends[row, kind])
-            encoder.symbols(by_kind[row, here], models[row_class[row], kind])
+            encoder.encode_reverse(by_kind[row, here], models[row_class[row], kind])
 
 
 def _within(symbols: Numbers, reach: int) -> npt.NDArray[np.int8]:
@@ -91,7 +91,7 @@ def _push_even_excess(encoder: SymbolEncoder, symbols: Numbers, reach: int) -> N
     magnitudes = np.abs(symbols)
     half = (magnitudes[magnitudes >= reach - 1] - reach + 1) >> 1
     for part in (half >> 8, half & 255):
-        encoder.symbols(part.astype(np.int32), encoder.model(np.ones(256, np.int64)))
+        encoder.encode_reverse(part.astype(np.int32), encoder.model(np.ones(256, np.int64)))
 
 
 def _tables(

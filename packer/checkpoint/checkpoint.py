@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from packer.artifact.tensor_bytes import dtype_name
 from packer.checkpoint.file_kinds import load
 from packer.checkpoint.foreign_artifact import ForeignArtifact, foreign_of
 from packer.checkpoint.gguf_tensors import GGUFFile
@@ -63,7 +64,7 @@ class Checkpoint:
             tensor = self.gguf.tensors[name]
             return tensor.type.lower(), tensor.size_bytes
         meta = self.meta_tensors[name]
-        return str(meta.dtype).removeprefix("torch."), meta.nbytes
+        return dtype_name(meta.dtype), meta.nbytes
 
     @property
     def holders(self) -> dict[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 
-from packer.artifact.tensor_bytes import little_endian
+from packer.artifact.tensor_bytes import dtype_name, little_endian
 from packer.checkpoint.checkpoint import Checkpoint
 
 
@@ -36,7 +36,7 @@ def _fingerprint(checkpoint: Checkpoint, *, contents: bool) -> str:
     text(str(len(checkpoint.tensors)))
     for name, meta in sorted(checkpoint.meta_tensors.items()):
         text(name)
-        text(str(meta.dtype).removeprefix("torch."))
+        text(dtype_name(meta.dtype))
         text(",".join(map(str, meta.shape)))
         if contents:
             # Shape and dtype already fix the number of bytes.

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from packer.artifact.tensor_bytes import bytes_of
+from packer.artifact.tensor_bytes import bytes_of, dtype_name
 from packer.checkpoint.lazy_tensors import meta_tensors_of
 
 RESERVED = "__metadata__"  # the header's own entry, besides those of tensors
@@ -87,7 +87,7 @@ def _spelled(dtype: torch.dtype, metas: Mapping[str, torch.Tensor]) -> str:
         whole = save({"empty": torch.empty(0, dtype=dtype)})
     except KeyError:  # the library's table of dtypes
         names = [name for name, meta in metas.items() if meta.dtype == dtype]
-        spelled = str(dtype).removeprefix("torch.")
-        raise UnwritableError(f"safetensors has no {spelled}, the dtype of {names[0]}") from None
+        what = f"{dtype_name(dtype)}, the dtype of {names[0]}"
+        raise UnwritableError(f"safetensors has no {what}") from None
     header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
     return str(header["empty"]["dtype"])

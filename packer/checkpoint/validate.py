@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch.nn.parameter import is_lazy
 
+from packer.artifact.tensor_bytes import dtype_name
 from packer.checkpoint.torch_files import RESAVE
 from packer.errors import CheckpointError, listed
 
@@ -53,7 +54,7 @@ def refuse_unsupported(named: Mapping[str, torch.Tensor], source: str) -> None:
 
 
 def _unsupported(tensor: torch.Tensor) -> str | None:
-    dtype = str(tensor.dtype).removeprefix("torch.")
+    dtype = dtype_name(tensor.dtype)
     if is_lazy(tensor):
         return "not initialized yet"
     if tensor.is_quantized:

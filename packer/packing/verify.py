@@ -12,6 +12,7 @@ import torch
 
 from packer.artifact import decoder
 from packer.artifact.encoder import quantized_tensor
+from packer.artifact.tensor_bytes import bytes_of, dtype_name
 from packer.checkpoint.checkpoint import Checkpoint
 from packer.checkpoint.earlier_versions import PERMUTED_MARK, POLISHED_MARK
 from packer.checkpoint.lazy_tensors import Renamed, meta_tensors_of
@@ -218,7 +219,7 @@ def _comparable(tensor: decoder.StoredTensor, against: Checkpoint | None) -> tor
     meta = against.meta_tensors.get(tensor.name) if against else None
     if against is None or meta is None:
         return None
-    same = (tuple(meta.shape), _dtype(meta)) == (tensor.shape, tensor.dtype)
+    same = (tuple(meta.shape), dtype_name(meta.dtype)) == (tensor.shape, tensor.dtype)
     return against.tensors[tensor.name] if same else None
 
 
@@ -281,7 +282,9 @@ def _structure_problems(stored: decoder.StoredArtifact, against: Checkpoint) -> 
     """Names, shapes, dtypes and ties that differ."""
     problems = []
     actual = {tensor.name: (tensor.shape, tensor.dtype) for tensor in stored.tensors}
-    expected = {name: (tuple(w.shape), _dtype(w)) for name, w in against.meta_tensors.items()}
+    expected = {
+        name: (tuple(w.shape), dtype_name(w.dtype)) for name, w in against.meta_tensors.items()
+    }
     for name in sorted(set(actual) | set(expected)):
         if name not in actual:
             problems.append(f"{name}: in {against.source} and not in the artifact")
@@ -320,9 +323,4 @@ def _blocks(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    flat_a, flat_b = a.contiguous().reshape(-1), b.contiguous().reshape(-1)
-    return a.dtype == b.dtype and torch.equal(flat_a.view(torch.uint8), flat_b.view(torch.uint8))
-
-
-def _dtype(weight: torch.Tensor) -> str:
-    return str(weight.dtype).removeprefix("torch.")
+    return a.dtype == b.dtype and torch.equal(bytes_of(a), bytes_of(b))

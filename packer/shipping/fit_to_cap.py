@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from packer.artifact.artifact_error import ArtifactError
 from packer.artifact.encoder import assemble, encode_header, encode_tensor, header_bytes
+from packer.artifact.reader import ArtifactError
 from packer.quantizers.choice import Choice
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import Passthrough

@@ -19,7 +19,6 @@ ENTRIES = ("read_weights",)
 DECODERS: tuple[str, ...] = (
     "packer.quantizers.dequantize",
     "packer.quantizers.step_grid",
-    "packer.artifact.artifact_error",
     "packer.artifact.reader",
     "packer.artifact.rans_decoder",
     "packer.quantizers.trellis_path",

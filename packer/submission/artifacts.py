@@ -96,7 +96,7 @@ def sniff_codec(head: bytes) -> str:
 
 def _shapes_of_ours(path: Path) -> dict[str, tuple[int, ...]]:
     from packer.artifact import decoder
-    from packer.artifact.stream_decoder import ArtifactError
+    from packer.artifact.reader import ArtifactError
 
     try:
         stored = decoder.parse(path.read_bytes())

@@ -15,8 +15,8 @@ from packer.quantizers.quantize import dequantize, quantize
 
 import packer
 from packer import api
-from packer.artifact.artifact_error import ArtifactError
 from packer.artifact.decoder import parse
+from packer.artifact.reader import ArtifactError
 from packer.checkpoint.checkpoint import from_state_dict, read_checkpoint
 from packer.checkpoint.fingerprint import contents_fingerprint
 from packer.cli import main
