@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,7 @@ def _windows(
     from packer.eval.sample import sample_windows
     from packer.progress import shown
 
-    half = None if text.seconds is None else text.seconds / 2
+    half = math.inf if text.seconds is None else text.seconds / 2
     with shown("writing") as progress:
         windows = sample_windows(
             model,
@@ -115,10 +116,10 @@ def _windows(
             vocab_size=vocabulary.size,
             temperature=temperature,
             seed=text.seed,
-            batch=None if half is None else WINDOWS_IN_TIME,
+            batch=None if half == math.inf else WINDOWS_IN_TIME,
             progress=lambda done, total: progress("tokens", done, total),
         )
-        kept = [window for (window,), _ in within(windows, half, started, None)]
+        kept = [window for (window,), _ in within(windows, lambda: started + half)]
     if not kept:
         raise CurvatureError("no window was generated in half of --seconds; allow more")
     return kept

@@ -69,17 +69,15 @@ def calibrate(
     """Second moments of the inputs of every linear map and the Fisher of its outputs.
 
     batches: int64 [windows, time]; labels are sampled from the model's own predictions (`seed`),
-    which makes this the true Fisher. seconds: limit from the call on, setup included. A batch is
-    not begun if it would exceed the limit by taking as long as the longest before it. With one
-    process, a batch that exceeds the limit nevertheless is stopped at its next torch call, and
-    left out completely. checkpoint: the weights whose names and fingerprint the result has;
-    default: the model's own state dict. unfinished: the file that sums are saved to regularly, and
-    from which an interrupted run over the same batches is resumed. ranks: the processes that share
-    the batches, all with the same batches and model; each returns the whole result, equal to that
-    of one process except for the order of float64 additions. The model is not changed.
-    Raises CurvatureError: no batch could be read in time, or the results could not be computed in
-    the rest of it, or the model gives no gradients at all,
-    or logits that are not finite. ScoreError: the model only returns losses.
+    which makes this the true Fisher. seconds: limit from the call on, setup and results included.
+    A batch is not begun if it would exceed the limit by taking as long as the longest before it;
+    with one process, one that exceeds it nevertheless is stopped at its next torch call, and left
+    out completely. checkpoint: the weights whose names and fingerprint the result has; default: the
+    model's own. unfinished: the file that sums are saved to regularly, and from which an
+    interrupted run over the same batches is resumed. ranks: the processes that share the batches;
+    each returns the whole result, equal to that of one process except for the order of additions.
+    Raises CurvatureError: no batch could be read in time, or the results not computed in the rest
+    of it, no gradients, logits that are not finite. ScoreError: the model only returns losses.
     """
     started, text = time.perf_counter(), text or TextSource()
     module = _module_of(model)
@@ -90,8 +88,9 @@ def calibrate(
         run = _Run(model, uses, SampledLabels(seed, device_of(model)), ranks)
         started -= run.resume(unfinished)
         limit = math.inf if seconds is None else seconds
+        deadline = partial(run.deadline, started, limit)
         with gradients_for(uses.weights.values()):
-            for group, until in within(batches, seconds, started, progress, run):
+            for group, until in within(batches, deadline, progress, ranks, run.batches):
                 if not run.read(group, until):
                     limit = math.inf  # one call stalled: that is no reason to lose what was read
                     break
@@ -102,21 +101,23 @@ def calibrate(
     _keep_limit(limit, time.perf_counter() - started + run.seconds_to_collect())
     ranks.add_up(uses, run.device)
     unreached = unreached_matrices(uses, checkpoint)
-    by_tensor, meta_tensors = collect(uses, run.tokens), checkpoint.meta_tensors
-    _keep_limit(limit, time.perf_counter() - started)
+    by_tensor = collect(uses, run.tokens)
+    notes = (
+        *warnings(by_tensor, unreached, uses.met),
+        *left_out(by_tensor, unreached, uses, checkpoint.meta_tensors),
+    )
+    spent = time.perf_counter() - started
+    _keep_limit(limit, spent)
     return CurvatureSet(
         by_tensor,
         contents,
         text.words,
         run.tokens,
-        time.perf_counter() - started,
+        spent,
         run.vocab_size,
         text.bytes_per_token,
         unreached,
-        (
-            *warnings(by_tensor, unreached, uses.met),
-            *left_out(by_tensor, unreached, uses, meta_tensors),
-        ),
+        notes,
     )
 
 
@@ -171,6 +172,11 @@ class _Run:
         self.batches += len(group)
         self.tokens += sum(batch.numel() for batch in group)
         return True
+
+    def deadline(self, started: float, seconds: float) -> float:
+        """When reading ends, so that the results are there `seconds` after `started`."""
+        results = RESULTS_MARGIN * self.seconds_to_collect()
+        return started + min(seconds - results, WORKING_SHARE * seconds)
 
     def seconds_to_collect(self) -> float:
         """How long the results will take, estimated once from the largest; 0 before any batch."""
@@ -259,23 +265,21 @@ def live_weights(module: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]
 
 def within(
     batches: Iterable[Tensor],
-    seconds: float | None,
-    started: float,
-    progress: Progress | None,
-    run: _Run,
+    deadline: Callable[[], float],
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
+    first: int = 0,
 ) -> Iterator[tuple[tuple[Tensor, ...], float]]:
-    """(round of batches, deadline) after those of `run`, as long as the longest so far would end in
-    time, with the results after it. The deadline is infinite unless one process is in doubt: several processes would have to
-    leave out the same batches.
+    """(round of batches, its deadline) after the `first`, as long as one that takes as long as the
+    longest so far would end in time.
+
+    deadline: by the performance counter, asked before each round; a round's is infinite unless one
+    process is in doubt: several would have to leave out the same batches.
     """
-    ranks, first, limit = run.ranks, run.batches, math.inf
     total = len(batches) if isinstance(batches, Sequence) else 0
     longest, done = 0.0, first
     for group in ranks.rounds(batches, first):
-        if seconds is not None:
-            results = max(RESULTS_MARGIN * run.seconds_to_collect(), (1 - WORKING_SHARE) * seconds)
-            limit = started + seconds - results
-        begun = time.perf_counter()
+        limit, begun = deadline(), time.perf_counter()
         if ranks.first_says(begun + longest > limit):
             return
         doubtful = not longest or begun + MAY_TAKE * longest > limit
