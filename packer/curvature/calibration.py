@@ -99,26 +99,9 @@ def calibrate(
     if run.tokens == 0:
         raise _nothing_read(text, seconds, time.perf_counter() - started)
     _keep_limit(limit, time.perf_counter() - started + run.seconds_to_collect())
-    ranks.add_up(uses, run.device)
-    unreached = unreached_matrices(uses, checkpoint)
-    by_tensor = collect(uses, run.tokens)
-    notes = (
-        *warnings(by_tensor, unreached, uses.met),
-        *left_out(by_tensor, unreached, uses, checkpoint.meta_tensors),
-    )
-    spent = time.perf_counter() - started
-    _keep_limit(limit, spent)
-    return CurvatureSet(
-        by_tensor,
-        contents,
-        text.words,
-        run.tokens,
-        spent,
-        run.vocab_size,
-        text.bytes_per_token,
-        unreached,
-        notes,
-    )
+    result = run.result(checkpoint, contents, text, started)
+    _keep_limit(limit, result.seconds)
+    return result
 
 
 class _Run:
@@ -188,6 +171,30 @@ class _Run:
             spent = time.perf_counter() - begun
             self._to_collect = spent * sum(sizes.values()) / sizes[largest]
         return self._to_collect or 0.0
+
+    def result(
+        self, checkpoint: Checkpoint, contents: str, text: TextSource, started: float
+    ) -> CurvatureSet:
+        """The curvature of what all processes have read."""
+        uses = self.uses
+        self.ranks.add_up(uses, self.device)
+        unreached = unreached_matrices(uses, checkpoint)
+        by_tensor = collect(uses, self.tokens)
+        notes = (
+            *warnings(by_tensor, unreached, uses.met),
+            *left_out(by_tensor, unreached, uses, checkpoint.meta_tensors),
+        )
+        return CurvatureSet(
+            by_tensor,
+            contents,
+            text.words,
+            self.tokens,
+            time.perf_counter() - started,
+            self.vocab_size,
+            text.bytes_per_token,
+            unreached,
+            notes,
+        )
 
     def _width(self, group: Sequence[Tensor]) -> int | None:
         """Reads this process's batch. Returns the width of its logits."""

@@ -144,7 +144,8 @@ def report_plan(pack_plan: PackPlan, source: str) -> Report:
 def _notes(pack_plan: PackPlan) -> tuple[str, ...]:
     """What the plan's damage leaves out, in words, and the command that mends it."""
     plan, measurement = pack_plan.plan, pack_plan.measurement
-    if measurement.curvature is not None or plan.damage == 0:
+    chosen_freely = len(measurement.candidates) > len(measurement.tensors)
+    if measurement.curvature is not None or plan.damage == 0 or not chosen_freely:
         return ()
     command = shlex.join(["packer", "plan", measurement.source, "--cap", str(plan.cap_bytes)])
     return (
