@@ -49,10 +49,8 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Fit:
         ModelError: the differences by name: missing, not expected, of another shape, or two values
             for one tensor.
     """
-    fits = [fit_under(rename, model, state_dict) for rename in (_as_is, _unwrapped, _common)]
-    best = min(fits, key=lambda fit: len(fit.differences))
-    if best.differences:
-        lines = fits[0].differences if len(best.differences) > 1 else best.differences
+    best, lines = best_fit(model, state_dict)
+    if lines:
         raise ModelError(
             f"the checkpoint is not this model, {len(lines)} differences:\n  "
             + "\n  ".join(sorted(line.replace("\n", "\\n") for line in lines))
@@ -63,6 +61,16 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Fit:
     for name in best.weights.keys() - saved:
         buffers[name].copy_(best.weights[name])
     return best
+
+
+def best_fit(model: nn.Module, state_dict: Mapping[str, Tensor]) -> tuple[Fit, tuple[str, ...]]:
+    """(the fit under the names that fit best, its differences, none if it fits).
+
+    Meta tensors are compared by name and shape; a batch of squares is then taken for masks.
+    """
+    fits = [fit_under(rename, model, state_dict) for rename in (_as_is, _unwrapped, _common)]
+    best = min(fits, key=lambda fit: len(fit.differences))
+    return best, fits[0].differences if len(best.differences) > 1 else best.differences
 
 
 def fit_under(rename: Rename, model: nn.Module, state_dict: Mapping[str, Tensor]) -> Fit:
@@ -149,7 +157,9 @@ def _disagreements(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> 
     lines = []
     for name, value in tensors.items():
         other = first.setdefault(_storage(own[name]), name)
-        if other != name and not torch.equal(tensors[other], value):
+        if value.is_meta or other == name:
+            continue
+        if not torch.equal(tensors[other], value):
             gap = float((tensors[other].double() - value.double()).abs().max())
             lines.append(
                 f"{other} and {name} are one tensor in the model and differ by up to {gap:.3g} in "
@@ -159,7 +169,7 @@ def _disagreements(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> 
 
 
 def _storage(tensor: Tensor) -> tuple[object, ...]:
-    if isinstance(tensor, UninitializedTensorMixin) or not tensor.numel():
+    if isinstance(tensor, UninitializedTensorMixin) or tensor.is_meta or not tensor.numel():
         return (id(tensor),)
     place = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
     return (tensor.device, *place, tuple(tensor.shape), tensor.stride())
@@ -183,6 +193,8 @@ def _is_causal_mask(value: Tensor) -> bool:
     """A square of two values, one of them on and below the diagonal and the other above it."""
     if value.dim() < 2 or value.size(-1) != value.size(-2) or value.size(-1) < 2:
         return False
+    if value.is_meta:
+        return value.dim() > 2
     square = value.reshape(-1, *value.shape[-2:])[0]
     size = square.size(-1)
     below = torch.ones(size, size, dtype=torch.bool, device=square.device).tril()
@@ -192,7 +204,10 @@ def _is_causal_mask(value: Tensor) -> bool:
 
 def _copy_of(value: Tensor, tensors: Mapping[str, Tensor]) -> bool:
     return any(
-        value is other or (value.shape == other.shape and torch.equal(value, other.to(value)))
+        value is other
+        or (
+            not value.is_meta and value.shape == other.shape and torch.equal(value, other.to(value))
+        )
         for other in tensors.values()
         if value.numel() > 1
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from packer.commands.calibrating import calibration_of
-from packer.commands.models import model_of, refusals, running_foreign
+from packer.commands.models import check_configuration, model_of, refusals, running_foreign
 from packer.commands.options.curvature import CurvatureOptions, beside
+from packer.commands.options.types import say_notes
 from packer.commands.own_tokenizer import with_own_tokenizer
 from packer.commands.self_calibration import self_calibrated
 from packer.commands.self_generated import generate_for_trials
@@ -19,16 +20,19 @@ if TYPE_CHECKING:
 def load_calibration(checkpoint: Checkpoint, options: CurvatureOptions) -> Calibration:
     """Read or make the curvature that the options name; with a text, also a damage evaluator.
 
-    Without either, the model writes the text, if it can be built and nothing forbids it.
-    Raises PackerError: see `read_curvature`, `calibrate` and `open_data`.
+    Without either, the model writes the text, if it can be built and nothing forbids it. Without
+    a text, shapes are first compared with a configuration next to the checkpoint.
+    Raises PackerError: see `read_curvature`, `calibrate`, `open_data` and `check_configuration`.
     """
     from packer.planning.calibrated import Calibration
 
     curvature = options.read(checkpoint)
     text = with_own_tokenizer(options.text, [checkpoint.source])
+    unchecked = None if text.given else check_configuration(checkpoint, options.built)
     if options.may_self_generate:
         return self_calibrated(checkpoint, options, text)
     if not text.given:
+        say_notes([unchecked] if unchecked else [])
         return Calibration(curvature)
     with refusals(), running_foreign(options.built.model):
         spent, data = 0.0, None if text.self_generate else text.open()

@@ -86,6 +86,29 @@ def has_configuration(checkpoint: Checkpoint, built: ModelOptions) -> bool:
     return bool(named) or configuration_beside(source) is not None
 
 
+def check_configuration(checkpoint: Checkpoint, built: ModelOptions) -> str | None:
+    """Compare a checkpoint's shapes with the transformers configuration it has, if any.
+
+    Returns why it could not, None if it could. Raises CheckpointError: they are of another model.
+    """
+    from packer.huggingface.configuration import configuration_beside, is_transformers
+    from packer.huggingface.shape_check import check_shapes
+
+    if built.config is None:
+        own = configuration_beside(checkpoint.source)
+    else:
+        settings = _any_settings(built.config)
+        own = (settings, built.config) if is_transformers(settings) else None
+    if own is None or built.model is not None:
+        return None
+    meta_tensors = {
+        name: checkpoint.meta_tensors[kept] for name, kept in checkpoint.holders.items()
+    }
+    complete = not built.opening.drop
+    problem = check_shapes(*own, meta_tensors, checkpoint.source, complete=complete)
+    return None if problem is None else f"shapes are not compared with {own[1]}: {problem}"
+
+
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
     """Turn errors of eval and train into PackerError."""

@@ -63,8 +63,8 @@ def build_model(
     refuse_unbuildable(settings, where)
     library = transformers_for(where)
     with quietly(library):
-        configuration = _configuration(library, settings, where)
-        model = _built(library, configuration, where)
+        configuration = configuration_of(library, settings, where)
+        model = built_by_library(library, configuration, where)
         names: Placed | None = None
         notes: tuple[str, ...] = ()
         try:
@@ -83,7 +83,7 @@ def build_model(
     return causal
 
 
-def _configuration(library: ModuleType, settings: Settings, where: str) -> Any:
+def configuration_of(library: ModuleType, settings: Settings, where: str) -> Any:
     """The library's configuration, for computing in float32. Raises CheckpointError."""
     kind = settings["model_type"]
     plain = {key: value for key, value in settings.items() if key not in RUNNING}
@@ -100,7 +100,8 @@ def _configuration(library: ModuleType, settings: Settings, where: str) -> Any:
     return configuration
 
 
-def _built(library: ModuleType, configuration: Any, where: str) -> nn.Module:
+def built_by_library(library: ModuleType, configuration: Any, where: str) -> nn.Module:
+    """Its causal language model in float32, initialized. Raises CheckpointError."""
     try:
         with torch.random.fork_rng(devices=[]):
             model = library.AutoModelForCausalLM.from_config(configuration)

@@ -167,6 +167,74 @@ def test_shapes_that_are_not_the_weights_are_refused(
     assert "config.json, 6 differences" in said and "(64, 32), the model has (96, 32)" in said
 
 
+def planned(run: Run, folder: Path, *more: object) -> Result:
+    options = ("--no-calibration", *more)
+    return run("plan", folder, "--cap", 90_000, "-o", "plan.json", *options)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_plan_without_text_compares_shapes(
+    name: str, copied: Callable[..., Path], run: Run
+) -> None:
+    done = planned(run, copied(name))
+    assert done.exit_code == 0 and "shapes" not in done.stderr, done.output
+
+
+SIZES_OF = {
+    "llama": {"intermediate_size": 96},
+    "gpt2": {"n_embd": 48},
+    "gpt-neox": {"vocab_size": 299},
+    "mixtral": {"hidden_size": 64},
+    "qwen2-moe": {"num_attention_heads": 2, "head_dim": 8},
+}
+
+
+@pytest.mark.parametrize("name", SIZES_OF)
+def test_a_plan_without_text_refuses_other_shapes(
+    name: str, copied: Callable[..., Path], run: Run
+) -> None:
+    folder = copied(name, **SIZES_OF[name])
+    for command in (["plan", folder], ["pack", folder, "-o", "m.pack"], ["measure", folder]):
+        cap = () if command[0] == "measure" else ("--cap", 90_000)
+        done = run(*command, *cap)
+        assert done.exit_code == 1 and "is not the model of" in done.stderr, done.output
+        assert "mine/config.json" in done.stderr and ", the model has (" in done.stderr
+    assert not Path("m.pack").exists()
+
+
+def test_a_plan_without_text_refuses_other_layers(copied: Callable[..., Path], run: Run) -> None:
+    folder = copied(num_hidden_layers=3)
+    done = planned(run, folder)
+    assert done.exit_code == 1 and "missing: model.layers.2" in done.stderr
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "num_hidden_layers": 1}))
+    done = planned(run, folder)
+    assert done.exit_code == 1 and "not in the model: model.layers.1" in done.stderr
+    other = {**json.loads((folder / "config.json").read_text()), "model_type": "gpt2"}
+    (folder / "config.json").write_text(json.dumps({**other, "architectures": None}))
+    assert planned(run, folder).exit_code == 1
+
+
+def test_a_part_of_a_model_is_planned(copied: Callable[..., Path], run: Run) -> None:
+    done = planned(run, copied(), "--drop", "*.mlp.*")
+    assert done.exit_code == 0, done.output
+
+
+def test_what_is_no_causal_model_is_planned_all_the_same(
+    copied: Callable[..., Path], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(model_type="t5")
+    assert "builds no causal language model" in planned(run, folder).stderr
+    settings = json.loads((folder / "config.json").read_text())
+    pooled = {**settings, "model_type": "llama", "architectures": ["LlamaModel"]}
+    (folder / "config.json").write_text(json.dumps({**pooled, "num_hidden_layers": 3}))
+    done = planned(run, folder)
+    assert done.exit_code == 0 and "LlamaModel, no causal language model" in done.stderr
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    done = planned(run, folder)
+    assert done.exit_code == 0 and "pip install 'bytecap[hf]'" in done.stderr
+
+
 def test_layers_that_are_not_in_the_file_are_refused(
     copied: Callable[..., Path], run: Run, text: Path
 ) -> None:
@@ -186,6 +254,7 @@ def test_code_of_a_folder_is_never_run(copied: Callable[..., Path], run: Run, te
     (folder / "modeling_mine.py").write_text("raise SystemExit('was run')")
     said = refused(run, folder, text)
     assert "modeling_mine.Mine" in said and "never run" in said
+    assert "never run" in planned(run, folder).stderr
 
 
 def test_codes_of_a_quantized_folder_are_refused(
