@@ -54,7 +54,7 @@ def unpack(
     then decoded as its own reader does. With --codes, quantized tensors stay integer codes and
     scales, NAME/codes and NAME/scale (or NAME/row, NAME/column); unquantized tensors keep their
     dtype. A folder gets model.safetensors and the files that were packed with --include, such as
-    the configuration and tokenizer.
+    the configuration and tokenizer; of a GGUF file, those that its settings describe.
     """
     from packer import api
     from packer.artifact.artifact_file import is_artifact
@@ -93,16 +93,24 @@ def unpack(
 def _unpack_folder(artifact: str, output: str, max_bytes: int, as_json: bool) -> None:
     from packer.artifact.artifact_file import is_artifact
     from packer.artifact.decoder import parse
+    from packer.foreign.gguf_header import is_gguf
+    from packer.packing.gguf_folder import write_gguf_folder
     from packer.packing.huggingface_folder import WEIGHTS, write_folder
     from packer.progress import shown
 
-    if not is_artifact(artifact):
+    weights: Mapping[str, torch.Tensor]
+    if is_gguf(artifact):
+        weights, files, notes = write_gguf_folder(output, artifact)
+        say_notes(notes)
+    elif is_artifact(artifact):
+        with shown("unpacking") as progress, reading_artifact(artifact):
+            stored = parse(Path(artifact).read_bytes(), max_bytes)
+            weights, files = write_folder(output, stored, progress)
+    else:
         raise click.UsageError(
-            f"{artifact} is not a packer artifact; name a file to write, not the folder {output}"
+            f"{artifact} is neither a packer artifact nor GGUF; name a file to write, not the "
+            f"folder {output}"
         )
-    with shown("unpacking") as progress, reading_artifact(artifact):
-        stored = parse(Path(artifact).read_bytes(), max_bytes)
-        weights, files = write_folder(output, stored, progress)
     if as_json:
         print_json({"output": output, "tensors": len(weights), "files": [WEIGHTS, *files]})
         return

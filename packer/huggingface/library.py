@@ -16,8 +16,7 @@ def transformers_for(source: str) -> ModuleType:
         import transformers
     except ImportError:
         raise CheckpointError(
-            f"{source} is a configuration of the library transformers, which is not installed: "
-            f"{INSTALL}"
+            f"{source}: is read with the library transformers, which is not installed: {INSTALL}"
         ) from None
     found: ModuleType = transformers
     return found

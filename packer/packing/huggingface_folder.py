@@ -39,7 +39,7 @@ def write_folder(
     configuration = stored.metadata.get("config")
     if CONFIGURATION not in files and configuration is not None and _of_transformers(configuration):
         files[CONFIGURATION] = configuration.encode()
-    with _new_folder(path) as folder:
+    with new_folder(path) as folder:
         meta_tensors = write_decoded(folder / WEIGHTS, stored, progress)
         for name, data in files.items():
             write_bytes(folder / name, data)
@@ -55,7 +55,7 @@ def _of_transformers(text: str) -> bool:
 
 
 @contextlib.contextmanager
-def _new_folder(path: PathLike) -> Iterator[Path]:
+def new_folder(path: PathLike) -> Iterator[Path]:
     """Yields a temporary sibling to fill; on success it replaces `path`, which must not exist or be
     empty. On failure it is removed. Raises OutputError.
     """
