@@ -43,7 +43,8 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Fit:
 
     Wrapper prefixes on either side do not count. A name may be missing if it shares its storage
     with one that is there, or is a mask or table that the model computes; a name may be one too
-    many if it is such a mask or table, or a copy of a tensor that the model has under another name.
+    many if it is such a mask or table, a bias of zeros, or a copy of a tensor that the model has
+    under another name.
 
     Raises:
         ModelError: the differences by name: missing, not expected, of another shape, or two values
@@ -94,7 +95,7 @@ def fit_under(rename: Rename, model: nn.Module, state_dict: Mapping[str, Tensor]
     missing = [n for n in saved if n not in tensors and _storage(own[n]) not in present]
     computed = [n for n in missing if n in dict(model.named_buffers()) and _derived(n, own[n])]
     lines += [f"missing: {n} {_shape(own[n])}" for n in missing if n not in computed]
-    spare = [n for n, value in extra.items() if _derived(n, value) or _copy_of(value, tensors)]
+    spare = [n for n, one in extra.items() if _without_effect(n, one) or _copy_of(one, tensors)]
     lines += [f"not in the model: {n} {_shape(extra[n])}" for n in extra if n not in spare]
     if computed:
         notes.append(f"not in the file, as the model computes them: {_listed(computed)}")
@@ -187,6 +188,12 @@ def _shape(tensor: Tensor) -> str:
 
 def _derived(name: str, value: Tensor) -> bool:
     return name.rpartition(".")[2] in DERIVED or _is_causal_mask(value)
+
+
+def _without_effect(name: str, value: Tensor) -> bool:
+    """A mask or table that the model computes, or a bias of zeros, as GPTQ's programs write."""
+    is_bias = name.rpartition(".")[2] == "bias" and value.dim() == 1
+    return _derived(name, value) or (is_bias and (value.is_meta or not bool(value.any())))
 
 
 def _is_causal_mask(value: Tensor) -> bool:

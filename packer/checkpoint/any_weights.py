@@ -21,8 +21,8 @@ from packer.errors import CheckpointError
 class NamedWeights:
     """All weights of a model, tied names included.
 
-    kind: checkpoint, artifact, gguf, or foreign for another author's artifact. size_bytes: of the
-    file, but of a checkpoint of its tensors as stored.
+    kind: checkpoint, artifact, gguf, gptq, awq, or foreign for another author's artifact.
+    size_bytes: of the file, but of a checkpoint of its tensors as stored.
     """
 
     source: str
@@ -76,7 +76,7 @@ def weights_of(checkpoint: Checkpoint) -> NamedWeights:
     kind, size = "checkpoint", checkpoint.size_bytes
     if checkpoint.foreign is not None:
         kind, size = "foreign", checkpoint.foreign.file_bytes
-    if checkpoint.gguf is not None:
-        kind, size = "gguf", checkpoint.gguf.file_bytes
+    if checkpoint.dequantized is not None:
+        kind, size = checkpoint.dequantized.kind, checkpoint.dequantized.file_bytes
     whole = checkpoint.all_weights()
     return NamedWeights(checkpoint.source, kind, whole, checkpoint.metadata, size, checkpoint.notes)

@@ -13,8 +13,13 @@ import torch
 from packer.artifact.tensor_bytes import dtype_name
 from packer.checkpoint.file_kinds import load
 from packer.checkpoint.foreign_artifact import ForeignArtifact, foreign_of
-from packer.checkpoint.gguf_tensors import GGUFFile
-from packer.checkpoint.lazy_tensors import StoredTensor, StoredTensors, meta_tensors_of
+from packer.checkpoint.lazy_tensors import (
+    DequantizedFile,
+    StoredTensor,
+    StoredTensors,
+    meta_tensors_of,
+)
+from packer.checkpoint.packed_layers import packed_folder
 from packer.checkpoint.roles import matching, nearest
 from packer.checkpoint.state_dict import find_state_dict, left_out
 from packer.checkpoint.ties import apply_declared_ties, equal_tensors, without_ties
@@ -33,11 +38,11 @@ class Checkpoint:
 
     source: the path as given, or "state dict". tensors: detached, contiguous, finite CPU tensors in
     file order, names without wrapper prefixes; those of safetensors are read on each
-    access and not cached, as are those of GGUF, others may be views of the file
+    access and not cached, as are those of GGUF, GPTQ and AWQ, others may be views of the file
     (memory-mapped) or of the state dict given. ties: tied name -> the name in `tensors` that holds
     its values. metadata: text the file carried (safetensors and GGUF only). notes: what was taken,
     renamed and left out, in words for people. foreign: the artifact, if the file
-    is a third-party one. gguf: the file, if it is GGUF.
+    is a third-party one. dequantized: the file or folder, if it is GGUF, GPTQ or AWQ.
     """
 
     source: str
@@ -46,7 +51,7 @@ class Checkpoint:
     metadata: dict[str, str]
     notes: tuple[str, ...]
     foreign: ForeignArtifact | None = None
-    gguf: GGUFFile | None = None
+    dequantized: DequantizedFile | None = None
 
     @property
     def meta_tensors(self) -> Mapping[str, torch.Tensor]:
@@ -59,9 +64,9 @@ class Checkpoint:
         return sum(self.stored_as(name)[1] for name in self.meta_tensors)
 
     def stored_as(self, name: str) -> tuple[str, int]:
-        """(dtype, bytes) of a tensor in its file; of GGUF the type that it is dequantized from."""
-        if self.gguf is not None:
-            tensor = self.gguf.tensors[name]
+        """(dtype, bytes) of a tensor in its file; also where it is dequantized on reading."""
+        if self.dequantized is not None:
+            tensor = self.dequantized.tensors[name]
             return tensor.type.lower(), tensor.size_bytes
         meta = self.meta_tensors[name]
         return dtype_name(meta.dtype), meta.nbytes
@@ -87,7 +92,7 @@ def read_checkpoint(
     artifact: bool = False,
 ) -> Checkpoint:
     """The weights in a torch file (zip or legacy), a safetensors file, a folder of shards, a GGUF
-    file, or another author's artifact.
+    file, a folder of GPTQ or AWQ, or another author's artifact.
 
     weights: the (dotted) key the state dict lies under, where the usual ones will not do; by
     default the first of ema, model, state_dict, model_state_dict that holds tensors, else the file
@@ -109,8 +114,9 @@ def read_checkpoint(
         return _from_foreign(foreign, weights, drop)
     if artifact:
         raise CheckpointError(_no_artifact(source, content.value))
-    if content.gguf is not None:
-        return _from_gguf(content.gguf, weights, drop)
+    file = content.gguf or packed_folder(content)
+    if file is not None:
+        return _dequantized(file, weights, drop)
     state_dict, notes = find_state_dict(content.value, weights, source)
     if content.codec != "none":
         notes = [f"decompressed from {content.file_bytes:,} bytes of {content.codec}", *notes]
@@ -142,11 +148,12 @@ def _from_foreign(foreign: ForeignArtifact, weights: str | None, drop: Sequence[
     return replace(decoded, foreign=foreign)
 
 
-def _from_gguf(file: GGUFFile, weights: str | None, drop: Sequence[str]) -> Checkpoint:
-    """The weights of a GGUF file, each dequantized whenever it is asked for."""
+def _dequantized(file: DequantizedFile, weights: str | None, drop: Sequence[str]) -> Checkpoint:
+    """The weights of GGUF, GPTQ or AWQ, each dequantized whenever it is asked for."""
     if weights is not None:
         raise SelectorError(
-            f"{file.source}: is a GGUF file, whose weights lie under no key; leave --weights out"
+            f"{file.source}: is {file.kind.upper()}, whose weights lie under no key; leave "
+            "--weights out"
         )
     all_notes = list(file.notes)
     meta_tensors = {name: tensor.meta for name, tensor in file.tensors.items()}
@@ -158,7 +165,8 @@ def _from_gguf(file: GGUFFile, weights: str | None, drop: Sequence[str]) -> Chec
         all_notes.append(f"tied, stored once: {_pairs(ties)}")
     tensors = StoredTensors({name: file.tensors[name] for name in kept})
     refuse_non_finite(tensors, file.source)
-    return Checkpoint(file.source, tensors, ties, file.metadata, tuple(all_notes), gguf=file)
+    texts, words = dict(file.metadata), tuple(all_notes)
+    return Checkpoint(file.source, tensors, ties, texts, words, dequantized=file)
 
 
 def from_state_dict(

@@ -21,9 +21,9 @@ from packer.checkpoint.folder import (
     refuse_absent,
     shards_in,
 )
-from packer.checkpoint.gguf_tensors import GGUFFile, read_gguf
+from packer.checkpoint.gguf_tensors import read_gguf
 from packer.checkpoint.known_files import HEAD_BYTES, known_by_start, not_a_checkpoint
-from packer.checkpoint.lazy_tensors import StoredTensor, StoredTensors
+from packer.checkpoint.lazy_tensors import DequantizedFile, StoredTensor, StoredTensors
 from packer.checkpoint.safetensors_read import Loaded, load_safetensors, safetensors_of
 from packer.checkpoint.torch_files import is_torch, load_torch
 from packer.errors import CheckpointError
@@ -54,7 +54,7 @@ class Content:
     payload_bytes: int
     places: Mapping[str, StoredTensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    gguf: GGUFFile | None = None
+    gguf: DequantizedFile | None = None
 
     @property
     def tensors(self) -> Mapping[str, torch.Tensor] | None:
@@ -104,10 +104,10 @@ def _load_file(path: Path, max_memory: int | None) -> Content:
     return _load_wrapped(path, max_memory)
 
 
-def _from_gguf(file: GGUFFile) -> Content:
+def _from_gguf(file: DequantizedFile) -> Content:
     meta_tensors = {name: tensor.meta for name, tensor in file.tensors.items()}
     sizes = file.file_bytes, file.file_bytes
-    return Content(file.source, meta_tensors, file.metadata, "none", *sizes, gguf=file)
+    return Content(file.source, meta_tensors, dict(file.metadata), "none", *sizes, gguf=file)
 
 
 def _joined(shards: Shards, source: Path, max_memory: int | None) -> Content:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from packer.checkpoint.lazy_tensors import FileMark, StoredTensor
+from packer.checkpoint.lazy_tensors import DequantizedFile, FileMark, StoredTensor
 from packer.errors import CheckpointError
 from packer.foreign.gguf_header import COPY, GGUFEntry, GGUFHeader, read_gguf_header
 from packer.foreign.gguf_names import HuggingFaceNames
@@ -60,38 +60,7 @@ class GGUFTensor:
         return values
 
 
-@dataclass(frozen=True, eq=False)
-class GGUFFile:
-    """A file. tensors: by the names that Hugging Face gives them, where its architecture is known.
-
-    settings: as in the file, under its keys. ties: name -> the tensor that stands for it.
-    notes: what was renamed and left out, in words for people.
-    """
-
-    source: str
-    file_bytes: int
-    settings: Mapping[str, Any]
-    tensors: Mapping[str, GGUFTensor]
-    ties: Mapping[str, str]
-    notes: tuple[str, ...]
-
-    @property
-    def architecture(self) -> str:
-        return str(self.settings.get("general.architecture", "unknown"))
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """The settings of the model as texts; those of its tokenizer are long, and left out."""
-        return {
-            f"gguf.{key}": str(value)
-            for key, value in sorted(self.settings.items())
-            if isinstance(value, str | int | float)
-            and not key.startswith("tokenizer.")
-            and len(str(value)) <= MAX_TEXT
-        }
-
-
-def read_gguf(path: Path) -> GGUFFile:
+def read_gguf(path: Path) -> DequantizedFile:
     """Raises CheckpointError: truncated, damaged, a type that cannot be dequantized, one part of
     several, or the library is missing.
     """
@@ -130,7 +99,19 @@ def read_gguf(path: Path) -> GGUFFile:
         tensors[place.name] = replace(one, heads=place.heads, shift=place.shift)
     notes = [_types(tensors), *names.notes(entry.name for entry in header.entries)]
     ties = names.ties(tensors)
-    return GGUFFile(source, mark.size_bytes, header.settings, tensors, ties, tuple(notes))
+    metadata = _metadata(header.settings)
+    return DequantizedFile(source, "gguf", mark.size_bytes, tensors, ties, metadata, tuple(notes))
+
+
+def _metadata(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of the model as texts; those of its tokenizer are long, and left out."""
+    return {
+        f"gguf.{key}": str(value)
+        for key, value in sorted(settings.items())
+        if isinstance(value, str | int | float)
+        and not key.startswith("tokenizer.")
+        and len(str(value)) <= MAX_TEXT
+    }
 
 
 def _types(tensors: Mapping[str, GGUFTensor]) -> str:

@@ -43,6 +43,16 @@ class StoredTensor:
     file: FileMark
     offset: int
 
+    @property
+    def type(self) -> str:
+        """The dtype in a word."""
+        return str(self.meta.dtype).removeprefix("torch.")
+
+    @property
+    def size_bytes(self) -> int:
+        """In the file."""
+        return self.meta.nbytes
+
     def read(self, name: str) -> torch.Tensor:
         """The values, in memory of their own.
 
@@ -77,6 +87,34 @@ class Readable(Protocol):
     def read(self, name: str) -> torch.Tensor:
         """The values, in memory of their own. Raises CheckpointError: the file was changed."""
         ...
+
+
+class Dequantized(Readable, Protocol):
+    """A tensor that its file may hold as codes. type: of these, in a word. size_bytes: of these."""
+
+    @property
+    def type(self) -> str: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, eq=False)
+class DequantizedFile:
+    """A file or folder whose tensors are dequantized on reading.
+
+    kind: gguf, gptq or awq. file_bytes: of all its files. tensors: by Hugging Face's names, where
+    they are known. ties: name -> the tensor that stands for it. metadata: its settings as texts.
+    notes: what was renamed and left out, in words for people.
+    """
+
+    source: str
+    kind: str
+    file_bytes: int
+    tensors: Mapping[str, Dequantized]
+    ties: Mapping[str, str]
+    metadata: Mapping[str, str]
+    notes: tuple[str, ...]
 
 
 class LazyTensors(LazyMapping[torch.Tensor]):

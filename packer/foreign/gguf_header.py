@@ -59,6 +59,10 @@ class GGUFHeader:
     data_start: int
     alignment: int
 
+    @property
+    def architecture(self) -> str:
+        return str(self.settings.get("general.architecture", "unknown"))
+
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as GGUF does; False where it cannot be read."""

@@ -6,12 +6,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from packer.checkpoint.packed_layers import QUANTIZATION
 from packer.errors import CheckpointError
 from packer.huggingface.files import CONFIGURATION, Beside
 
 Settings = Mapping[str, Any]
-# Settings of dtype, attention and cache, which scoring chooses itself.
-RUNNING = ("dtype", "torch_dtype", "_attn_implementation", "attn_implementation", "use_cache")
+# Settings of dtype, attention and cache, which scoring chooses itself, and of codes, which are
+# dequantized by now.
+RUNNING = (
+    *("dtype", "torch_dtype", "_attn_implementation", "attn_implementation", "use_cache"),
+    QUANTIZATION,
+)
 
 
 def is_transformers(settings: Settings) -> bool:
@@ -48,9 +53,7 @@ def configuration_beside(
 
 
 def refuse_unbuildable(settings: Settings, where: str) -> None:
-    """Raises CheckpointError: the configuration needs code of its own, or the weights are already
-    quantized.
-    """
+    """Raises CheckpointError: the configuration needs code of its own."""
     own_code = settings.get("auto_map")
     if own_code:
         names = own_code.values() if isinstance(own_code, dict) else [own_code]
@@ -58,11 +61,4 @@ def refuse_unbuildable(settings: Settings, where: str) -> None:
             f"{where}: asks for code from its folder or the network (auto_map: "
             f"{', '.join(str(name) for name in names)}), which is never run; where transformers "
             f"has a model {settings['model_type']!r} itself, remove auto_map from it"
-        )
-    quantized = settings.get("quantization_config")
-    if quantized:
-        kind = quantized.get("quant_method", "?") if isinstance(quantized, dict) else quantized
-        raise CheckpointError(
-            f"{where}: the weights are quantized already ({kind}), so that its tensors are codes; "
-            "use the folder of the unquantized model, or dequantize and save it"
         )

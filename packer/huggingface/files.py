@@ -8,13 +8,13 @@ from pathlib import Path
 
 from packer.artifact.artifact_file import is_artifact, reading_artifact
 from packer.checkpoint.folder import INDEX, MAIN_NAMES, SUFFIXES
+from packer.checkpoint.packed_layers import CONFIGURATION, QUANTIZATION
 from packer.errors import CheckpointError, PackerError
 
 CARRIED = "file:"  # before a file's name, in an artifact's metadata: a text in UTF-8
 CARRIED_BYTES = "bytes:"  # the same for any other file, one Latin-1 character per byte
 MAX_CARRIED_BYTES = 48_000_000  # of all files together: a header decodes to 64 MiB at most
 MAX_READ_BYTES = 1 << 30  # of a file next to the weights
-CONFIGURATION = "config.json"
 WEIGHTS = tuple(suffix for kind in SUFFIXES for suffix in kind)
 PathLike = str | os.PathLike[str]
 
@@ -30,6 +30,11 @@ def carried_metadata(names: Iterable[str], checkpoint: PathLike) -> dict[str, st
         if path.suffix in WEIGHTS or INDEX.fullmatch(path.name):
             raise CheckpointError(f"{path}: holds weights, which are packed and not included")
         data = _read(path)
+        if path.name == CONFIGURATION and QUANTIZATION.encode() in data:
+            raise CheckpointError(
+                f"{path}: has a {QUANTIZATION}, which the packed weights no longer follow; include "
+                "a copy without it"
+            )
         if files.setdefault(path.name, data) != data:
             raise CheckpointError(f"{path}: another file called {path.name} is included already")
         total = sum(map(len, files.values()))

@@ -35,13 +35,13 @@ def write_gguf_folder(
     Raises CheckpointError: damaged, of an architecture without Hugging Face names, not read by
     transformers, or of other shapes than its settings say. OutputError: the folder holds files.
     """
-    checkpoint = read_checkpoint(file)
+    checkpoint, header = read_checkpoint(file), read_gguf_header(Path(file))
     library = transformers_for(checkpoint.source)
     with quietly(library), new_folder(path) as folder:
-        _write_settings(library, checkpoint, folder)
+        _write_settings(library, checkpoint, header, folder)
         files = tuple(sorted(one.name for one in folder.iterdir()))
         write_weights(folder / WEIGHTS, checkpoint.tensors, {}, {})
-    lost = _lost(read_gguf_header(Path(file)), library.__version__)
+    lost = _lost(header, library.__version__)
     return checkpoint.meta_tensors, files, (*checkpoint.notes, *lost)
 
 
@@ -54,8 +54,7 @@ def _lost(header: GGUFHeader, version: str) -> list[str]:
             f"GGUF names the rule that splits its text, {splitting!r}, and does not hold it: the "
             f"tokenizer is as transformers {version} rebuilds it"
         )
-    architecture = header.settings.get("general.architecture")
-    scaling = header.settings.get(f"{architecture}.rope.scaling.type", "none")
+    scaling = header.settings.get(f"{header.architecture}.rope.scaling.type", "none")
     tables = [entry.name for entry in header.entries if ROTARY.fullmatch(entry.name)]
     if scaling != "none" or tables:
         notes.append(
@@ -65,10 +64,11 @@ def _lost(header: GGUFHeader, version: str) -> list[str]:
     return notes
 
 
-def _write_settings(library: ModuleType, checkpoint: Checkpoint, folder: Path) -> None:
+def _write_settings(
+    library: ModuleType, checkpoint: Checkpoint, header: GGUFHeader, folder: Path
+) -> None:
     """The configuration and the tokenizer. Raises CheckpointError."""
-    assert checkpoint.gguf is not None
-    source, architecture = checkpoint.source, checkpoint.gguf.architecture
+    source, architecture = checkpoint.source, header.architecture
     if architecture not in LIKE_LLAMA:
         raise CheckpointError(
             f"{source}: is of architecture {architecture!r}, whose tensors are renamed for Hugging "

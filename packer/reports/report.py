@@ -213,16 +213,16 @@ def report_artifact(data: bytes, source: str) -> Report:
 
 
 def report_checkpoint(checkpoint: Checkpoint, limits: Limits) -> Report:
-    """A report of a checkpoint: uncompressed bytes of every tensor; for GGUF its stored bytes."""
+    """A report of a checkpoint: bytes of every tensor, of GGUF, GPTQ and AWQ as stored."""
     from packer.planning.measure import exact_choice, tensor_infos
 
-    gguf, meta_tensors = checkpoint.gguf, checkpoint.meta_tensors
+    file, meta_tensors = checkpoint.dequantized, checkpoint.meta_tensors
     rows = tuple(
-        report_row(info, stored if gguf else str(exact_choice(meta_tensors[info.name].dtype)), size)
+        report_row(info, stored if file else str(exact_choice(meta_tensors[info.name].dtype)), size)
         for info in tensor_infos(checkpoint)
         for stored, size in [checkpoint.stored_as(info.name)]
     )
-    header_bytes = gguf.file_bytes - sum(row.size_bytes for row in rows) if gguf else 0
+    header_bytes = file.file_bytes - sum(row.size_bytes for row in rows) if file else 0
     return Report(
         source=checkpoint.source,
         kind="checkpoint",
