@@ -86,8 +86,8 @@ class Scoring:
     multiple=True,
     type=EXISTING,
     metavar="FILE",
-    help="Also score a finished file or folder of the same model (GGUF, artifact or checkpoint), "
-    "at its size on disk; repeat for more.",
+    help="Also score a finished file or folder of the same model (GGUF, GPTQ, AWQ, artifact or "
+    "checkpoint), at its size on disk; repeat for more.",
 )
 @with_options(CALIBRATION, SCORED)
 @OptionGroup("built", ModelOptions, COMPANION, MODEL, CHECKPOINT_OPENING)

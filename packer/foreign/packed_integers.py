@@ -116,7 +116,9 @@ def dequantized(packing: Packing, parts: Mapping[str, Tensor]) -> Tensor:
         codes = _unpacked(parts["qweight"].T, packing.bits)
     zeros = (zeros + packing.zero_offset) & (2**packing.bits - 1)
     inputs = codes.shape[1]
-    group = parts.get("g_idx", torch.arange(inputs) // (packing.group_size or inputs)).long()
+    group = parts.get(
+        "g_idx", torch.arange(inputs) // (packing.group_size or max(inputs, 1))
+    ).long()
     if inputs and not 0 <= int(group.min()) <= int(group.max()) < len(scales):
         raise ValueError(
             f"has g_idx from {int(group.min())} to {int(group.max())}, with {len(scales)} groups"
