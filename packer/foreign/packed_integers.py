@@ -18,7 +18,8 @@ from packer.errors import CheckpointError
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]  # where each of eight columns lies in its word
-GPTQ_BITS, AWQ_BITS = (2, 3, 4, 8), (4,)
+BITS = {"gptq": (2, 3, 4, 8), "awq": (4,)}
+VARIANTS = {"gptq": ("checkpoint_format", ["gptq", "gptq_v2"]), "awq": ("version", ["gemm"])}
 UNPACKED = "use the folder of the unquantized model, or dequantize and save it"
 
 
@@ -46,14 +47,12 @@ def packing_of(settings: Mapping[str, Any], where: str) -> Packing:
     Raises CheckpointError: another method, or a variant of one that is not read.
     """
     method = str(settings.get("quant_method", "?"))
-    if method not in ("gptq", "awq"):
+    if method not in BITS:
         raise CheckpointError(
             f"{where}: the weights are quantized already ({method}), and of such only GPTQ and AWQ "
             f"are read; {UNPACKED}"
         )
-    key, known = ("checkpoint_format", ("gptq", "gptq_v2"))
-    if method == "awq":
-        key, known = ("version", ("gemm",))
+    key, known = VARIANTS[method]
     variant = str(settings.get(key, known[0])).lower()
     if variant not in known:
         raise CheckpointError(
@@ -61,8 +60,13 @@ def packing_of(settings: Mapping[str, Any], where: str) -> Packing:
             f"{' and '.join(known)} are read; {UNPACKED}"
         )
     bits, group = settings.get("bits"), settings.get("group_size", -1)
-    allowed = AWQ_BITS if method == "awq" else GPTQ_BITS
-    if bits not in allowed or not isinstance(group, int) or not (group > 0 or group == -1):
+    allowed = BITS[method]
+    if (
+        not isinstance(bits, int)
+        or bits not in allowed
+        or not isinstance(group, int)
+        or not (group > 0 or group == -1)
+    ):
         raise CheckpointError(
             f"{where}: {method} with bits {bits!r} and group_size {group!r}, where bits are one of "
             f"{', '.join(map(str, allowed))} and a group is of 1 input or more, or -1; {UNPACKED}"
@@ -123,7 +127,8 @@ def dequantized(packing: Packing, parts: Mapping[str, Tensor]) -> Tensor:
         raise ValueError(
             f"has g_idx from {int(group.min())} to {int(group.max())}, with {len(scales)} groups"
         )
-    return (codes.float() - zeros.T.float()[:, group]) * scales.T[:, group]
+    weight: Tensor = (codes.float() - zeros.T.float()[:, group]) * scales.T[:, group]
+    return weight
 
 
 def _unpacked(words: Tensor, bits: int) -> Tensor:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from packer.checkpoint.packed_layers import QUANTIZATION
+from packer.checkpoint.packed_layers import CONFIGURATION, QUANTIZATION
 from packer.errors import CheckpointError
-from packer.huggingface.files import CONFIGURATION, Beside
+from packer.huggingface.files import Beside
 
 Settings = Mapping[str, Any]
 # Settings of dtype, attention and cache, which scoring chooses itself, and of codes, which are

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from packer.artifact.decoder import StoredArtifact
+from packer.checkpoint.packed_layers import CONFIGURATION
 from packer.errors import OutputError
 from packer.files import write_bytes
 from packer.huggingface.configuration import is_transformers
-from packer.huggingface.files import CONFIGURATION, PathLike, carried_files
+from packer.huggingface.files import PathLike, carried_files
 from packer.packing.verify import write_decoded
 from packer.planning.measure import Progress, ignore_progress
 
