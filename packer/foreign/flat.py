@@ -38,6 +38,8 @@ def read_flat(
         tensor = plain(part, key)
         name, _, suffix = key.rpartition(".")
         known = template[name].dtype if template and name in template else torch.float32
+        if key in names:
+            raise CheckpointError(f"{key}: is there as codes ({key}.q) and as it is; {OWN_READER}")
         if name in names:
             if suffix == "q":
                 scale = plain(value.get(f"{name}{SCALE}"), f"the scale of {name}")
@@ -48,6 +50,8 @@ def read_flat(
                     f"{name}: its part {suffix} has no known meaning; {OWN_READER}"
                 )
             continue
+        if name.rpartition(".")[0] in names:
+            raise CheckpointError(f"{key}: is a part of codes of no known meaning; {OWN_READER}")
         found[key] = _kept(key, tensor, template)
     notes.append(NOTE)
     if template is None:

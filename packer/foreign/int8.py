@@ -10,6 +10,7 @@ from packer.errors import CheckpointError
 from packer.foreign.bit_packed import BIT_PACKED, unpacked
 from packer.foreign.keys import (
     OWN_READER,
+    is_kept,
     is_on,
     refuse_other_shape,
     refuse_unknown,
@@ -108,7 +109,7 @@ def _check_entries_of_others(tables: Tables) -> None:
         if name in tables["quantized"]:
             continue
         kind = entry.get("type") if isinstance(entry, Mapping) and len(entry) == 1 else None
-        if name not in tables["passthrough"] or not str(kind).startswith("passthrough"):
+        if name not in tables["passthrough"] or not is_kept(str(kind), name):
             raise CheckpointError(f"its qmeta says {shown(entry)} of {name}, which has no codes")
     for name in tables[RANGES]:
         if name not in tables["quantized"]:
@@ -123,6 +124,7 @@ def _quantized(name: str, tables: Tables, template: Template) -> ForeignTensor:
     else:
         dtype = template[name].dtype if template and name in template else torch.float32
     entry = _entry(name, tables["qmeta"].get(name), dtype)
+    _check_bits(name, codes, entry)
     ranges = tables[RANGES].get(name)
     if entry.get("row_passthrough") and ranges is None:
         raise CheckpointError(f"{name}: its qmeta has row_passthrough, and no {RANGES} holds them")
@@ -185,6 +187,19 @@ def _entry(name: str, entry: object, dtype: torch.dtype) -> Mapping[str, object]
             f"{name}: was {shown(entry['orig_dtype'])} by its qmeta, and is {dtype}"
         )
     return entry
+
+
+def _check_bits(name: str, codes: torch.Tensor, entry: Mapping[str, object]) -> None:
+    """Raises CheckpointError: codes need more bits than they are said to have; they are packed."""
+    bits = entry.get("num_bits", entry.get("bits"))
+    if type(bits) is not int or not codes.numel() or codes.dtype != torch.int8:
+        return
+    low, high = int(codes.min()), int(codes.max())
+    if not -(2 ** (bits - 1)) <= low <= high < 2 ** (bits - 1):
+        raise CheckpointError(
+            f"{name}: its qmeta says {bits} bits, and its codes are {low} to {high}: packed or of "
+            f"another arithmetic; {OWN_READER}"
+        )
 
 
 def _passthrough(name: str, tables: Tables) -> ForeignTensor:

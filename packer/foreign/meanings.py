@@ -13,20 +13,20 @@ from dataclasses import dataclass
 import torch
 
 from packer.errors import CheckpointError
-from packer.foreign.keys import OWN_READER, is_on, refuse_unknown, shown
+from packer.foreign.keys import (
+    CLIP,
+    CODES,
+    OWN_READER,
+    is_kept,
+    is_on,
+    odd_words,
+    refuse_unknown,
+    shown,
+    words_of,
+)
 from packer.foreign.tensors import torch_dtype
 
 ENTRY_KEYS = ("type", "shape", "dtype", "orig_dtype", "transposed")
-# Words of a type that say how codes were chosen or laid out, one scale for each row or one in all.
-WORDS = frozenset(
-    (
-        *("gptq", "lite", "rtn", "naive", "simple", "percentile", "mse", "clip", "clipsearch"),
-        *("sdclip", "fallback", "qat", "sym", "symmetric", "embed", "mlp", "attn", "matrix"),
-        *("gate", "row", "rowwise", "per", "perrow", "tensor", "pertensor", "mixed", "precision"),
-    )
-)
-INTEGERS = re.compile(r"int([2-8])")
-CLIP = re.compile(r"clip\d{1,3}")  # the largest code
 AWQ = re.compile(r"awqgrpint[2-8]")
 LOW_RANK, LOW_RANK_GROUPED = "lqer", "lqer_asym"
 
@@ -58,8 +58,12 @@ def meaning_of(name: str, value: object) -> Meaning:
         raise CheckpointError(f"{name}: its entry in m has two dtypes, {shown(value)}")
     dtype, shape = next(iter(dtypes), None), entry.get("shape")
     transposed = is_on(entry, "transposed", name)
-    if text.startswith("passthrough"):
+    if is_kept(text, f"{name}: in m it"):
         return Meaning(True, None, (), transposed, dtype, shape)
+    if dtype is not None and not dtype.is_floating_point:
+        raise CheckpointError(
+            f"{name}: m says {dtype}, and {shown(text)} has codes of floats; {OWN_READER}"
+        )
     base, *additions = text.split("+")
     for addition in additions:
         if addition not in (LOW_RANK, LOW_RANK_GROUPED) and not AWQ.fullmatch(addition):
@@ -71,22 +75,17 @@ def meaning_of(name: str, value: object) -> Meaning:
 
 def _bits(name: str, base: str) -> int | None:
     """The N of intN; None where only the largest code is given."""
-    words = [word for word in re.split(r"[ _(),-]+", base.lower()) if word]
-    counts = [match for word in words if (match := INTEGERS.fullmatch(word))]
+    words = words_of(base)
+    counts = [match for word in words if (match := CODES.fullmatch(word))]
     clips = [word for word in words if CLIP.fullmatch(word)]
+    if odd := odd_words(base):
+        raise CheckpointError(
+            f"{name}: m calls it {shown(base)}, and {', '.join(odd)} is not known here; "
+            f"{OWN_READER}"
+        )
     if len(counts) + len(clips) != 1:
         raise CheckpointError(
             f"m calls a tensor with codes {shown(base)} ({name}); int2 to int8 are known; "
             f"{OWN_READER}"
         )
-    odd = [word for word in words if word not in WORDS and not _counts(word)]
-    if odd:
-        raise CheckpointError(
-            f"{name}: m calls it {shown(base)}, and {', '.join(odd)} is not known here; "
-            f"{OWN_READER}"
-        )
     return int(counts[0][1]) if counts else None
-
-
-def _counts(word: str) -> bool:
-    return bool(INTEGERS.fullmatch(word) or CLIP.fullmatch(word))

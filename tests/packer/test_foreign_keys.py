@@ -163,6 +163,18 @@ UNKNOWN: dict[str, tuple[object, str]] = {
         int8(__quant_format__="int6_clean_per_row_v1", quantized={"a": CODES.view(torch.uint8)}),
         "torch.uint8",
     ),
+    "a method that rotates": (int8({"method": "gptq_hadamard"}), "method 'gptq_hadamard'"),
+    "a category of another arithmetic": (int8({"category": "ternary"}), "category 'ternary'"),
+    "a method in m": (mixed({"type": "int6", "method": "asymmetric"}), "method 'asymmetric'"),
+    "kept and rotated": (mixed("passthrough_rotated", {"a": SCALE}), "rotated"),
+    "kept and more": (mixed("passthrough+delta"), "+delta"),
+    "kept and transposed": (mixed("passthrough (transposed)"), "transposed"),
+    "kept in qmeta": (int8(qmeta={"b": {"type": "passthrough_perm"}}), "perm"),
+    "integers in m": (mixed({"type": "int6", "dtype": "int8"}), "torch.int8"),
+    "two codes a byte": (int8({"bits": 4}), "says 4 bits, and its codes are -12 to 11"),
+    "two codes a byte by num_bits": (int8({"num_bits": 4}), "says 4 bits"),
+    "codes and the tensor": ({**SOUND["flat"], "a": CODES}, "a.q"),  # type: ignore[dict-item]
+    "part of codes": ({**SOUND["flat"], "a.q.zero": SCALE}, "a.q.zero"),  # type: ignore[dict-item]
     "packed codes by qmeta": (
         int8({"bits": 6, "numel": 24, "shape": [4, 6]}, __quant_format__="int6_clean_per_row_v1"),
         "numel",
@@ -183,6 +195,11 @@ def test_keys_that_change_nothing(tmp_path: Path) -> None:
     assert equal(read(tmp_path, mixed(said)).tensors["a"], PRODUCT)
     half = read(tmp_path, mixed({"type": "int8", "dtype": "bfloat16"})).tensors["a"]
     assert equal(half, torch.from_numpy(PRODUCT.copy()).bfloat16())
+    for text in ("passthrough_ctrl", "passthrough (float16)", "passthrough_fp16", "passthrough"):
+        kept = {"w": {"b": torch.ones(3)}, "m": {"b": text}}
+        assert equal(read(tmp_path, kept).tensors["b"], torch.ones(3))
+    for method in ("gptq_lite", "full Hessian GPTQ", "clip-search", "absmax", "int6.row"):
+        assert equal(read(tmp_path, int8({"method": method})).tensors["a"], PRODUCT)
     for text in ("int6", "rowwise (int8)", "int6_per_row", "gptq (int5)"):
         assert equal(read(tmp_path, mixed(text)).tensors["a"], PRODUCT)
 
