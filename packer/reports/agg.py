@@ -57,16 +57,21 @@ with _silent():
     if "matplotlib" not in sys.modules:
         _import_matplotlib()
     import matplotlib
-    from matplotlib import colormaps
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
+    from matplotlib import colormaps as colormaps
+    from matplotlib.artist import Artist as Artist
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.axis import Axis as Axis
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LogNorm, to_rgb
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch, Rectangle
-    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
+    from matplotlib.cm import ScalarMappable as ScalarMappable
+    from matplotlib.colors import LogNorm as LogNorm
+    from matplotlib.colors import to_rgb as to_rgb
+    from matplotlib.figure import Figure as Figure
+    from matplotlib.patches import Patch as Patch
+    from matplotlib.patches import Rectangle as Rectangle
+    from matplotlib.ticker import EngFormatter as EngFormatter
+    from matplotlib.ticker import LogLocator as LogLocator
+    from matplotlib.ticker import NullLocator as NullLocator
+    from matplotlib.ticker import StrMethodFormatter as StrMethodFormatter
 
 SETTINGS: Any = {
     "figure.dpi": 72,  # a point is a pixel of the page
@@ -113,23 +118,3 @@ def new_figure(width: float, height: float, constrained: bool = False) -> Figure
     figure = Figure(figsize=size, layout="constrained" if constrained else None)
     FigureCanvasAgg(figure)
     return figure
-
-
-__all__ = [
-    "Artist",
-    "Axes",
-    "Axis",
-    "EngFormatter",
-    "Figure",
-    "LogLocator",
-    "LogNorm",
-    "NullLocator",
-    "Patch",
-    "Rectangle",
-    "ScalarMappable",
-    "StrMethodFormatter",
-    "colormaps",
-    "new_figure",
-    "own_style",
-    "to_rgb",
-]

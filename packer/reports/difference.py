@@ -29,7 +29,11 @@ def compare(before: Report, after: Report) -> tuple[Difference, ...]:
     A plan leaves coders open, and an artifact does not store how its codes were rounded: between
     the two, only formats are compared.
     """
-    compared = _choice_of if before.kind == after.kind else _format_of
+    same_kind = before.kind == after.kind
+
+    def compared(row: TensorRow) -> str:
+        return row.choice if same_kind else row.choice.partition("+")[0].partition("~")[0]
+
     rows_before: Mapping[str, TensorRow] = {row.name: row for row in before.rows}
     rows_after: Mapping[str, TensorRow] = {row.name: row for row in after.rows}
     differences = [
@@ -45,11 +49,3 @@ def compare(before: Report, after: Report) -> tuple[Difference, ...]:
         or compared(one.before) != compared(one.after)
     ]
     return tuple(sorted(changed, key=lambda one: (-abs(one.size_change), natural_key(one.name))))
-
-
-def _choice_of(row: TensorRow) -> str:
-    return row.choice
-
-
-def _format_of(row: TensorRow) -> str:
-    return row.choice.partition("+")[0].partition("~")[0]

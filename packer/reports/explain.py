@@ -33,29 +33,17 @@ def explain(pack_plan: PackPlan, tensor: str) -> tuple[Explained, ...]:
     price = pack_plan.plan.price or 0.0
     least = min(c.damage + price * c.size_bytes for c in by_tensor[tensor])
     lines = []
-    for candidate in sorted(by_tensor[tensor], key=lambda c: (c.size_bytes, c.damage)):
-        cost = candidate.damage + price * candidate.size_bytes
-        smaller = [
-            other
-            for other in by_tensor[tensor]
-            if other.size_bytes <= candidate.size_bytes and other.damage < candidate.damage
-        ]
-        if candidate == chosen:
+    for one in sorted(by_tensor[tensor], key=lambda c: (c.size_bytes, c.damage)):
+        size, damage = one.size_bytes, one.damage
+        cost = damage + price * size
+        better = [c for c in by_tensor[tensor] if c.size_bytes <= size and c.damage < damage]
+        if one == chosen:
             verdict = "chosen" if cost == least else "chosen to fill the last bytes"
             if tensor in pack_plan.pins:
                 verdict = "pinned"
-        elif smaller:
-            verdict = f"{smaller[0].choice} is no larger and better"
+        elif better:
+            verdict = f"{better[0].choice} is no larger and better"
         else:
             verdict = f"costs {cost - (chosen.damage + price * chosen.size_bytes):+.3g}"
-        lines.append(
-            Explained(
-                candidate.choice,
-                candidate.size_bytes,
-                candidate.damage,
-                cost,
-                candidate == chosen,
-                verdict,
-            )
-        )
+        lines.append(Explained(one.choice, size, damage, cost, one == chosen, verdict))
     return tuple(lines)

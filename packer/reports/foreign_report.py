@@ -27,7 +27,7 @@ def report_foreign(checkpoint: Checkpoint, limits: Limits) -> Report:
     sizes = _shared_out(foreign.file_bytes, list(entropy.values()))
     rows = tuple(
         replace(
-            report_row(infos[name], f"{tensor.stored}~{foreign.codec}", size, None, None),
+            report_row(infos[name], f"{tensor.stored}~{foreign.codec}", size),
             raw_bytes=tensor.raw_bytes,
             entropy_bits=entropy[name] / max(infos[name].elements, 1),
         )

@@ -130,11 +130,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
 
     def line(tag: str, cells: Iterable[str]) -> str:
         pairs = zip(kinds, cells, strict=True)
-        return (
-            "<tr>"
-            + "".join(f"<{tag}{kind}>{escaped(cell)}</{tag}>" for kind, cell in pairs)
-            + "</tr>"
-        )
+        cells = (f"<{tag}{kind}>{escaped(cell)}</{tag}>" for kind, cell in pairs)
+        return f"<tr>{''.join(cells)}</tr>"
 
     head = line("th", (column.lstrip(">") for column in columns))
     body = "\n".join(line("td", row) for row in rows)

@@ -97,9 +97,7 @@ def _curve(data: ReportData) -> Picture:
     plan, bound = data.plan, data.bound
     words = "Whatever lies lower or further left is better."
     if plan is not None:
-        words = (
-            "The line is the least predicted damage at every size, from the plan's measurements."
-        )
+        words = "The line is the least predicted damage at every size, by the plan's measurements."
     if bound is not None:
         ratio = bound.total_bytes / data.report.total_bytes
         words += (
@@ -153,13 +151,8 @@ def _parts(data: ReportData) -> Mapping[str, int]:
     report = data.report
     left = max(report.unused_bytes, 0) if report.cap_bytes else 0
     if data.plan is not None:
-        tensors = report.artifact_bytes - report.header_bytes
-        return {
-            "code": report.code_bytes,
-            "header": report.header_bytes,
-            "tensors": tensors,
-            "left": left,
-        }
+        header, tensors = report.header_bytes, report.artifact_bytes - report.header_bytes
+        return {"code": report.code_bytes, "header": header, "tensors": tensors, "left": left}
     what = "artifact" if report.kind == "foreign" else "weights as stored"
     return {"code": report.code_bytes, what: report.artifact_bytes, "left": left}
 

@@ -101,20 +101,7 @@ class Report:
 
 
 def row_json(row: TensorRow) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "role": row.role,
-        "layer": row.layer,
-        "shape": list(row.shape),
-        "dtype": row.dtype,
-        "choice": row.choice,
-        "size_bytes": row.size_bytes,
-        "bits_per_weight": row.bits_per_weight,
-        "damage_bpb": row.damage_bpb,
-        "weight_error": row.weight_error,
-        "raw_bytes": row.raw_bytes,
-        "entropy_bits": row.entropy_bits,
-    }
+    return {**vars(row), "shape": list(row.shape), "bits_per_weight": row.bits_per_weight}
 
 
 def report_plan(pack_plan: PackPlan, source: str) -> Report:
@@ -193,7 +180,7 @@ def report_artifact(data: bytes, source: str) -> Report:
         role = roles[tensor.name]
         info = TensorInfo(tensor.name, role.role.value, role.layer, tensor.shape, tensor.dtype)
         choice = f"{stored_format(tensor)}~{coder_name(tensor)}"
-        rows.append(report_row(info, choice, tensor.size_bytes, None, None))
+        rows.append(report_row(info, choice, tensor.size_bytes))
         side += sum(len(data) for _, data in (tensor.scale or (0, b""), *tensor.factors))
         side += tensor.steps_bytes
         payload += len(tensor.codes[1])
@@ -242,18 +229,8 @@ def report_row(
     damage_bpb: float | None = None,
     weight_error: float | None = None,
 ) -> TensorRow:
-    """The row of a tensor."""
-    return TensorRow(
-        info.name,
-        info.role,
-        info.layer,
-        info.shape,
-        info.dtype,
-        choice,
-        size_bytes,
-        damage_bpb,
-        weight_error,
-    )
+    tensor = info.name, info.role, info.layer, info.shape, info.dtype
+    return TensorRow(*tensor, choice, size_bytes, damage_bpb, weight_error)
 
 
 @dataclass(frozen=True)

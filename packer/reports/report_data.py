@@ -54,13 +54,6 @@ class CurvePoint:
     damage: float
     bound_bytes: int | None
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "total_bytes": self.total_bytes,
-            "damage": self.damage,
-            "bound_bytes": self.bound_bytes,
-        }
-
 
 @dataclass(frozen=True)
 class CodeHistogram:
@@ -111,7 +104,7 @@ class ReportData:
         """What `--json` adds to the report."""
         bound = self.bound
         return {
-            "curve": [point.to_json() for point in self.points],
+            "curve": [vars(point) for point in self.points],
             "shannon_bound_bytes": None if bound is None else bound.total_bytes,
         }
 

@@ -133,13 +133,9 @@ def _dot(
 ) -> None:
     """Draws one point with its tooltip; a hollow one is a ring."""
     face, edge = (PAPER, colour) if hollow else (colour, PAPER)
-    look: dict[str, Any] = {
-        "markersize": 9,
-        "markeredgewidth": 2 if hollow else 1,
-        "zorder": 3,
-        **more,
-    }
-    dots = axes.plot(x, y, "o", markerfacecolor=face, markeredgecolor=edge, **look)
+    edges: dict[str, Any] = {"markeredgecolor": edge, "markeredgewidth": 2 if hollow else 1}
+    look = {"markersize": 9, "zorder": 3, **edges, **more}
+    dots = axes.plot(x, y, "o", markerfacecolor=face, **look)
     titled(dots[0], title)
 
 
@@ -149,18 +145,15 @@ def _draw_plan(axes: Axes, data: ReportData) -> None:
     if plan is None or not plan.plan.damage > 0:
         return
     damage = plan.plan.damage
-    above: dict[str, Any] = {
-        "textcoords": "offset points",
-        "xytext": (0, 5),
-        "fontsize": 11,
-        "color": SOFT,
-    }
+    above: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 5), "color": SOFT}
     if bound is not None:
         axes.plot([bound.total_bytes, total], [damage, damage], color=BOUND, linewidth=1)
         title = f"Shannon bound\n{bound.total_bytes:,} bytes at the plan's damage"
         _dot(axes, bound.total_bytes, damage, BOUND, title)
         middle = (bound.total_bytes + total) / 2, damage
-        axes.annotate(f"{bound.total_bytes / total:.2f} ×", middle, ha="center", **above)
+        axes.annotate(
+            f"{bound.total_bytes / total:.2f} ×", middle, ha="center", fontsize=11, **above
+        )
     title = f"this plan\n{total:,} bytes\npredicted damage {damage:.4g}"
     _dot(axes, total, damage, ACCENT, title, markersize=12, zorder=4, label="this plan")
     beside: dict[str, Any] = {"textcoords": "offset points", "xytext": (10, 9)}

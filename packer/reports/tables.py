@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -14,12 +14,10 @@ from rich.text import Text
 from packer.checkpoint.natural_order import natural_key
 from packer.printable import spelled
 from packer.reports.difference import Difference
-from packer.reports.report import Report, Share, TensorRow, by_role
+from packer.reports.report import Report, Share, by_role
 
 if TYPE_CHECKING:
     from packer.reports.report_data import ReportData
-
-T = TypeVar("T")
 
 PIPE_WIDTH = 10_000  # columns are never cut or wrapped when another program reads them
 
@@ -99,7 +97,7 @@ def shape_text(shape: Sequence[int]) -> str:
 
 def tensor_rows(report: Report) -> Cells:
     """(columns, a line per tensor): bytes, bits per weight, share, choice, damage."""
-    damage_name, damages = _damage_column(report)
+    predicted = any(row.damage_bpb is not None for row in report.rows)
     total = max(sum(row.size_bytes for row in report.rows), 1)
     rows = [
         (
@@ -110,12 +108,12 @@ def tensor_rows(report: Report) -> Cells:
             f"{row.size_bytes:,}",
             number(row.bits_per_weight, ".3f"),
             f"{100 * row.size_bytes / total:.2f}",
-            number(damage, ".3g"),
+            number(row.damage_bpb if predicted else row.weight_error, ".3g"),
         )
-        for row, damage in _in_order(zip(report.rows, damages, strict=True))
+        for row in sorted(report.rows, key=lambda row: natural_key(row.name))
     ]
-    columns = ("tensor", "role", "shape", "choice", ">bytes", ">bits/w", ">share %", damage_name)
-    return columns, rows
+    columns = ("tensor", "role", "shape", "choice", ">bytes", ">bits/w", ">share %")
+    return (*columns, ">damage bpb" if predicted else ">weight error"), rows
 
 
 def foreign_rows(report: Report) -> Cells:
@@ -132,21 +130,10 @@ def foreign_rows(report: Report) -> Cells:
             number(row.bits_per_weight, ".3f"),
             f"{100 * row.size_bytes / max(report.artifact_bytes, 1):.2f}",
         )
-        for row, _ in _in_order((row, None) for row in report.rows)
+        for row in sorted(report.rows, key=lambda row: natural_key(row.name))
     ]
     columns = ("tensor", "role", "shape", "stored as", ">raw bytes", ">entropy/w")
     return (*columns, ">bytes", ">bits/w", ">share %"), rows
-
-
-def _in_order(rows: Iterable[tuple[TensorRow, T]]) -> list[tuple[TensorRow, T]]:
-    """Layers 0, 1, 2, ... 10."""
-    return sorted(rows, key=lambda one: natural_key(one[0].name))
-
-
-def _damage_column(report: Report) -> tuple[str, list[float | None]]:
-    if any(row.damage_bpb is not None for row in report.rows):
-        return ">damage bpb", [row.damage_bpb for row in report.rows]
-    return ">weight error", [row.weight_error for row in report.rows]
 
 
 def share_rows(title: str, shares: Sequence[Share]) -> Cells:
@@ -186,16 +173,12 @@ def curve_rows(data: ReportData) -> Cells:
     total = data.report.total_bytes
     rows = []
     for point in data.points:
-        cells = [
-            f"{point.total_bytes:,}",
-            f"{point.total_bytes / total:.2f}",
-            f"{point.damage:.4g}",
-        ]
+        size = point.total_bytes
+        cells = [f"{size:,}", f"{size / total:.2f}", f"{point.damage:.4g}"]
         if data.bounded is not None:
             bound = point.bound_bytes
-            cells += (
-                ["-", "-"] if bound is None else [f"{bound:,}", f"{bound / point.total_bytes:.3f}"]
-            )
+            share = None if bound is None else bound / size
+            cells += [number(bound, ",d"), number(share, ".3f")]
         rows.append(cells)
     columns = [">total bytes", ">of the plan's", ">predicted damage"]
     if data.bounded is not None:
