@@ -279,7 +279,10 @@ def _companion(one: NamedWeights, settings: Settings) -> AnyModel:
     weights = dict(one.weights)
     if "lm_head.weight" in weights and weights["lm_head.weight"] is weights.get("tok_emb.weight"):
         del weights["lm_head.weight"]  # tied: the model has it once
-    with _naming(one.source, hint="; if it is another model, name its class with --model"):
+    another = "; if it is another model, name its class with --model"
+    if one.kind == "gguf":
+        another += f", or make a folder of it: packer unpack {one.source} -o FOLDER/"
+    with _naming(one.source, hint=another):
         inferred = infer_config(weights)
     hint = "" if settings else f", with --config or as {_beside(one.source)}"
     with _naming(one.source, hint=hint):

@@ -80,6 +80,9 @@ def test_a_folder_computes_what_the_original_does(
 ) -> None:
     original = model_folder(kind)
     path = as_gguf(original, kind, tmp_path / "m.gguf")
+    tokenizer = ("--tokenizer", original / "tokenizer.json")
+    alone = run("eval", path, "--data", text, "--window", 32, *tokenizer)
+    assert alone.exit_code == 1 and f"packer unpack {path} -o FOLDER/" in alone.stderr
     done = run("unpack", path, "-o", "back/")
     assert done.exit_code == 0, done.output
     assert "splits its text, 'gpt-2', and does not hold it" in done.stderr
