@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import ScoreError
+from .forward import AnyModel, device_of, evaluation_mode, inference, worker_count
 from .shards import TokenStream
 from .windows import Windows
 from .workers import Pending, workers
@@ -57,8 +58,7 @@ class Setting:
     def windows(self, stream: TokenStream) -> Windows:
         """The windows over a stream.
 
-        Raises:
-            ScoreError: settings that do not fit the stream.
+        Raises ScoreError: settings that do not fit the stream.
         """
         targets = len(stream) - 1
         if self.tokens is not None:
@@ -82,23 +82,22 @@ class Setting:
 
 
 def walk(
+    models: Sequence[AnyModel],
     stream: TokenStream,
     setting: Setting,
-    device: torch.device,
     compute: Compute,
     *,
     vocab_size: int | None,
-    worker_count: int,
     progress: Progress,
     notice: Notice,
 ) -> Iterator[tuple[int, NDArray[np.float64]]]:
     """Yield (first target, rows float64 [rows, targets]) for the batches of this rank.
 
-    Raises:
-        ScoreError: settings that do not fit, a token outside the vocabulary (where one is given),
-            or a single window that does not fit into memory.
+    compute: runs the models, which are all on one device.
+    Raises ScoreError: settings that do not fit, a token outside the vocabulary (where one is
+    given), or a single window that does not fit into memory.
     """
-    windows = setting.windows(stream)
+    windows, device = setting.windows(stream), device_of(models[0])
     batches = setting.share(windows, device)
     if not batches:
         return
@@ -115,13 +114,16 @@ def walk(
                 "the data was made with another tokenizer"
             )
         count = windows.scored_per_window(first)
-        return compute(inputs.to(device), targets.to(device), count)
+        with inference(device, setting.autocast):
+            return compute(inputs.to(device), targets.to(device), count)
 
-    for first, stop, rows in in_batches(batches, run, notice, worker_count):
-        start, last = windows.scored(first, stop)
-        yield start, rows.reshape(len(rows), -1)[:, : last - start]
-        done += last - start
-        progress(done, end - begin)
+    with evaluation_mode(models):
+        count = worker_count(models, setting.workers)
+        for first, stop, rows in in_batches(batches, run, notice, count):
+            start, last = windows.scored(first, stop)
+            yield start, rows.reshape(len(rows), -1)[:, : last - start]
+            done += last - start
+            progress(done, end - begin)
 
 
 def in_batches(
@@ -133,9 +135,7 @@ def in_batches(
     """Yield (first, stop, run(first, stop)); running out of memory halves the batch from there on.
 
     Batches come in order, except that those halved may come later.
-
-    Raises:
-        ScoreError: a single window does not fit into memory.
+    Raises ScoreError: a single window does not fit into memory.
     """
     pending, largest = deque(batches), max(stop - first for first, stop in batches)
     running: deque[tuple[int, int, Pending[T]]] = deque()

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +19,7 @@ from torch import Tensor
 from .batches import Notice, Progress, Setting, ignore, walk
 from .blocks import BlockSums, ratio_stderr
 from .errors import ScoreError
-from .forward import (
-    AnyModel,
-    device_of,
-    evaluation_mode,
-    inference,
-    nats_of,
-    tail_logits,
-    worker_count,
-)
+from .forward import AnyModel, nats_of, tail_logits
 from .score import ByteCounter, Score, ScoreSums
 from .score import combine as combine_scores
 from .shards import TokenStream
@@ -75,22 +66,11 @@ class Divergence:
     def difference(self) -> Difference:
         return compare(self.reference, self.other)
 
-    def as_dict(self) -> dict[str, Any]:
-        """The numbers, for JSON."""
-        return {
-            "delta_bpb": self.difference.delta_bpb,
-            "delta_stderr_bits_per_byte": self.difference.stderr_bits_per_byte,
-            "kl_bits_per_byte": self.kl_bits_per_byte,
-            "kl_stderr_bits_per_byte": self.kl_stderr_bits_per_byte,
-            "top1_agreement": self.top1_agreement,
-        }
-
 
 def compare(reference: Score, other: Score) -> Difference:
     """The paired difference of two scores of the same targets.
 
-    Raises:
-        ScoreError: scores of different targets.
+    Raises ScoreError: scores of different targets.
     """
     if not np.array_equal(reference.block_bytes, other.block_bytes) or (
         reference.tokens != other.tokens
@@ -119,30 +99,21 @@ def divergence(
     and device.
     """
     models, started = [reference, *others], time.perf_counter()
-    vocab_size, device = getattr(counter, "vocab_size", None), device_of(reference)
+    vocab_size = getattr(counter, "vocab_size", None)
     sums, notes = _Sums(len(others), stream, counter, setting), list[str]()
 
     def compute(inputs: Tensor, targets: Tensor, count: int) -> NDArray[np.float64]:
-        with inference(device, setting.autocast):
-            return _rows(models, inputs, targets, count, vocab_size)
+        return _rows(models, inputs, targets, count, vocab_size)
 
     def note(text: str) -> None:
         notes.append(text)
         notice(text)
 
     parts = walk(
-        stream,
-        setting,
-        device,
-        compute,
-        vocab_size=vocab_size,
-        worker_count=worker_count(models, setting.workers),
-        progress=progress,
-        notice=note,
+        models, stream, setting, compute, vocab_size=vocab_size, progress=progress, notice=note
     )
-    with evaluation_mode(models):
-        for start, rows in parts:
-            sums.add(start, rows)
+    for start, rows in parts:
+        sums.add(start, rows)
     return sums.divergences((time.perf_counter() - started) / len(models), notes)
 
 

@@ -79,19 +79,11 @@ class DamageMeter:
     def divergence(self, weights: Mapping[str, Tensor], progress: Progress = ignore) -> Divergence:
         """KL(model || model with these weights) over the stream; other weights stay.
 
-        Raises:
-            ScoreError: settings, model and stream do not fit.
+        Raises ScoreError: settings, model and stream do not fit.
         """
         with self._holding(weights):
-            divergences = divergence(
-                self.reference,
-                [self.changed],
-                self.stream,
-                self.counter,
-                self.setting,
-                progress=progress,
-            )
-        return divergences[0]
+            measured = self.stream, self.counter, self.setting
+            return divergence(self.reference, [self.changed], *measured, progress=progress)[0]
 
     @contextmanager
     def _holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:

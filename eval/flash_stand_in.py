@@ -73,9 +73,7 @@ def flash_attn_func(
     """Attention [batch, queries, heads, head_dim] over k, v [batch, time, kv_heads, head_dim].
 
     Queries are aligned with the last keys, as in FlashAttention from 2.1 on.
-
-    Raises:
-        NotImplementedError: an option that would change the result.
+    Raises NotImplementedError: an option that would change the result.
     """
     if dropout_p:
         raise NotImplementedError("the flash_attn stand-in has no dropout")

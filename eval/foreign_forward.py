@@ -117,8 +117,7 @@ class MeanLoss(Foreign):
     def token_nats(self, tokens: Tensor, targets: Tensor, count: int) -> Tensor:
         """Nats [batch, count] of whole windows, one forward each.
 
-        Raises:
-            ScoreError: windows that are scored in part.
+        Raises ScoreError: windows that are scored in part.
         """
         if count != tokens.size(1):
             raise ScoreError(

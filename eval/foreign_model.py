@@ -40,8 +40,7 @@ def load_foreign_model(
         device: where it is tried and stays; real flash-attn kernels refuse to run on a CPU.
         notice: called with a sentence on names in the file or the model that were ignored.
 
-    Raises:
-        ModelError: the file, name, arguments, weights or forward do not fit, each in words.
+    Raises ModelError: the file, name, arguments, weights or forward do not fit, each in words.
     """
     path, _, name = spec.rpartition(":")
     if not path:
@@ -63,9 +62,7 @@ def build(target: Callable[..., Any], settings: Mapping[str, Any], spec: str) ->
 
     One that takes a single configuration object instead gets its annotated dataclass made of the
     settings, or a namespace with them as attributes.
-
-    Raises:
-        ModelError: arguments that are missing or unknown, or what comes out is no module.
+    Raises ModelError: arguments that are missing or unknown, or what comes out is no module.
     """
     arguments: tuple[Any, ...] = ()
     keywords: Mapping[str, Any] = settings
@@ -134,10 +131,7 @@ def _configuration(holder: inspect.Parameter, settings: Mapping[str, Any], spec:
 
 
 def _check_arguments(
-    target: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    keywords: Mapping[str, Any],
-    spec: str,
+    target: Callable[..., Any], arguments: tuple[Any, ...], keywords: Mapping[str, Any], spec: str
 ) -> None:
     signature = _signature(target)
     try:

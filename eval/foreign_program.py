@@ -51,9 +51,7 @@ def import_file(path: str | Path) -> ModuleType:
 
     One in a package is imported as a part of it. Elsewhere its folder takes the place of the
     package, for relative imports.
-
-    Raises:
-        ModelError: no such file, or its import fails.
+    Raises ModelError: no such file, or its import fails.
     """
     path = Path(path).resolve()
     if not path.is_file():

@@ -45,10 +45,8 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Fit:
     with one that is there, or is a mask or table that the model computes; a name may be one too
     many if it is such a mask or table, a bias of zeros, or a copy of a tensor that the model has
     under another name.
-
-    Raises:
-        ModelError: the differences by name: missing, not expected, of another shape, or two values
-            for one tensor.
+    Raises ModelError: the differences by name: missing, not expected, of another shape, or two
+    values for one tensor.
     """
     best, lines = best_fit(model, state_dict)
     if lines:

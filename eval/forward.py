@@ -108,8 +108,7 @@ def scoring(models: Sequence[object], autocast: bool) -> Iterator[None]:
 def tail_logits(model: AnyModel, tokens: Tensor, count: int, vocab_size: int | None) -> Tensor:
     """Logits [batch, count, vocab] in float32 of the last `count` positions of [batch, time].
 
-    Raises:
-        ScoreError: a model that gives no such logits, or has another vocabulary.
+    Raises ScoreError: a model that gives no such logits, or has another vocabulary.
     """
     if isinstance(model, TailLogits):
         logits = model.tail_logits(tokens, count)

@@ -38,8 +38,7 @@ ADVICE = "return logits [batch, time, vocab] from forward(tokens) or forward_log
 def adapt(model: nn.Module, name: str) -> Foreign:
     """The model as one that the scorer can call. The model itself is not modified.
 
-    Raises:
-        ModelError: no way of calling it gave logits or a loss; lists each way and its outcome.
+    Raises ModelError: no way of calling it gave logits or a loss; lists each way and its outcome.
     """
     adapted, tried = way_to_logits(model, check_logits)
     if adapted is not None:
@@ -59,11 +58,8 @@ def check_logits(candidate: nn.Module) -> None:
     """Raises what speaks against a way to logits: what the model raises, or the reason in words."""
     with unchanged(candidate), trial(candidate) as (tokens, targets):
         # Targets other than the tokens show which of them a loss is computed on.
-        logits = (
-            candidate(tokens, targets)
-            if isinstance(candidate, GIVEN_TARGETS)
-            else candidate(tokens)
-        )
+        given = (tokens, targets) if isinstance(candidate, GIVEN_TARGETS) else (tokens,)
+        logits = candidate(*given)
         same = _Same(candidate, logits)
         try:
             again = candidate(tokens)

@@ -42,9 +42,8 @@ def continue_text(
         seed: equal seeds give equal text on one machine; different models see the same draws.
         context: tokens the model sees at once, at most.
 
-    Raises:
-        ScoreError: a model that returns only losses, or values that are not finite, or an
-            empty prompt where no BOS could stand for it.
+    Raises ScoreError: a model that returns only losses, or values that are not finite, or an empty
+    prompt where no BOS could stand for it.
     """
     if isinstance(model, TokenNats):
         raise ScoreError("this model returns only losses; it cannot continue a text")
@@ -93,8 +92,7 @@ def sample_windows(
         batch: windows side by side; None chooses.
         progress: called with the number of tokens written and the total.
 
-    Raises:
-        ScoreError: a model that returns only losses, or values that are not finite.
+    Raises ScoreError: a model that returns only losses, or values that are not finite.
     """
     if isinstance(model, TokenNats):
         raise ScoreError("this model returns only losses; it cannot write a text")

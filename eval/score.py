@@ -15,14 +15,7 @@ from torch import Tensor
 from .batches import Notice, Progress, Setting, ignore, walk
 from .blocks import BlockSums, ratio_stderr
 from .errors import ScoreError
-from .forward import (
-    AnyModel,
-    device_of,
-    evaluation_mode,
-    inference,
-    token_nats,
-    worker_count,
-)
+from .forward import AnyModel, token_nats
 from .shards import SCAN, TokenStream
 from .token_bytes import CONTEXT
 
@@ -153,8 +146,7 @@ class ScoreSums:
     def add(self, start: int, nats: NDArray[np.float64]) -> None:
         """Add nats [n] of targets start ... start + n - 1.
 
-        Raises:
-            ScoreError: losses that are not finite.
+        Raises ScoreError: losses that are not finite.
         """
         if not np.isfinite(nats).all():
             at = start + int((~np.isfinite(nats)).argmax())
@@ -198,9 +190,8 @@ def score(
         progress: called after each batch with (scored, to score) tokens of this rank.
         notice: called with a sentence when the batch had to be made smaller; `notes` has it too.
 
-    Raises:
-        ScoreError: settings that do not fit the stream, a model or data of another vocabulary,
-            losses that are not finite, or not enough memory for one window.
+    Raises ScoreError: settings that do not fit the stream, a model or data of another vocabulary,
+    losses that are not finite, or not enough memory for one window.
     """
     started, sums, notes = time.perf_counter(), ScoreSums(stream, counter, setting), list[str]()
     vocab_size = getattr(counter, "vocab_size", None)
@@ -232,8 +223,7 @@ def nats_per_token(
 def combine(parts: Sequence[Score]) -> Score:
     """The score of all ranks from the parts of each.
 
-    Raises:
-        ScoreError: no parts, or parts of different data or settings.
+    Raises ScoreError: no parts, or parts of different data or settings.
     """
     if len({(len(part.block_nats), part.window, part.stride) for part in parts}) != 1:
         raise ScoreError("parts of one score must come from the same data, window and stride")
@@ -258,33 +248,21 @@ def _scored(
     notice: Notice,
 ) -> Iterator[tuple[int, NDArray[np.float64]]]:
     """Yield (first target, nats float64 [n]) batch by batch."""
-    device = device_of(model)
 
     def compute(inputs: Tensor, targets: Tensor, count: int) -> NDArray[np.float64]:
-        with inference(device, setting.autocast):
-            nats = token_nats(model, inputs, targets, count, vocab_size)
-            return nats.double().cpu().numpy()[None]
+        return token_nats(model, inputs, targets, count, vocab_size).double().cpu().numpy()[None]
 
     parts = walk(
-        stream,
-        setting,
-        device,
-        compute,
-        vocab_size=vocab_size,
-        worker_count=worker_count([model], setting.workers),
-        progress=progress,
-        notice=notice,
+        [model], stream, setting, compute, vocab_size=vocab_size, progress=progress, notice=notice
     )
-    with evaluation_mode([model]):
-        for start, rows in parts:
-            yield start, rows[0]
+    for start, rows in parts:
+        yield start, rows[0]
 
 
 def bytes_per_token(stream: TokenStream, counter: ByteCounter, tokens: int) -> float:
     """Bytes of text behind one of the first `tokens` targets, on average.
 
-    Raises:
-        ScoreError: the tokens stand for no bytes.
+    Raises ScoreError: the tokens stand for no bytes.
     """
     piece = stream[: min(tokens, len(stream) - 1) + 1]
     total = int(counter.target_bytes(piece, 1).sum())

@@ -86,9 +86,8 @@ def read_shards(patterns: Iterable[str | Path], vocab_size: int | None = None) -
         patterns: files or globs; a glob that matches nothing is an error.
         vocab_size: when given, every token must lie below it.
 
-    Raises:
-        DataError: missing, cut short, of another kind or version, of the wrong length, or with a
-            token outside the vocabulary; each in its own words.
+    Raises DataError: missing, cut short, of another kind or version, of the wrong length, or with a
+    token outside the vocabulary; each in its own words.
     """
     paths = tuple(path for pattern in patterns for path in _matches(pattern))
     parts = tuple(_open(path) for path in paths)
@@ -101,8 +100,7 @@ def read_shards(patterns: Iterable[str | Path], vocab_size: int | None = None) -
 def read_sidecar(patterns: Iterable[str | Path], tokens: int) -> SidecarBytes:
     """Open a bytes sidecar for a stream of `tokens` tokens.
 
-    Raises:
-        DataError: as `read_shards`, or a sidecar of another length than the stream.
+    Raises DataError: as `read_shards`, or a sidecar of another length than the stream.
     """
     counts = read_shards(patterns)
     if len(counts) != tokens:

@@ -46,9 +46,8 @@ def encode_files(
         document_separator: where one file holds several documents; None takes it as one. Empty
             documents are left out.
 
-    Raises:
-        DataError: a file that is missing or not UTF-8, no text at all, a tokenizer without BOS, a
-            separator that is empty or cannot be in UTF-8 text.
+    Raises DataError: a file that is missing or not UTF-8, no text at all, a tokenizer without BOS,
+    a separator that is empty or cannot be in UTF-8 text.
     """
     check_separator(document_separator)
     texts = [_read(Path(path)) for path in paths]

@@ -58,9 +58,7 @@ class TextTokenizer:
         A token counts everything from the end of the one before to its own end; of tokens that
         share a letter, the first counts it. What comes after the last token counts to that one,
         and an unknown token counts nothing.
-
-        Raises:
-            TokenBytesError: the text has letters that the tokenizer knows nothing to do with.
+        Raises TokenBytesError: the text has letters that the tokenizer knows nothing to do with.
         """
         try:
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
@@ -116,9 +114,7 @@ def read_text_tokenizer(spelled: bytes, beside: Mapping[str, bytes], source: str
 
     beside: files of its folder by name, of which `BESIDE` may name the token that a text begins
     with. source: its name, for refusals.
-
-    Raises:
-        TokenBytesError: not a tokenizer, or the library is not installed.
+    Raises TokenBytesError: not a tokenizer, or the library is not installed.
     """
     try:
         import tokenizers

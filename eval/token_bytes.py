@@ -121,9 +121,7 @@ def from_sentencepiece(path: str | Path) -> TokenBytes:
     stand for one, and three of them that spell a word mark for the one space; every other piece for
     its UTF-8 length, a leading word mark left to `count`. A word mark further inside is the one
     space it decodes to.
-
-    Raises:
-        TokenBytesError: no such file, or not a sentencepiece model.
+    Raises TokenBytesError: no such file, or not a sentencepiece model.
     """
     try:
         return from_processor(load_sentencepiece(path))
@@ -134,8 +132,7 @@ def from_sentencepiece(path: str | Path) -> TokenBytes:
 def load_sentencepiece(path: str | Path, contents: bytes | None = None) -> Any:
     """The sentencepiece processor of a model file, or of its contents where they are at hand.
 
-    Raises:
-        TokenBytesError: no such file, or not a sentencepiece model.
+    Raises TokenBytesError: no such file, or not a sentencepiece model.
     """
     if contents is None and not Path(path).is_file():
         raise TokenBytesError(f"{path}: no such tokenizer file")
@@ -188,8 +185,7 @@ def _own_spaces(processor: Any) -> tuple[bool, bool]:
 def from_json(path: str | Path) -> TokenBytes:
     """The table of a bytes-per-token file; its layout is in the module's docstring.
 
-    Raises:
-        TokenBytesError: what in the file is missing or cannot be, by name.
+    Raises TokenBytesError: what in the file is missing or cannot be, by name.
     """
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))

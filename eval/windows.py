@@ -24,8 +24,7 @@ PADDING = -1  # a target that does not exist
 class Windows:
     """How `targets` targets are divided: lengths in tokens.
 
-    Raises:
-        ScoreError: a stride or window that does not fit.
+    Raises ScoreError: a stride or window that does not fit.
     """
 
     targets: int

@@ -247,7 +247,8 @@ def check_models(
                     f"{subject.name}: the model has a vocabulary of {width:,}{tokenizer} and the "
                     f"data a token {highest:,}: it was made with another tokenizer"
                 )
-        if pieces is not None and not pieces <= width <= _rounded_up(pieces):
+        padded = -(-(pieces or 0) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        if pieces is not None and not pieces <= width <= padded:
             notice(
                 f"{subject.name}: the model has a vocabulary of {width:,} and the tokenizer one of "
                 f"{pieces:,}; if it was trained with another tokenizer, the scores mean nothing"
@@ -269,10 +270,6 @@ def check_window(name: str, model: AnyModel, window: int) -> None:
         )
 
 
-def _rounded_up(pieces: int) -> int:
-    return -(-pieces // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-
-
 def _divergences(
     models: Sequence[AnyModel],
     data: Data,
@@ -280,19 +277,10 @@ def _divergences(
     progress: Progress,
     notice: Callable[[str], None],
 ) -> list[compare.Divergence]:
-    def share() -> list[compare.Divergence]:
-        return compare.divergence(
-            models[0],
-            models[1:],
-            data.stream,
-            data.counter,
-            setting,
-            progress=progress,
-            notice=notice,
-        )
-
+    compared = models[0], models[1:], data.stream, data.counter, setting
     return _on_all_ranks(
-        share, lambda parts: [compare.combine(ranks) for ranks in zip(*parts, strict=True)]
+        lambda: compare.divergence(*compared, progress=progress, notice=notice),
+        lambda parts: [compare.combine(ranks) for ranks in zip(*parts, strict=True)],
     )
 
 
@@ -303,12 +291,10 @@ def _score(
     progress: Progress,
     notice: Callable[[str], None],
 ) -> Score:
-    def share() -> Score:
-        return score.score(
-            model, data.stream, data.counter, setting, progress=progress, notice=notice
-        )
-
-    return _on_all_ranks(share, score.combine)
+    scored = model, data.stream, data.counter, setting
+    return _on_all_ranks(
+        lambda: score.score(*scored, progress=progress, notice=notice), score.combine
+    )
 
 
 def _on_all_ranks(share: Callable[[], T], combine: Callable[[Sequence[T]], T]) -> T:

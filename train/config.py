@@ -62,8 +62,7 @@ class InferredConfig:
     def complete(self, settings: Mapping[str, Any]) -> GPTConfig:
         """The configuration, with the unknown settings from `settings` (a file, metadata).
 
-        Raises:
-            ConfigError: settings that are missing, misspelt, or contradict the weights.
+        Raises ConfigError: settings that are missing, misspelt, or contradict the weights.
         """
         settings = checked(settings, "the configuration")
         missing = [name for name in self.unknown if name not in settings]
@@ -88,9 +87,8 @@ class InferredConfig:
 def read_config(path: str | Path) -> dict[str, Any]:
     """Settings from a JSON or TOML file (by its ending), names and types checked.
 
-    Raises:
-        ConfigError: a file that cannot be read, an unknown key with the nearest valid one, or a
-            value of the wrong type.
+    Raises ConfigError: a file that cannot be read, an unknown key with the nearest valid one, or a
+    value of the wrong type.
     """
     return checked(read_file(path), str(path))
 
@@ -113,9 +111,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
 def config_from(settings: Mapping[str, Any]) -> GPTConfig:
     """The configuration from complete settings; `settings_of` is its inverse.
 
-    Raises:
-        ConfigError: a required setting is missing, one is misspelt, of the wrong type or
-            impossible.
+    Raises ConfigError: a required setting is missing, one is misspelt, of the wrong type or
+    impossible.
     """
     settings = checked(settings, "the configuration")
     missing = [name for name in REQUIRED if name not in settings]
@@ -138,8 +135,7 @@ def settings_of(config: Any) -> dict[str, Any]:
 def checked(settings: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Settings whose names and types fit; lists become tuples, whole numbers floats as needed.
 
-    Raises:
-        ConfigError: see `read_config`; `source` names where they came from.
+    Raises ConfigError: see `read_config`; `source` names where they came from.
     """
     return {name: check_setting(FIELDS, name, value, source) for name, value in settings.items()}
 
@@ -149,8 +145,7 @@ def check_setting(
 ) -> Any:
     """The value as its field holds it: lists as tuples, whole numbers as floats where it is one.
 
-    Raises:
-        ConfigError: no such field, with the nearest that there is, or a value of another type.
+    Raises ConfigError: no such field, with the nearest that there is, or a value of another type.
     """
     if name not in fields:
         near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)[0]
@@ -180,9 +175,7 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> InferredConfig:
 
     The number of heads is inferred from `q_gain`; without QK-norm it is unknown, as are the layers
     of value embeddings (only their number shows) and everything that leaves no weights.
-
-    Raises:
-        ConfigError: the weights are not of this model, with the names that are missing.
+    Raises ConfigError: the weights are not of this model, with the names that are missing.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
     _check_family(shapes)

@@ -55,13 +55,11 @@ def make_data(
     shards (file, split, tokens, documents and bytes of text that start in it, sha256, and where the
     next one begins), per split the totals, with the bytes that its tokens count, and warnings.
 
-    Raises:
-        CorpusError: no text, not UTF-8, too few documents to hold one out, validation text that is
-            also training text, a separator that cannot be, a folder that is finished or belongs to
-            other options or files.
-        TokenizerError: a vocabulary that does not fit the text or the shards, a model without BOS.
-        TokenBytesError: an existing tokenizer that is not a sentencepiece model.
-        OutputError: the folder cannot be written.
+    Raises CorpusError: no text, not UTF-8, too few documents to hold one out, validation text that
+    is also training text, a separator that cannot be, a folder that is finished or belongs to other
+    options or files. TokenizerError: a vocabulary that does not fit the text or the shards, a model
+    without BOS. TokenBytesError: an existing tokenizer that is not a sentencepiece model.
+    OutputError: the folder cannot be written.
     """
     target = Path(folder)
     manifest = begun(target, options)

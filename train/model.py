@@ -35,8 +35,7 @@ MAX_MLP_MULT = 1_000
 class GPTConfig:
     """Everything that decides the model; the first five have no default.
 
-    Raises:
-        ValueError: a setting that cannot be, with its name, the value and the values allowed.
+    Raises ValueError: a setting that cannot be, with its name, the value and the values allowed.
     """
 
     vocab_size: int
