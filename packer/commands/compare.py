@@ -16,7 +16,7 @@ from packer.commands.models import load_subjects, refusals, running_foreign
 from packer.commands.options import sections
 from packer.commands.options.curvature import CurvatureOptions
 from packer.commands.options.groups import OptionGroup
-from packer.commands.options.limits import LimitOptions, measure_options
+from packer.commands.options.limits import measure_options, plan_limits
 from packer.commands.options.model import COMPANION, MODEL, ModelOptions
 from packer.commands.options.opening import CHECKPOINT_OPENING
 from packer.commands.options.sections import SectionedCommand, option
@@ -38,7 +38,7 @@ from packer.commands.options.types import (
 from packer.commands.own_tokenizer import with_own_tokenizer
 from packer.devices import choose_device
 from packer.errors import PackerError
-from packer.planning.options import MeasureOptions
+from packer.planning.options import MeasureOptions, PlanLimits
 
 if TYPE_CHECKING:
     from packer.evaluation import Data
@@ -62,7 +62,7 @@ class Scoring:
     "compare", cls=SectionedCommand, short_help="Score published recipes against our plan."
 )
 @click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
-@OptionGroup("limits", LimitOptions, cap_option(required=True), CODE, MARGIN)
+@OptionGroup("limits", plan_limits, cap_option(required=True), CODE, MARGIN)
 @OptionGroup("options", measure_options, PINS, TRELLIS)
 @click.option(
     "--caps",
@@ -94,7 +94,7 @@ class Scoring:
 @JSON
 def compare(
     checkpoints: tuple[str, ...],
-    limits: LimitOptions,
+    limits: PlanLimits,
     options: MeasureOptions,
     caps: tuple[int, ...],
     curvature_files: tuple[str, ...],
@@ -123,7 +123,7 @@ def compare(
     built.check()
     scored = with_own_tokenizer(scored, checkpoints)
     text = replace(calibration, tokenizer=scored.tokenizer, bytes_table=scored.bytes_table)
-    weighed = weigh_limits(limits.limits)
+    weighed = weigh_limits(limits)
     cap = weighed.cap_bytes
     with refusals(), running_foreign(built.model):
         data = scored.open()

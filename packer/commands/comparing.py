@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from packer.commands.options import sections
+from packer.commands.options.curvature import CALIBRATION as CALIBRATED_ON
 from packer.commands.options.groups import OptionGroup
 from packer.commands.options.sections import MAIN, option
 from packer.commands.options.text import (
@@ -49,14 +50,7 @@ class Sizes(click.ParamType):  # type: ignore[type-arg]
 CALIBRATION = OptionGroup(
     "calibration",
     calibration_text,
-    option(
-        "--calibration",
-        section=MAIN,
-        multiple=True,
-        metavar="PATH",
-        help="Calibrate on this text or these shards (unless --curvature is given), and fit the "
-        "predicted damage to damage measured on their last fifth; repeat for more.",
-    ),
+    CALIBRATED_ON,
     CALIBRATION_SIZE,
     EFFORT,
     option(

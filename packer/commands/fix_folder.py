@@ -41,8 +41,9 @@ def fix_submission(source: str, options: FixOptions) -> None:
         raise click.UsageError("--loader is for artifacts; a folder always gets its loader")
     if options.output is not None:
         refuse_output(source, options.output)
+    opening = options.opening
     folder = read_folder(
-        Path(source), options.limits.code, options.opening.template, options.opening.max_memory
+        Path(source), [*map(str, options.limits.code)], opening.template, opening.max_memory
     )
     say_notes(
         [*(folder.foreign.notes if folder.foreign else ()), _spell_start(folder, options.cap)]
@@ -62,7 +63,7 @@ def fix_submission(source: str, options: FixOptions) -> None:
         fixed = fix_folder(
             folder,
             options.cap,
-            options.limits.margin,
+            options.limits.margin_bytes,
             lossless=options.lossless,
             original=original,
             rank=rank,

@@ -27,30 +27,9 @@ def inspect(checkpoint: str, opening: Opening, as_json: bool) -> None:
     with shown("inspecting") as progress:
         statistics = api.inspect(loaded, progress)
     if as_json:
-        tensors = [
-            {
-                "name": one.name,
-                "role": one.role.value,
-                "layer": one.layer,
-                "shape": list(one.shape),
-                "dtype": one.dtype,
-                "size_bytes": one.size_bytes,
-                "share": one.share,
-                "rms": one.rms,
-                "kurtosis": one.kurtosis,
-                "tied": list(one.tied),
-            }
-            for one in statistics
-        ]
-        print_json(
-            {
-                "source": loaded.source,
-                "size_bytes": loaded.size_bytes,
-                "notes": list(loaded.notes),
-                "ties": loaded.ties,
-                "tensors": tensors,
-            }
-        )
+        tensors = [{**vars(one), "role": one.role.value} for one in statistics]
+        sizes = {"source": loaded.source, "size_bytes": loaded.size_bytes}
+        print_json({**sizes, "notes": loaded.notes, "ties": loaded.ties, "tensors": tensors})
         return
     say_notes(loaded.notes)
     rows = [

@@ -14,7 +14,7 @@ from packer.commands.self_generated import generate_for_trials
 
 if TYPE_CHECKING:
     from packer.checkpoint.checkpoint import Checkpoint
-    from packer.planning.calibrated import Calibration
+    from packer.planning.damage_trials import Calibration
 
 
 def load_calibration(checkpoint: Checkpoint, options: CurvatureOptions) -> Calibration:
@@ -24,7 +24,7 @@ def load_calibration(checkpoint: Checkpoint, options: CurvatureOptions) -> Calib
     a text, shapes are first compared with a configuration next to the checkpoint.
     Raises PackerError: see `read_curvature`, `calibrate`, `open_data` and `check_configuration`.
     """
-    from packer.planning.calibrated import Calibration
+    from packer.planning.damage_trials import Calibration
 
     curvature = options.read(checkpoint)
     text = with_own_tokenizer(options.text, [checkpoint.source])

@@ -12,7 +12,7 @@ from packer.commands.carrying import INCLUDE, carried, carried_account
 from packer.commands.load_calibration import load_calibration
 from packer.commands.options.curvature import CURVATURE, CurvatureOptions, beside
 from packer.commands.options.groups import OptionGroup
-from packer.commands.options.limits import LimitOptions, measure_options
+from packer.commands.options.limits import measure_options, plan_limits
 from packer.commands.options.sections import MAIN, OUTPUT, SectionedCommand, option
 from packer.commands.options.types import (
     CODE,
@@ -36,7 +36,7 @@ from packer.planning.options import MeasureOptions, PlanLimits
 if TYPE_CHECKING:
     from packer.checkpoint.checkpoint import Checkpoint
     from packer.packing.pack import Packed
-    from packer.planning.calibrated import Calibration
+    from packer.planning.damage_trials import Calibration
     from packer.planning.plan import PackPlan
     from packer.planning.recipe_search import RecipePlan
 
@@ -49,26 +49,22 @@ class Deciding:
     policy: str | None
     recipe: str | None
 
-    @property
-    def given(self) -> bool:
-        return (self.plan_file, self.policy, self.recipe) != (None, None, None)
-
     def check(
-        self, limits: LimitOptions, options: MeasureOptions, curvature: CurvatureOptions
+        self, limits: PlanLimits, options: MeasureOptions, curvature: CurvatureOptions
     ) -> None:
         """Raises UsageError: options that --plan, --policy or --recipe decide, or two of those."""
         coded = options.coder or options.trellis
-        decides = limits.code or limits.margin or options.pins or curvature.built.config
+        decides = limits.code or limits.margin_bytes or options.pins or curvature.built.config
         others = self.plan_file is not None or self.policy is not None
-        if self.recipe is not None and (others or limits.cap is None):
+        if self.recipe is not None and (others or not limits.cap_bytes):
             raise click.UsageError("--recipe goes with --cap, and without --plan or --policy")
-        carried = self.policy is not None or limits.cap is not None or decides
+        carried = self.policy is not None or limits.cap_bytes or decides
         if self.plan_file is not None and carried:
             raise click.UsageError(
                 "--plan carries its own cap, code, margin, pins and config; leave those options "
                 "out, or use --policy with a new --cap"
             )
-        if self.plan_file is None and limits.cap is None:
+        if self.plan_file is None and not limits.cap_bytes:
             raise click.UsageError("give --plan, or --cap to plan for (and --policy to follow one)")
         if self.plan_file is not None and curvature.text.data:
             raise click.UsageError(
@@ -105,7 +101,7 @@ DECIDING = OptionGroup(
 
 @click.command(cls=SectionedCommand, short_help="Write the artifact, never over the cap.")
 @click.argument("checkpoint", type=EXISTING)
-@OptionGroup("limits", LimitOptions, cap_option(required=False), CODE, MARGIN)
+@OptionGroup("limits", plan_limits, cap_option(required=False), CODE, MARGIN)
 @OptionGroup("options", measure_options, PINS, CODER, TRELLIS)
 @CURVATURE
 @option(
@@ -123,7 +119,7 @@ def pack(
     checkpoint: str,
     output: str,
     deciding: Deciding,
-    limits: LimitOptions,
+    limits: PlanLimits,
     options: MeasureOptions,
     loader: str | None,
     curvature: CurvatureOptions,
@@ -161,7 +157,7 @@ def pack(
     calibration = load_calibration(loaded, _curvature_for(deciding, plan, curvature))
     recipe = None
     if plan is None:
-        allowed = replace(limits.limits, loader=loader is not None)
+        allowed = replace(limits, loader=loader is not None)
         plan, recipe = _plan(deciding, loaded, allowed, options, calibration)
     with shown("packing") as progress:
         packed = api.pack(

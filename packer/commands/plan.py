@@ -15,7 +15,7 @@ from packer.commands.load_calibration import kept_curvature
 from packer.commands.models import model_of, refusals, running_foreign
 from packer.commands.options.curvature import CURVATURE_KEPT, CurvatureOptions, beside
 from packer.commands.options.groups import OptionGroup
-from packer.commands.options.limits import LimitOptions, measure_options
+from packer.commands.options.limits import measure_options, plan_limits
 from packer.commands.options.opening import Opening
 from packer.commands.options.sections import CALIBRATION, MAIN, OUTPUT, SectionedCommand, option
 from packer.commands.options.types import (
@@ -37,7 +37,7 @@ from packer.commands.own_tokenizer import with_own_tokenizer
 from packer.commands.plan_source import Measured, measured_from
 from packer.commands.plan_words import show_plan
 from packer.files import is_json, write_json
-from packer.planning.options import MeasureOptions
+from packer.planning.options import MeasureOptions, PlanLimits
 
 if TYPE_CHECKING:
     from packer.budget.what_if import WhatIf
@@ -72,7 +72,7 @@ WHAT_IF = option(
 @click.argument("source", type=EXISTING)
 @OptionGroup(
     "limits",
-    LimitOptions,
+    plan_limits,
     cap_option(required=True),
     CODE,
     LOADER,
@@ -97,7 +97,7 @@ WHAT_IF = option(
 @with_options(INCLUDE, WHAT_IF, JSON)
 def plan(
     source: str,
-    limits: LimitOptions,
+    limits: PlanLimits,
     options: MeasureOptions,
     output: str | None,
     measure_on: tuple[str, ...],
@@ -122,7 +122,7 @@ def plan(
     curvature.check()
     for written in curvature.writes(output):
         refuse_overwriting([source, *limits.code, *curvature.inputs, *measure_on], written)
-    weighed = weigh_limits(limits.limits)
+    weighed = weigh_limits(limits)
     built = curvature.built
     if not (measure_on and is_json(source)):
         options = replace(options, metadata=carried(built.config, include, source))

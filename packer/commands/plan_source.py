@@ -15,8 +15,8 @@ from packer.planning.options import MeasureOptions
 if TYPE_CHECKING:
     from packer.checkpoint.checkpoint import Checkpoint
     from packer.planning.account import Limits
-    from packer.planning.calibrated import Calibration
     from packer.planning.candidates import Measurement
+    from packer.planning.damage_trials import Calibration
     from packer.planning.plan import PackPlan
 
 
@@ -77,7 +77,7 @@ def _with_checkpoint(measured: Measured, options: CurvatureOptions) -> Measured:
     from packer.checkpoint.checkpoint import read_checkpoint
     from packer.checkpoint.fingerprint import contents_fingerprint
     from packer.errors import PlanError
-    from packer.planning.calibrated import Calibration
+    from packer.planning.damage_trials import Calibration
 
     measurement = measured.measurement
     loaded = read_checkpoint(measurement.source)

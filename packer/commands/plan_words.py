@@ -28,15 +28,7 @@ def show_plan(
     report = report_plan(plan, source)
     if as_json:
         value = report.to_json()
-        value["what_if"] = [
-            {
-                "offset_bytes": one.offset_bytes,
-                "total_bytes": one.total_bytes,
-                "damage": one.damage,
-                "damage_change": one.damage_change,
-            }
-            for one in changes
-        ]
+        value["what_if"] = [vars(one) for one in changes]
         value["measured_rounds"] = [
             {"predicted_damage_bpb": one.predicted, "measured_damage_bpb": one.measured}
             for one in checked

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from packer.artifact.artifact_file import reading_artifact
+from packer.commands.options.opening import OPENING, Opening
 from packer.commands.options.types import (
     CODE,
-    DROP,
     EXISTING,
     EXISTING_FILE,
     JSON,
-    MAX_MEMORY,
-    TEMPLATE,
-    WEIGHTS,
     WRITABLE,
     cap_option,
     print_json,
@@ -28,7 +25,7 @@ from packer.commands.options.types import (
 if TYPE_CHECKING:
     from packer.planning.plan import PackPlan
     from packer.planning.shannon_bound import BoundedPlan
-    from packer.reports.report_data import ReportData
+    from packer.reports.report_data import CodeHistogram, ReportData
 
 
 @click.command(short_help="Show where the bytes go: table, page, picture.")
@@ -63,7 +60,7 @@ if TYPE_CHECKING:
     "--explain", metavar="TENSOR", help="List all candidates of one tensor, and why one was chosen."
 )
 @with_options(cap_option(required=False, help="Use this cap for a source that has none."), CODE)
-@with_options(WEIGHTS, DROP, TEMPLATE, MAX_MEMORY, JSON)
+@with_options(OPENING, JSON)
 def report(
     source: str,
     page: str | None,
@@ -74,10 +71,7 @@ def report(
     explain: str | None,
     cap: int | None,
     code: tuple[str, ...],
-    weights: str | None,
-    drop: tuple[str, ...],
-    template: str | None,
-    max_memory: int | None,
+    opening: Opening,
     as_json: bool,
 ) -> None:
     """Show the bytes of SOURCE per tensor and role, and the account.
@@ -96,18 +90,19 @@ def report(
         refuse_overwriting([source, compared, curvature, checkpoint, *code], written)
     if page is not None and page == plot:
         raise click.UsageError(f"{page} cannot be both the page and the picture")
-    opening: dict[str, Any] = {"template": template, "max_memory": max_memory}
     with reading_artifact(source):
-        summary, plan = load_report(
-            source, cap=cap, code=code, weights=weights, drop=drop, **opening
-        )
-        drawn = page is not None or plot is not None
-        histograms = load_histograms(source, summary, **opening) if drawn else ()
+        summary, plan = load_report(source, cap=cap, code=code, **opening.arguments)
+        histograms: tuple[CodeHistogram, ...] = ()
+        if page is not None or plot is not None:
+            allowed = opening.max_memory
+            histograms = load_histograms(
+                source, summary, template=opening.template, max_memory=allowed
+            )
     say_notes(summary.notes)
     data = report_data(
         summary,
         plan,
-        bounded=_bounded(plan, source, curvature, checkpoint, weights, drop),
+        bounded=_bounded(plan, source, curvature, checkpoint, opening),
         compared=read_compared(compared) if compared else (),
         histograms=histograms,
     )
@@ -125,8 +120,7 @@ def _bounded(
     source: str,
     curvature: str | None,
     checkpoint: str | None,
-    weights: str | None,
-    drop: tuple[str, ...],
+    opening: Opening,
 ) -> BoundedPlan | None:
     from packer.reports.sources import load_bounded
 
@@ -136,7 +130,7 @@ def _bounded(
         return None
     if plan is None:
         raise click.UsageError(f"--curvature is for a plan, and {source} is none")
-    return load_bounded(plan, curvature, checkpoint, weights=weights, drop=drop)
+    return load_bounded(plan, curvature, checkpoint, weights=opening.weights, drop=opening.drop)
 
 
 def _write(data: ReportData, page: str | None, plot: str | None) -> None:

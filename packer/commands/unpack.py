@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from packer.artifact.artifact_file import reading_artifact
+from packer.artifact.artifact_file import is_artifact, reading_artifact
 from packer.commands.options.types import (
     EXISTING_FILE,
     JSON,
@@ -57,7 +57,6 @@ def unpack(
     the configuration and tokenizer; of a GGUF file, those that its settings describe.
     """
     from packer import api
-    from packer.artifact.artifact_file import is_artifact
     from packer.artifact.decoder import MAX_DECODED_BYTES
     from packer.checkpoint.lazy_tensors import meta_tensors_of
     from packer.progress import shown
@@ -86,12 +85,11 @@ def unpack(
     elements = sum(meta.numel() for meta in meta_tensors_of(weights).values())
     if as_json:
         print_json({"output": output, "tensors": len(weights), "elements": elements})
-        return
-    say(f"{output}: {len(weights)} tensors, {elements:,} weights")
+    else:
+        say(f"{output}: {len(weights)} tensors, {elements:,} weights")
 
 
 def _unpack_folder(artifact: str, output: str, max_bytes: int, as_json: bool) -> None:
-    from packer.artifact.artifact_file import is_artifact
     from packer.artifact.decoder import parse
     from packer.foreign.gguf_header import is_gguf
     from packer.packing.gguf_folder import write_gguf_folder
@@ -121,7 +119,6 @@ def _unpack_folder(artifact: str, output: str, max_bytes: int, as_json: bool) ->
 
 def _unpack_codes(artifact: str, output: str, max_bytes: int, as_json: bool) -> None:
     from packer import api
-    from packer.artifact.artifact_file import is_artifact
 
     if not is_artifact(artifact):
         raise click.UsageError(

@@ -10,7 +10,7 @@ import click
 
 from packer.commands.fix_scores import SCORING, Bench, Scoring
 from packer.commands.options.groups import OptionGroup
-from packer.commands.options.limits import LimitOptions
+from packer.commands.options.limits import plan_limits
 from packer.commands.options.opening import Opening
 from packer.commands.options.sections import MAIN, OUTPUT, option
 from packer.commands.options.types import (
@@ -32,7 +32,7 @@ class FixOptions:
     """All options of `packer fix`. output: the artifact or folder to write, if any."""
 
     output: str | None
-    limits: LimitOptions
+    limits: PlanLimits
     lossless: bool
     no_recode: bool
     loader: str | None
@@ -42,7 +42,7 @@ class FixOptions:
 
     @property
     def cap(self) -> int:
-        return self.limits.cap or CAP_BYTES
+        return self.limits.cap_bytes or CAP_BYTES
 
     def count(self) -> Limits:
         """The limits in bytes. Raises PackerError: a file counted as code cannot be read."""
@@ -50,11 +50,8 @@ class FixOptions:
         from packer.shipping.loader import RE_ENCODED, loader_source
 
         loader = len(loader_source(RE_ENCODED).encode()) if self.loader is not None else 0
-        limits = self.limits
-        return replace(
-            weigh_limits(PlanLimits(self.cap, limits.code, margin_bytes=limits.margin)),
-            loader_bytes=loader,
-        )
+        weighed = weigh_limits(replace(self.limits, cap_bytes=self.cap))
+        return replace(weighed, loader_bytes=loader)
 
     @property
     def config(self) -> str | None:
@@ -78,7 +75,7 @@ class FixOptions:
         limits, built = self.limits, self.scoring.built
         refused = {
             "--code": limits.code,
-            "--margin": limits.margin,
+            "--margin": limits.margin_bytes,
             "--lossless": self.lossless,
             "--no-recode": self.no_recode,
             "--loader": self.loader,
@@ -109,7 +106,7 @@ FIX_OPTIONS = OptionGroup(
     FixOptions,
     OptionGroup(
         "limits",
-        LimitOptions,
+        plan_limits,
         cap_option(required=False, help="Limit code and artifact together to SIZE; default: 16MB."),
         CODE,
         MARGIN,

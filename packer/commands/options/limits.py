@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 from packer.planning.options import MeasureOptions, PlanLimits
 
 
-@dataclass(frozen=True)
-class LimitOptions:
-    """The cap and what counts against it, as of PlanLimits. cap: None where it is not given."""
-
-    cap: int | None
-    code: tuple[str, ...] = ()
-    margin: int = 0
-    loader: bool = False
-    bundle: bool = False
-    inline: str | None = None
-    calibrate: bool = False
-
-    @property
-    def limits(self) -> PlanLimits:
-        """As the planner takes them; there must be a cap."""
-        assert self.cap is not None
-        return PlanLimits(
-            self.cap,
-            self.code,
-            self.loader,
-            self.margin,
-            self.bundle,
-            self.inline,
-            self.calibrate,
-        )
+def plan_limits(cap: int | None, margin: int = 0, **others: Any) -> PlanLimits:
+    """cap: 0 in the limits where none is given. others: fields of PlanLimits by name."""
+    return PlanLimits(cap or 0, margin_bytes=margin, **others)
 
 
 def measure_options(

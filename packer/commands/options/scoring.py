@@ -9,7 +9,7 @@ import click
 
 from packer.commands.options.groups import OptionGroup
 from packer.commands.options.sections import MAIN, option
-from packer.commands.options.text import SHARDS_TOO
+from packer.commands.options.text import BYTES_TABLE, SHARDS_TOO
 from packer.commands.options.types import EXISTING_FILE, POSITIVE
 
 if TYPE_CHECKING:
@@ -97,11 +97,7 @@ TEXT = OptionGroup(
         help="Tokenize the data with this sentencepiece model or tokenizer.json; default: the one "
         "next to a source.",
     ),
-    click.option(
-        "--bytes-table",
-        type=EXISTING_FILE,
-        help="Read the bytes of each token from FILE (JSON), for any other tokenizer.",
-    ),
+    BYTES_TABLE,
     click.option(
         "--bytes-sidecar",
         multiple=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,11 @@ DEFAULT_WINDOW = 512
 
 SHARDS_TOO = "Read text, or token shards named .bin: a file or a glob; repeat for more."
 SELF_GENERATE = click.IntRange(min=2)  # a token, and one to predict
+BYTES_TABLE = click.option(
+    "--bytes-table",
+    type=EXISTING_FILE,
+    help="Read the bytes of each token from FILE (JSON), for any other tokenizer.",
+)
 TOKENIZER = with_options(
     option(
         "--tokenizer",
@@ -27,11 +32,7 @@ TOKENIZER = with_options(
         help="Tokenize the text with this sentencepiece model or tokenizer.json; default: the one "
         "next to the weights.",
     ),
-    click.option(
-        "--bytes-table",
-        type=EXISTING_FILE,
-        help="Read the bytes of each token from FILE (JSON), for any other tokenizer.",
-    ),
+    BYTES_TABLE,
 )
 EFFORT = with_options(
     option(
@@ -49,24 +50,19 @@ EFFORT = with_options(
         help="Seed the sampling of labels from the model.",
     ),
 )
-CALIBRATION_SIZE = with_options(
-    option(
-        "--calibration-tokens",
-        section=CALIBRATION,
-        type=POSITIVE,
-        default=DEFAULT_TOKENS,
-        show_default=True,
-        help="Calibrate on this many tokens.",
-    ),
-    option(
-        "--calibration-window",
-        section=CALIBRATION,
-        type=POSITIVE,
-        default=DEFAULT_WINDOW,
-        show_default=True,
-        help="Calibrate in windows of this many tokens.",
-    ),
-)
+
+
+def calibration_size(prefix: str) -> Callable[[Any], Any]:
+    """--tokens and --window of calibration, their names with a prefix."""
+    shared: dict[str, Any] = {"section": CALIBRATION, "type": POSITIVE, "show_default": True}
+    tokens, window = "Calibrate on this many tokens.", "Calibrate in windows of this many tokens."
+    return with_options(
+        option(f"--{prefix}tokens", default=DEFAULT_TOKENS, help=tokens, **shared),
+        option(f"--{prefix}window", default=DEFAULT_WINDOW, help=window, **shared),
+    )
+
+
+CALIBRATION_SIZE = calibration_size("calibration-")
 
 
 @dataclass(frozen=True)

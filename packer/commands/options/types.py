@@ -15,6 +15,7 @@ import click
 
 from packer.commands.options.sections import MAIN, MODEL, OUTPUT, option
 from packer.planning.account import MAX_SIZE_BYTES
+from packer.planning.options import PathLike
 from packer.printable import printable_lines, spelled
 
 if sys.version_info >= (3, 11):
@@ -212,7 +213,7 @@ def _read_toml(path: str, text: str) -> Any:
         raise click.BadParameter(f"{path} is neither JSON nor TOML: {error}") from None
 
 
-def refuse_overwriting(inputs: Sequence[str | None], output: str | None) -> None:
+def refuse_overwriting(inputs: Sequence[PathLike | None], output: str | None) -> None:
     """Raises UsageError: the output is one of the inputs, or a shard in a folder that is one."""
     if output is None:
         return
