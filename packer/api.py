@@ -39,9 +39,9 @@ from packer.packing import codes_file
 from packer.packing import verify as unpacking
 from packer.packing.pack import Packed, pack_to_cap
 from packer.planning import measure as measuring
-from packer.planning.calibrated import NO_CALIBRATION, Calibration
 from packer.planning.candidates import Measurement
 from packer.planning.code_size import counted_loader, weigh_limits
+from packer.planning.damage_trials import NO_CALIBRATION, Calibration
 from packer.planning.measure import DEFAULT_OPTIONS, Progress, ignore_progress
 from packer.planning.measured_source import check_measured, measurement_in
 from packer.planning.options import MeasureFields, MeasureOptions, PathLike, PlanLimits

@@ -44,7 +44,9 @@ def refuse_unsupported(named: Mapping[str, torch.Tensor], source: str) -> None:
             "them before saving (to_dense, dequantize), or leave them out with --drop"
         )
     # A stride of 0 lets a few bytes of file claim any number of elements.
-    expanded = {name: t.nbytes for name, t in named.items() if t.nbytes > _storage_bytes(t)}
+    expanded = {
+        name: t.nbytes for name, t in named.items() if t.nbytes > t.untyped_storage().nbytes()
+    }
     if sum(expanded.values()) > MAX_EXPANDED_BYTES:
         raise CheckpointError(
             f"{source}: the expanded tensors {listed(list(expanded))} would take "
@@ -66,10 +68,6 @@ def _unsupported(tensor: torch.Tensor) -> str | None:
     if tensor.is_meta:
         return "on the meta device, without values"
     return None if DTYPES.fullmatch(dtype) else f"dtype {dtype}"
-
-
-def _storage_bytes(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().nbytes()
 
 
 def refuse_non_finite(tensors: Mapping[str, torch.Tensor], source: str) -> list[str]:

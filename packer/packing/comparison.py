@@ -19,7 +19,7 @@ from packer.packing.finished_files import FinishedFile
 from packer.packing.leader_file import LayoutError, leader_file, with_coder_here
 from packer.packing.pack import pack_to_cap
 from packer.planning.account import Limits
-from packer.planning.calibrated import Calibration
+from packer.planning.damage_trials import Calibration
 from packer.planning.measure import Progress, ignore_progress
 from packer.planning.options import MeasureOptions
 from packer.planning.pipeline import always, measure_to_plan, refine_plan

@@ -120,11 +120,7 @@ class Measurement:
             "candidate_fields": ["choice", "size_bytes", "weight_error", "damage_bpb"],
             "tensors": [
                 {
-                    "name": tensor.name,
-                    "role": tensor.role,
-                    "layer": tensor.layer,
-                    "shape": list(tensor.shape),
-                    "dtype": tensor.dtype,
+                    **vars(tensor),
                     "candidates": [
                         [c.choice, c.size_bytes, c.weight_error, c.damage_bpb]
                         for c in by_tensor[tensor.name]

@@ -72,14 +72,7 @@ class DamageFit:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "factors": dict(self.factors),
-            "common": self.common,
-            "error": self.error,
-            "source": self.source,
-            "tokens": self.tokens,
-            "trials": [trial.to_json() for trial in self.trials],
-        }
+        return {**vars(self), "trials": [trial.to_json() for trial in self.trials]}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> DamageFit:

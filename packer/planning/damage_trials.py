@@ -23,7 +23,7 @@ from packer.eval.forward import AnyModel
 from packer.evaluation import Data
 from packer.planning.account import Limits
 from packer.planning.candidates import Measurement
-from packer.planning.damage_fit import DamageFit, Trial, fit_damage
+from packer.planning.damage_fit import Trial, fit_damage
 from packer.planning.measure import Progress, ignore_progress
 from packer.planning.plan import PackPlan, make_plan
 from packer.quantizers.choice import parse_choice
@@ -65,6 +65,20 @@ class DamageEvaluator:
             weight = self.checkpoint.tensors[name]
             decoded[name] = dequantize(quantize(weight, parse_choice(text), by_tensor.get(name)))
         return decoded
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """curvature: predicts damage in bits per byte, and GPTQ rounds with it; None: weight errors
+    take the place of damage. evaluator: the model and a held-out text, on which the damage of a
+    few plans is measured so that predictions can be fitted to it; None: predictions are not fitted.
+    """
+
+    curvature: CurvatureSet | None = None
+    evaluator: DamageEvaluator | None = None
+
+
+NO_CALIBRATION = Calibration()
 
 
 def damage_evaluator(
@@ -194,7 +208,7 @@ def plan_and_check(
     order made; the best is that of least `measured`. Raises CapError, PlanError, SelectorError.
     """
     rounds: list[CheckedPlan] = []
-    trials: list[Trial] = list(_earlier(measurement.damage_fit))
+    trials = list(measurement.damage_fit.trials) if measurement.damage_fit else []
     for number in range(1, MAX_ROUNDS + 1):
         plan = make_plan(measurement, limits, pins)
         if any(plan.choices == one.plan.choices for one in rounds):
@@ -208,7 +222,3 @@ def plan_and_check(
         rounds.append(CheckedPlan(plan, predicted, trials[-1].measured))
         measurement = measurement.fitted(fit_damage(trials, evaluator.source, evaluator.tokens))
     return tuple(rounds)
-
-
-def _earlier(fit: DamageFit | None) -> tuple[Trial, ...]:
-    return fit.trials if fit is not None else ()

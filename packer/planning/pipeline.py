@@ -22,9 +22,8 @@ from dataclasses import replace
 from packer.checkpoint.checkpoint import Checkpoint
 from packer.errors import CapError
 from packer.planning.account import Limits
-from packer.planning.calibrated import NO_CALIBRATION, Calibration
 from packer.planning.candidates import Measurement
-from packer.planning.damage_trials import fit_to_model
+from packer.planning.damage_trials import NO_CALIBRATION, Calibration, fit_to_model
 from packer.planning.measure import Progress, ignore_progress, measure, measure_choices
 from packer.planning.options import MeasureOptions
 from packer.planning.plan import PackPlan, follow_policy, make_plan
