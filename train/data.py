@@ -7,7 +7,7 @@ document may go on in the next shard. An interrupted run continues after its las
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,7 @@ from packer.train.documents import sha256_of
 from packer.train.tokenizer import train_tokenizer, usable_model
 
 from packer.files import replacing, write_bytes, write_json
-
-Progress = Callable[[str, int, int], None]
+from packer.progress import Progress, ignore_progress
 
 
 def make_data(
@@ -42,7 +41,7 @@ def make_data(
     options: DataOptions,
     *,
     valid: Sequence[str | Path] = (),
-    progress: Progress | None = None,
+    progress: Progress = ignore_progress,
 ) -> Entry:
     """Write tokenizer, shards and manifest into `folder`, or continue what was begun there.
 
@@ -71,8 +70,7 @@ def make_data(
     refuse_another_job(target, manifest, job)
     remove_leftovers(target, options.prefix)
     total = sum(file.size_bytes for file in {*splits[0].files, *splits[-1].files})
-    report = progress or _silent
-    report("tokenizer", 0, total)
+    progress("tokenizer", 0, total)
     tokenizer = _tokenizer(target, manifest, splits[0], options)
     manifest["shards"] = _whole_shards(target, manifest, [split.name for split in splits], options)
     done = 0
@@ -80,18 +78,15 @@ def make_data(
         writer = _Writer(target, manifest, split, options, tokenizer.vocab_size())
         for size in writer.write(tokenizer):
             done += size
-            report(split.name, done, total)
+            progress(split.name, done, total)
         manifest[split.name] = _totals(target, manifest["shards"], split.name, tokenizer)
-        warnings += _byte_warnings(split.name, manifest[split.name])
+        counts = (manifest[split.name][key] for key in ("token_bytes", "bytes", "unknown_tokens"))
+        warnings += [f"{split.name}: {warning}" for warning in difference_warnings(*counts)]
     manifest["warnings"] = warnings
     manifest["shards"].sort(key=lambda entry: str(entry["file"]))
     manifest["complete"] = True
     _save(target, manifest)
     return manifest
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    del what, done, total
 
 
 def _tokenizer(folder: Path, manifest: Entry, train: Split, options: DataOptions) -> Any:
@@ -100,7 +95,7 @@ def _tokenizer(folder: Path, manifest: Entry, train: Split, options: DataOptions
     known = manifest["tokenizer"] or {}
     if not path.is_file() or sha256_of(path) != known.get("sha256"):
         if options.tokenizer is None:
-            documents = (document for _, document in train.read())
+            documents = (document for _, _, document in train.read())
             size = options.vocab_size or 0
             trained = train_tokenizer(
                 documents, size, options.tokenizer_bytes, space_runs=options.space_runs
@@ -151,7 +146,7 @@ class _Writer:
         """Writes the shards that are missing; yields the bytes of each document once it is in."""
         first, offset = self.next
         bos = tokenizer.bos_id()
-        for number, document in self.split.read(first):
+        for number, _, document in self.split.read(first):
             tokens = np.array([bos, *tokenizer.encode(document)], self.tokens.dtype)
             size = len(document.encode())
             self._add(number, tokens, offset if number == first else 0, size)
@@ -205,20 +200,13 @@ def _totals(folder: Path, shards: Sequence[Entry], split: str, tokenizer: Any) -
     """Sums over the shards of a split, and the bytes that scoring counts on their tokens."""
     mine = [entry for entry in shards if entry["split"] == split]
     counts = {key: sum(entry[key] for entry in mine) for key in ("tokens", "documents", "bytes")}
-    stream, table = (
-        read_shards([folder / entry["file"] for entry in mine]),
-        from_processor(tokenizer),
-    )
+    stream = read_shards([folder / entry["file"] for entry in mine])
+    table = from_processor(tokenizer)
     counts["token_bytes"] = total_bytes(stream, table)
     counts["unknown_tokens"] = sum(
         table.unknown_count(stream[start : start + SCAN]) for start in range(0, len(stream), SCAN)
     )
     return {"shards": len(mine), **counts}
-
-
-def _byte_warnings(split: str, totals: Entry) -> list[str]:
-    found = difference_warnings(totals["token_bytes"], totals["bytes"], totals["unknown_tokens"])
-    return [f"{split}: {warning}" for warning in found]
 
 
 def _save(folder: Path, manifest: Entry) -> None:

@@ -73,30 +73,17 @@ class Split:
     documents: int
     held_out: int
 
-    def read(self, start: int = 0) -> Iterator[tuple[int, str]]:
-        """(number, document) of the documents of this split, from number `start` on."""
-        for number, _, document in self._read():
-            if number >= start:
-                yield number, document
-
-    def read_with_files(self) -> Iterator[tuple[Path, str]]:
-        """(file, document) of the documents of this split."""
-        return ((file, document) for _, file, document in self._read())
-
-    def _read(self) -> Iterator[tuple[int, Path, str]]:
+    def read(self, start: int = 0) -> Iterator[tuple[int, Path, str]]:
+        """(number, file, document) of the documents of this split, from number `start` on."""
         every = (
             (file.path, document)
             for file in self.files
             for document in read_documents(file.path, self.separator)
         )
         for number, (file, document) in enumerate(every):
-            if self._is_mine(number):
+            before, after = (n * self.held_out // self.documents for n in (number, number + 1))
+            if number >= start and (after > before) == (self.name == "val"):
                 yield number, file, document
-
-    def _is_mine(self, number: int) -> bool:
-        crossed = (number + 1) * self.held_out // self.documents
-        held_out = crossed > number * self.held_out // self.documents
-        return held_out == (self.name == "val")
 
 
 def begun(folder: Path, options: DataOptions) -> Entry | None:
@@ -139,10 +126,8 @@ def job_of(
     if options.tokenizer is None:
         check_vocab_size(options.vocab_size or 0)
     separator = options.document_separator
-    train_files, valid_files = (
-        scan_texts(texts, separator),
-        scan_texts(valid, separator) if valid else (),
-    )
+    train_files = scan_texts(texts, separator)
+    valid_files = scan_texts(valid, separator) if valid else ()
     shared = {file.sha256 for file in train_files} & {file.sha256 for file in valid_files}
     for file in valid_files:
         if file.sha256 in shared:
@@ -180,7 +165,7 @@ def text_warnings(splits: Sequence[Split]) -> list[str]:
         warnings.append(absent_separator(separator))
     if len(splits) < 2:
         return warnings
-    found = shared_text(*(split.read_with_files() for split in splits))
+    found = shared_text(*(((f, text) for _, f, text in split.read()) for split in splits))
     if found.shared == found.documents:
         raise CorpusError(
             f"{found.describe()}: validate on other text, with --valid, or hold none out with "

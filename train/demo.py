@@ -17,7 +17,7 @@ from packer.eval.sample import continue_text
 from packer.train.config import settings_of
 from packer.train.data import make_data
 from packer.train.data_job import TOKENIZER, DataOptions
-from packer.train.demo_text import SEPARATOR, Corpus, Document
+from packer.train.demo_text import SEPARATOR, Corpus
 from packer.train.loop import Trainer
 from packer.train.model import model_of
 from packer.train.presets import PRESETS
@@ -38,12 +38,8 @@ from packer.planning.plan import PackPlan
 from packer.threads import torch_threads
 
 THREADS = 2  # fixed, so that a seed gives one artifact on a machine, whatever else it has
-CHECKPOINT, PLAN, ARTIFACT, UNPACKED = (
-    "model.safetensors",
-    "plan.json",
-    "model.pack",
-    "unpacked.safetensors",
-)
+CHECKPOINT, UNPACKED = "model.safetensors", "unpacked.safetensors"
+PLAN, ARTIFACT = "plan.json", "model.pack"
 PROMPT_LETTERS = 60
 SAMPLE_TOKENS = 120
 
@@ -155,19 +151,8 @@ def _run(corpus: Corpus, folder: Path, settings: DemoSettings, clock: _Clock, sh
         unpacked = api.unpack(folder / ARTIFACT, folder / UNPACKED)
     with clock.step("score", "before and after, on the same held-out text"):
         before, after, samples = _score(corpus, config, folder, weights, unpacked, shown)
-    return Demo(
-        folder,
-        corpus,
-        config,
-        manifest,
-        tuple(trainer.metrics.lines),
-        packed,
-        note,
-        before,
-        after,
-        samples,
-        clock.seconds,
-    )
+    metrics, scores = tuple(trainer.metrics.lines), (before, after, samples)
+    return Demo(folder, corpus, config, manifest, metrics, packed, note, *scores, clock.seconds)
 
 
 def _make_data(
@@ -180,7 +165,8 @@ def _make_data(
     except OSError as error:
         raise OutputError(f"{folder} cannot be made a folder: {error.strerror}") from None
     for name, documents in (("train", corpus.train), ("valid", corpus.valid)):
-        write_bytes(text / f"{name}.txt", _joined(documents).encode())
+        joined = SEPARATOR.join(document.text for document in documents)
+        write_bytes(text / f"{name}.txt", joined.encode())
     options = DataOptions(
         vocab_size=settings.vocab_size,
         tokenizer_bytes=settings.tokenizer_bytes,
@@ -196,10 +182,6 @@ def _make_data(
             f"{error}. The demonstration always takes {settings.vocab_size:,} pieces: for such "
             f"text run packer data {train} --valid {valid} and packer train"
         ) from None
-
-
-def _joined(documents: tuple[Document, ...]) -> str:
-    return SEPARATOR.join(document.text for document in documents)
 
 
 def _train(config: TrainConfig, folder: Path, say: Say) -> Trainer:

@@ -19,6 +19,8 @@ from packer.reports.plots import draw_bytes, new_panels
 from packer.reports.report import Report, report_packed
 
 PAGE, PICTURE = "report.html", "report.png"
+FILES = {"checkpoint": CHECKPOINT, "plan": PLAN, "artifact": ARTIFACT, "unpacked": UNPACKED}
+FILES |= {"page": PAGE, "picture": PICTURE}
 OWN = (
     "packer plan model.pt --cap 16MB -o plan.json && "
     "packer pack model.pt --plan plan.json -o model.pack"
@@ -148,15 +150,11 @@ def ratio(demo: Demo) -> float:
 
 def _text_rows(demo: Demo) -> list[tuple[str, ...]]:
     splits = (("training", demo.corpus.train, "train"), ("held out", demo.corpus.valid, "val"))
-    return [
-        (
-            words,
-            f"{len(documents):,}",
-            f"{sum(document.size_bytes for document in documents):,}",
-            f"{demo.manifest[split]['tokens']:,}",
-        )
-        for words, documents, split in splits
-    ]
+    counts = (
+        (words, len(texts), sum(text.size_bytes for text in texts), demo.manifest[split]["tokens"])
+        for words, texts, split in splits
+    )
+    return [(words, *(f"{count:,}" for count in numbers)) for words, *numbers in counts]
 
 
 def _names(documents: tuple[Document, ...]) -> str:
@@ -215,15 +213,5 @@ def to_json(demo: Demo) -> dict[str, Any]:
         "note": demo.note,
         "artifact": report,
         "seconds": dict(demo.seconds),
-        "files": {
-            name: str(folder / file)
-            for name, file in (
-                ("checkpoint", CHECKPOINT),
-                ("plan", PLAN),
-                ("artifact", ARTIFACT),
-                ("unpacked", UNPACKED),
-                ("page", PAGE),
-                ("picture", PICTURE),
-            )
-        },
+        "files": {name: str(folder / file) for name, file in FILES.items()},
     }

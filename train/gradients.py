@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from packer.train.batches import Batches
 from packer.train.model import GPT
-from packer.train.precision import autocast_dtype, compiles
 from packer.train.settings import TrainConfig
 from torch import Tensor
 
@@ -49,8 +48,9 @@ class Gradients:
         micro = self.micro_windows or len(inputs)
         parts = list(zip(torch.split(inputs, micro), torch.split(targets, micro), strict=True))
         total = torch.zeros((), device=self.device)
+        precision = self.device.type, self.autocast, self.autocast is not None
         for number, (tokens, wanted) in enumerate(parts):
-            with self._averaging_only(number == len(parts) - 1), self._precision():
+            with self._averaging_only(number == len(parts) - 1), torch.autocast(*precision):
                 loss = self.forward(self._placed(tokens), self._placed(wanted))
                 share = len(tokens) / len(inputs)
                 (loss * share).backward()  # type: ignore[no-untyped-call]
@@ -63,11 +63,29 @@ class Gradients:
             return nullcontext()
         return self.forward.no_sync()  # type: ignore[attr-defined, no-any-return]
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        enabled = self.autocast is not None
-        return torch.autocast(self.device.type, self.autocast, enabled=enabled)
-
     def _placed(self, tokens: Tensor) -> Tensor:
         if self.device.type == "cpu":
             return tokens
         return tokens.pin_memory().to(self.device, non_blocking=True)
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of matrix products, None for float32.
+
+    `auto` is bfloat16 on CUDA, and on CPUs that multiply in it: elsewhere it is emulated, slower
+    than float32.
+    """
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" or _cpu_multiplies_bfloat16() else None
+    return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    # Present since torch 2.6; an older torch stays with float32.
+    ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(ask is not None and ask())
+
+
+def compiles(setting: str, device: torch.device) -> bool:
+    """Whether to compile: `auto` does on CUDA; a CPU run of minutes would not earn it back."""
+    return setting == "on" or (setting == "auto" and device.type == "cuda")

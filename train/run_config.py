@@ -11,39 +11,18 @@ import difflib
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from packer.train.config import ConfigError, check_setting, read_file, settings_of
-from packer.train.model import GPTConfig
 from packer.train.presets import DEFAULT, PRESETS
-from packer.train.settings import (
-    AveragingSettings,
-    BatchSettings,
-    DataSettings,
-    OptimizerSettings,
-    PackSettings,
-    QATSettings,
-    RunSettings,
-    ScheduleSettings,
-    TrainConfig,
-)
+from packer.train.settings import TrainConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-SECTIONS: dict[str, type[Any]] = {
-    "model": GPTConfig,
-    "data": DataSettings,
-    "batch": BatchSettings,
-    "optimizer": OptimizerSettings,
-    "schedule": ScheduleSettings,
-    "averaging": AveragingSettings,
-    "qat": QATSettings,
-    "pack": PackSettings,
-    "run": RunSettings,
-}
+SECTIONS: dict[str, type[Any]] = get_type_hints(TrainConfig)
 FIELDS = {
     section: {field.name: field for field in dataclasses.fields(kind)}
     for section, kind in SECTIONS.items()
@@ -71,13 +50,13 @@ def run_from(settings: Mapping[str, Mapping[str, Any]], source: str) -> TrainCon
 
     Raises ConfigError: settings that cannot be, by section and name.
     """
-    made: dict[str, Any] = {}
+    sections: dict[str, Any] = {}
     for section, values in settings.items():
         try:
-            made[section] = SECTIONS[section](**values)
+            sections[section] = SECTIONS[section](**values)
         except ValueError as error:
             raise ConfigError(f"{source}: [{section}] {error}") from error
-    return TrainConfig(**made)
+    return TrainConfig(**sections)
 
 
 def run_settings(config: TrainConfig) -> Settings:

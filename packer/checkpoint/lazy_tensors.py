@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
-from packer.checkpoint.lazy_mapping import LazyMapping
 from packer.errors import CheckpointError
 
 
@@ -115,6 +114,25 @@ class DequantizedFile:
     ties: Mapping[str, str]
     metadata: Mapping[str, str]
     notes: tuple[str, ...]
+
+
+T = TypeVar("T")
+
+
+class LazyMapping(Mapping[str, T]):
+    """Values by name, computed or read on each access and not cached: see `__getitem__`."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = dict.fromkeys(names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class LazyTensors(LazyMapping[torch.Tensor]):

@@ -31,7 +31,6 @@ from packer.commands.options.types import (
     say,
     say_notes,
 )
-from packer.commands.own_tokenizer import with_own_tokenizer
 from packer.commands.self_generated import generate_text
 from packer.devices import choose_device, joined
 
@@ -91,7 +90,7 @@ def calibrate(
 
     if bool(text.data) == (text.self_generate is not None):
         raise click.UsageError("give --data, or --self-generate TOKENS in its place")
-    text = with_own_tokenizer(text, [checkpoint])
+    text = text.with_tokenizer_beside([checkpoint])
     kept_at = f"{output}.partial"
     for written in (output, kept_at):
         refuse_overwriting([checkpoint, *text.inputs, *built.inputs], written)

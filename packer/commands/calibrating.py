@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from packer.curvature.resume import ResumeFile
     from packer.eval.forward import AnyModel
     from packer.evaluation import Data
-    from packer.planning.calibrated import Calibration
-    from packer.planning.damage_trials import DamageEvaluator
+    from packer.planning.damage_trials import Calibration, DamageEvaluator
 
 
 def calibration_of(
@@ -33,8 +32,7 @@ def calibration_of(
 
     spent: seconds that generating the text took. Raises PackerError, EvalError.
     """
-    from packer.planning.calibrated import Calibration
-    from packer.planning.damage_trials import held_out_part
+    from packer.planning.damage_trials import Calibration, held_out_part
 
     if curvature is None:
         first, _ = held_out_part(len(data.stream), text.tokens, text.window)

@@ -35,7 +35,6 @@ from packer.commands.options.types import (
     say_warnings,
     with_options,
 )
-from packer.commands.own_tokenizer import with_own_tokenizer
 from packer.devices import choose_device
 from packer.errors import PackerError
 from packer.planning.options import MeasureOptions, PlanLimits
@@ -121,7 +120,7 @@ def compare(
     if finished and len(checkpoints) > 1:
         raise click.UsageError("--with compares with one checkpoint; give one")
     built.check()
-    scored = with_own_tokenizer(scored, checkpoints)
+    scored = scored.with_tokenizer_beside(checkpoints)
     text = replace(calibration, tokenizer=scored.tokenizer, bytes_table=scored.bytes_table)
     weighed = weigh_limits(limits)
     cap = weighed.cap_bytes

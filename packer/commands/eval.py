@@ -26,7 +26,6 @@ from packer.commands.options.types import (
     say_notes,
     say_warnings,
 )
-from packer.commands.own_tokenizer import with_own_tokenizer
 from packer.devices import choose_device, joined
 from packer.errors import PackerError
 from packer.printable import spelled
@@ -101,7 +100,7 @@ def evaluate(
 
     chosen = _reference(sources, reference)
     built.check_for_scoring()
-    text = with_own_tokenizer(text, sources)
+    text = text.with_tokenizer_beside(sources)
     if shown.sample is not None and text.tokenizer is None:
         raise click.UsageError("--sample needs the tokenizer: name it with --tokenizer")
     refuse_overwriting([*sources, *text.inputs, *built.inputs], shown.plot)

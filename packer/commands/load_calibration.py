@@ -8,7 +8,6 @@ from packer.commands.calibrating import calibration_of
 from packer.commands.models import check_configuration, model_of, refusals, running_foreign
 from packer.commands.options.curvature import CurvatureOptions, beside
 from packer.commands.options.types import say_notes
-from packer.commands.own_tokenizer import with_own_tokenizer
 from packer.commands.self_calibration import self_calibrated
 from packer.commands.self_generated import generate_for_trials
 
@@ -27,7 +26,7 @@ def load_calibration(checkpoint: Checkpoint, options: CurvatureOptions) -> Calib
     from packer.planning.damage_trials import Calibration
 
     curvature = options.read(checkpoint)
-    text = with_own_tokenizer(options.text, [checkpoint.source])
+    text = options.text.with_tokenizer_beside([checkpoint.source])
     unchecked = None if text.given else check_configuration(checkpoint, options.built)
     if options.may_self_generate:
         return self_calibrated(checkpoint, options, text)

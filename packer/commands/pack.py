@@ -150,7 +150,8 @@ def pack(
     for written in (output, loader):
         inputs = [checkpoint, deciding.plan_file, deciding.policy, *curvature.inputs, *limits.code]
         refuse_overwriting(inputs, written)
-    _refuse_one_for_both(output, loader)
+    if loader is not None and Path(output).resolve() == Path(loader).resolve():
+        raise click.UsageError(f"{loader} cannot be both the artifact and its loader")
     options = replace(options, metadata=carried(curvature.built.config, include, checkpoint))
     plan = None if deciding.plan_file is None else api.load_plan(deciding.plan_file)
     loaded = curvature.built.opening.read(checkpoint)
@@ -218,11 +219,6 @@ def _plan(
         policy = api.load_plan(deciding.policy)
         return plan_under_policy(policy, checkpoint, weighed, options, calibration, shown), None
     return plan_checkpoint(checkpoint, weighed, options, calibration, shown), None
-
-
-def _refuse_one_for_both(output: str, loader: str | None) -> None:
-    if loader is not None and Path(output).resolve() == Path(loader).resolve():
-        raise click.UsageError(f"{loader} cannot be both the artifact and its loader")
 
 
 def _show(

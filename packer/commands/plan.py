@@ -33,7 +33,6 @@ from packer.commands.options.types import (
     say,
     with_options,
 )
-from packer.commands.own_tokenizer import with_own_tokenizer
 from packer.commands.plan_source import Measured, measured_from
 from packer.commands.plan_words import show_plan
 from packer.files import is_json, write_json
@@ -172,7 +171,7 @@ def _checked(
 
     checkpoint, calibration = measured.checkpoint, measured.calibration
     assert checkpoint is not None and calibration is not None
-    text = with_own_tokenizer(text, [measured.measurement.source])
+    text = text.with_tokenizer_beside([measured.measurement.source])
     with refusals(), running_foreign(built.model):
         data, model = text.open(), model_of(checkpoint, built)
         evaluator = evaluator_of(

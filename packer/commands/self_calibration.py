@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from packer.checkpoint.checkpoint import Checkpoint
     from packer.commands.options.curvature import CurvatureOptions
     from packer.commands.options.text import TextOptions
-    from packer.planning.calibrated import Calibration
+    from packer.planning.damage_trials import Calibration
 
 LONGEST = 600.0  # seconds: nobody should wait longer for what was not asked for
 
@@ -29,7 +29,7 @@ def self_calibrated(
     text: with the tokenizer, if there is one. Raises PackerError: `options` names a class for the
     model, and that fails.
     """
-    from packer.planning.calibrated import NO_CALIBRATION
+    from packer.planning.damage_trials import NO_CALIBRATION
 
     named = options.built.model
     try:
@@ -53,7 +53,7 @@ def _calibrated(
 ) -> Calibration:
     """Nothing, and a note, where it would take longer than `LONGEST`. Raises PackerError."""
     from packer.curvature.self_generated import TEMPERATURE, estimated_seconds, size_for
-    from packer.planning.calibrated import NO_CALIBRATION
+    from packer.planning.damage_trials import NO_CALIBRATION
 
     model = model_of(checkpoint, options.built)
     size = size_for(model)

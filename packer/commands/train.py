@@ -237,10 +237,7 @@ def _finish(trainer: Trainer, as_json: bool) -> None:
                 "tokens": trainer.step * config.batch.tokens,
                 "averages": [one.to_json() for one in finished],
                 "best": None if best is None else best.name,
-                "ledger": [
-                    {"part": row.part, "seconds": row.seconds, "budget": row.budget}
-                    for row in trainer.ledger.rows()
-                ],
+                "ledger": [vars(row) for row in trainer.ledger.rows()],
                 "predicted_size_bytes": trainer.size.estimate,
                 "size_share": trainer.size.spent / max(trainer.ledger.training_budget, 1e-9),
                 "picture": str(picture),

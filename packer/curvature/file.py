@@ -14,7 +14,7 @@ import torch
 from packer.checkpoint.checkpoint import Checkpoint
 from packer.checkpoint.file_kinds import load
 from packer.checkpoint.fingerprint import contents_fingerprint
-from packer.checkpoint.lazy_mapping import LazyMapping
+from packer.checkpoint.lazy_tensors import LazyMapping
 from packer.checkpoint.safetensors_write import write_all
 from packer.curvature.curvature_set import FIELDS, CurvatureSet
 from packer.errors import CheckpointError, CurvatureError

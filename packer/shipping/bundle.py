@@ -33,48 +33,24 @@ from packer.shipping.loader import (
 if TYPE_CHECKING:
     from packer.quantizers.choice import Choice
 
-ENCODERS: tuple[str, ...] = (
-    tuple(
-        f"packer.quantizers.{name}"
-        for name in (
-            *(
-                "clip",
-                "prune",
-                "curvature",
-                "formats",
-                "choice",
-                "rounding",
-                "stepping",
-                "two_sided",
-            ),
-            *("compiled_loops", "trellis_search", "trellis", "low_rank", "quantize"),
-        )
-    )
-    + tuple(
-        f"packer.artifact.{name}"
-        for name in (
-            *(
-                "rans_encoder",
-                "symbol_writers",
-                "context_classes",
-                "ans_encoder",
-                "trellis_encoder",
-            ),
-            "encoder",
-        )
-    )
-    + ("packer.shipping.fit_to_cap",)
+
+def _modules(package: str, names: str) -> tuple[str, ...]:
+    return tuple(f"{package}.{name}" for name in names.split())
+
+
+ENCODERS = (
+    *_modules("packer.quantizers", "clip prune curvature formats choice rounding stepping"),
+    *_modules("packer.quantizers", "two_sided compiled_loops trellis_search trellis low_rank"),
+    "packer.quantizers.quantize",
+    *_modules("packer.artifact", "rans_encoder symbol_writers context_classes ans_encoder"),
+    *_modules("packer.artifact", "trellis_encoder encoder"),
+    "packer.shipping.fit_to_cap",
 )
-CALIBRATION: tuple[str, ...] = (
+CALIBRATION = (
     *("packer.errors", "packer.checkpoint.checkpoint"),
     *("packer.eval.forward", "packer.eval.foreign_forward"),
-    *(
-        f"packer.curvature.{name}"
-        for name in (
-            *("weight_origins", "contractions", "weight_products", "moments", "weight_uses"),
-            *("sampled_labels", "observing"),
-        )
-    ),
+    *_modules("packer.curvature", "weight_origins contractions weight_products moments"),
+    *_modules("packer.curvature", "weight_uses sampled_labels observing"),
     "packer.shipping.bundled_calibration",
 )
 BUNDLE_ENTRIES = (*ENTRIES, "fit_to_cap", "read_curvatures", "Choice", "Curvature")
@@ -83,10 +59,7 @@ DEFINED = ("read_curvatures", "encode_weights", "Curvature")  # beside the loade
 ENCODER_CHECKS = CHECKS | {"check_shape"}
 ENCODER_GUARDS = GUARDS | {"keep_fitting", "keep_usable"}
 CALIBRATION_GUARDS = frozenset(
-    {
-        *("keep_finite", "keep_in_time", "keep_logits", "keep_read", "keep_same", "keep_tokens"),
-        "keep_way",
-    }
+    f"keep_{what}" for what in ("finite", "in_time", "logits", "read", "same", "tokens", "way")
 )
 # The functions that an encoder needs only for each part.
 ENCODER_PARTS = {
@@ -265,13 +238,10 @@ def _source(contents: BundleContents, command: str) -> str:
     choices = {name: parse_choice(text) for name, text in contents.choices.items()}
     parts = parts_of(contents.choices.values())
     classes = sorted({kind for one in choices.values() for kind in _classes(one.format)})
-    never = [name for part in sorted(EVERYTHING - parts) for name in PARTS[part]]
-    never += [name for part in sorted(EVERYTHING - parts) for name in ENCODER_PARTS[part]]
-    never += [
-        name
-        for variant in sorted(VARIANTS.keys() - _variants(choices))
-        for name in VARIANTS[variant]
-    ]
+    unused = sorted(EVERYTHING - parts)
+    never = [name for part in unused for name in (*PARTS[part], *ENCODER_PARTS[part])]
+    unused = sorted(VARIANTS.keys() - _variants(choices))
+    never += [name for variant in unused for name in VARIANTS[variant]]
     never += NOT_COMPILED if "trellis" in parts else COMPILED
     guards = ENCODER_GUARDS
     entries = [*BUNDLE_ENTRIES, *classes, *(["read_tensors"] if command else [])]

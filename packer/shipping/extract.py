@@ -47,11 +47,7 @@ class _Definitions:
         return sorted({*names} - self.by_name.keys() - methods)
 
 
-def extract(
-    modules: Sequence[str],
-    entries: Iterable[str],
-    marks: Marks,
-) -> ast.Module:
+def extract(modules: Sequence[str], entries: Iterable[str], marks: Marks) -> ast.Module:
     """The entries and everything that they use from these modules (dotted names), without
     annotations and docstrings.
 

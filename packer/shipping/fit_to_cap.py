@@ -194,12 +194,8 @@ def read_tensors(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     metadata = header.pop("__metadata__", {})
-    kinds = {
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-    }
+    kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
+    kinds["BF16"] = torch.bfloat16
     found = {}
     for name, field in header.items():
         first, last = field["data_offsets"]

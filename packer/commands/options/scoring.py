@@ -9,7 +9,7 @@ import click
 
 from packer.commands.options.groups import OptionGroup
 from packer.commands.options.sections import MAIN, option
-from packer.commands.options.text import BYTES_TABLE, SHARDS_TOO
+from packer.commands.options.text import BYTES_TABLE, SHARDS_TOO, Text
 from packer.commands.options.types import EXISTING_FILE, POSITIVE
 
 if TYPE_CHECKING:
@@ -20,33 +20,17 @@ DEFAULT_WINDOW = 1024  # what the contest's models were trained with
 
 
 @dataclass(frozen=True)
-class ScoredText:
-    """data: text or shards, with a table of the bytes of each token, and for shards perhaps a
-    sidecar of the bytes behind each.
-    """
+class ScoredText(Text):
+    """bytes_sidecar: for shards, the bytes of text behind each token."""
 
-    data: tuple[str, ...]
-    tokenizer: str | None = None
-    bytes_table: str | None = None
     bytes_sidecar: tuple[str, ...] = ()
     document_separator: str | None = None
 
-    @property
-    def inputs(self) -> tuple[str | None, ...]:
-        """Every file that is read, to be checked against what is written."""
-        return (*self.data, self.tokenizer, self.bytes_table)
-
     def open(self) -> Data:
-        """The text's tokens. Raises PackerError, EvalError."""
         from packer.evaluation import open_data
 
-        return open_data(
-            self.data,
-            tokenizer=self.tokenizer,
-            bytes_table=self.bytes_table,
-            bytes_sidecar=self.bytes_sidecar,
-            document_separator=self.document_separator,
-        )
+        options = {name: value for name, value in vars(self).items() if name != "data"}
+        return open_data(self.data, **options)
 
 
 @dataclass(frozen=True)
