@@ -250,7 +250,7 @@ def _logits(result: Any, tokens: Tensor, layout: str) -> Tensor:
     Raises _NoLogitsError: none, or several tensors that could be.
     """
     parts = list(result) if isinstance(result, (tuple, list)) else [result]
-    named = [found for part in parts for found in [_called_logits(part)] if found is not None]
+    named = [shapes for part in parts for shapes in [_called_logits(part)] if shapes is not None]
     if isinstance(result, dict) and not named:
         parts = list(result.values())
     batch, time = tokens.shape
@@ -264,13 +264,13 @@ def _logits(result: Any, tokens: Tensor, layout: str) -> Tensor:
             fitting.append(value.view(batch, time, -1))
         elif layout == LAYOUTS[2] and value.ndim == 3 and value.shape[::2] == tokens.shape:
             fitting.append(value.transpose(1, 2))
-    found = ", ".join(
+    shapes = ", ".join(
         str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in parts
     )
-    said = f"gave {found} for tokens {tuple(tokens.shape)}"
+    outcome = f"gave {shapes} for tokens {tuple(tokens.shape)}"
     if len(fitting) > 1:
-        keep_logits(None, f"{said}, any of which could be logits; return them alone")
-    return keep_logits(fitting[0] if fitting else None, said + NOT_LOGITS)
+        keep_logits(None, f"{outcome}, any of which could be logits; return them alone")
+    return keep_logits(fitting[0] if fitting else None, outcome + NOT_LOGITS)
 
 
 def _called_logits(value: Any) -> Tensor | None:
@@ -284,12 +284,12 @@ def _of_positions(calls: list[tuple[Tensor, Tensor]], targets: Tensor) -> Tensor
 
     Raises _NoLogitsError: none were, or several that differ.
     """
-    found = [logits for call in calls for logits in _aligned([call], targets)]
-    found = found or list(_aligned(calls, targets))
-    if len(found) > 1 and not all(torch.equal(found[0], other) for other in found[1:]):
-        keep_logits(None, f"{len(found)} losses of other logits were computed on the same targets")
-    said = "no logits of all positions were seen in cross_entropy, nll_loss or gather"
-    return keep_logits(found[0] if found else None, said)
+    read = [logits for call in calls for logits in _aligned([call], targets)]
+    read = read or list(_aligned(calls, targets))
+    if len(read) > 1 and not all(torch.equal(read[0], other) for other in read[1:]):
+        keep_logits(None, f"{len(read)} losses of other logits were computed on the same targets")
+    none_seen = "no logits of all positions were seen in cross_entropy, nll_loss or gather"
+    return keep_logits(read[0] if read else None, none_seen)
 
 
 def _aligned(calls: list[tuple[Tensor, Tensor]], targets: Tensor) -> Iterator[Tensor]:

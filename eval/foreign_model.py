@@ -51,10 +51,10 @@ def load_foreign_model(
         fit = load_strictly(model, state_dict)
         for note in fit.notes:
             notice(note)
-        found = adapt(model.eval().to(device), spec)
+        adapted = adapt(model.eval().to(device), spec)
     if fit.names:
-        found.named = Renamed(model, fit.names)
-    return found
+        adapted.named = Renamed(model, fit.names)
+    return adapted
 
 
 def build(target: Callable[..., Any], settings: Mapping[str, Any], spec: str) -> nn.Module:
@@ -88,8 +88,8 @@ def _named(module: ModuleType, name: str, path: str) -> Callable[..., Any]:
         near = difflib.get_close_matches(name, own, n=1, cutoff=0.0)
         hint = f"; the nearest is {near[0]!r}" if near else ""
         raise ModelError(f"{path} has no class or function {name!r}{hint}")
-    found: Callable[..., Any] = target
-    return found
+    function: Callable[..., Any] = target
+    return function
 
 
 def _configuration_parameter(

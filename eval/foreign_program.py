@@ -117,7 +117,7 @@ def _folders(path: Path) -> list[Path]:
 
 def _shadowed(folders: list[Path]) -> list[str]:
     """Modules in memory, with all that is in them, that a file or folder there is called as."""
-    found = []
+    names = []
     for name, module in list(sys.modules.items()):
         first = name.partition(".")[0]
         top = sys.modules.get(first)
@@ -130,5 +130,5 @@ def _shadowed(folders: list[Path]) -> list[str]:
             for folder in folders
         )
         if theirs and not any(Path(file).is_relative_to(folder) for folder in folders):
-            found.append(name)
-    return found
+            names.append(name)
+    return names

@@ -58,8 +58,8 @@ def check_logits(candidate: nn.Module) -> None:
     """Raises what speaks against a way to logits: what the model raises, or the reason in words."""
     with unchanged(candidate), trial(candidate) as (tokens, targets):
         # Targets other than the tokens show which of them a loss is computed on.
-        given = (tokens, targets) if isinstance(candidate, GIVEN_TARGETS) else (tokens,)
-        logits = candidate(*given)
+        arguments = (tokens, targets) if isinstance(candidate, GIVEN_TARGETS) else (tokens,)
+        logits = candidate(*arguments)
         same = _Same(candidate, logits)
         try:
             again = candidate(tokens)

@@ -117,10 +117,10 @@ def _matches(pattern: str | Path) -> Sequence[Path]:
     if path.is_file():
         return [path]
     root = Path(path.anchor)
-    found = sorted(root.glob(str(path.relative_to(root)))) if path.name else []
-    if not found:
+    files = sorted(root.glob(str(path.relative_to(root)))) if path.name else []
+    if not files:
         raise DataError(f"{pattern}: no such shard, and as a glob it matches no file")
-    return found
+    return files
 
 
 def shard_header(vocab_size: int, count: int) -> tuple[bytes, np.dtype[Any]]:

@@ -154,9 +154,9 @@ def _put_in_front(processor: Any) -> str | None:
     if not isinstance(processor, dict):
         return None
     for inner in processor.get("processors", ()):
-        found = _put_in_front(inner)
-        if found is not None:
-            return found
+        token = _put_in_front(inner)
+        if token is not None:
+            return token
     first: Any = next(iter(processor.get("single", ())), {})
     if isinstance(first, dict) and "SpecialToken" in first:
         return str(first["SpecialToken"]["id"])

@@ -160,20 +160,20 @@ def plan(
         check_measured(options, curvature is not None)
         measurement, earlier_pins = measured
         if policy is not None:
-            made = follow_policy(load_plan(policy), measurement, weighed)
+            pack_plan = follow_policy(load_plan(policy), measurement, weighed)
         else:
-            made = make_plan(measurement, weighed, {**earlier_pins, **options.pins})
+            pack_plan = make_plan(measurement, weighed, {**earlier_pins, **options.pins})
     else:
         checkpoint = load(source)  # type: ignore[arg-type]
-        found = _calibration_of(checkpoint, curvature)
-        with_all = (checkpoint, weighed, options, found, always(progress))
+        calibration_given = _calibration_of(checkpoint, curvature)
+        with_all = (checkpoint, weighed, options, calibration_given, always(progress))
         if policy is not None:
-            made = plan_under_policy(load_plan(policy), *with_all)
+            pack_plan = plan_under_policy(load_plan(policy), *with_all)
         else:
-            made = plan_checkpoint(*with_all)
+            pack_plan = plan_checkpoint(*with_all)
     if out is not None:
-        write_json(out, made.to_json())
-    return made
+        write_json(out, pack_plan.to_json())
+    return pack_plan
 
 
 def plan_recipe(
@@ -231,12 +231,12 @@ def calibrate(
     if batches is None:
         text = replace(text, words=f"{SELF_GENERATED} (temperature {TEMPERATURE:g})")
         batches = sample_batches(runs, seed)
-    found = calibration.calibrate(
+    curvature = calibration.calibrate(
         runs, batches, seconds=seconds, seed=seed, text=text, progress=progress
     )
     if out is not None:
-        write_curvature(out, found)
-    return found
+        write_curvature(out, curvature)
+    return curvature
 
 
 def pack(
@@ -255,14 +255,14 @@ def pack(
     Raises PlanError: the plan is for other contents, counts no loader, or needs curvature that is
     not there. CapError: nothing fits.
     """
-    made = load_plan(plan)
+    pack_plan = load_plan(plan)
     files: dict[PathLike, bytes] = {}
     if loader is not None:
-        files[loader] = counted_loader(made.choices.values(), made.limits)
+        files[loader] = counted_loader(pack_plan.choices.values(), pack_plan.limits)
     loaded = load(checkpoint)
-    found = resolve_curvature(loaded, curvature)
-    check_curvature(made, None if found is None else found.sha256)
-    packed = pack_to_cap(loaded, made, found, progress)
+    curvature_set = resolve_curvature(loaded, curvature)
+    check_curvature(pack_plan, None if curvature_set is None else curvature_set.sha256)
+    packed = pack_to_cap(loaded, pack_plan, curvature_set, progress)
     if out is not None:
         files[out] = packed.data
     with contextlib.ExitStack() as all_or_none:
@@ -357,13 +357,13 @@ def verify(
     was made with another curvature. Other differences are returned as problems.
     """
     checkpoint = None if against is None else load(against)
-    made = None if plan is None else load_plan(plan)
-    found = None if checkpoint is None else resolve_curvature(checkpoint, curvature)
-    if made is not None and found is not None:
-        check_curvature(made, found.sha256)
-    choices = None if made is None else made.choices
+    pack_plan = None if plan is None else load_plan(plan)
+    curvature_set = None if checkpoint is None else resolve_curvature(checkpoint, curvature)
+    if pack_plan is not None and curvature_set is not None:
+        check_curvature(pack_plan, curvature_set.sha256)
+    choices = None if pack_plan is None else pack_plan.choices
     with _reading(artifact):
-        return unpacking.verify(_bytes_of(artifact), checkpoint, choices, found, progress)
+        return unpacking.verify(_bytes_of(artifact), checkpoint, choices, curvature_set, progress)
 
 
 def _calibration_of(

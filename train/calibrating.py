@@ -41,10 +41,10 @@ def curvature_of(
     with ledger.time("calibration"):
         batches = token_batches(data.train, config.batch.sequence, tokens, device)
         try:
-            found = calibrate(model, batches, seconds=seconds, text=_text(data, tokens))
+            curvature = calibrate(model, batches, seconds=seconds, text=_text(data, tokens))
         except CurvatureError as error:
             return None, f"not calibrated: {error}"
-    return found, f"calibrated on {found.tokens:,} training tokens"
+    return curvature, f"calibrated on {curvature.tokens:,} training tokens"
 
 
 def _text(data: TrainingData, tokens: int) -> TextSource:

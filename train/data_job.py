@@ -165,14 +165,14 @@ def text_warnings(splits: Sequence[Split]) -> list[str]:
         warnings.append(absent_separator(separator))
     if len(splits) < 2:
         return warnings
-    found = shared_text(*(((f, text) for _, f, text in split.read()) for split in splits))
-    if found.shared == found.documents:
+    overlap = shared_text(*(((f, text) for _, f, text in split.read()) for split in splits))
+    if overlap.shared == overlap.documents:
         raise CorpusError(
-            f"{found.describe()}: validate on other text, with --valid, or hold none out with "
+            f"{overlap.describe()}: validate on other text, with --valid, or hold none out with "
             "--valid-fraction 0"
         )
-    if found.shared:
-        warnings.append(f"{found.describe()}: its loss says less about text that is new")
+    if overlap.shared:
+        warnings.append(f"{overlap.describe()}: its loss says less about text that is new")
     return warnings
 
 

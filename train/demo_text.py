@@ -100,10 +100,10 @@ def corpus_of(source: str, documents: Iterable[Document]) -> Corpus:
             room -= part.size_bytes
         if room < 1_000:
             break
-    found = sum(document.size_bytes for document in taken.values())
-    if found < MIN_BYTES:
+    size_bytes = sum(document.size_bytes for document in taken.values())
+    if size_bytes < MIN_BYTES:
         raise CorpusError(
-            f"{source}: {found:,} bytes of text, too little to learn from; name at least "
+            f"{source}: {size_bytes:,} bytes of text, too little to learn from; name at least "
             f"{MIN_BYTES:,} bytes of text files with --text"
         )
     return Corpus(source, *_divided(tuple(taken.values())))

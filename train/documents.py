@@ -38,14 +38,14 @@ def scan_texts(paths: Sequence[str | Path], separator: str | None) -> tuple[Text
         check_separator(separator)
     except DataError as error:
         raise CorpusError(str(error)) from None
-    found = []
+    files = []
     for path in text_files(paths):
         documents = sum(1 for _ in read_documents(path, separator))
-        found.append(TextFile(path, path.stat().st_size, sha256_of(path), documents))
-    if not sum(file.documents for file in found):
+        files.append(TextFile(path, path.stat().st_size, sha256_of(path), documents))
+    if not sum(file.documents for file in files):
         names = ", ".join(str(path) for path in paths)
         raise CorpusError(f"{names}: there is no text, every document is empty; name other files")
-    return tuple(found)
+    return tuple(files)
 
 
 def text_files(paths: Iterable[str | Path]) -> Iterator[Path]:

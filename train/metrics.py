@@ -42,12 +42,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics file; nothing where there is no file."""
     if not path.is_file():
         return []
-    found = []
+    lines = []
     for text in path.read_text("utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except ValueError:
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
-            found.append(line)
-    return found
+            lines.append(line)
+    return lines

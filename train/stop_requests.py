@@ -14,16 +14,16 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # only the main thread may ask for signals
         return
-    asked = False
+    requested = False
 
     def remember(number: int, frame: object) -> None:
         del number, frame
-        nonlocal asked
-        asked = True
+        nonlocal requested
+        requested = True
         signal.signal(signal.SIGINT, before)
 
     before = signal.signal(signal.SIGINT, remember)
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
         signal.signal(signal.SIGINT, before)

@@ -73,8 +73,10 @@ class LaneDecoder:
 def check_lanes(data: bytes | memoryview) -> None:
     """Raises ArtifactError: too many states, a state below LOWEST, an even length."""
     if not len(data) or data[0] > MOST_LANES:
-        found = data[0] if len(data) else "?"
-        raise ArtifactError(f"an ANS stream has 2^{found} states; at most 2^{MOST_LANES} may be")
+        log2_lanes = data[0] if len(data) else "?"
+        raise ArtifactError(
+            f"an ANS stream has 2^{log2_lanes} states; at most 2^{MOST_LANES} may be"
+        )
     states = 4 << data[0]
     if len(data) < 1 + states or len(data) % 2 == 0:
         raise ArtifactError(f"{len(data)} bytes do not hold {1 << data[0]} states and words")

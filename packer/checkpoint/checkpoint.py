@@ -227,20 +227,20 @@ def _without_wrappers(
     named: Mapping[str, torch.Tensor], notes: list[str], source: str
 ) -> dict[str, torch.Tensor]:
     """Names without what DistributedDataParallel and torch.compile put around a model."""
-    found: dict[str, torch.Tensor] = {}
+    unwrapped: dict[str, torch.Tensor] = {}
     before: dict[str, str] = {}
     for name, tensor in named.items():
         plain = without_wrapper(name)
-        if plain in found:
+        if plain in unwrapped:
             raise CheckpointError(
                 f"{source}: without wrapper prefixes {before[plain]!r} and {name!r} are both "
                 f"{plain!r}; save one of the two models, or leave one out with --weights"
             )
-        found[plain], before[plain] = tensor, name
+        unwrapped[plain], before[plain] = tensor, name
     renamed = sum(plain != name for plain, name in before.items())
     if renamed:
         notes.append(f"wrapper prefixes (module., _orig_mod.) removed from {renamed} names")
-    return found
+    return unwrapped
 
 
 def without_wrapper(name: str) -> str:

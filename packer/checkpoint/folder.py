@@ -59,9 +59,9 @@ def shards_in(folder: Path) -> Shards:
     others: list[str] = []
     for suffixes in SUFFIXES:
         files = [name for name in names if Path(name).suffix in suffixes]
-        found = _indexed(folder, names, files, suffixes) or _named(folder, files)
-        if found is not None:
-            return found
+        shards = _indexed(folder, names, files, suffixes) or _named(folder, files)
+        if shards is not None:
+            return shards
         others += files
     if others:
         raise CheckpointError(
@@ -91,34 +91,34 @@ def _indexed(
         raise CheckpointError(
             f"{folder}: holds several indexes, {listed(plain)}; name one of them to read its shards"
         )
-    found = indexed_shards(folder / plain[0])
+    shards = indexed_shards(folder / plain[0])
     whole = [name for name in files if Path(name).stem in MAIN_NAMES]
-    if _absent(found) and whole and not set(whole) & set(found.files):
+    if _absent(shards) and whole and not set(whole) & set(shards.files):
         return None
-    refuse_absent(found, plain[0])
-    return Shards(folder, found.files, found.weight_map, _passed_over(files, found.files))
+    refuse_absent(shards, plain[0])
+    return Shards(folder, shards.files, shards.weight_map, _passed_over(files, shards.files))
 
 
 def indexed_shards(index: Path) -> Shards:
     """What one index lists. Raises CheckpointError: it is damaged, or names other folders."""
     try:
         weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-        found = {str(name): str(shard) for name, shard in weight_map.items()}
+        files = {str(name): str(shard) for name, shard in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{index}: is not an index of shards with a weight_map ({reason(error)}); download it "
             "again, or remove it to take the files of this folder by their names"
         ) from error
     endings = tuple(suffix for kind in SUFFIXES for suffix in kind)
-    for name, shard in found.items():
+    for name, shard in files.items():
         if Path(shard).name != shard or not shard.endswith(endings):
             raise CheckpointError(
                 f"{index}: puts {name!r} into {shard!r}, which is not a *.safetensors file of this "
                 "folder, nor a *.bin or *.pt"
             )
-    if not found:
+    if not files:
         raise CheckpointError(f"{index}: lists no tensors; download it again")
-    return Shards(index.parent, tuple(sorted(set(found.values()))), found)
+    return Shards(index.parent, tuple(sorted(set(files.values()))), files)
 
 
 def refuse_absent(shards: Shards, index: str) -> None:
@@ -159,17 +159,17 @@ def _named(folder: Path, files: Sequence[str]) -> Shards | None:
 
 
 def _groups(files: Sequence[str]) -> list[_Group]:
-    found: dict[tuple[str, int | None, bool], _Group] = {}
+    groups: dict[tuple[str, int | None, bool], _Group] = {}
     for file in files:
         stem = Path(file).stem
         counted, numbered = COUNTED.fullmatch(stem), NUMBERED.fullmatch(stem)
         if counted:
-            one = _Group(counted["name"] + counted["rest"], int(counted["count"]))
+            group = _Group(counted["name"] + counted["rest"], int(counted["count"]))
         else:
-            one = _Group(numbered["name"] if numbered else stem)
-        key = (one.name, one.count, numbered is not None)
-        found.setdefault(key, one).files.append(file)
-    return list(found.values())
+            group = _Group(numbered["name"] if numbered else stem)
+        key = (group.name, group.count, numbered is not None)
+        groups.setdefault(key, group).files.append(file)
+    return list(groups.values())
 
 
 def missing_shards(files: Sequence[str]) -> list[str]:

@@ -57,14 +57,14 @@ def foreign_of(
 
 def without_banks(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Banks [matrices, rows, columns] as the matrices of each block; other tensors unchanged."""
-    found: dict[str, torch.Tensor] = {}
+    matrices: dict[str, torch.Tensor] = {}
     for name, weight in weights.items():
         parts = BANKS.get(name.rpartition(".")[2])
         if parts is None or weight.dim() != 3 or weight.shape[0] % len(parts):
-            found[name] = weight
+            matrices[name] = weight
             continue
         layers = weight.shape[0] // len(parts)
         for number, matrix in enumerate(weight):
             half, layer = divmod(number, layers)
-            found[f"blocks.{layer}.{parts[half]}.weight"] = matrix
-    return found
+            matrices[f"blocks.{layer}.{parts[half]}.weight"] = matrix
+    return matrices

@@ -17,5 +17,5 @@ def natural_order(names: Iterable[str]) -> list[str]:
     """Names that stand in alphabetical order, with the numbers in them by size; in any other order
     they stand on purpose, and stay.
     """
-    found = list(names)
-    return sorted(found, key=natural_key) if found == sorted(found) else found
+    listed = list(names)
+    return sorted(listed, key=natural_key) if listed == sorted(listed) else listed

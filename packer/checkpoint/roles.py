@@ -132,11 +132,11 @@ def roles_of(
     ties: tied name -> kept name. A head that shares its values with a token embedding is one:
     which of the two names a file keeps is an accident of its order.
     """
-    found = {name: TensorRole(_role(name, shape), _layer(name)) for name, shape in shapes.items()}
+    roles = {name: TensorRole(_role(name, shape), _layer(name)) for name, shape in shapes.items()}
     for tied, kept in (ties or {}).items():
         if kept in shapes and _role(tied, shapes[kept]) is Role.TOKEN_EMBEDDING:
-            found[kept] = TensorRole(Role.TOKEN_EMBEDDING, found[kept].layer)
-    return found
+            roles[kept] = TensorRole(Role.TOKEN_EMBEDDING, roles[kept].layer)
+    return roles
 
 
 def select(selector: str, roles: Mapping[str, TensorRole]) -> tuple[str, ...]:
@@ -149,18 +149,18 @@ def select(selector: str, roles: Mapping[str, TensorRole]) -> tuple[str, ...]:
     if selector in roles:
         return (selector,)
     if selector == "embeddings":
-        found = tuple(name for name, role in roles.items() if _is_table(name, role.role))
+        selected = tuple(name for name, role in roles.items() if _is_table(name, role.role))
     elif selector == "late-k" or selector.startswith("late-k:"):
         return _late_keys(selector, roles)
     elif selector in {role.value for role in Role}:
-        found = tuple(name for name, role in roles.items() if role.role.value == selector)
+        selected = tuple(name for name, role in roles.items() if role.role.value == selector)
     else:
-        found = matching(selector, roles)
-    if not found:
+        selected = matching(selector, roles)
+    if not selected:
         near = nearest(selector, [*roles, *_words(roles)])
         hint = f"the nearest that does is {near!r}" if near else "there are no tensors at all"
         raise SelectorError(f"{selector!r} matches no tensor; {hint}")
-    return found
+    return selected
 
 
 def matching(glob: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -170,8 +170,8 @@ def matching(glob: str, names: Iterable[str]) -> tuple[str, ...]:
     names = tuple(names)
     if glob in names:
         return (glob,)
-    found = tuple(name for name in names if fnmatchcase(name, glob))
-    return found or tuple(name for name in names if fnmatchcase(name, glob.replace("[", "[[]")))
+    matched = tuple(name for name in names if fnmatchcase(name, glob))
+    return matched or tuple(name for name in names if fnmatchcase(name, glob.replace("[", "[[]")))
 
 
 def nearest(text: str, names: Iterable[str]) -> str | None:

@@ -83,11 +83,11 @@ def _places(
         return {}
     with mark.path.open("rb") as file:
         header = json.loads(file.read(8 + header_bytes)[8:])
-    found = {}
+    places = {}
     for name, tensor in tensors.items():
         start, stop = header[name]["data_offsets"]
         if stop - start != tensor.nbytes:
             raise ValueError(f"{name} has {stop - start} bytes, not {tensor.nbytes}")
         meta = torch.empty_like(tensor, device="meta")
-        found[name] = StoredTensor(meta, mark, 8 + header_bytes + start)
-    return found
+        places[name] = StoredTensor(meta, mark, 8 + header_bytes + start)
+    return places

@@ -40,26 +40,26 @@ def find_state_dict(
     if weights == WHOLE and WHOLE not in loaded:
         return _flat(loaded, source), []
     notes: list[str] = []
-    found: Mapping[object, object] = loaded
+    state_dict: Mapping[object, object] = loaded
     path: tuple[str, ...] = ()
     if weights is not None:
-        found, path = _chosen(loaded, weights, source), (weights,)
-    seen = {id(found)}
-    while (key := _nested_key(found, source, path)) is not None:
-        others = [other for other in USUAL_KEYS if other != key and other in found]
+        state_dict, path = _chosen(loaded, weights, source), (weights,)
+    seen = {id(state_dict)}
+    while (key := _nested_key(state_dict, source, path)) is not None:
+        others = [other for other in USUAL_KEYS if other != key and other in state_dict]
         if others:
             where = ".".join((*path, "KEY"))
             notes.append(f"also there: {', '.join(others)}; choose with --weights {where}")
         path = (*path, key)
-        child = _branch(found[key])
+        child = _branch(state_dict[key])
         if child is None or id(child) in seen:
             raise CheckpointError(f"{source}: {'.'.join(path)} holds itself; {RESAVE}")
         seen.add(id(child))
-        notes.extend(left_out(found, besides={key, *others}))
-        found = child
+        notes.extend(left_out(state_dict, besides={key, *others}))
+        state_dict = child
     if path:
         notes.insert(0, f"weights taken from {'.'.join(path)}")
-    return _flat(found, source), notes
+    return _flat(state_dict, source), notes
 
 
 def _nested_key(mapping: Mapping[object, object], source: str, path: tuple[str, ...]) -> str | None:
@@ -93,7 +93,7 @@ def _flat(tree: Mapping[object, object], source: str) -> Mapping[object, object]
     """
     if not any(_is_part(key, value) for key, value in tree.items()):
         return tree
-    found: dict[object, object] = {}
+    flat: dict[object, object] = {}
 
     def gather(branch: Mapping[object, object], before: str, inside: tuple[int, ...]) -> None:
         if len(inside) > MAX_DEPTH:
@@ -105,14 +105,14 @@ def _flat(tree: Mapping[object, object], source: str) -> Mapping[object, object]
             child = _branch(value) if _is_part(key, value) else None
             if child is not None:
                 gather(child, f"{name}.", (*inside, id(value)))
-            elif name in found or len(found) == MAX_ENTRIES:
-                why = f"{name!r} is there twice" if name in found else f"{MAX_ENTRIES:,} entries"
+            elif name in flat or len(flat) == MAX_ENTRIES:
+                why = f"{name!r} is there twice" if name in flat else f"{MAX_ENTRIES:,} entries"
                 raise CheckpointError(f"{source}: nested entries cannot be named: {why}; {RESAVE}")
             else:
-                found[name] = value
+                flat[name] = value
 
     gather(tree, "", (id(tree),))
-    return found
+    return flat
 
 
 def _is_part(key: object, value: object) -> bool:
@@ -130,9 +130,9 @@ def _branch(value: object) -> Mapping[object, object] | None:
 
 
 def _chosen(loaded: Mapping[object, object], key: str, source: str) -> Mapping[object, object]:
-    found = _branch(_at(loaded, key))
-    if found is not None and _holds_tensors(found):
-        return found
+    chosen = _branch(_at(loaded, key))
+    if chosen is not None and _holds_tensors(chosen):
+        return chosen
     known = _nest_paths(loaded)
     if not known:
         raise SelectorError(
@@ -151,9 +151,9 @@ def _at(mapping: Mapping[object, object], key: str) -> object:
     for dot in (place for place, letter in enumerate(key) if letter == "."):
         child = _branch(mapping.get(key[:dot]))
         if child is not None:
-            found = _at(child, key[dot + 1 :])
-            if found is not None:
-                return found
+            value = _at(child, key[dot + 1 :])
+            if value is not None:
+                return value
     return None
 
 

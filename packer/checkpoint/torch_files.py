@@ -111,10 +111,10 @@ def _torch_load(file: Path | BinaryIO | mmap.mmap, source: str, *, mapped: bool)
     except Exception as error:  # damaged pickles raise nearly every type there is
         if "Cannot allocate memory" in str(error):  # a map of the file itself
             raise MemoryError(str(error)) from None
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if asked:
+        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if needed:
             raise CheckpointError(
-                f"{source}: to open it, the object {asked[1]} would have to be unpickled, which "
+                f"{source}: to open it, the object {needed[1]} would have to be unpickled, which "
                 f"can run any code, so it is refused. Where you trust it, load it and {RESAVE}"
             ) from error
         raise CheckpointError(

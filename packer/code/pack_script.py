@@ -99,10 +99,10 @@ def read_sources(paths: Sequence[str | os.PathLike[str]]) -> tuple[SourceFile, .
     Raises CodeError: a file that cannot be read or is not UTF-8.
     """
     folder = Path(paths[0]).resolve().parent
-    found: dict[Path, SourceFile] = {}
+    sources: dict[Path, SourceFile] = {}
     for path in paths:
         resolved = Path(path).resolve()
-        if resolved in found:
+        if resolved in sources:
             raise CodeError(f"{path} is named twice; every file counts once")
         try:
             data = resolved.read_bytes()
@@ -114,9 +114,9 @@ def read_sources(paths: Sequence[str | os.PathLike[str]]) -> tuple[SourceFile, .
                 f"{path} is not a text in UTF-8, so Python does not run it ({error}); its bytes "
                 f"look like {encoding_of(data)[0]}: save it as UTF-8"
             ) from None
-        module = ENTRY if not found else _module_name(resolved, folder)
-        found[resolved] = SourceFile(str(path), module, text, len(data))
-    return tuple(found.values())
+        module = ENTRY if not sources else _module_name(resolved, folder)
+        sources[resolved] = SourceFile(str(path), module, text, len(data))
+    return tuple(sources.values())
 
 
 def _source_text(data: bytes) -> str:

@@ -84,7 +84,7 @@ def curvature_of(
             text=source,
             checkpoint=checkpoint,
             progress=progress if ranks[0] == 0 else None,
-            unfinished=resume,
+            resume_file=resume,
             ranks=Ranks(*ranks),
         )
 

@@ -293,7 +293,7 @@ def _json(
         "unused_bytes": account.unused_bytes,
         "lossless": not repairs,
         "damage": repairs[0].damage if repairs else 0.0,
-        "offers": repairs_json(repairs),
+        "repairs": repairs_json(repairs),
         "steps": [vars(step) for step in repairs[0].steps] if repairs else [],
         "scores": scores_json(scores),
         "ties": dict(same.ties),

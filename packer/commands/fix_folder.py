@@ -119,8 +119,10 @@ def making_folder(output: str) -> Iterator[Path]:
     """
     target = Path(output).resolve()
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name[:32]}.") as made:
-            inside = Path(made) / "folder"
+        with tempfile.TemporaryDirectory(
+            dir=target.parent, prefix=f".{target.name[:32]}."
+        ) as outer:
+            inside = Path(outer) / "folder"
             yield inside
             if target.exists():
                 target.rmdir()
@@ -165,7 +167,7 @@ def _json(
         "cap_bytes": fixed.cap_bytes,
         "unused_bytes": fixed.cap_bytes - fixed.total_bytes,
         "lossless": not fixed.options,
-        "offers": repairs_json(fixed.options),
+        "repairs": repairs_json(fixed.options),
         "steps": [vars(step) for step in fixed.options[0].steps] if fixed.options else [],
         "scores": scores_json(scores),
         "corrected": {key: list(pair) for key, pair in fixed.corrected.items()},

@@ -66,18 +66,18 @@ def measure(
     loaded = curvature.built.opening.read(checkpoint)
     calibration = load_calibration(loaded, curvature)
     with shown("measuring") as progress:
-        found = measure_checkpoint(loaded, options, calibration.curvature, progress=progress)
-    found = fit_measurement(found, calibration, shown)
-    write_json(output, found.to_json())
+        measurement = measure_checkpoint(loaded, options, calibration.curvature, progress=progress)
+    measurement = fit_measurement(measurement, calibration, shown)
+    write_json(output, measurement.to_json())
     kept = kept_curvature(calibration, curvature, output)
     if as_json:
-        print_json({**found.to_json(), "output": output, "curvature_file": kept})
+        print_json({**measurement.to_json(), "output": output, "curvature_file": kept})
         return
     say(
-        f"{output}: {len(found.candidates):,} candidates for {len(found.tensors)} tensors of "
-        f"{checkpoint}; damage is the {found.damage_source}"
+        f"{output}: {len(measurement.candidates):,} candidates for {len(measurement.tensors)} "
+        f"tensors of {checkpoint}; damage is the {measurement.damage_source}"
     )
-    if found.damage_fit is not None:
-        say(f"fitted to {found.damage_fit.describe()}")
+    if measurement.damage_fit is not None:
+        say(f"fitted to {measurement.damage_fit.describe()}")
     if kept is not None and kept != curvature.file:
         say(f"{kept}: the curvature, which packer pack needs")

@@ -126,19 +126,19 @@ def plan(
     if not (measure_on and is_json(source)):
         options = replace(options, metadata=carried(built.config, include, source))
     measured = measured_from(source, curvature, options, measure_on)
-    made = measured.plan(weighed)
+    pack_plan = measured.plan(weighed)
     checked: tuple[CheckedPlan, ...] = ()
     if measure_on:
-        measured = replace(measured, measurement=made.measurement)
+        measured = replace(measured, measurement=pack_plan.measurement)
         checked = _checked(measured, weighed, replace(curvature.text, data=measure_on), built)
-        made = min(checked, key=lambda one: one.measured).plan
+        pack_plan = min(checked, key=lambda one: one.measured).plan
     if output:
-        write_json(output, made.to_json())
+        write_json(output, pack_plan.to_json())
     kept = _kept(source, measured, curvature, output)
-    changes = _what_if(made) if what_if else ()
-    show_plan(made, source, output, changes, as_json, checked)
+    changes = _what_if(pack_plan) if what_if else ()
+    show_plan(pack_plan, source, output, changes, as_json, checked)
     if output and not as_json:
-        say(f"next: {_next_command(made, output, kept, built.opening)}")
+        say(f"next: {_next_command(pack_plan, output, kept, built.opening)}")
 
 
 def _kept(
@@ -152,12 +152,12 @@ def _kept(
     return curvature.file
 
 
-def _next_command(made: PackPlan, plan: str, curvature: str | None, opening: Opening) -> str:
+def _next_command(pack_plan: PackPlan, plan: str, curvature: str | None, opening: Opening) -> str:
     """The command that packs this plan, with the options that read the same weights."""
     from packer.planning.plan import rounded_with_curvature
 
-    words = ["packer", "pack", made.measurement.source, "--plan", plan, "-o", "model.pack"]
-    if rounded_with_curvature(made):
+    words = ["packer", "pack", pack_plan.measurement.source, "--plan", plan, "-o", "model.pack"]
+    if rounded_with_curvature(pack_plan):
         words += ["--curvature", curvature or "curvature.safetensors"]
     return shlex.join([*words, *opening.words])
 
@@ -181,8 +181,8 @@ def _checked(
             return plan_and_check(measured.measurement, limits, measured.pins, evaluator, progress)
 
 
-def _what_if(made: PackPlan) -> tuple[WhatIf, ...]:
+def _what_if(pack_plan: PackPlan) -> tuple[WhatIf, ...]:
     from packer.budget.what_if import what_if
     from packer.planning.plan import restrict
 
-    return what_if(restrict(made.measurement, made.pins), made.plan)
+    return what_if(restrict(pack_plan.measurement, pack_plan.pins), pack_plan.plan)

@@ -63,7 +63,7 @@ def calibrate(
     text: TextSource | None = None,
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
-    unfinished: ResumeFile | None = None,
+    resume_file: ResumeFile | None = None,
     ranks: Ranks = ALONE,
 ) -> CurvatureSet:
     """Second moments of the inputs of every linear map and the Fisher of its outputs.
@@ -73,7 +73,7 @@ def calibrate(
     A batch is not begun if it would exceed the limit by taking as long as the longest before it;
     with one process, one that exceeds it nevertheless is stopped at its next torch call, and left
     out completely. checkpoint: the weights whose names and fingerprint the result has; default: the
-    model's own. unfinished: the file that sums are saved to regularly, and from which an
+    model's own. resume_file: the file that sums are saved to regularly, and from which an
     interrupted run over the same batches is resumed. ranks: the processes that share the batches;
     each returns the whole result, equal to that of one process except for the order of additions.
     Raises CurvatureError: no batch could be read in time, or the results not computed in the rest
@@ -86,7 +86,7 @@ def calibrate(
     with sharing_copies(module, checkpoint.ties), evaluation_mode([model]):
         uses = JoinedWeightUses(live_weights(module, checkpoint))
         run = _Run(model, uses, SampledLabels(seed, device_of(model)), ranks)
-        started -= run.resume(unfinished)
+        started -= run.resume(resume_file)
         limit = math.inf if seconds is None else seconds
         deadline = partial(run.deadline, started, limit)
         with gradients_for(uses.weights.values()):
@@ -94,8 +94,8 @@ def calibrate(
                 if not run.read(group, until):
                     limit = math.inf  # one call stalled: that is no reason to lose what was read
                     break
-                if unfinished is not None and ranks.first_says(unfinished.due):
-                    run.keep(unfinished, time.perf_counter() - started)
+                if resume_file is not None and ranks.first_says(resume_file.due):
+                    run.keep(resume_file, time.perf_counter() - started)
     if run.tokens == 0:
         raise _nothing_read(text, seconds, time.perf_counter() - started)
     _keep_limit(limit, time.perf_counter() - started + run.seconds_to_collect())

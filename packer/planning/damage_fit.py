@@ -16,7 +16,7 @@ ITERATIONS = 50  # of Gauss and Newton
 
 
 @dataclass(frozen=True)
-class Trial:
+class DamageTrial:
     """One measurement on the model, with some weights quantized and the others unchanged.
 
     what: what was quantized, as text. predicted: role -> damage in bits per byte, without fitted
@@ -35,10 +35,10 @@ class Trial:
         return [self.what, self.measured, dict(self.predicted)]
 
     @staticmethod
-    def from_json(value: Sequence[Any]) -> Trial:
+    def from_json(value: Sequence[Any]) -> DamageTrial:
         what, measured, predicted = value
         parts = {str(role): _positive(part) for role, part in predicted.items()}
-        return Trial(str(what), parts, _positive(measured))
+        return DamageTrial(str(what), parts, _positive(measured))
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class DamageFit:
     error: float
     source: str
     tokens: int
-    trials: tuple[Trial, ...]
+    trials: tuple[DamageTrial, ...]
 
     def factor(self, role: str) -> float:
         """The factor of a role; the common one if no trial quantized that role."""
         return self.factors.get(role, self.common)
 
-    def predicted(self, trial: Trial) -> float:
+    def predicted(self, trial: DamageTrial) -> float:
         """The damage of a trial in bits per byte, by these factors."""
         return math.fsum(self.factor(role) * part for role, part in trial.predicted.items())
 
@@ -83,11 +83,11 @@ class DamageFit:
             float(value["error"]),
             str(value["source"]),
             int(value["tokens"]),
-            tuple(Trial.from_json(trial) for trial in value["trials"]),
+            tuple(DamageTrial.from_json(trial) for trial in value["trials"]),
         )
 
 
-def fit_damage(trials: Sequence[Trial], source: str, tokens: int) -> DamageFit:
+def fit_damage(trials: Sequence[DamageTrial], source: str, tokens: int) -> DamageFit:
     """Factors that bring predictions closest to what was measured, in logarithms.
 
     Gauss and Newton on ln(Σ_role factor · predicted) - ln(measured), with a quadratic penalty on

@@ -23,7 +23,7 @@ from packer.eval.forward import AnyModel
 from packer.evaluation import Data
 from packer.planning.account import Limits
 from packer.planning.candidates import Measurement
-from packer.planning.damage_fit import Trial, fit_damage
+from packer.planning.damage_fit import DamageTrial, fit_damage
 from packer.planning.measure import Progress, ignore_progress
 from packer.planning.plan import PackPlan, make_plan
 from packer.quantizers.choice import parse_choice
@@ -50,12 +50,14 @@ class DamageEvaluator:
     source: str
     tokens: int
 
-    def trial(self, measurement: Measurement, changed: Sequence[Candidate], what: str) -> Trial:
+    def trial(
+        self, measurement: Measurement, changed: Sequence[Candidate], what: str
+    ) -> DamageTrial:
         """The divergence with these candidates in place of the weights of their tensors."""
         with one_torch_thread():
             weights = self._decoded(changed)
         measured = self.meter.divergence(weights).kl_bits_per_byte
-        return Trial(what, measurement.unfitted(changed), measured)
+        return DamageTrial(what, measurement.unfitted(changed), measured)
 
     def _decoded(self, changed: Sequence[Candidate]) -> dict[str, torch.Tensor]:
         """The weights as a file would decode them."""
@@ -141,7 +143,7 @@ def fit_to_model(
 
     Three whole plans are measured, the middle one also role by role.
     """
-    trials: list[Trial] = []
+    trials: list[DamageTrial] = []
     groups = [
         ("a plan of little damage", at_damage(measurement, SMALL)),
         *_parts(measurement, at_damage(measurement, MIDDLE)),

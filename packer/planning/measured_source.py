@@ -25,13 +25,13 @@ def measurement_in(source: object) -> tuple[Measurement, Mapping[str, str]] | No
 
 def check_measured(options: MeasureOptions, curvature_given: bool) -> None:
     """Raises PlanError: measurements cannot be measured otherwise than they are."""
-    asked = {
+    otherwise = {
         "curvature": curvature_given,
         "coder": options.coder is not None,
         "trellis": options.trellis,
         "metadata": bool(options.metadata),
     }
-    for what in (name for name, given in asked.items() if given):
+    for what in (name for name, given in otherwise.items() if given):
         raise PlanError(
             "measurements carry the damage and sizes they were measured with; give the checkpoint "
             f"to measure it with another {what}"

@@ -35,16 +35,16 @@ KINDS = {
 def pictures_of(data: ReportData) -> tuple[Picture, ...]:
     """The pictures of a report; those whose numbers are unknown are left out."""
     report, plan = data.report, data.plan
-    found = []
+    pictures = []
     if any(row.size_bytes for row in report.rows):
-        found.append(_treemap(data))
+        pictures.append(_treemap(data))
     if any(row.elements for row in report.rows):
-        found.append(_heat_map(data))
+        pictures.append(_heat_map(data))
     if has_curve(data):
-        found.append(_curve(data))
+        pictures.append(_curve(data))
     if data.histograms:
         drawn = data.histograms
-        found.append(
+        pictures.append(
             Picture(
                 "Codes of the most coarsely stored tensors",
                 "How often each code occurs where weights have the fewest bits; the outermost "
@@ -56,7 +56,7 @@ def pictures_of(data: ReportData) -> tuple[Picture, ...]:
         )
     fit = None if plan is None else plan.measurement.damage_fit
     if fit is not None:
-        found.append(
+        pictures.append(
             Picture(
                 "Predicted against measured damage",
                 f"Each dot is a true measurement of KL to the unquantized model: {fit.describe()}. "
@@ -65,7 +65,7 @@ def pictures_of(data: ReportData) -> tuple[Picture, ...]:
                 partial(draw_trials, fit),
             )
         )
-    return tuple(found)
+    return tuple(pictures)
 
 
 def _treemap(data: ReportData) -> Picture:

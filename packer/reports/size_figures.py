@@ -63,11 +63,11 @@ def bound_points(data: ReportData) -> Points:
         return []
     damages = [damage for _, damage in curve]
     wanted = np.geomspace(max(damages), min(damages), BOUND_POINTS).tolist()
-    found = [(data.bounded.at_damage(damage), damage) for damage in wanted]
+    bounds = [(data.bounded.at_damage(damage), damage) for damage in wanted]
     smallest = SHOWN[0] * data.report.total_bytes
     return [
         (bound.total_bytes, damage)
-        for bound, damage in found
+        for bound, damage in bounds
         if bound is not None and bound.total_bytes >= smallest
     ]
 

@@ -134,9 +134,9 @@ def load_bounded(
         )
     source = plan.measurement.source if checkpoint is None else checkpoint
     loaded = read_checkpoint(source, weights=weights, drop=drop, max_memory=max_memory)
-    found = contents_fingerprint(loaded)
-    if found != plan.measurement.contents:
-        raise PlanError(stale_plan(plan, loaded, found))
+    contents = contents_fingerprint(loaded)
+    if contents != plan.measurement.contents:
+        raise PlanError(stale_plan(plan, loaded, contents))
     curvature_set = read_curvature(curvature, loaded)
     if curvature_set.sha256 != wanted:
         raise PlanError(

@@ -36,15 +36,15 @@ def console() -> Console:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """Prints a table. Columns whose name starts with '>' are right-aligned numbers."""
-    made = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
+    rich_table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
     for column in columns:
         right = column.startswith(">")
-        made.add_column(
+        rich_table.add_column(
             column.lstrip(">"), justify="right" if right else "left", no_wrap=right, overflow="fold"
         )
     for row in rows:
-        made.add_row(*(Text(spelled(cell)) for cell in row))
-    return made
+        rich_table.add_row(*(Text(spelled(cell)) for cell in row))
+    return rich_table
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -196,12 +196,12 @@ def read_tensors(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     metadata = header.pop("__metadata__", {})
     kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
     kinds["BF16"] = torch.bfloat16
-    found = {}
+    tensors = {}
     for name, field in header.items():
         first, last = field["data_offsets"]
         raw = bytearray(data[start + first : start + last])
-        found[name] = torch.frombuffer(raw, dtype=kinds[field["dtype"]]).reshape(field["shape"])
-    return found, metadata
+        tensors[name] = torch.frombuffer(raw, dtype=kinds[field["dtype"]]).reshape(field["shape"])
+    return tensors, metadata
 
 
 def read_curvatures(data: bytes) -> dict[str, Curvature]:

@@ -443,28 +443,28 @@ def test_a_calibration_that_was_cut_off_goes_on_to_the_same_values(
     file = ResumeFile(tmp_path / "c.partial", {"text": "one"})
     for before in (2, 5):
         with pytest.raises(KeyboardInterrupt):
-            calibrate(model, CutOff(batches, before), unfinished=file)
+            calibrate(model, CutOff(batches, before), resume_file=file)
         kept = file.read()
         assert kept is not None and kept.batches == before and kept.tokens == before * 500
-    again = calibrate(model, batches, unfinished=file)
+    again = calibrate(model, batches, resume_file=file)
     assert again.sha256 == whole.sha256 and again.tokens == whole.tokens
     assert again.seconds >= kept.seconds
     finished = file.read()
     assert finished is not None and finished.batches == len(batches)
-    assert calibrate(model, batches, unfinished=file).sha256 == whole.sha256
+    assert calibrate(model, batches, resume_file=file).sha256 == whole.sha256
 
 
 @pytest.mark.usefixtures("kept_at_once")
 def test_what_another_calibration_left_is_refused(tokens: Tensor, tmp_path: Path) -> None:
     path, batches = tmp_path / "c.partial", list(torch.split(tokens, 300))
-    calibrate(Banked(), batches, unfinished=ResumeFile(path, {"--seed": "0"}))
+    calibrate(Banked(), batches, resume_file=ResumeFile(path, {"--seed": "0"}))
     with pytest.raises(CurvatureError, match=r"c\.partial is .* with another --seed"):
         ResumeFile(path, {"--seed": "1"}).read()
     with pytest.raises(CurvatureError, match="damaged: there is no sum 'map/hessian/down'"):
         calibrate(
             nn.Sequential(nn.Embedding(VOCAB, VOCAB)),
             batches,
-            unfinished=ResumeFile(path, {"--seed": "0"}),
+            resume_file=ResumeFile(path, {"--seed": "0"}),
         )
     whole = path.read_bytes()
     for bad in (b"", whole[:200], whole[: len(whole) // 2], b"{" * 5000):

@@ -26,7 +26,7 @@ from packer.errors import CurvatureError, PlanError
 from packer.evaluation import Data
 from packer.planning.account import Limits
 from packer.planning.candidates import Measurement, TensorInfo
-from packer.planning.damage_fit import Trial, fit_damage
+from packer.planning.damage_fit import DamageTrial, fit_damage
 from packer.planning.damage_trials import at_damage, damage_evaluator, fit_to_model, plan_and_check
 from packer.planning.predicted_damage import complete, output_error, predicted_nats
 
@@ -75,7 +75,7 @@ def test_a_tensor_without_curvature_is_guessed_by_the_median_and_no_outlier() ->
 FACTORS = {"mlp-in": 1.3, "mlp-out": 0.8, "token-embedding": 2.0}
 
 
-def trials_of(noise: float) -> list[Trial]:
+def trials_of(noise: float) -> list[DamageTrial]:
     chance = np.random.default_rng(0)
     found = []
     for number in range(24):
@@ -84,7 +84,7 @@ def trials_of(noise: float) -> list[Trial]:
             role = list(FACTORS)[number % 3]
             parts = {role: parts[role]}
         true = sum(FACTORS[role] * part for role, part in parts.items())
-        found.append(Trial(f"{number}", parts, true * math.exp(noise * chance.normal())))
+        found.append(DamageTrial(f"{number}", parts, true * math.exp(noise * chance.normal())))
     return found
 
 
@@ -97,13 +97,13 @@ def test_factors_are_found() -> None:
     noisy = fit_damage(trials_of(0.2), "a text", 100)
     assert 0.1 < noisy.error < 0.3
     with pytest.raises(ValueError, match="no trial"):
-        fit_damage([Trial("nothing", {"gate": 0.0}, 0.0)], "a text", 1)
+        fit_damage([DamageTrial("nothing", {"gate": 0.0}, 0.0)], "a text", 1)
 
 
 def test_a_fit_replaces_the_one_before() -> None:
     measured = api.measure({"blocks.0.mlp.fc.weight": torch.randn(16, 16)})
-    first = fit_damage([Trial("one", {"mlp-in": 1.0}, 2.0)], "a text", 10)
-    second = fit_damage([Trial("one", {"mlp-in": 1.0}, 3.0)], "a text", 10)
+    first = fit_damage([DamageTrial("one", {"mlp-in": 1.0}, 2.0)], "a text", 10)
+    second = fit_damage([DamageTrial("one", {"mlp-in": 1.0}, 3.0)], "a text", 10)
     once, twice = measured.fitted(second), measured.fitted(first).fitted(second)
     for one, two, raw in zip(once.candidates, twice.candidates, measured.candidates, strict=True):
         assert two.damage == pytest.approx(one.damage)

@@ -178,7 +178,7 @@ def test_the_checkpoint_is_one_more_way_and_the_better_one(
     torch.save(seeded_weights(), "model.pt")
     cap = lossless * 7 // 10
     found = fixed(run, seeded, "--cap", cap, "--checkpoint", "model.pt", "-o", "new.pack")
-    first, second = found["offers"]
+    first, second = found["repairs"]
     assert {first["name"], second["name"]} == {"plan of the checkpoint", "coarser tensors"}
     assert found["damage"] == first["damage"] < second["damage"]
     assert max(first["total_bytes"], second["total_bytes"]) <= cap
@@ -186,7 +186,7 @@ def test_the_checkpoint_is_one_more_way_and_the_better_one(
     assert first["name"] == "plan of the checkpoint" and found["steps"] == []
     assert Path("new.pack").stat().st_size == found["total_bytes"] == first["total_bytes"]
     same = fixed(run, seeded, "--cap", lossless, "--checkpoint", "model.pt")
-    assert same["lossless"] and same["offers"] == []
+    assert same["lossless"] and same["repairs"] == []
     other = {**seeded_weights(), "tok_emb.weight": torch.ones(255, 64)}
     torch.save(other, "other.pt")
     refused = run("fix", seeded, "--cap", cap, "--checkpoint", "other.pt")
@@ -589,4 +589,4 @@ def test_one_percent_over_needs_no_loss_and_more_costs_half_of_blanket_int5(
     score = found["scores"]["coarser tensors"]
     assert score["bits_per_byte"] == pytest.approx(new["bits_per_byte"], abs=1e-9)
     assert found["scores"]["as submitted"]["bits_per_byte"] < score["bits_per_byte"] + 0.01
-    assert score["kl_bits_per_byte"] == found["offers"][0]["kl_bits_per_byte"] > 0
+    assert score["kl_bits_per_byte"] == found["repairs"][0]["kl_bits_per_byte"] > 0

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from packer import api
 from packer.artifact.encoder import Artifact
 from packer.errors import PackerError
-from packer.planning.damage_fit import Trial, fit_damage
+from packer.planning.damage_fit import DamageTrial, fit_damage
 from packer.reports.agg import Artist, Figure, new_figure, own_style
 from packer.reports.colours import PAPER
 from packer.reports.histograms import barred, draw_histograms
@@ -96,7 +96,7 @@ def test_what_a_source_does_not_know_is_left_out(made: Path) -> None:
     assert headings(artifact) == [*always, *([codes] if artifact.histograms else [])]
     report, plan = load_report(made / "plan.json")
     assert plan is not None
-    trials = [Trial("one", {"mlp-in": 0.5}, 0.6), Trial("two", {"mlp-in": 0.1}, 0.15)]
+    trials = [DamageTrial("one", {"mlp-in": 0.5}, 0.6), DamageTrial("two", {"mlp-in": 0.1}, 0.15)]
     fitted = api.plan(plan.measurement.fitted(fit_damage(trials, "a text", 9)), 12_000)
     measured = report_data(report, fitted, compared=[COMPARED])
     assert headings(measured) == [*always, "Size and damage", "Predicted against measured damage"]
@@ -210,7 +210,7 @@ def test_the_curve_has_the_plan_on_it(made: Path) -> None:
 
 
 def test_trials_stand_at_what_was_predicted_and_measured() -> None:
-    trials = [Trial("small", {"a": 1e-3}, 2e-3), Trial("large", {"a": 1e-2}, 1.5e-2)]
+    trials = [DamageTrial("small", {"a": 1e-3}, 2e-3), DamageTrial("large", {"a": 1e-2}, 1.5e-2)]
     fit = fit_damage(trials, "a text", 9)
     (axes,) = drawn(lambda paper: draw_trials(fit, paper), 960).axes
     places = {title(line): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines}

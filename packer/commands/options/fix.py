@@ -84,10 +84,10 @@ class FixOptions:
             "--config": built.config,
             "--template": built.opening.template,
         }
-        given = [name for name, value in refused.items() if value]
-        if given:
+        clashing = [name for name, value in refused.items() if value]
+        if clashing:
             raise click.UsageError(
-                f"--new cannot be combined with {', '.join(given)}; allowed are -o, --cap, "
+                f"--new cannot be combined with {', '.join(clashing)}; allowed are -o, --cap, "
                 "--about, --max-memory and --json"
             )
 
