@@ -156,11 +156,7 @@ class _Sums:
 
 
 def _rows(
-    models: Sequence[AnyModel],
-    inputs: Tensor,
-    targets: Tensor,
-    count: int,
-    vocab_size: int | None,
+    models: Sequence[AnyModel], inputs: Tensor, targets: Tensor, count: int, vocab_size: int | None
 ) -> NDArray[np.float64]:
     """Rows float64 [1 + 3 * others, windows, count]: nats; then nats, divergence, agreement."""
     logits = tail_logits(models[0], inputs, count, vocab_size)

@@ -46,13 +46,7 @@ from packer.planning.measure import DEFAULT_OPTIONS, Progress, ignore_progress
 from packer.planning.measured_source import check_measured, measurement_in
 from packer.planning.options import MeasureFields, MeasureOptions, PathLike, PlanLimits
 from packer.planning.pipeline import always, fit_measurement, plan_checkpoint, plan_under_policy
-from packer.planning.plan import (
-    PackPlan,
-    check_curvature,
-    follow_policy,
-    make_plan,
-    read_plan,
-)
+from packer.planning.plan import PackPlan, check_curvature, follow_policy, make_plan, read_plan
 from packer.planning.recipe_search import RecipePlan, recipe_under_cap
 from packer.planning.recipes import find_recipe
 
@@ -272,10 +266,7 @@ def pack(
 
 
 def unpack(
-    artifact: PathLike | bytes,
-    out: PathLike | None = None,
-    *,
-    max_bytes: int = MAX_DECODED_BYTES,
+    artifact: PathLike | bytes, out: PathLike | None = None, *, max_bytes: int = MAX_DECODED_BYTES
 ) -> dict[str, torch.Tensor]:
     """Weights by name, tied names included; written to `out` (.safetensors or .pt) when given.
 
@@ -307,10 +298,7 @@ def unpack_to(
 
 
 def unpack_codes(
-    artifact: PathLike | bytes,
-    out: PathLike | None = None,
-    *,
-    max_bytes: int = MAX_DECODED_BYTES,
+    artifact: PathLike | bytes, out: PathLike | None = None, *, max_bytes: int = MAX_DECODED_BYTES
 ) -> dict[str, torch.Tensor]:
     """Integer codes and steps by name (packer.packing.codes_file), nothing inflated to floats;
     written to `out` (.safetensors) when given. Raises as `unpack`.

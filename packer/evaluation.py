@@ -285,11 +285,7 @@ def _divergences(
 
 
 def _score(
-    model: AnyModel,
-    data: Data,
-    setting: Setting,
-    progress: Progress,
-    notice: Callable[[str], None],
+    model: AnyModel, data: Data, setting: Setting, progress: Progress, notice: Callable[[str], None]
 ) -> Score:
     scored = model, data.stream, data.counter, setting
     return _on_all_ranks(

@@ -128,10 +128,7 @@ parsed_choice = lru_cache(maxsize=None)(parse_choice)
 
 @torch.library.custom_op("bytecap::fake_quantize", mutates_args=(), schema=SCHEMA)
 def _blended(
-    weight: torch.Tensor,
-    choice: str,
-    strength: torch.Tensor | None,
-    scale: torch.Tensor | None,
+    weight: torch.Tensor, choice: str, strength: torch.Tensor | None, scale: torch.Tensor | None
 ) -> torch.Tensor:
     # Not on a GPU: reading the number would wait for it, and a CUDA graph would keep the branch.
     if strength is not None and strength.device.type == "cpu" and strength == 0:

@@ -89,11 +89,7 @@ def _unfactored(columns: int) -> HessianFactor:
 
 
 def round_on_trellis(
-    inputs: HessianFactor,
-    V: torch.Tensor,
-    rows: torch.Tensor,
-    scale: torch.Tensor,
-    starts: Numbers,
+    inputs: HessianFactor, V: torch.Tensor, rows: torch.Tensor, scale: torch.Tensor, starts: Numbers
 ) -> torch.Tensor:
     """int16 codes [rows, columns] of rows [rows, columns] under scale [rows].
 
@@ -131,13 +127,7 @@ def _price(X: Floats, U: Floats, V: torch.Tensor, steps: Floats) -> float:
 
 
 def _search(
-    X: Floats,
-    U: Floats,
-    V: Floats,
-    steps: Floats,
-    price: float,
-    lengths: Lengths,
-    starts: Numbers,
+    X: Floats, U: Floats, V: Floats, steps: Floats, price: float, lengths: Lengths, starts: Numbers
 ) -> npt.NDArray[np.int16]:
     """Codes [columns, rows] of weights X [columns, rows]; X is overwritten.
 

@@ -218,12 +218,7 @@ def _best_classes(
     return bits, Classes(kind if row_classes > 1 else 0, row_classes, column_classes, by_scale)
 
 
-def _histograms(
-    codes: Codes,
-    reach: int,
-    row_class: Numbers,
-    column_class: Numbers,
-) -> Numbers:
+def _histograms(codes: Codes, reach: int, row_class: Numbers, column_class: Numbers) -> Numbers:
     """Counts [row classes, column classes, symbols] under the finest classes.
 
     symbols = 2 · reach + 1: the codes -reach to reach.

@@ -241,12 +241,7 @@ def add_excess(
 
 
 def class_rows(
-    kind: int,
-    classes: int,
-    rows: int,
-    scale: npt.NDArray[Any] | None,
-    symbols: Any,
-    model: Model,
+    kind: int, classes: int, rows: int, scale: npt.NDArray[Any] | None, symbols: Any, model: Model
 ) -> npt.NDArray[np.int64]:
     """The class of each row, [rows]."""
     if kind == 1:

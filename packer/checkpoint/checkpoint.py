@@ -170,10 +170,7 @@ def _dequantized(file: DequantizedFile, weights: str | None, drop: Sequence[str]
 
 
 def from_state_dict(
-    state_dict: Mapping[str, torch.Tensor],
-    *,
-    source: str = "state dict",
-    drop: Sequence[str] = (),
+    state_dict: Mapping[str, torch.Tensor], *, source: str = "state dict", drop: Sequence[str] = ()
 ) -> Checkpoint:
     """The same checks and clean-up for weights in memory; CPU tensors are shared, not copied.
 

@@ -99,12 +99,7 @@ def _torch_load(file: Path | BinaryIO | mmap.mmap, source: str, *, mapped: bool)
             stack.enter_context(warnings.catch_warnings())
             # torch warns about its own internals here; a user can do nothing about them.
             warnings.simplefilter("ignore")
-            loaded: object = torch.load(
-                opened,
-                map_location="cpu",
-                weights_only=True,
-                mmap=mapped,
-            )
+            loaded: object = torch.load(opened, map_location="cpu", weights_only=True, mmap=mapped)
             return loaded
     except MemoryError:
         raise

@@ -76,9 +76,7 @@ def code(
 
 
 def _json(
-    sources: tuple[SourceFile, ...],
-    packed: PackedCode | None,
-    out: str | None,
+    sources: tuple[SourceFile, ...], packed: PackedCode | None, out: str | None
 ) -> dict[str, Any]:
     return {
         "code_bytes": sum(source.size_bytes for source in sources),

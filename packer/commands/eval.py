@@ -157,12 +157,7 @@ def _run(
                 tell(f"tokens, {done / (time.monotonic() - started):,.0f} a second", done, total)
 
         return run(
-            subjects,
-            data,
-            setting,
-            reference,
-            progress=progress,
-            notice=lambda text: say([text]),
+            subjects, data, setting, reference, progress=progress, notice=lambda text: say([text])
         )
 
 

@@ -34,11 +34,7 @@ if TYPE_CHECKING:
     required=True,
     help="Write a .safetensors or .pt file, or a new folder, FOLDER/, for from_pretrained.",
 )
-@click.option(
-    "--codes",
-    is_flag=True,
-    help="Write integer codes and scales in place of floats.",
-)
+@click.option("--codes", is_flag=True, help="Write integer codes and scales in place of floats.")
 @with_options(TEMPLATE, MAX_MEMORY, JSON)
 def unpack(
     artifact: str,

@@ -257,10 +257,7 @@ def _is_broken(decoded: torch.Tensor, format: TensorFormat) -> bool:
 
 
 def _requantize_problem(
-    quantized: QuantizedTensor,
-    weight: torch.Tensor,
-    choice: str,
-    curvature: Curvature | None,
+    quantized: QuantizedTensor, weight: torch.Tensor, choice: str, curvature: Curvature | None
 ) -> str | None:
     parsed = parse_choice(choice)
     if parsed.format != quantized.format:

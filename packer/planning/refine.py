@@ -15,12 +15,7 @@ from packer.budget.step_curve import StepPoint, best_step
 from packer.checkpoint.checkpoint import Checkpoint
 from packer.curvature.curvature_set import CurvatureSet, by_tensor_of
 from packer.planning.candidates import Measurement, TensorInfo
-from packer.planning.measure import (
-    Progress,
-    ignore_progress,
-    measure_tensor,
-    measured_side_by_side,
-)
+from packer.planning.measure import Progress, ignore_progress, measure_tensor, measured_side_by_side
 from packer.planning.plan import PackPlan, make_plan
 from packer.quantizers.choice import parse_choice
 

@@ -14,13 +14,7 @@ from packer.reports.html import Html
 from packer.reports.pictures import Picture, figure_html
 from packer.reports.report import by_layer, by_role
 from packer.reports.report_data import ReportData
-from packer.reports.size_figures import (
-    DAMAGE_BPB,
-    curve_height,
-    draw_curve,
-    draw_trials,
-    has_curve,
-)
+from packer.reports.size_figures import DAMAGE_BPB, curve_height, draw_curve, draw_trials, has_curve
 from packer.reports.tables import curve_rows, known, share_rows, tensor_cells
 from packer.reports.treemap import draw_treemap, treemap_height
 

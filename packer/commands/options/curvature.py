@@ -13,12 +13,7 @@ from packer.commands.options.groups import OptionGroup, Part
 from packer.commands.options.model import MODEL, ModelOptions
 from packer.commands.options.opening import OPENING
 from packer.commands.options.sections import MAIN, option
-from packer.commands.options.text import (
-    CALIBRATION_SIZE,
-    TOKENIZER,
-    TextOptions,
-    calibration_text,
-)
+from packer.commands.options.text import CALIBRATION_SIZE, TOKENIZER, TextOptions, calibration_text
 from packer.commands.options.types import CONFIG, EXISTING_FILE, WRITABLE
 
 if TYPE_CHECKING:

@@ -66,14 +66,7 @@ class Windows:
 TEXT = OptionGroup(
     "text",
     ScoredText,
-    option(
-        "--data",
-        section=MAIN,
-        multiple=True,
-        required=True,
-        metavar="PATH",
-        help=SHARDS_TOO,
-    ),
+    option("--data", section=MAIN, multiple=True, required=True, metavar="PATH", help=SHARDS_TOO),
     option(
         "--tokenizer",
         section=MAIN,

@@ -112,11 +112,7 @@ def cap_option(
 
 
 CODE = click.option(
-    "--code",
-    "code",
-    multiple=True,
-    type=EXISTING_FILE,
-    help="Count FILE as code; repeat for more.",
+    "--code", "code", multiple=True, type=EXISTING_FILE, help="Count FILE as code; repeat for more."
 )
 MARGIN = click.option(
     "--margin", type=Size(), default=0, help="Leave SIZE bytes unused.", metavar="SIZE"
