@@ -304,10 +304,7 @@ def unpack_codes(
     written to `out` (.safetensors) when given. Raises as `unpack`.
     """
     with _reading(artifact):
-        data = _bytes_of(artifact)
-        if out is None:
-            return codes_file.read_codes(data, max_bytes)
-        return codes_file.write_codes(data, out, max_bytes)
+        return codes_file.unpack_codes(_bytes_of(artifact), out, max_bytes)
 
 
 def unpack_foreign(

@@ -120,7 +120,9 @@ def read_checkpoint(
     state_dict, notes = find_state_dict(content.value, weights, source)
     if content.codec != "none":
         notes = [f"decompressed from {content.file_bytes:,} bytes of {content.codec}", *notes]
-    all_notes = [*content.notes, *notes, *_unused(template)]
+    all_notes = [*content.notes, *notes]
+    if template is not None:
+        all_notes.append("--template is for other authors' artifacts: not used")
     return _normalize(state_dict, content.metadata, drop, all_notes, source, content.places)
 
 
@@ -131,10 +133,6 @@ def _no_artifact(source: str, value: object) -> str:
         f"{source}: is no artifact of a layout that is known here, but {holds}; where "
         "these are a checkpoint's weights, use packer pack, or packer report and inspect"
     )
-
-
-def _unused(template: object) -> list[str]:
-    return [] if template is None else ["--template is for other authors' artifacts: not used"]
 
 
 def _from_foreign(foreign: ForeignArtifact, weights: str | None, drop: Sequence[str]) -> Checkpoint:
@@ -206,7 +204,8 @@ def _normalize(
     kept, ties = without_ties(named)
     if ties:
         all_notes.append(f"tied, stored once: {_pairs(ties)}")
-    kept = kept if places else _plain_ones(kept)
+    if not places:
+        kept = {name: _plain(tensor) for name, tensor in kept.items()}
     tensors = _read_later(kept, named_in_file, places) if places else kept
     copies = equal_tensors(kept, tensors)
     if copies:
@@ -276,10 +275,6 @@ def _read_later(
 ) -> StoredTensors:
     """The tensors, by the names they are kept under; named_in_file: of each object, its name."""
     return StoredTensors({name: places[named_in_file[id(t)]] for name, t in kept.items()})
-
-
-def _plain_ones(kept: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: _plain(tensor) for name, tensor in kept.items()}
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

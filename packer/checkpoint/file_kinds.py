@@ -101,7 +101,7 @@ def _load_file(path: Path, max_memory: int | None) -> Content:
     known = known_by_start(head)
     if known is not None and codec_of(head) is None:
         raise CheckpointError(not_a_checkpoint(path, *known))
-    return _load_wrapped(path, max_memory)
+    return content_of(path.read_bytes(), path, max_memory)
 
 
 def _from_gguf(file: DequantizedFile) -> Content:
@@ -155,11 +155,6 @@ def _check_index(source: Path, weight_map: Mapping[str, str], home: Mapping[obje
 def _plain(path: Path, loaded: Loaded, size: int) -> Content:
     value, metadata = loaded.tensors, loaded.metadata
     return Content(str(path), value, metadata, "none", size, size, loaded.places)
-
-
-def _load_wrapped(path: Path, max_memory: int | None) -> Content:
-    """A file that is read whole: compressed, or of a container that only artifacts have."""
-    return content_of(path.read_bytes(), path, max_memory)
 
 
 def content_of(whole: bytes, path: Path, max_memory: int | None = None) -> Content:

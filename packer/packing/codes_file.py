@@ -42,26 +42,22 @@ def codes_of(quantized: QuantizedTensor) -> dict[str, torch.Tensor]:
     return {"codes": codes.reshape(quantized.shape), **quantized.side}
 
 
-def read_codes(data: bytes, max_bytes: int = MAX_DECODED_BYTES) -> dict[str, torch.Tensor]:
-    """All tensors of the codes file of an artifact, by key.
-
-    Raises ArtifactError: not an artifact, damaged, or larger decoded than `max_bytes`.
-    """
-    return _parts(parse(data, max_bytes))[0]
-
-
-def write_codes(
-    data: bytes, path: str | os.PathLike[str], max_bytes: int = MAX_DECODED_BYTES
+def unpack_codes(
+    data: bytes, path: str | os.PathLike[str] | None, max_bytes: int = MAX_DECODED_BYTES
 ) -> dict[str, torch.Tensor]:
-    """The same, written as safetensors. The metadata has format and dtype of every tensor
-    ("bytecap.formats"), tied names ("bytecap.ties") and the artifact's own metadata.
+    """All tensors of the codes file of an artifact, by key; written as safetensors to `path` when
+    given. The metadata has format and dtype of every tensor ("bytecap.formats"), tied names
+    ("bytecap.ties") and the artifact's own metadata.
 
-    Raises ArtifactError, and OutputError: another ending, or a dtype that safetensors lacks.
+    Raises ArtifactError: not an artifact, damaged, or larger decoded than `max_bytes`. OutputError:
+    another ending, or a dtype that safetensors lacks.
     """
-    if Path(path).suffix.lower() != ".safetensors":
+    if path is not None and Path(path).suffix.lower() != ".safetensors":
         raise OutputError(f"{path}: codes are written as .safetensors; name such a file")
     stored = parse(data, max_bytes)
     parts, formats = _parts(stored)
+    if path is None:
+        return parts
     metadata = {
         **without_files(stored.metadata),
         "bytecap": KIND,

@@ -45,6 +45,7 @@ SPAN = 100.0
 # A squared error says nothing about what a norm or gain acts on, and integers save next to nothing
 # in it: so vectors go below 16 bits last, where the cap cannot be met otherwise.
 CAUTION = 1e6
+FLOATS = ("raw", "fp", "bf")  # how their choices begin
 SMALLEST_SQUARE = 1e-290  # so that errors of tiny float64 weights are not zero
 NEAR_ZERO = 2.0**-10  # of a table's largest value: sines pass through zero
 MONOTONE_ELEMENTS = 8  # one order in 20,000 of so many trained weights is monotone
@@ -91,13 +92,12 @@ def error_measure(info: TensorInfo, weight: torch.Tensor) -> ErrorMeasure:
         least = 0.0 if is_vector(weight) else 1.0 if are_sinusoids(weight) else NEAR_ZERO**2
         floor = max(least, torch.finfo(torch.float32).tiny)
         return ErrorMeasure(weight, unit, 1 / squares.clamp_(min=floor), 1.0, math.inf)
-    counts = _counts(squares) if is_vector(weight) else _row_and_column_counts(squares)
+    if is_vector(weight):
+        counts = _counts(squares)
+    else:
+        counts = _counts(squares.mean(1, keepdim=True)) * _counts(squares.mean(0, keepdim=True))
     level = float((squares * counts).mean(dtype=torch.float64)) * unit_square
     return ErrorMeasure(weight, unit, counts, unit_square, level)
-
-
-def _row_and_column_counts(squares: torch.Tensor) -> torch.Tensor:
-    return _counts(squares.mean(1, keepdim=True)) * _counts(squares.mean(0, keepdim=True))
 
 
 def _counts(levels: torch.Tensor) -> torch.Tensor:
@@ -195,14 +195,10 @@ def balanced(
             one,
             weight_error=one.weight_error
             * factors.get(one.tensor, 1.0)
-            * (CAUTION if one.tensor in vectors and not _is_float(one.choice) else 1.0),
+            * (CAUTION if one.tensor in vectors and not one.choice.startswith(FLOATS) else 1.0),
         )
         for one in candidates
     ]
-
-
-def _is_float(choice: str) -> bool:
-    return choice.startswith(("raw", "fp", "bf"))
 
 
 def _median_weight(levels: Sequence[tuple[float, int]]) -> float:

@@ -14,7 +14,14 @@ from packer.reports.html import Html
 from packer.reports.pictures import Picture, figure_html
 from packer.reports.report import by_layer, by_role
 from packer.reports.report_data import ReportData
-from packer.reports.size_figures import DAMAGE_BPB, curve_height, draw_curve, draw_trials, has_curve
+from packer.reports.size_figures import (
+    DAMAGE_BPB,
+    comparable,
+    curve_height,
+    curve_points,
+    draw_curve,
+    draw_trials,
+)
 from packer.reports.tables import curve_rows, known, share_rows, tensor_cells
 from packer.reports.treemap import draw_treemap, treemap_height
 
@@ -34,7 +41,7 @@ def pictures_of(data: ReportData) -> tuple[Picture, ...]:
         pictures.append(_treemap(data))
     if any(row.elements for row in report.rows):
         pictures.append(_heat_map(data))
-    if has_curve(data):
+    if curve_points(data) or comparable(data):
         pictures.append(_curve(data))
     if data.histograms:
         drawn = data.histograms

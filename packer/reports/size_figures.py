@@ -32,11 +32,6 @@ def curve_height(width: float) -> float:
     return 520.0 if width > 600 else 480.0
 
 
-def has_curve(data: ReportData) -> bool:
-    """Whether there is anything to draw."""
-    return bool(curve_points(data)) or bool(comparable(data))
-
-
 def comparable(data: ReportData) -> tuple[ComparedFile, ...]:
     """The compared files, if the plan's damage is in bits per byte too or there is no plan."""
     plan = data.plan
