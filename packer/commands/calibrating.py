@@ -1,8 +1,9 @@
-"""Curvature of a model on a text, and an evaluator that measures the damage of plans on one."""
+"""A model on a text: its curvature, its scores, and an evaluator of the damage of plans."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     from packer.commands.options.text import TextOptions
     from packer.curvature.curvature_set import CurvatureSet
     from packer.curvature.resume import ResumeFile
+    from packer.eval.batches import Setting
     from packer.eval.forward import AnyModel
-    from packer.evaluation import Data
+    from packer.evaluation import Data, Evaluated, Subject
     from packer.planning.damage_trials import Calibration, DamageEvaluator
 
 
@@ -146,3 +148,29 @@ def evaluator_of(
         window=text.window,
         held_out=held_out,
     )
+
+
+def scores_of(
+    subjects: Sequence[Subject],
+    data: Data,
+    setting: Setting,
+    reference: int = 0,
+    say: Callable[[Sequence[str]], None] = say_notes,
+) -> tuple[Evaluated, ...]:
+    """Scores of models on the same tokens, with a progress bar on rank 0. Raises ScoreError.
+
+    say: called with what happens on the way.
+    """
+    from packer.evaluation import evaluate
+    from packer.progress import shown
+
+    started = time.monotonic()
+    with shown("scoring") as tell:
+
+        def progress(done: int, total: int) -> None:
+            if setting.rank == 0:
+                tell(f"tokens, {done / (time.monotonic() - started):,.0f} a second", done, total)
+
+        return evaluate(
+            subjects, data, setting, reference, progress=progress, notice=lambda text: say([text])
+        )

@@ -6,17 +6,17 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from packer.commands.calibrating import scores_of
 from packer.commands.comparing import CALIBRATION, SCORED, Sizes
 from packer.commands.load_calibration import load_calibration
 from packer.commands.models import load_subjects, refusals, running_foreign
 from packer.commands.options import sections
 from packer.commands.options.curvature import CurvatureOptions
 from packer.commands.options.groups import OptionGroup
-from packer.commands.options.limits import measure_options, plan_limits
 from packer.commands.options.model import COMPANION, MODEL, ModelOptions
 from packer.commands.options.opening import CHECKPOINT_OPENING
 from packer.commands.options.sections import SectionedCommand, option
@@ -30,8 +30,9 @@ from packer.commands.options.types import (
     PINS,
     TRELLIS,
     cap_option,
+    measure_options,
+    plan_limits,
     print_json,
-    say_notes,
     say_warnings,
     with_options,
 )
@@ -40,7 +41,7 @@ from packer.errors import PackerError
 from packer.planning.options import MeasureOptions, PlanLimits
 
 if TYPE_CHECKING:
-    from packer.evaluation import Data
+    from packer.evaluation import Data, Evaluated
     from packer.packing.comparison import Comparison, Entry, Refused, Row
     from packer.planning.account import Limits
 
@@ -239,23 +240,13 @@ def _scored(
     return rows, [one for one in results if not isinstance(one, Entry)]
 
 
-def _evaluated(sources: Sequence[str], scoring: Scoring) -> tuple[Any, ...]:
+def _evaluated(sources: Sequence[str], scoring: Scoring) -> tuple[Evaluated, ...]:
     from packer.eval.batches import Setting, ignore
-    from packer.evaluation import evaluate
-    from packer.progress import shown
 
     device = choose_device(scoring.built.device)
     say = ignore  # the notes are the same for every file
     subjects = load_subjects(sources, scoring.built, device, say)
-    setting = Setting(scoring.window, tokens=scoring.tokens)
-    with shown("scoring") as tell:
-        return evaluate(
-            subjects,
-            scoring.data,
-            setting,
-            progress=lambda done, total: tell("tokens", done, total),
-            notice=lambda text: say_notes([text]),
-        )
+    return scores_of(subjects, scoring.data, Setting(scoring.window, tokens=scoring.tokens))
 
 
 def _show(rows: Sequence[Row], refused: Sequence[Refused], several: bool, as_json: bool) -> None:

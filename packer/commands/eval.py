@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from packer.commands.calibrating import scores_of
 from packer.commands.models import load_subjects, refusals, running_foreign
 from packer.commands.options.groups import OptionGroup
 from packer.commands.options.model import COMPANION, MODEL, ModelOptions
@@ -31,7 +31,6 @@ from packer.errors import PackerError
 from packer.printable import spelled
 
 if TYPE_CHECKING:
-    from packer.commands.models import Say
     from packer.eval.batches import Setting
     from packer.evaluation import Data, Evaluated, Subject
 
@@ -115,7 +114,7 @@ def evaluate(
             # Before generating a sample, which would fail less clearly.
             evaluation.check_models(subjects, data, setting, lambda text: say([text]))
             continuations = _continue(subjects, data, shown.sample, setting.window)
-            evaluated = _run(subjects, data, setting, chosen, say)
+            evaluated = scores_of(subjects, data, setting, chosen, say)
         if rank == 0:
             _show(evaluated, data, setting, chosen, continuations, shown)
 
@@ -141,24 +140,6 @@ def _check_picture(plot: str | None) -> None:
     check_ending(plot)
     if not Path(plot).resolve().parent.is_dir():
         raise PackerError(f"{plot}: the folder {Path(plot).parent} does not exist; create it first")
-
-
-def _run(
-    subjects: Sequence[Subject], data: Data, setting: Setting, reference: int, say: Say
-) -> tuple[Evaluated, ...]:
-    from packer.evaluation import evaluate as run
-    from packer.progress import shown
-
-    with shown("scoring") as tell:
-        started = time.monotonic()
-
-        def progress(done: int, total: int) -> None:
-            if setting.rank == 0:
-                tell(f"tokens, {done / (time.monotonic() - started):,.0f} a second", done, total)
-
-        return run(
-            subjects, data, setting, reference, progress=progress, notice=lambda text: say([text])
-        )
 
 
 def _continue(

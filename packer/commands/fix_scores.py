@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from packer.commands.calibrating import scores_of
 from packer.commands.models import load_subjects, refusals, running_foreign
 from packer.commands.options.groups import OptionGroup
 from packer.commands.options.model import MODEL, ModelOptions
@@ -100,9 +101,6 @@ class Bench:
 
     def run(self, files: Mapping[str, bytes]) -> dict[str, Evaluated]:
         """Scores by name: the original artifact under BEFORE, then every file."""
-        from packer.evaluation import evaluate
-        from packer.progress import shown
-
         with (
             tempfile.TemporaryDirectory() as folder,
             refusals(),
@@ -115,14 +113,7 @@ class Bench:
             names = [*self.sources[:-1], BEFORE, *files]
             named = [replace(one, name=n) for one, n in zip(subjects, names, strict=True)]
             setting = self.scoring.windows.setting(named[0])
-            with shown("scoring") as tell:
-                evaluated = evaluate(
-                    named,
-                    self.scoring.text.open(),
-                    setting,
-                    progress=lambda done, total: tell("tokens", done, total),
-                    notice=lambda text: say_notes([text]),
-                )
+            evaluated = scores_of(named, self.scoring.text.open(), setting)
         return {one.subject.name: one for one in evaluated[len(self.sources) - 1 :]}
 
     def _subjects(self, sources: tuple[str, ...], *, quiet: bool) -> list[Subject]:

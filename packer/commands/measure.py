@@ -10,7 +10,6 @@ from packer.commands.carrying import INCLUDE, carried
 from packer.commands.load_calibration import kept_curvature, load_calibration
 from packer.commands.options.curvature import CURVATURE_KEPT, CurvatureOptions
 from packer.commands.options.groups import OptionGroup
-from packer.commands.options.limits import measure_options
 from packer.commands.options.sections import MAIN, SectionedCommand, option
 from packer.commands.options.types import (
     CODER,
@@ -19,6 +18,7 @@ from packer.commands.options.types import (
     PINS,
     TRELLIS,
     WRITABLE,
+    measure_options,
     print_json,
     refuse_overwriting,
     say,

@@ -12,7 +12,6 @@ from packer.commands.carrying import INCLUDE, carried, carried_account
 from packer.commands.load_calibration import load_calibration
 from packer.commands.options.curvature import CURVATURE, CurvatureOptions, beside
 from packer.commands.options.groups import OptionGroup
-from packer.commands.options.limits import measure_options, plan_limits
 from packer.commands.options.sections import MAIN, OUTPUT, SectionedCommand, option
 from packer.commands.options.types import (
     CODE,
@@ -25,6 +24,8 @@ from packer.commands.options.types import (
     TRELLIS,
     WRITABLE,
     cap_option,
+    measure_options,
+    plan_limits,
     print_json,
     refuse_overwriting,
     say,

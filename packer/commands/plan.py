@@ -15,7 +15,6 @@ from packer.commands.load_calibration import kept_curvature
 from packer.commands.models import model_of, refusals, running_foreign
 from packer.commands.options.curvature import CURVATURE_KEPT, CurvatureOptions, beside
 from packer.commands.options.groups import OptionGroup
-from packer.commands.options.limits import measure_options, plan_limits
 from packer.commands.options.opening import Opening
 from packer.commands.options.sections import CALIBRATION, MAIN, OUTPUT, SectionedCommand, option
 from packer.commands.options.types import (
@@ -29,12 +28,15 @@ from packer.commands.options.types import (
     TRELLIS,
     WRITABLE,
     cap_option,
+    measure_options,
+    plan_limits,
+    print_json,
     refuse_overwriting,
     say,
+    say_notes,
     with_options,
 )
 from packer.commands.plan_source import Measured, measured_from
-from packer.commands.plan_words import show_plan
 from packer.files import is_json, write_json
 from packer.planning.options import MeasureOptions, PlanLimits
 
@@ -136,7 +138,7 @@ def plan(
         write_json(output, pack_plan.to_json())
     kept = _kept(source, measured, curvature, output)
     changes = _what_if(pack_plan) if what_if else ()
-    show_plan(pack_plan, source, output, changes, as_json, checked)
+    _show(pack_plan, source, output, changes, as_json, checked)
     if output and not as_json:
         say(f"next: {_next_command(pack_plan, output, kept, built.opening)}")
 
@@ -186,3 +188,56 @@ def _what_if(pack_plan: PackPlan) -> tuple[WhatIf, ...]:
     from packer.planning.plan import restrict
 
     return what_if(restrict(pack_plan.measurement, pack_plan.pins), pack_plan.plan)
+
+
+def _show(
+    plan: PackPlan,
+    source: str,
+    output: str | None,
+    changes: tuple[WhatIf, ...],
+    as_json: bool,
+    checked: tuple[CheckedPlan, ...] = (),
+) -> None:
+    """Print the plan as tables or JSON."""
+    from packer.reports import tables
+    from packer.reports.describe import describe_quality
+    from packer.reports.report import report_plan
+
+    report = report_plan(plan, source)
+    if as_json:
+        value = report.to_json()
+        value["what_if"] = [vars(one) for one in changes]
+        value["measured_rounds"] = [
+            {"predicted_damage_bpb": one.predicted, "measured_damage_bpb": one.measured}
+            for one in checked
+        ]
+        value["calibration"] = plan.measurement.calibration
+        limits = plan.limits
+        value["decoder_bytes"], value["encoder_bytes"] = limits.loader_bytes, limits.encoder_bytes
+        print_json({**value, "output": output})
+        return
+    tables.print_report(report, every_tensor=True)
+    say("")
+    say(plan.describe_account())
+    say(plan.limits.describe_code())
+    say(describe_quality(plan), lines=True)
+    say_notes(report.notes)
+    for one in (change for change in changes if change.cap_bytes > 0):
+        say(describe_what_if(one, plan.plan.damage_kind))
+    for number, tried in enumerate(checked, start=1):
+        say(describe_checked(number, tried) + ("; kept" if tried.plan is plan else ""))
+
+
+def describe_checked(number: int, one: CheckedPlan) -> str:
+    """Predicted against measured damage of one round."""
+    text = f"round {number}: measured damage {one.measured:.4g}"
+    if one.predicted is None or one.ratio is None:
+        return text + ", predicted in other units"
+    return text + f", predicted {one.predicted:.4g}, {one.ratio:.2f} times that"
+
+
+def describe_what_if(one: WhatIf, damage_kind: str) -> str:
+    where = f"at a cap of {one.cap_bytes:,} ({one.offset_bytes:+,})"
+    if one.damage is None or one.damage_change is None:
+        return f"{where}: nothing fits"
+    return f"{where}: {damage_kind} {one.damage:.4g} ({one.damage_change:+.3g})"

@@ -15,7 +15,7 @@ import click
 
 from packer.commands.options.sections import MAIN, MODEL, OUTPUT, option
 from packer.planning.account import MAX_SIZE_BYTES
-from packer.planning.options import PathLike
+from packer.planning.options import MeasureOptions, PathLike, PlanLimits
 from packer.printable import printable_lines, spelled
 
 if sys.version_info >= (3, 11):
@@ -176,6 +176,18 @@ MAX_MEMORY = click.option(
 JSON = option(
     "--json", "as_json", section=OUTPUT, is_flag=True, help="Print one JSON object on stdout."
 )
+
+
+def plan_limits(cap: int | None, margin: int = 0, **others: Any) -> PlanLimits:
+    """cap: 0 in the limits where none is given. others: fields of PlanLimits by name."""
+    return PlanLimits(cap or 0, margin_bytes=margin, **others)
+
+
+def measure_options(
+    pins: tuple[tuple[str, str], ...] = (), coder: str | None = None, trellis: bool = False
+) -> MeasureOptions:
+    """pins: (selector, choice); the last on a selector wins."""
+    return MeasureOptions(dict(pins), {}, coder, trellis)
 
 
 def read_config(path: str | None) -> dict[str, str]:
