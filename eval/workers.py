@@ -32,7 +32,7 @@ class Pending(Generic[T]):
     """The future outcome of a call, to be read once. here: the reader's thread runs the call."""
 
     def __init__(self, work: Callable[..., T], arguments: tuple[Any, ...], here: bool) -> None:
-        self._work, self._arguments, self._here = work, arguments, here
+        self._work, self._arguments, self.here = work, arguments, here
         self._outcome: SimpleQueue[tuple[list[T], BaseException | None]] = SimpleQueue()
 
     def run(self) -> None:
@@ -46,9 +46,9 @@ class Pending(Generic[T]):
 
     def outcome(self) -> tuple[list[T], BaseException | None]:
         """Waits for ([result], None), or ([], what the call raised)."""
-        if self._here:
+        if self.here:
             self.run()
-        return _taken_from(self._outcome)
+        return taken_from(self._outcome)
 
     def result(self) -> T:
         """Waits for it. Raises what the call raised."""
@@ -96,10 +96,10 @@ def workers(count: int, torch_threads: int) -> Iterator[Submit]:
 
 def _wait(orders: Orders, ended: SimpleQueue[None]) -> None:
     orders.put(None)
-    _taken_from(ended)
+    taken_from(ended)
 
 
-def _taken_from(queue: SimpleQueue[T]) -> T:
+def taken_from(queue: SimpleQueue[T]) -> T:
     """The next of a queue. A signal that comes just before the wait begins is seen when it ends,
     so that no wait is long.
     """

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
 
-from packer.eval.workers import Pending, workers
+from packer.eval.workers import Pending, taken_from, workers
 
 MAX_SIDE_BY_SIDE = 8  # each holds factors and copies of its tensor
 
@@ -57,6 +58,28 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+
+
+def as_completed(
+    work: Callable[[Item], Result], items: Sequence[Item]
+) -> Iterator[tuple[Item, Result]]:
+    """(item, result) of every item as soon as it is there, begun in their order; threads and errors
+    as of `side_by_side`. All results may be in memory, so that they should be small.
+    """
+    count = min(usable_cores(), MAX_SIDE_BY_SIDE)
+    ended: SimpleQueue[int] = SimpleQueue()
+
+    def noted(at: int) -> Result:
+        try:
+            return work(items[at])
+        finally:
+            ended.put(at)
+
+    with one_torch_thread(), workers(count, torch_threads=1) as submit:
+        pending = [submit(noted, at) for at in range(len(items))]
+        for next_one in range(len(items)):
+            at = next_one if pending[next_one].here else taken_from(ended)
+            yield items[at], pending[at].result()
 
 
 def usable_cores() -> int:

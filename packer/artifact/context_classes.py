@@ -161,15 +161,18 @@ def _moved(
     cells = other_count * ranges
     index = sizes + (other * ranges).astype(np.int32)
     index += (np.arange(len(sizes)) * cells).astype(np.int32)[:, None]
-    counts = np.bincount(index.ravel(), minlength=len(sizes) * cells).reshape(len(sizes), -1)
-    tables = np.zeros((own_count, cells))
-    known = np.arange(len(own)) if known is None else known
-    np.add.at(tables, own[known], counts[known])  # [own classes, other classes · ranges]
-    shares = tables.reshape(own_count, other_count, ranges) + _ABSENT
+    flat = np.bincount(index.ravel(), minlength=len(sizes) * cells).astype(np.float64)
+    counts = torch.from_numpy(flat).reshape(len(sizes), cells)
+    # Sums of whole numbers, so that their order does not matter, [own classes, cells].
+    members = (
+        torch.from_numpy(own if known is None else own[known]) == torch.arange(own_count)[:, None]
+    )
+    tables = members.double() @ (counts if known is None else counts[known])
+    shares = tables.numpy().reshape(own_count, other_count, ranges) + _ABSENT
     shares /= shares.sum(axis=-1, keepdims=True)
     lengths = np.rint(-_PARTS_OF_A_BIT * np.log2(shares)).reshape(own_count, cells)
     # Bits of every row under the tables of every class, [rows, own classes].
-    bits = torch.from_numpy(counts.astype(np.float64)) @ torch.from_numpy(lengths).T
+    bits = counts @ torch.from_numpy(lengths).T
     moved: Numbers = bits.argmin(dim=1).numpy()
     return moved
 

@@ -26,7 +26,13 @@ from packer.planning.predicted_damage import (
     output_error,
     predicted_nats,
 )
-from packer.planning.step_grid import DENSE, StepGrid, step_choices
+from packer.planning.step_grid import (
+    DENSE,
+    StepGrid,
+    Variants,
+    best_variants,
+    step_choices,
+)
 from packer.planning.weight_errors import (
     NO_DATA,
     ROLE_WEIGHT,
@@ -44,10 +50,11 @@ from packer.quantizers.clip import row_absmax
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError, row_shape
 from packer.quantizers.quantize import dequantize, quantizable, quantize
-from packer.threads import side_by_side
+from packer.threads import as_completed, side_by_side
 
 # Matrices of fewer weights are cheap in any format: the long grid would only cost time.
 LONG_GRID_ELEMENTS = 4096
+PROBED_ALONE = 1 << 18  # weights; the best format of fewer varies, and is soon probed
 SMALL_SCALE = 2.0**-20  # a float16 that holds four bits
 FLOAT16_MAX = torch.finfo(torch.float16).max
 # Steps in units of the standard deviation, three per octave: 0.05 is nearly lossless, 1.6 leaves
@@ -68,11 +75,12 @@ def default_choices(
     curvature: Curvature | None = None,
     trellis: bool = False,
     grid: StepGrid = DENSE,
+    variants: Variants | None = None,
 ) -> tuple[Choice, ...]:
     """Every choice that could be right for a tensor of this shape and dtype.
 
     With curvature, stepped formats rounded by GPTQ, at the steps of the grid, replace clips and
-    rounding to nearest. trellis: also on a trellis.
+    rounding to nearest. trellis, variants: as of `step_choices`.
     """
     exact = exact_choice(weight.dtype)
     if not (quantizable(weight) and bool(weight.isfinite().all())):
@@ -84,12 +92,13 @@ def default_choices(
     if weight.dim() >= 2 and weight.numel() >= LONG_GRID_ELEMENTS:
         if curvature is not None:
             # Steps without a clip; a clip with one step per tensor or row is never better.
-            curved = step_choices(weight, curvature, trellis, grid)
+            curved = step_choices(weight, curvature, trellis, grid, variants)
             return (exact, *(parse_choice(text) for text in texts), *curved)
-        texts += ["int7.row", "int5.row", "int4.row", "int3.row", "int2.row", "ternary.row"]
+        texts += ["int7.row", "int2.row", "ternary.row"]
         clips = [f"{127 * step:.4g}" for step in STEP_GRID]
         texts += [f"int8.tensor+kstd@{k}" for k in clips]
-        texts += [f"int8.row+kstd@{k}" for k in clips[::2]]
+        # A step per row pays only where clips are so narrow that they cut off large weights.
+        texts += [f"int8.row+kstd@{k}" for k in clips[:6:2]]
         texts += [f"step+nearest@{ratio * k:.4g}" for ratio in far_out(weight) for k in STEP_GRID]
     elif weight.dim() >= 1 and weight.numel() >= 16:
         texts += ["int5.row", "int8.tensor", "int6.tensor", "int4.row"]
@@ -129,15 +138,39 @@ def measure(
     roles = {info.name: TensorRole(Role(info.role), info.layer) for info in infos}
     pinned = pinned_choices(options.pins, roles)
     coder = options.coder
+    variants = common_variants(checkpoint, infos, by_tensor_of(curvature))
 
     def choices_of(name: str, weight: torch.Tensor, known: Curvature | None) -> tuple[Choice, ...]:
-        defaults = default_choices(weight, known, options.trellis, grid)
+        defaults = default_choices(weight, known, options.trellis, grid, variants.get(name))
         chosen = [replace(choice, coder=coder) for choice in defaults] if coder else defaults
         return with_pinned(chosen, pinned.get(name))
 
     return _measurement(
         checkpoint, infos, choices_of, pinned, options.metadata, curvature, progress
     )
+
+
+def common_variants(
+    checkpoint: Checkpoint, infos: Sequence[TensorInfo], by_tensor: Mapping[str, Curvature]
+) -> dict[str, Variants]:
+    """Formats and roundings for large tensors, probed in one of every role and shape.
+
+    In large tensors they differ little within a role (docs/planner.md, Candidates).
+    """
+    groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for info in infos:
+        if info.elements > PROBED_ALONE and info.name in by_tensor:
+            groups.setdefault((info.role, info.shape), []).append(info.name)
+    several = [names for names in groups.values() if len(names) > 1]
+
+    def probed(names: Sequence[str]) -> Variants | None:
+        middle = names[len(names) // 2]
+        weight = checkpoint.tensors[middle]
+        usable = quantizable(weight) and bool(weight.isfinite().all())
+        return best_variants(weight, by_tensor[middle]) if usable else None
+
+    found = zip(several, side_by_side(probed, several), strict=True)
+    return {name: one for names, one in found if one is not None for name in names}
 
 
 def measure_choices(
@@ -211,16 +244,17 @@ def measured_side_by_side(
     candidates_of: Callable[[TensorInfo], list[Candidate]],
     progress: Progress,
 ) -> list[Candidate]:
-    """Candidates of all tensors in order, measured in parallel on all cores. progress counts
-    weights, because they determine the time, not tensors.
+    """Candidates of all tensors in order, measured in parallel on all cores, the largest first.
+    progress counts weights, because they determine the time, not tensors.
     """
-    candidates: list[Candidate] = []
+    by_name: dict[str, list[Candidate]] = {}
     weights, done = sum(info.elements for info in infos), 0
-    for info, measured in zip(infos, side_by_side(candidates_of, infos), strict=True):
+    largest_first = sorted(infos, key=lambda info: -info.elements)
+    for info, measured in as_completed(candidates_of, largest_first):
         done += info.elements
         progress(info.name, done, weights)
-        candidates += measured
-    return candidates
+        by_name[info.name] = measured
+    return [candidate for info in infos for candidate in by_name[info.name]]
 
 
 def describe_damage(

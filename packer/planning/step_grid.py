@@ -39,14 +39,41 @@ DENSE = StepGrid(4, 3)  # for plans under any cap
 SPARSE = StepGrid(1.5, 1)  # for a plan that is refined
 
 
+@dataclass(frozen=True)
+class Variants:
+    """Formats and roundings, such as step.row.col+gptq2, for fine and for coarse steps."""
+
+    fine: str
+    coarse: str
+
+    def suit(self, curvature: Curvature) -> bool:
+        """Whether the curvature has what they need."""
+        texts = self.fine + self.coarse
+        return (curvature.outputs is not None or "gptq2" not in texts) and (
+            curvature.fisher is not None or "row" not in texts
+        )
+
+
+def best_variants(weight: torch.Tensor, curvature: Curvature) -> Variants:
+    """Those that cost least at two probed steps."""
+    return Variants(*(_best_stepped(weight, curvature, probe) for probe in PROBES))
+
+
 def step_choices(
-    weight: torch.Tensor, curvature: Curvature, trellis: bool = False, grid: StepGrid = DENSE
+    weight: torch.Tensor,
+    curvature: Curvature,
+    trellis: bool = False,
+    grid: StepGrid = DENSE,
+    variants: Variants | None = None,
 ) -> tuple[Choice, ...]:
     """A choice for every step of the grid, in the format and rounding that cost least.
 
     trellis: also on a trellis, which nearly always wins, so that there are fewer scalar steps.
+    variants: of a tensor much like this one; probed here where there are none that suit.
     """
-    fine, coarse = (_best_stepped(weight, curvature, probe) for probe in PROBES)
+    if variants is None or not variants.suit(curvature):
+        variants = best_variants(weight, curvature)
+    fine, coarse = variants.fine, variants.coarse
     per_octave = grid.trellis / 2 if trellis else grid.scalar
     choices = [
         (fine if step < HALVES else coarse, step) for step in _steps(FINEST, OCTAVES, per_octave)
