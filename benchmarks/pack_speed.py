@@ -31,10 +31,18 @@ class Run:
     cpu_seconds: float
 
 
-def run(name: str, output: Path, *command: str) -> Run:
-    """Raises SystemExit with the step's own message when it fails."""
+def run(name: str, output: Path, *command: str, checkout: Path | None = None) -> Run:
+    """checkout: run its code, in the folder of the output.
+
+    Raises SystemExit with the step's own message when it fails.
+    """
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL)
+    where, environment = None, None
+    if checkout is not None:
+        where, environment = output.parent, {**os.environ, "PYTHONPATH": str(checkout)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], stdout=subprocess.DEVNULL, cwd=where, env=environment
+    )
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):
         raise SystemExit(f"{name} failed: {' '.join(command)}")

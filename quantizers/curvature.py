@@ -10,6 +10,7 @@ second moment H of the map's inputs, and one over rows, of which the diagonal is
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -151,20 +152,39 @@ def check_hessian(hessian: torch.Tensor, name: str = "hessian") -> None:
         )
     if hessian.numel() == 0:
         raise FormatError(f"{name} is empty: {shape}")
-    if not bool(torch.isfinite(hessian).all()):
+    low, high = map(float, hessian.aminmax())  # NaN if any value is
+    largest = max(abs(low), abs(high))
+    if not math.isfinite(low + high):
         raise FormatError(f"{name} has values that are not finite")
-    largest = float(hessian.abs().max())
-    difference = float((hessian - hessian.mT).abs().max())
-    if difference > SYMMETRY_TOLERANCE * largest:
-        raise FormatError(
-            f"{name} is not symmetric: entries differ by up to {difference:.3g}, "
-            f"where the largest is {largest:.3g}"
-        )
+    if not torch.equal(hessian, hessian.mT):
+        difference = float((hessian - hessian.mT).abs().max())
+        if difference > SYMMETRY_TOLERANCE * largest:
+            raise FormatError(
+                f"{name} is not symmetric: entries differ by up to {difference:.3g}, "
+                f"where the largest is {largest:.3g}"
+            )
     smallest = float(hessian.diagonal(dim1=-2, dim2=-1).min())
     if smallest < 0:
         raise FormatError(
             f"{name} has {smallest:.3g} on its diagonal; a mean of squares is never negative"
         )
+
+
+def lower_triangle(matrix: torch.Tensor) -> torch.Tensor:
+    """[..., n (n + 1) / 2]: a symmetric matrix [..., n, n] by rows, up to the diagonal."""
+    mask = torch.ones(matrix.shape[-2:], dtype=torch.bool).tril()
+    return matrix[..., mask]
+
+
+def from_lower_triangle(values: torch.Tensor) -> torch.Tensor:
+    """The inverse of `lower_triangle`. Raises FormatError: as many values are no triangle."""
+    count = values.shape[-1] if values.dim() else 0
+    size = (math.isqrt(8 * count + 1) - 1) // 2
+    if size * (size + 1) != 2 * count:
+        raise FormatError(f"{count:,} values are no triangle of a symmetric matrix")
+    mask = torch.ones(size, size, dtype=torch.bool).tril()
+    lower = values.new_zeros(*values.shape[:-1], size, size).masked_scatter_(mask, values)
+    return torch.where(mask, lower, lower.mT)
 
 
 def _check_row_values(name: str, values: torch.Tensor) -> None:

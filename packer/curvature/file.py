@@ -1,16 +1,23 @@
-"""The file curvature.safetensors: curvature of a checkpoint, checked when read."""
+"""The file curvature.safetensors: curvature of a checkpoint, checked when read.
+
+A field NAME/FIELD of symmetric matrices is stored as its lower triangle, NAME/FIELD.lower. A second
+moment that several weights share is stored once: the metadata's "shared", JSON, has key -> stored
+key. Earlier versions stored every matrix whole, which is read too.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from packer.artifact.tensor_bytes import bytes_of
 from packer.checkpoint.checkpoint import Checkpoint
 from packer.checkpoint.file_kinds import load
 from packer.checkpoint.fingerprint import contents_fingerprint
@@ -19,20 +26,45 @@ from packer.checkpoint.safetensors_write import write_all
 from packer.curvature.curvature_set import FIELDS, CurvatureSet
 from packer.errors import CheckpointError, CurvatureError
 from packer.files import replacing
-from packer.quantizers.curvature import Curvature
+from packer.quantizers.curvature import Curvature, from_lower_triangle, lower_triangle
 from packer.quantizers.formats import FormatError
 
 KIND = "bytecap curvature 1"
 AGAIN = "Calibrate again with `packer calibrate`."
 EARLIER_NOTES = ("free_order",)  # whether hidden units of MLPs may lie in any order
+LOWER = ".lower"
 PARTS = tuple(prefix + field for prefix in ("", "lookup.") for field in FIELDS)
 
 
 def write_curvature(path: str | os.PathLike[str], curvature: CurvatureSet) -> None:
     """Raises OutputError."""
-    metadata = {"bytecap": KIND, "provenance": json.dumps(curvature.provenance())}
+    stored, shared = _stored(curvature)
+    metadata = {
+        "bytecap": KIND,
+        "provenance": json.dumps(curvature.provenance()),
+        "shared": json.dumps(shared),
+    }
     with replacing(path) as temporary:
-        write_all(temporary, dict(curvature.tensors()), metadata)
+        write_all(temporary, stored, metadata)
+
+
+def _stored(curvature: CurvatureSet) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors to store by key, shared: key -> key of equal values)."""
+    stored: dict[str, torch.Tensor] = {}
+    shared: dict[str, str] = {}
+    keys: dict[bytes, str] = {}
+    for key, value in curvature.tensors():
+        if value.dim() < 2 or not torch.equal(value, value.mT):
+            stored[key] = value
+            continue
+        triangle = lower_triangle(value)
+        digest = hashlib.blake2b(bytes_of(triangle).numpy().data, key=str(value.shape).encode())
+        kept = keys.setdefault(digest.digest(), key + LOWER)
+        if kept == key + LOWER:
+            stored[kept] = triangle
+        else:
+            shared[key + LOWER] = kept
+    return stored, shared
 
 
 class StoredCurvature(LazyMapping[Curvature]):
@@ -41,15 +73,24 @@ class StoredCurvature(LazyMapping[Curvature]):
     It is not cached, because it takes more memory than the weights. Access raises CurvatureError.
     """
 
-    def __init__(self, source: str, values: Mapping[str, torch.Tensor], tokens: int) -> None:
-        """values: by key. Raises CurvatureError: a key belongs to no field of curvature."""
+    def __init__(
+        self,
+        source: str,
+        values: Mapping[str, torch.Tensor],
+        tokens: int,
+        shared: Mapping[str, str],
+    ) -> None:
+        """values: by key; shared: key -> key of `values`.
+
+        Raises CurvatureError: a key belongs to no field of curvature.
+        """
         self._source, self._values, self._tokens = source, values, tokens
-        self._keys = _by_name(source, values)
+        self._keys = _by_name(source, {**dict.fromkeys(values), **shared}, shared)
         super().__init__(self._keys)
 
     def __getitem__(self, name: str) -> Curvature:
         try:
-            parts = {part: self._values[key] for part, key in self._keys[name].items()}
+            parts = {part: _whole(self._values, key) for part, key in self._keys[name].items()}
             return _curvature(name, parts, self._tokens)
         except FormatError as error:
             raise CurvatureError(f"{self._source}: {error}. {AGAIN}") from None
@@ -72,7 +113,8 @@ def read_curvature(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Curv
             f"{source} is the curvature of weights with contents {provenance['contents'][:12]}, "
             f"and {checkpoint.source} has {contents[:12]}. {AGAIN}"
         )
-    by_tensor = StoredCurvature(source, loaded, provenance["tokens"])
+    shared = _shared(source, metadata, loaded)
+    by_tensor = StoredCurvature(source, loaded, provenance["tokens"], shared)
     check_tensors(by_tensor, checkpoint)
     return CurvatureSet(by_tensor, **provenance)
 
@@ -138,16 +180,35 @@ def _positive(value: Any) -> Any:
     return value
 
 
-def _by_name(source: str, keys: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Tensor name -> part -> key, sorted by name."""
+def _shared(source: str, metadata: Mapping[str, str], values: Container[str]) -> Mapping[str, str]:
+    """Key -> stored key, of tensors stored once for several weights."""
+    try:
+        shared: dict[str, str] = json.loads(metadata.get("shared", "{}"))
+        usable = all(of in values and key not in values for key, of in shared.items())
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CurvatureError(f"{source} is damaged: {error!r}. {AGAIN}") from None
+    if not usable:
+        raise CurvatureError(f"{source} is damaged: it shares tensors that it lacks. {AGAIN}")
+    return shared
+
+
+def _whole(values: Mapping[str, torch.Tensor], key: str) -> torch.Tensor:
+    """Raises FormatError."""
+    return from_lower_triangle(values[key]) if key.endswith(LOWER) else values[key]
+
+
+def _by_name(
+    source: str, keys: Iterable[str], shared: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Tensor name -> part -> stored key, sorted by name."""
     keys_by_name: dict[str, dict[str, str]] = {}
     for key in sorted(keys):
-        name, _, part = key.rpartition("/")
+        name, _, part = key.removesuffix(LOWER).rpartition("/")
         if not name or part not in PARTS:
             raise CurvatureError(
                 f"{source} holds {key!r}, which is not a field of curvature. {AGAIN}"
             )
-        keys_by_name.setdefault(name, {})[part] = key
+        keys_by_name.setdefault(name, {})[part] = shared.get(key, key)
     return dict(sorted(keys_by_name.items()))
 
 

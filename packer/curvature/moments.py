@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -54,7 +54,8 @@ class MapMoments:
         last = (placement.rows.stop - 1) // self.rows_of_one
         share = placement.row_count / (self.rows_of_one * (last - first + 1))
         at = placement.columns
-        self.hessian[first : last + 1, at, at] += share * moment.double()
+        moment = moment.double()
+        self.hessian[first : last + 1, at, at] += moment if share == 1 else share * moment
 
     def add_rows(self, placement: Placement, vectors: torch.Tensor, weights: torch.Tensor) -> None:
         """vectors: float32 [count, rows of the placement]; weights: float32 [count]."""
@@ -104,15 +105,22 @@ class MapMoments:
             here = slice(low - first, high - first)
             self.outputs[bank, here, here] += moment.double()
 
-    def curvature(self, tokens: int) -> Curvature:
-        hessian = _symmetric(self.hessian / tokens)
+    def curvature(
+        self, tokens: int, table: Curvature | None, shared: Callable[[torch.Tensor], torch.Tensor]
+    ) -> Curvature:
+        """table: of the same weight as a lookup. shared: an equal tensor that exists already, or
+        the one given.
+        """
+        mean = _symmetric(self.hessian / tokens)
+        hessian = shared(mean if self.stacked else mean[0])
         fisher = self._fisher(tokens)
         outputs = None
         if self.outputs is not None and fisher is not None:
             mean_weight = self.row_weights.mean().clamp(min=1e-30)
             outputs = _symmetric(self.outputs / mean_weight)
             outputs = outputs if self.stacked else outputs[0]
-        return Curvature(hessian if self.stacked else hessian[0], fisher, tokens, outputs=outputs)
+        usage = None if table is None else table.row_usage
+        return Curvature(hessian, fisher, tokens, usage, table, outputs)
 
     def _fisher(self, tokens: int) -> torch.Tensor | None:
         """float32 [rows], the mean squared gradient; None where no gradient came back."""

@@ -124,17 +124,20 @@ def observe(
 def collect(uses: WeightUses, tokens: int) -> dict[str, Curvature]:
     """Curvature by tensor; a weight that is both linear map and table has both.
 
-    Sums are freed one after the other, so that sums and means are never all in memory.
+    Sums are freed one after the other, so that sums and means are never all in memory. Maps of the
+    same inputs, such as q, k and v, share one second moment.
     """
     by_tensor: dict[str, Curvature] = {}
+    moments: dict[tuple[torch.Size, float], Tensor] = {}
+
+    def shared(moment: Tensor) -> Tensor:
+        kept = moments.setdefault((moment.shape, float(moment.sum())), moment)
+        return kept if torch.equal(kept, moment) else moment
+
     for name in sorted(uses.weights):
         table = uses.tables.pop(name).curvature(tokens) if name in uses.tables else None
         if name in uses.maps:
-            one = uses.maps.pop(name).curvature(tokens)
-            usage = None if table is None else table.row_usage
-            by_tensor[name] = Curvature(
-                one.hessian, one.fisher, tokens, usage, table, outputs=one.outputs
-            )
+            by_tensor[name] = uses.maps.pop(name).curvature(tokens, table, shared)
         elif table is not None:
             by_tensor[name] = table
         elif name in uses.parameters:

@@ -19,7 +19,7 @@ import torch
 from packer.artifact.encoder import assemble, encode_header, encode_tensor, header_bytes
 from packer.artifact.reader import ArtifactError
 from packer.quantizers.choice import Choice
-from packer.quantizers.curvature import Curvature
+from packer.quantizers.curvature import Curvature, from_lower_triangle
 from packer.quantizers.formats import Passthrough
 from packer.quantizers.quantize import quantize
 
@@ -208,9 +208,11 @@ def read_curvatures(data: bytes) -> dict[str, Curvature]:
     """Curvature by tensor from the bytes of a file that `packer calibrate` wrote."""
     tensors, metadata = read_tensors(data)
     tokens = json.loads(metadata["provenance"])["tokens"]
+    shared = json.loads(metadata.get("shared", "{}"))
     parts: dict[str, dict[str, Any]] = {}
-    for key, value in tensors.items():
-        name, _, part = key.rpartition("/")
+    for key, value in (tensors | {key: tensors[of] for key, of in shared.items()}).items():
+        name, _, part = key.removesuffix(".lower").rpartition("/")
+        value = from_lower_triangle(value) if key.endswith(".lower") else value
         parts.setdefault(name, {})[part] = value
     return {name: _curvature_of(found, "", tokens) for name, found in sorted(parts.items())}
 
