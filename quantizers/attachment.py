@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -98,6 +99,27 @@ def hold_scales(module: nn.Module) -> None:
             wrapper, weight = attached[0], attached.original
             if isinstance(wrapper, FakeQuantized) and isinstance(weight, torch.Tensor):
                 wrapper.hold(weight)
+
+
+@contextlib.contextmanager
+def rounded_once(module: nn.Module, once: bool = True) -> Iterator[None]:
+    """In this context the weights do not change: each is rounded now, not whenever it is read.
+
+    Learned steps are rounded as before, since their gradient needs it. once: False does nothing.
+    """
+    attached = [
+        (one[0], one.original)
+        for one in module.modules()
+        if isinstance(one, parametrize.ParametrizationList) and type(one[0]) is FakeQuantized
+    ]
+    for wrapper, weight in attached if once else ():
+        assert isinstance(weight, torch.Tensor)
+        wrapper.rounded = wrapper(weight.detach())
+    try:
+        yield
+    finally:
+        for wrapper, _ in attached:
+            wrapper.rounded = None
 
 
 def current_choices(module: nn.Module) -> dict[str, Choice]:

@@ -25,9 +25,9 @@ def store_scale(scale: torch.Tensor, absmax: torch.Tensor, dtype: torch.dtype) -
     """
     info = torch.finfo(dtype)
     stored = scale.clamp(max=info.max).to(dtype)
-    smallest = torch.tensor(info.smallest_normal * info.eps, dtype=dtype)
-    stored = torch.where(stored == 0, smallest, stored)
-    return torch.where(absmax > 0, stored, torch.zeros((), dtype=dtype))
+    # Numbers, not tensors of the host, for which a GPU would be waited for.
+    stored = stored.masked_fill(stored == 0, info.smallest_normal * info.eps)
+    return stored.masked_fill(~(absmax > 0), 0.0)
 
 
 def absmax_scale(rows: torch.Tensor, code_max: int) -> torch.Tensor:
@@ -62,7 +62,7 @@ def percentile_scale(
     errors = [row_error(rows, scale, code_min, code_max) for scale in scales]
     error = torch.stack(errors)  # [percentiles, rows]
     if per_matrix:
-        return scales[int(error.sum(dim=1).argmin())]
+        return torch.stack(scales).index_select(0, error.sum(dim=1).argmin()[None])[0]
     winner = error.argmin(dim=0, keepdim=True)
     return torch.stack(scales).gather(0, winner)[0]
 

@@ -157,6 +157,18 @@ _blended.register_fake(_shape_of_result)
 _blended.register_autograd(_straight_through)
 
 
+class _Passed(torch.autograd.Function):
+    """A value in place of the weight, with the gradient of the identity."""
+
+    @staticmethod
+    def forward(_: object, weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return value.view_as(weight)
+
+    @staticmethod
+    def backward(_: object, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return gradient, None
+
+
 class FakeQuantized(nn.Module):
     """A parametrization: the parameter holds the full-precision weight, reads give the decoded one.
 
@@ -167,6 +179,7 @@ class FakeQuantized(nn.Module):
 
     strength: torch.Tensor
     scale: torch.Tensor | None
+    rounded: torch.Tensor | None  # what reads give while the weight is known not to change
 
     def __init__(
         self, choice: Choice, weight: torch.Tensor, *, strength: float = 1.0, held: bool = False
@@ -178,8 +191,12 @@ class FakeQuantized(nn.Module):
         )
         held = held and not isinstance(choice.format, Passthrough)
         self.register_buffer("scale", stored_scale(weight, choice) if held else None)
+        self.register_buffer("rounded", None, persistent=False)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        if self.rounded is not None:
+            passed: torch.Tensor = _Passed.apply(weight, self.rounded)
+            return passed
         return fake_quantize(weight, self.choice, strength=self.strength, scale=self.scale)
 
     def current_choice(self) -> Choice:

@@ -13,5 +13,5 @@ def prune_smallest(weight: torch.Tensor, fraction: float) -> torch.Tensor:
     """
     count = int(fraction * weight.numel())
     flat = weight.flatten().clone()
-    flat[flat.abs().sort(stable=True).indices[:count]] = 0
+    flat.index_fill_(0, flat.abs().sort(stable=True).indices[:count], 0)
     return flat.reshape(weight.shape)

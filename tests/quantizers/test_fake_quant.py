@@ -2,12 +2,22 @@
 
 import pytest
 import torch
-from packer.quantizers.attachment import attach, detach, hold_scales, plain_name, set_strength
+from packer.quantizers import fake_quant
+from packer.quantizers.attachment import (
+    attach,
+    detach,
+    hold_scales,
+    plain_name,
+    rounded_once,
+    set_strength,
+)
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.fake_quant import fake_quantize, quantize_held, stored_scale
 from packer.quantizers.formats import FormatError
 from packer.quantizers.quantize import dequantize, quantize
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from packer.artifact.decoder import read_weights
 from packer.artifact.encoder import Artifact
@@ -234,3 +244,52 @@ def test_training_through_the_round_trip_lowers_the_loss_of_the_decoded_weights(
 def test_a_strength_outside_the_range_is_refused(strength):
     with pytest.raises(FormatError, match="strength lies in"):
         set_strength(network(), strength)
+
+
+class NoHost(TorchDispatchMode):
+    """Raises where a GPU would be waited for: a number is read, or a tensor of the host is used."""
+
+    def __torch_dispatch__(self, func, _, args=(), kwargs=None):
+        found = {x.device.type for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        if func is torch.ops.aten._local_scalar_dense.default or found == {"cpu", "meta"}:
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("int6.row", "int5.row+prune@0.1", "int6.row+quantile@0.9995", "int8.tensor+kstd@12"),
+        *(
+            "int6.row+percentile",
+            "int6.row+percentile-matrix",
+            "int4.row+zero@1",
+            "int8.row.scale32",
+        ),
+    ],
+)
+def test_rounding_never_waits_for_the_device(text: str) -> None:
+    weight = torch.empty(16, 300, device="meta")
+    with NoHost():
+        decoded = fake_quant._round_trip(weight, parse_choice(text), None)
+    assert decoded.device.type == "meta" and decoded.shape == weight.shape
+    with pytest.raises(AssertionError, match="waits"), NoHost():
+        torch.where(weight > 0, weight, torch.zeros(()))
+
+
+def test_a_weight_is_rounded_once_for_all_reads() -> None:
+    module = nn.Linear(8, 4, bias=False)
+    attach(module, {"weight": "int4.row"})
+    fresh, calls = module.weight.detach().clone(), []
+    original = fake_quant._round_trip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fake_quant, "_round_trip", lambda *a: calls.append(1) or original(*a))
+        with rounded_once(module):
+            for _ in range(3):
+                module(torch.ones(2, 8)).sum().backward()
+            assert torch.equal(module.weight, fresh)
+        assert len(calls) == 1
+        module(torch.ones(2, 8))
+        assert len(calls) == 2
+    weight = module.parametrizations.weight.original
+    torch.testing.assert_close(weight.grad, torch.full((4, 8), 6.0))
