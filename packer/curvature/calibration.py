@@ -167,7 +167,7 @@ class _Run:
             shapes = {name: self.uses.weights[name].shape for name in self.uses.maps}
             sizes = {name: sum(side**2 for side in shape) for name, shape in shapes.items()}
             largest, begun = max(sizes, key=lambda name: sizes[name]), time.perf_counter()
-            self.uses.maps[largest].curvature(self.tokens)
+            self.uses.maps[largest].curvature(self.tokens, None, lambda moment: moment)
             spent = time.perf_counter() - begun
             self._to_collect = spent * sum(sizes.values()) / sizes[largest]
         return self._to_collect or 0.0
