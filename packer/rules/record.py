@@ -15,6 +15,7 @@ from packer.submission.log_copies import EXACT_DIGITS, exact_scores
 GAIN_NATS = 0.005
 P_LIMIT = 0.01
 MAX_SEEDS = 30
+SHOWN_COPIES = 3
 BPB_GAIN = re.compile(
     r"(?:improv|beat|gain|better|lower|record|sota|threshold)[^.\n]{0,80}?0?\.00\d+ ?(?:val_)?bpb",
     re.IGNORECASE,
@@ -43,10 +44,17 @@ def seeds(submission: Submission, options: Options) -> Finding | None:
     if claimed and missing and logs_of:
         text = f"submission.json names seeds {', '.join(sorted(claimed))}; logs are of {known}"
         points.append(Point(Status.FAIL, text))
-    points += [Point(Status.PASS, f"{one} is a copy of {log}") for one, log in submission.copies]
+    points += [Point(Status.PASS, text) for text in _copies(submission.copies)]
     points += _same_numbers(submission)
     points += _same_training(submission)
     return verdict("seeds", points, f"seeds {known}, each with its own log")
+
+
+def _copies(copies: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each copy of a log, or one with their number and the first three."""
+    said = [f"{one} is a copy of {log}" for one, log in copies[:SHOWN_COPIES]]
+    more = len(copies) - len(said)
+    return said if not more else [f"{len(copies):,} logs are copies: {'; '.join(said)}; ..."]
 
 
 def _same_numbers(submission: Submission) -> list[Point]:

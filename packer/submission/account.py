@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, replace
 
 from packer.submission.artifacts import ArtifactFile
+from packer.submission.code_reached import is_whole
 from packer.submission.folder import Submission
 from packer.submission.training_log import TrainingLog
 
@@ -109,6 +110,8 @@ def accounts(submission: Submission) -> tuple[RunAccount, ...]:
 def _is_stub(submission: Submission, log: TrainingLog) -> bool:
     counted = max(log.code_bytes or 0, log.raw_code_bytes or 0)
     unpacks = any(UNPACKS.search(file.text) for file in submission.whole_code)
+    if submission.code and all(map(is_whole, submission.whole_code)):
+        return False
     least = LEAST_PACKED_SHARE if unpacks else STUB_SHARE
     return bool(submission.code) and (submission.code_bytes or 0) < least * counted
 
@@ -134,6 +137,9 @@ def _superseder(run: RunAccount, runs: list[RunAccount], submission: Submission)
         for other in runs
         if other.log is None and other.artifact and _is_of(other.artifact, run)
     ]
+    packs = [one.name for one in exported if one.artifact and one.artifact.codec == "bytecap"]
+    if len(packs) == 1:  # re-encoded after the logs, which cannot know its size
+        return packs[0]
     fileless = [other for other in runs if other.artifact is None]
     if exported and len(exported) >= len(fileless):
         return exported[fileless.index(run)].name

@@ -36,6 +36,15 @@ def opened(file: SourceFile) -> tuple[str, ...]:
         return (file.text,)
 
 
+def is_whole(file: SourceFile) -> bool:
+    """Whether a script extracts itself, and what it holds runs no other file."""
+    try:
+        inside = unwrap(file.text)
+    except CodeError:
+        return False
+    return inside is not None and not any(map(_runs_files, inside.values()))
+
+
 def reached(
     code: Sequence[SourceFile], others: Sequence[SourceFile], has_pack: bool = False
 ) -> Reached:
@@ -101,9 +110,9 @@ def _executed(source: str, path: str, others: Sequence[SourceFile]) -> Iterator[
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    if not any(_called(call) in RUNS for call in calls):
+    if not _runs_files(source):
         return
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     named = set(_texts(tree))
     for call in calls:
         if _called(call) == "replace" and len(call.args) == 2 and all(map(_is_text, call.args)):
@@ -111,6 +120,16 @@ def _executed(source: str, path: str, others: Sequence[SourceFile]) -> Iterator[
             named.add(PurePosixPath(path).name.replace(old, new))
     names = {PurePosixPath(text).name for text in named}
     yield from (file for file in others if PurePosixPath(file.path).name in names)
+
+
+def _runs_files(source: str) -> bool:
+    """Whether code calls what can run a file; True if it does not parse."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return True
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return any(_called(call) in RUNS for call in calls)
 
 
 def _texts(tree: ast.Module) -> Iterator[str]:

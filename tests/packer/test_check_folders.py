@@ -145,6 +145,14 @@ def test_copies_of_a_log_count_once(make: Make) -> None:
     assert "train.log is a copy of run_seed1.txt" in found["seeds"].evidence
 
 
+def test_many_copies_of_logs_are_one_line(make: Make) -> None:
+    copies = {f"old/run_{number}.log": log(seed=1) for number in range(40)}
+    finding = of(read_submission(make({"train_seed1.log": log(seed=1), **copies})))["seeds"]
+    lines = [one for one in (finding.verdict, *finding.evidence) if "cop" in one]
+    assert len(lines) == 1 and "40 logs are copies" in lines[0]
+    assert lines[0].count("is a copy of train_seed1.log") == 3
+
+
 def test_one_log_under_two_seeds_names_is_a_fault_and_no_significance(make: Make) -> None:
     texts = {f"train_seed{seed}.log": log(seed=1, bpb=1.2) for seed in (1, 2)}
     third = {"train_seed3.log": log(seed=3, bpb=1.2001)}

@@ -137,6 +137,32 @@ def test_code_of_several_files_is_packed(
     assert len(left) == (1 if other == "helper.py" else 2)
 
 
+def test_code_that_packs_to_almost_nothing(make: Callable[..., Path], run: Run) -> None:
+    """Most of it is a comment: the script that extracts itself is no stub of what was logged."""
+    functions = "".join(f"def f{n}(x):\n    return x + {n}\n" for n in range(200))
+    model, code = artifact(rows=60), ENTRY + functions + 40 * LONG
+    files = {"train_gpt.py": code, "m.ptz": model, "a.log": log(len(model), len(code))}
+    output = fixed_and_checked(run, make(files, bytes_total=1), len(model) + len(code) - 9)
+    assert "code packed" in output["what"] and output["code_bytes"] < 0.03 * len(code)
+
+
+@pytest.mark.parametrize("spared", [1500, 9000])
+def test_one_artifact_of_three_runs_re_encoded(
+    make: Callable[..., Path], run: Run, spared: int
+) -> None:
+    """The other runs are over as logged: a warning, since their artifacts are not here."""
+    models = {seed: artifact(seed) for seed in (1, 2, 3)}
+    seed, largest = max(models.items(), key=lambda one: len(one[1]))
+    code = "import torch\n"
+    logs = {f"train_seed{n}.log": log(len(one), len(code), n) for n, one in models.items()}
+    sizes = {f"artifact_bytes_seed{n}": len(one) + len(code) for n, one in models.items()}
+    files = {"train_gpt.py": code, "m.ptz": largest, **logs}
+    folder = make(files, bytes_total=len(largest) + len(code), val_bpb=1.12, val_loss=2.02, **sizes)
+    output = fixed_and_checked(run, folder, len(largest) - spared)
+    claims = json.loads(Path("new/submission.json").read_text())
+    assert claims[f"artifact_bytes_seed{seed}"] == output["total_bytes"]
+
+
 def test_it_fits_and_only_the_claims_are_corrected(make: Callable[..., Path], run: Run) -> None:
     model = artifact(rows=60)
     size, code = len(model), len(ENTRY)
