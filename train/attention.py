@@ -7,8 +7,10 @@ and everything after them do not, and that is all a sliding-window score of the 
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +19,25 @@ from torch import Tensor, nn
 
 from .past import KeyValues, attend_to_past
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+FLASH_DEVICE = "cuda"
+# From torch 2.5 on; without it each key and value head is repeated.
+GROUPED_HEADS = "enable_gqa" in (F.scaled_dot_product_attention.__doc__ or "")
+
 
 def rms_norm(x: Tensor) -> Tensor:
-    """Divide by the root mean square over the last axis; no parameters."""
-    return F.rms_norm(x, (x.size(-1),))
+    """Divide by the root mean square over the last axis, computed in float32; no parameters.
+
+    The result has the dtype of `x`, also where autocast would make it float32.
+    """
+    return F.rms_norm(x.float(), (x.size(-1),)).to(x.dtype)
+
+
+def stream_dtype(x: Tensor) -> torch.dtype:
+    """Of the residual stream: that of matrix products under autocast, as half the traffic."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
 
 
 def rope_tables(
@@ -54,17 +71,39 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos + second * sin, second * cos - first * sin, rest), dim=-1)
 
 
-@cache
 def flash_attention() -> Callable[..., Any] | None:
-    """FlashAttention 3 if it can be imported, else 2, else None."""
-    try:
-        from flash_attn_interface import flash_attn_func
-    except ImportError:
-        try:
-            from flash_attn import flash_attn_func
-        except ImportError:
-            return None
-    return flash_attn_func  # type: ignore[no-any-return]
+    """FlashAttention 3 on Hopper, else 2 from Ampere on, where it can be imported; else None."""
+    if not torch.cuda.is_available():
+        return None
+    generation = torch.cuda.get_device_capability()[0]
+    for name, oldest, newest in (("flash_attn_interface", 9, 9), ("flash_attn", 8, 99)):
+        if oldest <= generation <= newest:
+            with contextlib.suppress(ImportError):
+                return importlib.import_module(name).flash_attn_func  # type: ignore[no-any-return]
+    return None
+
+
+def chosen_attention() -> Attend:
+    """The attention of a model: chosen once, when it is made, since compilers stop at imports."""
+    flash = flash_attention()
+    return causal_attention if flash is None else partial(flash_causal_attention, flash)
+
+
+def attention_name(attend: Attend) -> str:
+    """What computes attention, for a notice."""
+    if isinstance(attend, partial):
+        return f"FlashAttention of {attend.args[0].__module__.partition('.')[0]}"
+    return "scaled_dot_product_attention"
+
+
+def flash_causal_attention(flash: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`causal_attention` by FlashAttention, which takes floats of 16 bits on a GPU alone."""
+    if v.device.type != FLASH_DEVICE or v.dtype.itemsize != 2:
+        return causal_attention(q, k, v)
+    result = flash(q.to(v.dtype), k.to(v.dtype), v, causal=True)
+    # Some releases return the log-sum-exp beside it.
+    out: Tensor = result[0] if isinstance(result, tuple) else result
+    return out
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -79,23 +118,22 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Returns:
         [batch, queries, heads, head_dim], in the dtype of `v`.
     """
-    flash = flash_attention() if v.is_cuda and v.dtype in (torch.bfloat16, torch.float16) else None
-    if flash is not None:
-        result = flash(q.to(v.dtype), k.to(v.dtype), v, causal=True)
-        # Some releases return the log-sum-exp beside it.
-        out: Tensor = result[0] if isinstance(result, tuple) else result
-        return out
-    queries, time, groups = q.size(1), k.size(1), q.size(2) // k.size(2)
+    queries, time = q.size(1), k.size(1)
     # Masks of scaled_dot_product_attention start at the first key; ours ends at the last.
     mask = None
     if queries != time:
         mask = torch.ones(queries, time, dtype=torch.bool, device=q.device).tril(time - queries)
+    q, k, groups = q.to(v.dtype), k.to(v.dtype), q.size(2) // k.size(2)
+    if groups > 1 and not GROUPED_HEADS:
+        k, v = k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2)
+    options: dict[str, Any] = {"enable_gqa": True} if groups > 1 and GROUPED_HEADS else {}
     attended = F.scaled_dot_product_attention(
-        q.to(v.dtype).transpose(1, 2),
-        k.to(v.dtype).repeat_interleave(groups, dim=2).transpose(1, 2),
-        v.repeat_interleave(groups, dim=2).transpose(1, 2),
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
         attn_mask=mask,
         is_causal=mask is None,
+        **options,
     )
     return attended.transpose(1, 2)
 
@@ -110,7 +148,7 @@ def exclude_self(y: Tensor, v: Tensor) -> Tensor:
     grouped = y.reshape(*v.shape[:3], -1, v.size(3))  # [batch, time, kv_heads, group, head_dim]
     direction = F.normalize(v, dim=-1).unsqueeze(3)
     along = (grouped * direction).sum(dim=-1, keepdim=True)
-    return (grouped - along * direction).view_as(y)
+    return (grouped - along * direction).view_as(y).to(y.dtype)
 
 
 class Attention(nn.Module):
@@ -129,6 +167,7 @@ class Attention(nn.Module):
         """`q_gain_init` None leaves out QK-norm, `value_residual_init` None leaves out VRL."""
         super().__init__()
         self.num_heads, self.num_kv_heads, self.xsa = num_heads, num_kv_heads, xsa
+        self.attend = chosen_attention()
         kv_dim = dim // num_heads * num_kv_heads
         self.c_q = nn.Linear(dim, dim, bias=False)
         self.c_k = nn.Linear(dim, kv_dim, bias=False)
@@ -169,17 +208,17 @@ class Attention(nn.Module):
         k = self.c_k(x).view(batch, time, self.num_kv_heads, -1)
         values = self.c_v(x)
         if value_embedding is not None:
-            values = values + value_embedding
+            values = values + value_embedding.to(values.dtype)
         values = values.view(batch, time, self.num_kv_heads, -1)
         v = values
         if self.vrl_alpha is not None and first_values is not None:
-            v = values + torch.sigmoid(self.vrl_alpha) * first_values
+            v = values + torch.sigmoid(self.vrl_alpha).to(values.dtype) * first_values
         if self.q_gain is not None:
             q, k = rms_norm(q), rms_norm(k)
         q, k = rotate(q, cos[-last:], sin[-last:]), rotate(k, cos, sin)
         if self.q_gain is not None:
-            q = q * self.q_gain[:, None]
-        y = causal_attention(q, k, v) if past is None else attend_to_past(q, *past.extended(k, v))
+            q = q * self.q_gain[:, None].to(q.dtype)
+        y = self.attend(q, k, v) if past is None else attend_to_past(q, *past.extended(k, v))
         if self.xsa:
             y = exclude_self(y, v[:, -last:])
         return self.proj(y.flatten(2)), values

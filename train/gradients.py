@@ -35,7 +35,9 @@ class Gradients:
 
     def _forward(self, model: GPT) -> Callable[[Tensor, Tensor], Tensor]:
         """The model as it is called in training: compiled, and averaging gradients over ranks."""
-        forward: Any = torch.compile(model) if self.compiled else model
+        forward: Any = model
+        if self.compiled:
+            forward = torch.compile(model, fullgraph=True, dynamic=False)
         if self.world_size > 1:
             forward = torch.nn.parallel.DistributedDataParallel(
                 forward, gradient_as_bucket_view=True
@@ -72,15 +74,18 @@ class Gradients:
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The dtype of matrix products, None for float32.
 
-    `auto` is bfloat16 on CUDA, and on CPUs that multiply in it: elsewhere it is emulated, slower
-    than float32.
+    `auto` is bfloat16 on devices that multiply in it: elsewhere it is emulated, slower than
+    float32.
     """
     if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" or _cpu_multiplies_bfloat16() else None
+        return torch.bfloat16 if multiplies_bfloat16(device) else None
     return torch.bfloat16 if precision == "bfloat16" else None
 
 
-def _cpu_multiplies_bfloat16() -> bool:
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies in bfloat16: GPUs from Ampere on, CPUs with AVX-512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     # Present since torch 2.6; an older torch stays with float32.
     ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(ask is not None and ask())

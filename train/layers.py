@@ -88,7 +88,8 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Args and returns as in `Attention`; `x0` [batch, time, dim] enters every block."""
         if self.resid_mix is not None:
-            x = torch.addcmul(self.resid_mix[0] * x, self.resid_mix[1], x0)
+            stream, embedding = self.resid_mix.to(x.dtype)
+            x = torch.addcmul(stream * x, embedding, x0)
         out, values = self.attn(
             self._normalized(x), rope, value_embedding, first_values, last, past
         )
@@ -101,7 +102,8 @@ class Block(nn.Module):
 
 
 def _add(x: Tensor, scale: Tensor | None, out: Tensor) -> Tensor:
-    return x + out if scale is None else torch.addcmul(x, scale, out)
+    out = out.to(x.dtype)
+    return x + out if scale is None else torch.addcmul(x, scale.to(x.dtype), out)
 
 
 class SmearGate(nn.Module):
@@ -112,7 +114,7 @@ class SmearGate(nn.Module):
         self.gate = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = torch.sigmoid(self.gate)
+        gate = torch.sigmoid(self.gate).to(x.dtype)
         before = F.pad(x[:, :-1], (0, 0, 1, 0))
         return (1 - gate) * x + gate * before
 

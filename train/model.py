@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention, rms_norm, rope_tables
+from .attention import Attend, Attention, rms_norm, rope_tables, stream_dtype
 from .layers import (
     ACTIVATIONS,
     MLP,
@@ -212,6 +212,13 @@ class GPT(nn.Module):
             self.lm_head = nn.Linear(c.model_dim, c.vocab_size, bias=False)
         self.reset_parameters()
 
+    @property
+    def attend(self) -> Attend:
+        """The attention of every block."""
+        block = self.blocks[0]
+        assert isinstance(block, Block)
+        return block.attn.attend
+
     def reset_parameters(self) -> None:
         """Draw the matrices anew from torch's global generator; control tensors keep their start.
 
@@ -320,7 +327,7 @@ class GPT(nn.Module):
         for layer, block in enumerate(self.blocks):
             decoding = layer - c.num_layers // 2
             if skips and decoding >= 0 and self.skip_weights is not None:
-                x = torch.addcmul(x, self.skip_weights[decoding], skips.pop())
+                x = torch.addcmul(x, self.skip_weights[decoding].to(x.dtype), skips.pop())
             needed = last if layer == c.num_layers - 1 else time
             before = None if past is None else past.layers[layer]
             x, values = block(x, x0, rope, embedded_values.get(layer), first_values, needed, before)
@@ -331,14 +338,14 @@ class GPT(nn.Module):
             if layer == c.num_layers // 2:
                 middle = x
         if self.backout_lambda is not None and middle is not None:
-            x = x - self.backout_lambda * middle[:, -last:]
+            x = x - self.backout_lambda.to(x.dtype) * middle[:, -last:]
         return x
 
     def _embed(self, tokens: Tensor) -> Tensor:
         x: Tensor = self.tok_emb(tokens)
         if self.bigram is not None:
             x = x + self.bigram(tokens)
-        x = rms_norm(x)
+        x = rms_norm(x).to(stream_dtype(x))
         return x if self.smear is None else self.smear(x)
 
     def _embedded_values(self, tokens: Tensor) -> dict[int, Tensor]:

@@ -156,6 +156,7 @@ def _trainer(
     settings: TrainConfig, output: str, resume: bool, device: Any, rank: int, world_size: int
 ) -> Trainer:
     from packer.files import write_json
+    from packer.train.attention import attention_name
     from packer.train.log_line import start_line
     from packer.train.loop import STATE, Trainer
     from packer.train.run_config import run_settings
@@ -180,9 +181,11 @@ def _trainer(
         write_json(folder / "config.json", run_settings(settings))
     parameters = sum(weight.numel() for weight in trainer.weights.values())
     precision = "float32" if trainer.gradients.autocast is None else "bfloat16"
+    attention = attention_name(trainer.model.attend)
     say(
         f"{start_line(parameters, settings.run.seed, len(data.train))}, "
-        f"{settings.batch.tokens:,} a step, {precision} on {device} x {world_size}"
+        f"{settings.batch.tokens:,} a step, {precision} on {device} x {world_size}, "
+        f"{attention}"
     )
     return trainer
 
