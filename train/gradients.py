@@ -7,10 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from packer.eval.batches import is_out_of_memory
+from packer.quantizers.attachment import rounded_once
 from packer.train.batches import Batches
 from packer.train.model import GPT
 from packer.train.settings import TrainConfig
 from torch import Tensor
+
+from packer.errors import PackerError
 
 
 class Gradients:
@@ -26,11 +30,14 @@ class Gradients:
         batches: Batches,
         device: torch.device,
         world_size: int,
+        say: Callable[[str], None] = print,
     ) -> None:
+        self.say = say
         self.batches, self.device, self.world_size = batches, device, world_size
         self.micro_windows = config.batch.micro_tokens // config.batch.sequence
         self.autocast = autocast_dtype(config.run.precision, device)
         self.compiled = compiles(config.run.compile, device)
+        self.model = model
         self.forward = self._forward(model)
 
     def _forward(self, model: GPT) -> Callable[[Tensor, Tensor], Tensor]:
@@ -45,9 +52,37 @@ class Gradients:
         return forward  # type: ignore[no-any-return]
 
     def add(self, step: int) -> Tensor:
-        """Adds gradients of the mean loss over this rank's windows; returns that loss, detached."""
+        """Adds gradients of the mean loss over this rank's windows; returns that loss, detached.
+
+        Running out of memory halves the windows of a forward from there on, in one process: others
+        would wait for its gradients. Raises PackerError: it cannot be halved.
+        """
         inputs, targets = self.batches.read(step)
-        micro = self.micro_windows or len(inputs)
+        while True:
+            micro = min(self.micro_windows or len(inputs), len(inputs))
+            try:
+                with rounded_once(self.model, inputs.size(0) > micro):
+                    return self._add(inputs, targets, micro)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                tokens = micro * inputs.size(1)
+            if micro == 1 or self.world_size > 1:
+                raise PackerError(
+                    f"out of memory with {tokens:,} tokens in a forward on {self.device}; set "
+                    f"batch.micro_tokens below that, or batch.sequence below {inputs.size(1):,}"
+                )
+            self.micro_windows = micro // 2
+            self.model.zero_grad(set_to_none=True)  # what the failed attempt has added
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.say(
+                f"out of memory with {tokens:,} tokens in a forward; going on with "
+                f"{self.micro_windows * inputs.size(1):,} (batch.micro_tokens)"
+            )
+
+    def _add(self, inputs: Tensor, targets: Tensor, micro: int) -> Tensor:
+        """As `add`, for `micro` windows at a time."""
         parts = list(zip(torch.split(inputs, micro), torch.split(targets, micro), strict=True))
         total = torch.zeros((), device=self.device)
         precision = self.device.type, self.autocast, self.autocast is not None

@@ -84,7 +84,7 @@ class Trainer:
             limit=config.pack.size_cap or config.pack.cap,
             code_bytes=sum(file.size_bytes for file in count_code(config.pack.code)),
         )
-        self.gradients = Gradients(self.model, config, batches, device, world_size)
+        self.gradients = Gradients(self.model, config, batches, device, world_size, say)
         self._loss: Tensor | None = None
         self._last_save = time.monotonic()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from packer.quantizers import fake_quant
 from packer.train.loop import METRICS, STATE, Trainer, TrainingError
 from packer.train.metrics import read_metrics
 from packer.train.run_state import read_state
@@ -246,6 +248,65 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
     assert float(whole.gradients.add(3)) == pytest.approx(float(parts.gradients.add(3)), rel=1e-6)
     for (name, a), b in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_accumulated_rounding_is_done_once_a_step(
+    trainer: Callable[..., Trainer], tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qat = replace(tiny.qat, mode="on")
+    whole = trainer("whole", qat=qat)
+    parts = trainer("parts", qat=qat, batch=replace(tiny.batch, micro_tokens=48))
+    for run in (whole, parts):
+        run.qat.begin_step(run.config.schedule, 0, 0.0)
+    calls: list[int] = []
+    original = fake_quant._round_trip
+    monkeypatch.setattr(fake_quant, "_round_trip", lambda *a: calls.append(1) or original(*a))
+    loss = float(parts.gradients.add(3))
+    assert len(calls) == len(parts.qat.choices)
+    assert float(whole.gradients.add(3)) == pytest.approx(loss, rel=1e-6)
+    for (name, a), b in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("micro_tokens", [0, 96])
+def test_out_of_memory_halves_the_windows_and_says_so(
+    micro_tokens: int, trainer: Callable[..., Trainer], tiny: TrainConfig
+) -> None:
+    """8 windows a step; 4 fit beside what the first forward of an attempt keeps."""
+    whole = trainer("whole")
+    run = trainer("little", batch=replace(tiny.batch, micro_tokens=micro_tokens))
+    forward, seen = run.gradients.forward, []
+
+    def limited(tokens: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        seen.append(len(tokens))
+        if len(tokens) > 4 or len(seen) == 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return forward(tokens, wanted)
+
+    run.gradients.forward = limited
+    loss = float(run.gradients.add(3))
+    assert max(seen[-2:]) <= 4 and run.gradients.micro_windows < 8
+    assert any(
+        "going on with" in text and "batch.micro_tokens" in text for text in run.say.__self__
+    )
+    assert float(whole.gradients.add(3)) == pytest.approx(loss, rel=1e-6)
+    for (name, a), b in zip(whole.model.named_parameters(), run.model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_out_of_memory_with_one_window_names_the_setting(trainer: Callable[..., Trainer]) -> None:
+    run = trainer()
+
+    def never(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    run.gradients.forward = never
+    with pytest.raises(PackerError, match=r"with 16 tokens in a forward.*batch\.micro_tokens"):
+        run.gradients.add(0)
+    run.gradients.world_size, run.gradients.micro_windows = 2, 8
+    with pytest.raises(PackerError, match=r"with 128 tokens in a forward.*batch\.micro_tokens"):
+        run.gradients._averaging_only = lambda _: contextlib.nullcontext()
+        run.gradients.add(0)
 
 
 def test_two_processes_have_the_loss_curve_of_one(
