@@ -165,7 +165,7 @@ class _Passed(torch.autograd.Function):
         return value.view_as(weight)
 
     @staticmethod
-    def backward(_: object, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(_: object, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient, None
 
 
@@ -195,7 +195,7 @@ class FakeQuantized(nn.Module):
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         if self.rounded is not None:
-            passed: torch.Tensor = _Passed.apply(weight, self.rounded)
+            passed: torch.Tensor = _Passed.apply(weight, self.rounded)  # type: ignore[no-untyped-call]
             return passed
         return fake_quantize(weight, self.choice, strength=self.strength, scale=self.scale)
 

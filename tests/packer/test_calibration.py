@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -484,9 +485,9 @@ def test_results_that_take_long_are_part_of_the_limit(
     monkeypatch.setattr(packer.curvature.calibration.time, "perf_counter", lambda: now[0])
     original = MapMoments.curvature
 
-    def slow(self: MapMoments, count: int) -> Curvature:
+    def slow(self: MapMoments, *arguments: Any) -> Curvature:
         now[0] += 0.4
-        return original(self, count)
+        return original(self, *arguments)
 
     monkeypatch.setattr(MapMoments, "curvature", slow)
     batches = tokens.split(50)
