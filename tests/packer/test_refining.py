@@ -12,11 +12,11 @@ from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.given import resolve_curvature
 from packer.planning.account import Limits
 from packer.planning.damage_fit import DamageFit
-from packer.planning.measure import measure, measure_choices
+from packer.planning.measure import common_variants, measure, measure_choices, tensor_infos
 from packer.planning.options import MeasureOptions
 from packer.planning.plan import make_plan
 from packer.planning.refine import PASSES, refined
-from packer.planning.step_grid import DENSE, SPARSE
+from packer.planning.step_grid import DENSE, SPARSE, Variants, best_variants
 
 CAP = 24_000
 Weights = dict[str, torch.Tensor]
@@ -78,3 +78,22 @@ def test_added_damage_is_fitted_as_the_rest_is(calibrated):
         by_choice.append({c.choice: c.damage for c in fine.plan.chosen})
     before, after = by_choice
     assert after == {one: pytest.approx(3 * damage, rel=1e-9) for one, damage in before.items()}
+
+
+def test_large_tensors_of_a_role_take_what_its_middle_one_was_probed_for(calibrated, monkeypatch):
+    weights, curvature = calibrated
+    checkpoint = from_state_dict(weights)
+    own = common_variants(checkpoint, tensor_infos(checkpoint), curvature.by_tensor)
+    assert own == {}  # small ones are probed each by itself
+    monkeypatch.setattr("packer.planning.measure.PROBED_ALONE", 1)
+    common = common_variants(checkpoint, tensor_infos(checkpoint), curvature.by_tensor)
+    middle = "blocks.4.mlp.fc.weight"
+    expected = best_variants(weights[middle], curvature.by_tensor[middle])
+    assert common == dict.fromkeys(weights, expected)
+    steps = measure(checkpoint, curvature=curvature, grid=SPARSE).by_tensor
+    for name, candidates in steps.items():
+        stepped = {c.choice.partition("@")[0] for c in candidates if c.choice.startswith("step")}
+        assert stepped == {expected.fine, expected.coarse}, name
+    of_rows = Variants("step.row+gptq", "step+gptq")
+    suits = [of_rows.suit(curvature.by_tensor[name]) for name in weights]
+    assert suits == [False] + 7 * [True]  # the first has no Fisher of rows

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from packer import threads
 from packer.cli import OUT_OF_MEMORY, main
-from packer.threads import side_by_side
+from packer.threads import as_completed, side_by_side
 
 Start = Callable[..., int]
 
@@ -40,6 +40,26 @@ def test_results_come_in_order_with_one_torch_thread_each(
     found = side_by_side(lambda n: (n * n, torch.get_num_threads()), range(30))
     assert list(found) == [(n * n, 1) for n in range(30)]
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("start", [_thread.start_new_thread, no_thread], ids=["threads", "none"])
+def test_results_come_as_soon_as_they_are_there(
+    monkeypatch: pytest.MonkeyPatch, start: Start
+) -> None:
+    monkeypatch.setattr(threads, "usable_cores", lambda: 2)
+    monkeypatch.setattr(_thread, "start_new_thread", start)
+    rest_done = threading.Event()
+
+    def work(n: int) -> int:
+        if n == 0 and start is not no_thread:
+            assert rest_done.wait(60)
+        if n == 4:
+            rest_done.set()
+        return n * n
+
+    found = list(as_completed(work, range(5)))
+    assert sorted(found) == [(n, n * n) for n in range(5)]
+    assert start is no_thread or found[-1] in [(0, 0), (4, 16)]
 
 
 def test_as_many_items_are_under_way_as_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +130,7 @@ def test_a_caller_that_takes_no_more_ends_it(monkeypatch: pytest.MonkeyPatch) ->
 INTERRUPTED_AT_EVERY_LINE = """
 import sys, threading, time
 from packer import threads
-from packer.threads import side_by_side
+from packer.threads import as_completed, side_by_side
 
 threads.usable_cores = lambda: 2
 
