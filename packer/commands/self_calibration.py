@@ -23,8 +23,8 @@ LONGEST = 600.0  # seconds: nobody should wait longer for what was not asked for
 def self_calibrated(
     checkpoint: Checkpoint, options: CurvatureOptions, text: TextOptions
 ) -> Calibration:
-    """A calibration on text by the checkpoint's model; an empty one, and a note that says why,
-    where the model cannot be built or would take too long.
+    """A calibration on text by the checkpoint's model. An empty one where no configuration of it is
+    there, and with a note where it cannot be built or would take too long.
 
     text: with the tokenizer, if there is one. Raises PackerError: `options` names a class for the
     model, and that fails.
@@ -36,10 +36,7 @@ def self_calibrated(
         with refusals(), running_foreign(named):
             if has_configuration(checkpoint, options.built):
                 return _calibrated(checkpoint, options, text)
-            why = (
-                "no configuration of its model is there; to calibrate, name one with --config or a "
-                "class with --model"
-            )
+            return NO_CALIBRATION
     except Exception as error:  # a model of a library may raise anything
         if named is not None:
             raise PackerError(f"{error}; --no-calibration plans without the model") from error

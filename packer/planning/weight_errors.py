@@ -14,8 +14,8 @@ from packer.planning.candidates import TensorInfo
 from packer.quantizers.formats import row_shape
 
 NO_DATA = (
-    "squared weight error times a weight per role, of very small rows and tensors relative to "
-    "their size; no data was given"
+    "squared weight error times a weight per role and block, of very small rows and tensors "
+    "relative to their size; no data was given"
 )
 
 # Cost of a unit of squared weight error in a tensor of each role, relative to an MLP input matrix;
@@ -24,9 +24,9 @@ ROLE_WEIGHT: Mapping[Role, float] = {
     Role.TOKEN_EMBEDDING: 20.0,
     Role.HEAD: 20.0,
     Role.ATTENTION: 1.2,
-    Role.ATTENTION_Q: 0.7,
-    Role.ATTENTION_K: 1.0,
-    Role.ATTENTION_V: 2.3,
+    Role.ATTENTION_Q: 1.0,
+    Role.ATTENTION_K: 3.0,
+    Role.ATTENTION_V: 6.0,
     Role.ATTENTION_O: 1.6,
     Role.MLP_IN: 1.0,
     Role.MLP_GATE: 1.0,
@@ -38,6 +38,11 @@ ROLE_WEIGHT: Mapping[Role, float] = {
     Role.NORM: 15.0,
     Role.OTHER: 1.0,
 }
+
+# Relative to the blocks between; the second block has the fourth root of the first one's.
+FIRST_BLOCK = {Role.MLP_IN: 8.0, Role.MLP_GATE: 2.0, Role.MLP_OUT: 12.0, Role.ATTENTION_O: 4.0}
+LAST_BLOCK = {Role.MLP_IN: 2.0, Role.MLP_GATE: 2.0, Role.MLP_OUT: 2.0}
+FEWEST_BLOCKS = 4  # of a model whose first and last differ from those between
 
 # Errors count absolutely while mean squares are within this factor of the typical one;
 # docs/planner.md (Damage without data).
@@ -167,9 +172,9 @@ def _on_a_circle(pairs: torch.Tensor) -> bool:
 def balanced(
     candidates: Sequence[Candidate], infos: Sequence[TensorInfo], levels: Mapping[str, float]
 ) -> list[Candidate]:
-    """Errors of tensors far smaller than is typical, counted relative to their size likewise; those
-    of matrices made by formulas, relative already, as of an embedding of typical size; and those of
-    vectors in integers, CAUTION times.
+    """Errors weighted by block; those of tensors far smaller than is typical, counted relative to
+    their size likewise; those of matrices made by formulas, relative already, as of an embedding of
+    typical size; and those of vectors in integers, CAUTION times.
 
     Typical is the median weight among matrices; vectors act on activations, about as gains of one.
     """
@@ -189,16 +194,32 @@ def balanced(
         for info in infos
         if levels.get(info.name) == math.inf and len(info.shape) > 1 and matrices
     }
+    blocks = block_weights(infos)
     vectors = {info.name for info in infos if math.prod(info.shape) == max(info.shape, default=1)}
     return [
         replace(
             one,
             weight_error=one.weight_error
             * factors.get(one.tensor, 1.0)
+            * blocks.get(one.tensor, 1.0)
             * (CAUTION if one.tensor in vectors and not one.choice.startswith(FLOATS) else 1.0),
         )
         for one in candidates
     ]
+
+
+def block_weights(infos: Sequence[TensorInfo]) -> dict[str, float]:
+    """What errors in tensors of the first two blocks and the last cost, relative to others."""
+    last = max((info.layer for info in infos if info.layer is not None), default=0)
+    if last + 1 < FEWEST_BLOCKS:
+        return {}
+    first = {0: 1.0, 1: 0.25}
+    return {
+        info.name: FIRST_BLOCK.get(Role(info.role), 1.0) ** first.get(info.layer, 0.0)
+        * (LAST_BLOCK.get(Role(info.role), 1.0) if info.layer == last else 1.0)
+        for info in infos
+        if info.layer is not None
+    }
 
 
 def _median_weight(levels: Sequence[tuple[float, int]]) -> float:

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from packer.reports.report_data import ReportData
 
 
+NOT_CALIBRATED = (
+    "not calibrated: a model to calibrate (--config FILE or --model FILE.py:NAME, where none is "
+    "found beside the weights) gives a far better plan, with --calibration TEXT or without"
+)
+
+
 def describe_account(report: Report, plan: PackPlan | None) -> str:
     """The account to the byte, in the parts that the source distinguishes."""
     if report.account is not None:
@@ -35,6 +41,8 @@ def describe_quality(pack_plan: PackPlan) -> str:
     price = "" if saved is None else f"; 1,000 more bytes would save {saved:.3g}"
     text = f"predicted damage ({plan.damage_kind}) {plan.damage:.4g}{price}"
     text += f"; {describe_proof(pack_plan)}\ndamage is the {measurement.damage_source}"
+    if measurement.calibration == "none":
+        text += f"\n{NOT_CALIBRATED}"
     if measurement.damage_fit is not None:
         text += f"\nfitted to {measurement.damage_fit.describe()}"
     return text

@@ -14,12 +14,22 @@ from packer import api
 from packer.artifact.decoder import parse, read_weights
 from packer.checkpoint.checkpoint import from_state_dict
 from packer.errors import CheckpointError, PlanError
-from packer.planning.measure import measure
+from packer.planning.measure import measure, tensor_infos
 from packer.planning.options import MeasureOptions
+from packer.planning.weight_errors import block_weights
 from packer.reports.describe import describe_quality
 from packer.reports.report import report_plan
 
 Weights = dict[str, torch.Tensor]
+
+
+def test_errors_of_the_first_and_last_block_cost_more() -> None:
+    names = [f"blocks.{block}.mlp.{part}.weight" for block in range(5) for part in ("fc", "proj")]
+    infos = tensor_infos(from_state_dict({name: torch.randn(64, 64) for name in names}))
+    weights = block_weights(infos)
+    assert [weights[name] for name in names[::2]] == pytest.approx([8, 8**0.25, 1, 1, 2])
+    assert [weights[name] for name in names[1::2]] == pytest.approx([12, 12**0.25, 1, 1, 2])
+    assert block_weights([info for info in infos if info.layer in (0, 1, 2)]) == {}
 
 
 @pytest.fixture(autouse=True)
