@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from packer.commands.options.groups import with_options
 from packer.commands.options.types import (
     EXISTING_FILE,
     JSON,
@@ -15,7 +16,6 @@ from packer.commands.options.types import (
     print_json,
     refuse_overwriting,
     say,
-    with_options,
 )
 
 if TYPE_CHECKING:

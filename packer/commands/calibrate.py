@@ -10,10 +10,9 @@ import click
 
 from packer.commands.calibrating import curvature_of
 from packer.commands.models import refusals, running_foreign, subjects_of
-from packer.commands.options.groups import OptionGroup
+from packer.commands.options.groups import CALIBRATION, MAIN, OptionGroup, SectionedCommand, option
 from packer.commands.options.model import COMPANION, MODEL, ModelOptions
 from packer.commands.options.opening import CHECKPOINT_OPENING
-from packer.commands.options.sections import CALIBRATION, MAIN, SectionedCommand, option
 from packer.commands.options.text import (
     EFFORT,
     SELF_GENERATE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from packer.commands.options.sections import OUTPUT, option
+from packer.commands.options.groups import OUTPUT, option
 from packer.commands.options.types import read_config
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from packer.commands.options.groups import with_options
 from packer.commands.options.types import (
     CODE,
     JSON,
@@ -15,7 +16,6 @@ from packer.commands.options.types import (
     print_json,
     say,
     say_notes,
-    with_options,
 )
 from packer.printable import spelled
 from packer.submission.contest import CAP_BYTES

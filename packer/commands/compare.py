@@ -14,12 +14,11 @@ from packer.commands.calibrating import scores_of
 from packer.commands.comparing import CALIBRATION, SCORED, Sizes
 from packer.commands.load_calibration import load_calibration
 from packer.commands.models import load_subjects, refusals, running_foreign
-from packer.commands.options import sections
 from packer.commands.options.curvature import CurvatureOptions
-from packer.commands.options.groups import OptionGroup
+from packer.commands.options.groups import CALIBRATION as CALIBRATION_SECTION
+from packer.commands.options.groups import OptionGroup, SectionedCommand, option, with_options
 from packer.commands.options.model import COMPANION, MODEL, ModelOptions
 from packer.commands.options.opening import CHECKPOINT_OPENING
-from packer.commands.options.sections import SectionedCommand, option
 from packer.commands.options.text import TextOptions
 from packer.commands.options.types import (
     CODE,
@@ -34,7 +33,6 @@ from packer.commands.options.types import (
     plan_limits,
     print_json,
     say_warnings,
-    with_options,
 )
 from packer.devices import choose_device
 from packer.errors import PackerError
@@ -75,7 +73,7 @@ class Scoring:
 @option(
     "--curvature",
     "curvature_files",
-    section=sections.CALIBRATION,
+    section=CALIBRATION_SECTION,
     multiple=True,
     type=EXISTING_FILE,
     help="Read curvature that `packer calibrate` wrote; one for each checkpoint, in order.",

@@ -11,11 +11,10 @@ import click
 
 from packer.commands.calibrating import scores_of
 from packer.commands.models import load_subjects, refusals, running_foreign
-from packer.commands.options.groups import OptionGroup
+from packer.commands.options.groups import OUTPUT, OptionGroup, SectionedCommand, option
 from packer.commands.options.model import COMPANION, MODEL, ModelOptions
 from packer.commands.options.opening import OPENING
 from packer.commands.options.scoring import TEXT, WINDOWS, ScoredText, Windows
-from packer.commands.options.sections import OUTPUT, SectionedCommand, option
 from packer.commands.options.types import (
     EXISTING,
     JSON,

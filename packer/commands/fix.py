@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from packer.commands.options.fix import FIX_OPTIONS, FixOptions
-from packer.commands.options.sections import MAIN, SectionedCommand, option
+from packer.commands.options.groups import MAIN, SectionedCommand, option
 from packer.commands.options.types import EXISTING, EXISTING_FILE
 
 

@@ -12,11 +12,10 @@ import click
 
 from packer.commands.calibrating import scores_of
 from packer.commands.models import load_subjects, refusals, running_foreign
-from packer.commands.options.groups import OptionGroup
+from packer.commands.options.groups import MAIN, OptionGroup, option
 from packer.commands.options.model import MODEL, ModelOptions
 from packer.commands.options.opening import ARTIFACT_OPENING, Opening
 from packer.commands.options.scoring import ScoredText, Windows
-from packer.commands.options.sections import MAIN, option
 from packer.commands.options.text import TOKENIZER
 from packer.commands.options.types import CONFIG, POSITIVE, say_notes, say_warnings
 from packer.devices import choose_device

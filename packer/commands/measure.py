@@ -9,8 +9,7 @@ import click
 from packer.commands.carrying import INCLUDE, carried
 from packer.commands.load_calibration import kept_curvature, load_calibration
 from packer.commands.options.curvature import CURVATURE_KEPT, CurvatureOptions
-from packer.commands.options.groups import OptionGroup
-from packer.commands.options.sections import MAIN, SectionedCommand, option
+from packer.commands.options.groups import MAIN, OptionGroup, SectionedCommand, option, with_options
 from packer.commands.options.types import (
     CODER,
     EXISTING,
@@ -22,7 +21,6 @@ from packer.commands.options.types import (
     print_json,
     refuse_overwriting,
     say,
-    with_options,
 )
 from packer.planning.options import MeasureOptions
 

@@ -11,8 +11,14 @@ import click
 from packer.commands.carrying import INCLUDE, carried, carried_account
 from packer.commands.load_calibration import load_calibration
 from packer.commands.options.curvature import CURVATURE, CurvatureOptions, beside
-from packer.commands.options.groups import OptionGroup
-from packer.commands.options.sections import MAIN, OUTPUT, SectionedCommand, option
+from packer.commands.options.groups import (
+    MAIN,
+    OUTPUT,
+    OptionGroup,
+    SectionedCommand,
+    option,
+    with_options,
+)
 from packer.commands.options.types import (
     CODE,
     CODER,
@@ -30,7 +36,6 @@ from packer.commands.options.types import (
     refuse_overwriting,
     say,
     say_notes,
-    with_options,
 )
 from packer.planning.options import MeasureOptions, PlanLimits
 

@@ -14,9 +14,16 @@ from packer.commands.carrying import INCLUDE, carried
 from packer.commands.load_calibration import kept_curvature
 from packer.commands.models import model_of, refusals, running_foreign
 from packer.commands.options.curvature import CURVATURE_KEPT, CurvatureOptions, beside
-from packer.commands.options.groups import OptionGroup
+from packer.commands.options.groups import (
+    CALIBRATION,
+    MAIN,
+    OUTPUT,
+    OptionGroup,
+    SectionedCommand,
+    option,
+    with_options,
+)
 from packer.commands.options.opening import Opening
-from packer.commands.options.sections import CALIBRATION, MAIN, OUTPUT, SectionedCommand, option
 from packer.commands.options.types import (
     CODE,
     CODER,
@@ -34,7 +41,6 @@ from packer.commands.options.types import (
     refuse_overwriting,
     say,
     say_notes,
-    with_options,
 )
 from packer.commands.plan_source import Measured, measured_from
 from packer.files import is_json, write_json

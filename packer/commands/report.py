@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from packer.artifact.artifact_file import reading_artifact
+from packer.commands.options.groups import with_options
 from packer.commands.options.opening import OPENING, Opening
 from packer.commands.options.types import (
     CODE,
@@ -19,7 +20,6 @@ from packer.commands.options.types import (
     refuse_overwriting,
     say,
     say_notes,
-    with_options,
 )
 
 if TYPE_CHECKING:

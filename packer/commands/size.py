@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packer.commands.options.types import (
-    CODE,
-    EXISTING_FILE,
-    JSON,
-    cap_option,
-    print_json,
-    say,
-    with_options,
-)
+from packer.commands.options.groups import with_options
+from packer.commands.options.types import CODE, EXISTING_FILE, JSON, cap_option, print_json, say
 from packer.planning.account import describe_rest
 
 if TYPE_CHECKING:

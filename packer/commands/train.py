@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from packer.commands.options.groups import with_options
 from packer.commands.options.types import (
     CODE,
     JSON,
@@ -18,7 +19,6 @@ from packer.commands.options.types import (
     print_json,
     refuse_overwriting,
     say,
-    with_options,
 )
 from packer.devices import choose_device, joined
 from packer.errors import PackerError

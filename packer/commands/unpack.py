@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from packer.artifact.artifact_file import is_artifact, reading_artifact
+from packer.commands.options.groups import with_options
 from packer.commands.options.types import (
     EXISTING_FILE,
     JSON,
@@ -18,7 +19,6 @@ from packer.commands.options.types import (
     refuse_overwriting,
     say,
     say_notes,
-    with_options,
 )
 
 if TYPE_CHECKING:

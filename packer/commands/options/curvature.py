@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from packer.commands.options import sections
-from packer.commands.options.groups import OptionGroup, Part
+from packer.commands.options.groups import CALIBRATION as CALIBRATION_SECTION
+from packer.commands.options.groups import MAIN, OptionGroup, Part, option
 from packer.commands.options.model import MODEL, ModelOptions
 from packer.commands.options.opening import OPENING
-from packer.commands.options.sections import MAIN, option
 from packer.commands.options.text import CALIBRATION_SIZE, TOKENIZER, TextOptions, calibration_text
 from packer.commands.options.types import CONFIG, EXISTING_FILE, WRITABLE
 
@@ -89,7 +88,7 @@ def beside(output: str) -> str:
 FILE = option(
     "--curvature",
     "file",
-    section=sections.CALIBRATION,
+    section=CALIBRATION_SECTION,
     type=EXISTING_FILE,
     help="Read curvature that `packer calibrate` wrote for this checkpoint.",
 )
@@ -103,7 +102,7 @@ CALIBRATION = option(
 )
 NO_CALIBRATION = option(
     "--no-calibration",
-    section=sections.CALIBRATION,
+    section=CALIBRATION_SECTION,
     is_flag=True,
     help="Plan from the weights alone. Default without --calibration: calibrate on text that the "
     "model writes itself, where it can be built.",
@@ -111,7 +110,7 @@ NO_CALIBRATION = option(
 OUT = option(
     "--curvature-out",
     "out",
-    section=sections.CALIBRATION,
+    section=CALIBRATION_SECTION,
     type=WRITABLE,
     help="Write the curvature from --calibration to FILE; default: OUTPUT's name, ending in "
     ".curvature.safetensors.",

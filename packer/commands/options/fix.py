@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from packer.commands.fix_scores import SCORING, Bench, Scoring
-from packer.commands.options.groups import OptionGroup
+from packer.commands.options.groups import MAIN, OUTPUT, OptionGroup, option
 from packer.commands.options.opening import Opening
-from packer.commands.options.sections import MAIN, OUTPUT, option
 from packer.commands.options.types import CODE, EXISTING_FILE, JSON, MARGIN, cap_option, plan_limits
 from packer.planning.options import PlanLimits
 from packer.submission.contest import CAP_BYTES

@@ -1,16 +1,62 @@
-"""Options that belong together, handed to a command as one value."""
+"""How options are declared: under a section of --help, where the few that a beginner needs stand
+first, and gathered into values that a command gets as one.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from packer.commands.options.types import Command, with_options
-
 Part = Callable[[Any], Any]
+Command = TypeVar("Command", bound=Callable[..., Any])
+MAIN = "Main options"
+CALIBRATION = "Calibration options"
+MODEL = "Model options"
+OUTPUT = "Output options"
+ADVANCED = "Advanced options"
+SECTIONS = (MAIN, CALIBRATION, MODEL, OUTPUT, ADVANCED)
+
+
+class SectionedOption(click.Option):
+    """An option that knows under which title --help lists it."""
+
+    def __init__(self, *args: Any, section: str, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.section = section
+
+
+def option(*names: str, section: str, **attributes: Any) -> Callable[[Any], Any]:
+    """As click.option, listed under `section`, one of SECTIONS."""
+    return click.option(*names, cls=SectionedOption, section=section, **attributes)
+
+
+class SectionedCommand(click.Command):
+    """A command whose --help lists its options by section; those without one are advanced."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows: dict[str, list[tuple[str, str]]] = {title: [] for title in SECTIONS}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                rows[getattr(parameter, "section", ADVANCED)].append(record)
+        for title, records in rows.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def with_options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """The options as one decorator, listed in --help in this order."""
+
+    def decorate(command: Command) -> Command:
+        for add in reversed(options):
+            command = add(command)
+        return command
+
+    return decorate
 
 
 class OptionGroup:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import click
 
-from packer.commands.options import sections
+from packer.commands.options.groups import MODEL as MODEL_SECTION
+from packer.commands.options.groups import option, with_options
 from packer.commands.options.opening import Opening
-from packer.commands.options.sections import option
-from packer.commands.options.types import EXISTING_FILE, with_options
+from packer.commands.options.types import EXISTING_FILE
 
 COMPANION = option(
     "--config",
-    section=sections.MODEL,
+    section=MODEL_SECTION,
     type=EXISTING_FILE,
     help="Read the companion model's configuration (JSON or TOML); default: the one stored with "
     "the weights, or NAME.config.json next to them.",
@@ -21,19 +21,19 @@ COMPANION = option(
 MODEL = with_options(
     option(
         "--model",
-        section=sections.MODEL,
+        section=MODEL_SECTION,
         metavar="FILE.py:NAME",
         help="Build the model with a class or function of your own; this runs the file.",
     ),
     option(
         "--model-config",
-        section=sections.MODEL,
+        section=MODEL_SECTION,
         type=EXISTING_FILE,
         help="Read the arguments of --model by name (JSON or TOML).",
     ),
     option(
         "--device",
-        section=sections.MODEL,
+        section=MODEL_SECTION,
         metavar="NAME",
         help="Compute on cpu, cuda or cuda:N; default: cuda if available.",
     ),

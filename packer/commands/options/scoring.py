@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from packer.commands.options.groups import OptionGroup
-from packer.commands.options.sections import MAIN, option
+from packer.commands.options.groups import MAIN, OptionGroup, option
 from packer.commands.options.text import BYTES_TABLE, SHARDS_TOO, Text
 from packer.commands.options.types import EXISTING_FILE, POSITIVE
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from packer.commands.options.sections import CALIBRATION, MAIN, option
-from packer.commands.options.types import EXISTING_FILE, POSITIVE, Finite, with_options
+from packer.commands.options.groups import CALIBRATION, MAIN, option, with_options
+from packer.commands.options.types import EXISTING_FILE, POSITIVE, Finite
 
 if TYPE_CHECKING:
     from packer.evaluation import Data

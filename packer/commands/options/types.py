@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from packer.commands.options.sections import MAIN, MODEL, OUTPUT, option
+from packer.commands.options.groups import MAIN, MODEL, OUTPUT, option
 from packer.planning.account import MAX_SIZE_BYTES
 from packer.planning.options import MeasureOptions, PathLike, PlanLimits
 from packer.printable import printable_lines, spelled
@@ -22,8 +22,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Commas only group thousands; underscores as in Python.
 _SIZE = re.compile(r"([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+(?:_[0-9]+)*)(\.[0-9]+)?\s*([a-zA-Z]*)")
@@ -84,17 +82,6 @@ EXISTING = click.Path(exists=True)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False)
 WRITABLE = click.Path(dir_okay=False)
 POSITIVE = click.IntRange(min=1)
-
-
-def with_options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    """The options as one decorator, listed in --help in this order."""
-
-    def decorate(command: Command) -> Command:
-        for add in reversed(options):
-            command = add(command)
-        return command
-
-    return decorate
 
 
 def positive(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
