@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +18,7 @@ from packer.commands.fix_artifact import (
 )
 from packer.commands.fix_scores import describe_scores
 from packer.commands.options.types import print_json, say, say_notes
-from packer.errors import OutputError
+from packer.files import replacing_folder
 
 if TYPE_CHECKING:
     from packer.commands.fix_artifact import Scores
@@ -105,31 +102,10 @@ def write_folder(folder: Folder, fixed: FixedFolder, output: str) -> None:
     def left_out(where: str, names: list[str]) -> list[str]:
         return [name for name in names if (Path(where) / name).resolve() in dropped]
 
-    with making_folder(output) as inside:
-        shutil.copytree(folder.root, inside, ignore=left_out)
+    with replacing_folder(output) as inside:
+        shutil.copytree(folder.root, inside, ignore=left_out, dirs_exist_ok=True)
         for name, content in fixed.files.items():
             (inside / name).write_bytes(content)
-
-
-@contextlib.contextmanager
-def making_folder(output: str) -> Iterator[Path]:
-    """A path to make a folder at, which is then renamed to `output`, or removed after an error.
-
-    Raises OutputError: it could not be written.
-    """
-    target = Path(output).resolve()
-    try:
-        with tempfile.TemporaryDirectory(
-            dir=target.parent, prefix=f".{target.name[:32]}."
-        ) as outer:
-            inside = Path(outer) / "folder"
-            yield inside
-            if target.exists():
-                target.rmdir()
-            inside.rename(target)
-    except (OSError, shutil.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{output}: {reason}; nothing was written. Name another folder") from None
 
 
 def _show(fixed: FixedFolder, scores: Scores | None, options: FixOptions) -> None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packer.commands.fix_folder import making_folder, refuse_output
+from packer.commands.fix_folder import refuse_output
 from packer.commands.options.types import print_json, say
+from packer.files import replacing_folder
 
 if TYPE_CHECKING:
     from packer.fix.new_submission import NewSubmission
@@ -66,8 +67,7 @@ def _read_about(path: str | None) -> Mapping[str, Any]:
 
 
 def _write(submission: NewSubmission, output: str) -> None:
-    with making_folder(output) as inside:
-        inside.mkdir()
+    with replacing_folder(output) as inside:
         for name, content in submission.files.items():
             (inside / name).write_bytes(content)
         for name, origin in submission.copied.items():

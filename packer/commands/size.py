@@ -8,26 +8,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from packer.commands.options.groups import with_options
-from packer.commands.options.types import CODE, EXISTING_FILE, JSON, cap_option, print_json, say
+from packer.commands.options.types import (
+    CODE,
+    EXISTING_FILE,
+    JSON,
+    Assignment,
+    cap_option,
+    print_json,
+    say,
+)
 from packer.planning.account import describe_rest
 
 if TYPE_CHECKING:
     from packer.size.estimate import SizeEstimate
     from packer.size.sweep import Variant
-
-
-class Setting(click.ParamType):  # type: ignore[type-arg]
-    """KEY=VALUE[,VALUE]..."""
-
-    name = "key=value[,value...]"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str]:
-        key, equals, text = str(value).partition("=")
-        if not equals or not key or not text:
-            self.fail(f"{value!r} is not KEY=VALUE, such as num_layers=10,11", param, ctx)
-        return key, text
 
 
 @click.command(short_help="Predict bytes before training.")
@@ -36,7 +30,8 @@ class Setting(click.ParamType):  # type: ignore[type-arg]
     "--set",
     "settings",
     multiple=True,
-    type=Setting(),
+    type=Assignment("KEY=VALUE", "num_layers=10,11"),
+    metavar="KEY=VALUE[,VALUE...]",
     help="Change a setting of the model (num_layers=11) or of the recipe (k=12.85, k.mlp=11.5, "
     "bits.embedding=7); add extra=N small weights that the model lacks; or give weight_std=S for "
     "recipes whose scales have a floor. Several values, separated by commas, are a sweep.",

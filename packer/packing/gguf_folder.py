@@ -15,12 +15,13 @@ import torch
 
 from packer.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from packer.errors import CheckpointError, listed, reason
+from packer.files import replacing_folder
 from packer.foreign.gguf_header import GGUFHeader, read_gguf_header
 from packer.foreign.gguf_names import LIKE_LLAMA, ROTARY
 from packer.huggingface.files import PathLike
 from packer.huggingface.library import quietly, transformers_for
 from packer.huggingface.shape_check import check_shapes
-from packer.packing.huggingface_folder import WEIGHTS, new_folder
+from packer.packing.huggingface_folder import WEIGHTS
 from packer.packing.verify import write_weights
 
 
@@ -37,7 +38,7 @@ def write_gguf_folder(
     """
     checkpoint, header = read_checkpoint(file), read_gguf_header(Path(file))
     library = transformers_for(checkpoint.source)
-    with quietly(library), new_folder(path) as folder:
+    with quietly(library), replacing_folder(path) as folder:
         _write_settings(library, checkpoint, header, folder)
         files = tuple(sorted(one.name for one in folder.iterdir()))
         write_weights(folder / WEIGHTS, checkpoint.tensors, {}, {})

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from packer.artifact.decoder import StoredArtifact
 from packer.checkpoint.packed_layers import CONFIGURATION
-from packer.errors import OutputError
-from packer.files import write_bytes
+from packer.files import replacing_folder, write_bytes
 from packer.huggingface.configuration import is_transformers
 from packer.huggingface.files import PathLike, carried_files
 from packer.packing.verify import write_decoded
 from packer.planning.measure import Progress, ignore_progress
 
 WEIGHTS = "model.safetensors"
-PERMISSIONS = 0o777  # before the process's umask
 
 
 def write_folder(
@@ -40,7 +32,7 @@ def write_folder(
     configuration = stored.metadata.get("config")
     if CONFIGURATION not in files and configuration is not None and _of_transformers(configuration):
         files[CONFIGURATION] = configuration.encode()
-    with new_folder(path) as folder:
+    with replacing_folder(path) as folder:
         meta_tensors = write_decoded(folder / WEIGHTS, stored, progress)
         for name, data in files.items():
             write_bytes(folder / name, data)
@@ -53,24 +45,3 @@ def _of_transformers(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(settings, dict) and is_transformers(settings)
-
-
-@contextlib.contextmanager
-def new_folder(path: PathLike) -> Iterator[Path]:
-    """Yields a temporary sibling to fill; on success it replaces `path`, which must not exist or be
-    empty. On failure it is removed. Raises OutputError.
-    """
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name[:32]}.{secrets.token_hex(8)}.tmp")
-    try:
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise OutputError(f"{path}: exists and is not empty; name a new folder")
-        temporary.mkdir(PERMISSIONS)
-        yield temporary
-        temporary.replace(target)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror or error}; nothing was written"
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

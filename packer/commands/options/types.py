@@ -64,18 +64,19 @@ class Finite(click.FloatRange):
         return number
 
 
-class Pin(click.ParamType):  # type: ignore[type-arg]
-    """SELECTOR=CHOICE."""
+class Assignment(click.ParamType):  # type: ignore[type-arg]
+    """Two texts joined by an equals sign, such as SELECTOR=CHOICE; what follows the last one."""
 
-    name = "selector=choice"
+    def __init__(self, form: str, example: str) -> None:
+        self.name, self.example = form.lower(), f"{form}, such as {example}"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, str]:
-        selector, equals, choice = str(value).rpartition("=")
-        if not equals or not selector or not choice:
-            self.fail(f"{value!r} is not SELECTOR=CHOICE, such as embeddings=fp16", param, ctx)
-        return selector, choice
+        key, equals, text = str(value).rpartition("=")
+        if not equals or not key or not text:
+            self.fail(f"{value!r} is not {self.example}", param, ctx)
+        return key, text
 
 
 EXISTING = click.Path(exists=True)
@@ -108,7 +109,7 @@ PINS = click.option(
     "--pin",
     "pins",
     multiple=True,
-    type=Pin(),
+    type=Assignment("SELECTOR=CHOICE", "embeddings=fp16"),
     help="Fix tensors to a choice. A selector is a name or glob, a role (mlp-in), embeddings, "
     "late-k or late-k:2: --pin embeddings=fp16 --pin 'blocks.*.attn.c_k.weight=int6.row'. "
     "If several match a tensor, the last one wins.",
