@@ -106,6 +106,11 @@ def flash_causal_attention(flash: Callable[..., Any], q: Tensor, k: Tensor, v: T
     return out
 
 
+def attention_in_float32(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`causal_attention` in float32, in the dtype of `v` again: faster on some CPUs."""
+    return causal_attention(q.float(), k.float(), v.float()).to(v.dtype)
+
+
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention with grouped key and value heads.
 

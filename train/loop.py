@@ -17,9 +17,10 @@ from packer.train.batches import Batches
 from packer.train.gradients import Gradients
 from packer.train.ledger import Ledger
 from packer.train.log_line import log_line
+from packer.train.measured import faster_dtype
 from packer.train.metrics import MetricsLog
 from packer.train.model import GPT, model_of
-from packer.train.optim import make_optimizers, set_rates
+from packer.train.optim import make_optimizers, orthogonalized, set_rates
 from packer.train.qat import FakeQuantization, selected
 from packer.train.run_config import run_settings
 from packer.train.run_state import write_state
@@ -74,7 +75,8 @@ class Trainer:
             data.train, config.batch, config.model.vocab_size, config.run.seed, rank, world_size
         )
         self.qat = FakeQuantization.attached(self.model, config.qat)
-        self.optimizers = make_optimizers(self.model, config.optimizer)
+        dtype = self._iteration_dtype()
+        self.optimizers = make_optimizers(self.model, config.optimizer, dtype)
         self.weights = dict(self._plain_parameters())
         self.averages = Averages(config.averaging, self.weights)
         self.size = SizeWatch(
@@ -87,6 +89,18 @@ class Trainer:
         self.gradients = Gradients(self.model, config, batches, device, world_size, say)
         self._loss: Tensor | None = None
         self._last_save = time.monotonic()
+
+    def _iteration_dtype(self) -> torch.dtype:
+        """Of Muon's iteration: bfloat16, on a CPU what is faster there; that of rank 0 for all."""
+        if self.device.type != "cpu":
+            return torch.bfloat16
+        updates = torch.eye(512)[None]  # large enough to say the same whenever it is asked
+        dtype = faster_dtype(lambda one: orthogonalized(updates, 1, one), bias=1.5)
+        if self.world_size == 1:
+            return dtype
+        shared = torch.tensor(dtype == torch.float32)
+        torch.distributed.broadcast(shared, 0)
+        return torch.float32 if shared else torch.bfloat16
 
     def _plain_parameters(self) -> list[tuple[str, Tensor]]:
         """Every weight under the name that the model itself has for it; learned steps are none."""
@@ -314,6 +328,7 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "averages": self.averages.state(),
             "seconds": dict(self.ledger.seconds),
+            "float32_attention": self.gradients.float32_attention,
             "rng": torch.get_rng_state(),
         }
 
@@ -328,6 +343,8 @@ class Trainer:
             for optimizer, found in pairs:
                 optimizer.load_state_dict(found)
             self.averages.restore(state["averages"])
+            if state.get("float32_attention", False) != self.gradients.float32_attention:
+                self.gradients.attend_in_float32(not self.gradients.float32_attention)
             torch.set_rng_state(state["rng"])
             self.ledger.seconds = {str(k): float(v) for k, v in state["seconds"].items()}
         except (RuntimeError, ValueError, KeyError, TypeError) as error:

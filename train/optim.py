@@ -22,13 +22,13 @@ class ParameterError(PackerError):
     """A parameter that belongs to no optimizer, or to more than one."""
 
 
-def orthogonalized(updates: Tensor, steps: int) -> Tensor:
+def orthogonalized(updates: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Newton-Schulz: [n, rows, columns] with singular values near 1 and the same directions.
 
-    In bfloat16, which halves the traffic and is what the iteration was tuned for.
+    dtype: by default bfloat16, which halves the traffic and is what the iteration was tuned for.
     """
     a, b, c = QUINTIC
-    x: Tensor = updates.bfloat16()
+    x: Tensor = updates.to(dtype)
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -53,8 +53,11 @@ class Muon(torch.optim.Optimizer):
         momentum: float,
         weight_decay: float,
         steps: int,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "steps": steps}
+        defaults: dict[str, Any] = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        # A state keeps the dtype, so that a resumed run goes on in it.
+        defaults |= {"steps": steps, "dtype": dtype}
         super().__init__(list(params), defaults)
 
     @torch.no_grad()
@@ -73,7 +76,8 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, grads)
         updates = torch._foreach_add(grads, buffers, alpha=group["momentum"])
-        found = orthogonalized(torch.stack(list(updates)), group["steps"])
+        dtype = group.get("dtype", torch.bfloat16)
+        found = orthogonalized(torch.stack(list(updates)), group["steps"], dtype)
         rows, columns = params[0].shape
         scale = math.sqrt(max(1.0, rows / columns))
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
@@ -133,10 +137,11 @@ def _group(name: str, parameter: Tensor, owner: nn.Module | None) -> str:
 
 
 def make_optimizers(
-    model: nn.Module, settings: OptimizerSettings
+    model: nn.Module, settings: OptimizerSettings, dtype: torch.dtype = torch.bfloat16
 ) -> tuple[torch.optim.Optimizer, ...]:
     """Muon, then AdamW, over all parameters; each group keeps its first learning rate as `base_lr`.
 
+    dtype: of Muon's iteration.
     Raises ParameterError: a parameter without an optimizer, or with several.
     """
     named = dict(model.named_parameters())
@@ -151,6 +156,7 @@ def make_optimizers(
                 momentum=settings.momentum_start,
                 weight_decay=settings.matrix_weight_decay,
                 steps=settings.newton_schulz_steps,
+                dtype=dtype,
             )
         )
     adam = [

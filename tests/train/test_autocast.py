@@ -10,11 +10,13 @@ from types import ModuleType
 import pytest
 import torch
 from packer.quantizers.attachment import rounded_once
-from packer.train import attention
+from packer.train import attention, gradients
 from packer.train.layers import Block
+from packer.train.loop import Trainer
 from packer.train.model import GPT, GPTConfig
 from packer.train.presets import PRESETS
 from packer.train.qat import FakeQuantization
+from packer.train.settings import TrainConfig
 from torch import Tensor
 from torch._dynamo.utils import counters
 
@@ -185,3 +187,31 @@ def test_grouped_heads_without_repeating(monkeypatch: pytest.MonkeyPatch) -> Non
         grouped = attention.causal_attention(q, k, v)
     monkeypatch.setattr(attention, "GROUPED_HEADS", False)
     torch.testing.assert_close(attention.causal_attention(q, k, v), grouped)
+
+
+def test_attention_of_a_cpu_is_in_the_faster_dtype(
+    trainer: Callable[..., Trainer], tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+    original = attention.causal_attention
+
+    def spy(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seen.append(v.dtype)
+        return original(q, k, v)
+
+    monkeypatch.setattr(attention, "causal_attention", spy)
+    monkeypatch.setattr(gradients, "causal_attention", spy)
+    run = replace(tiny.run, precision="bfloat16")
+    for faster in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(gradients, "faster_dtype", lambda *_, dtype=faster: dtype)
+        made = trainer(str(faster), run=run)
+        seen.clear()
+        made.gradients.add(0)
+        assert set(seen) == {faster}
+        state = made.state()
+    monkeypatch.setattr(gradients, "faster_dtype", lambda *_: torch.float32)
+    resumed = trainer("resumed", run=run)
+    resumed.restore(state)
+    seen.clear()
+    resumed.gradients.add(0)
+    assert set(seen) == {torch.bfloat16}, "a resumed run goes on as it began"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from packer.quantizers.attachment import attach
+from packer.train import measured
 from packer.train.model import GPT
 from packer.train.optim import (
     Muon,
@@ -51,6 +54,48 @@ def test_a_step_is_momentum_nesterov_decay_and_scale() -> None:
         optimizer.step()
     for parameter, weight in zip(params, weights, strict=True):
         torch.testing.assert_close(parameter.detach(), weight, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("float32", "bfloat16", "bias", "faster"),
+    [
+        (1.0, 0.5, 1.0, torch.bfloat16),
+        (1.0, 13.0, 1.5, torch.float32),
+        (1.0, 1.3, 1.0, torch.float32),
+        (1.0, 1.3, 1.5, torch.bfloat16),
+    ],
+)
+def test_the_faster_dtype_is_measured(
+    float32: float,
+    bfloat16: float,
+    bias: float,
+    faster: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, costs = [0.0], {torch.float32: float32, torch.bfloat16: bfloat16}
+    monkeypatch.setattr(measured, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    stalls = iter([100.0, 100.0, 0.0, 0.0, 100.0, 0.0])  # one good trial of each is enough
+
+    def work(dtype: torch.dtype) -> None:
+        now[0] += costs[dtype] + next(stalls)
+
+    assert measured.faster_dtype(work, bias) == faster
+
+
+def test_muon_iterates_in_its_dtype_and_keeps_it_in_its_state() -> None:
+    parameter = nn.Parameter(torch.randn(6, 3, generator=torch.Generator().manual_seed(0)))
+    before, options = parameter.detach().clone(), {"lr": 0.04, "weight_decay": 0.0, "steps": 5}
+    muon = Muon([parameter], momentum=0.85, dtype=torch.float32, **options)
+    parameter.grad = before.clone()
+    muon.step()
+    update = orthogonalized((1.85 * before)[None], 5, torch.float32)[0]
+    torch.testing.assert_close(parameter.detach(), before - 0.04 * math.sqrt(2) * update)
+    buffer = io.BytesIO()
+    torch.save(muon.state_dict(), buffer)
+    buffer.seek(0)
+    other = Muon([parameter], momentum=0.85, **options)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert other.param_groups[0]["dtype"] == torch.float32
 
 
 def test_every_parameter_has_one_optimizer_quantized_or_not(tiny: TrainConfig) -> None:
