@@ -21,7 +21,10 @@ from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.given import resolve_curvature
 from packer.errors import PlanError
 from packer.packing import leader_file as leader
+from packer.packing.comparison import Comparison
 from packer.packing.sorted_frame_writer import row_order, sorted_frame
+from packer.planning.account import Limits
+from packer.planning.calibrated import Calibration
 from packer.planning.options import MeasureOptions
 from packer.planning.recipes import Position, Recipe, find_recipe
 
@@ -150,6 +153,10 @@ def test_banks_have_no_place_in_the_layout(weights: Weights, curvature: Curvatur
     bank = {**weights, "mlp_up_bank": torch.ones(2, 96, 96)}
     with pytest.raises(leader.LayoutError, match=r"mlp_up_bank is \[2, 96, 96\]"):
         written(bank, curvature)
+    comparison = Comparison(
+        from_state_dict(bank), Limits(1), Calibration(curvature), MeasureOptions()
+    )
+    assert list(comparison.recipe_curve(LRZIP)) == []
 
 
 def test_gptq_without_curvature_is_refused(weights: Weights) -> None:
