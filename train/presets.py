@@ -118,7 +118,7 @@ XSA4_EMA_INT5MLP = replace(
     pack=PackSettings(
         cap=CONTEST_CAP,
         # The thread has bigram in fp16; the script's name filter makes it int8 and float32.
-        formats={**INT6_INT5MLP, "bigram.embed.weight": INT8, "bigram.proj.weight": "fp32"},
+        formats={**INT6_INT5MLP, "bigram.*.weight": "fp32", "bigram.embed.weight": INT8},
     ),
 )
 

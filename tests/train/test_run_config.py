@@ -180,7 +180,7 @@ DIFFERENCES = {
         "averaging": {"swa_every": 0},
         "qat": {"mode": "on", "formats": INT5MLP},
         "pack": {
-            "formats": {**INT5MLP, "bigram.embed.weight": INT8, "bigram.proj.weight": "fp32"},
+            "formats": {**INT5MLP, "bigram.*.weight": "fp32", "bigram.embed.weight": INT8},
         },
     },
     "11l-vrl-leaky-gptq": {
