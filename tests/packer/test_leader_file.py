@@ -24,7 +24,7 @@ from packer.packing import leader_file as leader
 from packer.packing.comparison import Comparison
 from packer.packing.sorted_frame_writer import row_order, sorted_frame
 from packer.planning.account import Limits
-from packer.planning.calibrated import Calibration
+from packer.planning.damage_trials import Calibration
 from packer.planning.options import MeasureOptions
 from packer.planning.recipes import Position, Recipe, find_recipe
 
