@@ -44,15 +44,8 @@ def foreign_of(
     notes: list[str] = []
     matrices = None if template is None else without_banks(template)
     layout, tensors = read_layout(value, matrices, notes, content.source)
-    return ForeignArtifact(
-        content.source,
-        layout,
-        content.codec,
-        content.file_bytes,
-        content.payload_bytes,
-        tensors,
-        tuple(notes),
-    )
+    sizes = content.file_bytes, content.payload_bytes
+    return ForeignArtifact(content.source, layout, content.codec, *sizes, tensors, tuple(notes))
 
 
 def without_banks(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from packer.code.newer_python import describe_needs, needs
 from packer.code.prune_branches import called_name
 from packer.errors import CodeError
 
+# Passes of python-minifier after which the text parses to another syntax tree.
+CHANGES_TREE = (
+    *("remove_pass", "combine_imports", "hoist_literals", "rename_locals", "remove_object_base"),
+    *("remove_explicit_return_none", "remove_builtin_exception_brackets", "constant_folding"),
+    "remove_dead_branches",
+)
 # Where one of these is called, python-minifier shortens no name at all.
 READS_NAMES = {"exec", "eval", "locals", "globals", "vars"}
 
@@ -54,6 +61,7 @@ def _minified(source: str, name: str, rename: bool) -> str:
         remove_argument_annotations=False,
         remove_class_attribute_annotations=False,
     )
+    changes: dict[str, Any] = dict.fromkeys(CHANGES_TREE, rename)
     try:
         return str(
             python_minifier.minify(
@@ -61,16 +69,8 @@ def _minified(source: str, name: str, rename: bool) -> str:
                 name,
                 remove_annotations=kept,
                 remove_literal_statements=True,
-                remove_pass=rename,
-                combine_imports=rename,
-                hoist_literals=rename,
-                rename_locals=rename,
-                remove_object_base=rename,
                 convert_posargs_to_args=False,
-                remove_explicit_return_none=rename,
-                remove_builtin_exception_brackets=rename,
-                constant_folding=rename,
-                remove_dead_branches=rename,
+                **changes,
             )
         )
     except Exception as error:  # its own classes, and whatever an unknown construct raises
