@@ -33,9 +33,9 @@ def main() -> None:
     for name in options.reader or READERS:
         count = options.artifacts if name == "artifact" else options.mutants
         began = time.monotonic()
-        found = list(hunt(name, count, options.seed, options.jobs))
-        totals[name] = counted(found)
-        failed = sorted((one for one in found if one.failed), key=lambda one: one.index)
+        trials = list(hunt(name, count, options.seed, options.jobs))
+        totals[name] = counted(trials)
+        failed = sorted((one for one in trials if one.failed), key=lambda one: one.index)
         failures += failed
         if not options.json:
             _say(name, totals[name], time.monotonic() - began, failed)

@@ -107,23 +107,23 @@ def mutate_json(rng: Random, value: Any) -> Any:
     """A copy with one to eight changed places: replaced, removed, doubled, or nearly the same."""
     mutant = copy.deepcopy(value)
     for _ in range(_few(rng)):
-        found = _containers(mutant)
-        if not found:
+        containers = _containers(mutant)
+        if not containers:
             return rng.choice(VALUES)
-        _change_entry(rng, rng.choice(found))
+        _change_entry(rng, rng.choice(containers))
     return mutant
 
 
 def _containers(value: Any) -> list[Any]:
     """Every object and list that holds something."""
-    pending, found = [value], []
+    pending, containers = [value], []
     while pending:
         one = pending.pop()
         inside = list(one.values()) if isinstance(one, dict) else one
         if isinstance(inside, list) and inside:
-            found.append(one)
+            containers.append(one)
             pending.extend(inside)
-    return found
+    return containers
 
 
 def _change_entry(rng: Random, container: Any) -> None:

@@ -150,8 +150,8 @@ def read_candidates(data: bytes, folder: Path) -> str:
     path = folder / "candidates.json"
     path.write_bytes(data)
     measured, _ = read_measurement(path)
-    made = make_plan(measured, Limits(samples.CAP), {})
-    assert made.plan.total_bytes <= samples.CAP
+    pack_plan = make_plan(measured, Limits(samples.CAP), {})
+    assert pack_plan.plan.total_bytes <= samples.CAP
     return of_text(measured)
 
 
@@ -178,13 +178,15 @@ def damaged_foreign(rng: Random, name: str, data: bytes) -> tuple[bytes, bool]:
 def read_a_checkpoint(data: bytes, folder: Path) -> str:
     path = folder / "model.bin"
     path.write_bytes(data)
-    found = read_checkpoint(path, max_memory=MAX_BYTES)
-    for name, tensor in found.tensors.items():
+    checkpoint = read_checkpoint(path, max_memory=MAX_BYTES)
+    for name, tensor in checkpoint.tensors.items():
         if tensor.is_floating_point():  # infinities as masks have them are read, all of one sign
             values = tensor.float()
             assert not values.isnan().any(), name
             assert not (values.isposinf().any() and values.isneginf().any()), name
-    return digest_of({**found.tensors, **{t: found.tensors[k] for t, k in found.ties.items()}})
+    return digest_of(
+        {**checkpoint.tensors, **{t: checkpoint.tensors[k] for t, k in checkpoint.ties.items()}}
+    )
 
 
 def read_a_folder(data: bytes, folder: Path) -> str:
@@ -199,19 +201,19 @@ def read_a_folder(data: bytes, folder: Path) -> str:
 def read_a_curvature(data: bytes, folder: Path) -> str:
     path = folder / "curvature.safetensors"
     path.write_bytes(data)
-    found = read_curvature(path, _checkpoint())
-    for one in found.by_tensor.values():
+    curvature = read_curvature(path, _checkpoint())
+    for one in curvature.by_tensor.values():
         assert bool(one.hessian.isfinite().all())
     contents_fingerprint(_checkpoint())
-    return of_text(found.provenance())
+    return of_text(curvature.provenance())
 
 
 def read_unfinished(data: bytes, folder: Path) -> str:
     path = folder / "kept"
     path.write_bytes(data)
-    found = ResumeFile(path, samples.KNOWN_BY).read()
-    assert found is not None
-    return of_text((found.batches, found.tokens, found.vocab_size, digest_of(found.sums)))
+    state = ResumeFile(path, samples.KNOWN_BY).read()
+    assert state is not None
+    return of_text((state.batches, state.tokens, state.vocab_size, digest_of(state.sums)))
 
 
 def damaged_model(rng: Random, _: str, data: bytes) -> tuple[bytes, bool]:
@@ -247,9 +249,9 @@ def damaged_bytes(rng: Random, _: str, data: bytes) -> tuple[bytes, bool]:
 def read_a_shard(data: bytes, folder: Path) -> str:
     path = folder / "a.bin"
     path.write_bytes(data)
-    found = read_shards([path], vocab_size=1024)
-    tokens = found[:]
-    assert len(tokens) == len(found) and not (tokens >= 1024).any()
+    stream = read_shards([path], vocab_size=1024)
+    tokens = stream[:]
+    assert len(tokens) == len(stream) and not (tokens >= 1024).any()
     return hashlib.sha256(tokens.tobytes()).hexdigest()
 
 
@@ -345,9 +347,9 @@ def read_a_submission(data: bytes, folder: Path) -> str:
     for other, content in _submission().items():
         (folder / other).write_bytes(mutant if other.encode() == name else content)
     findings = check(read_submission(folder, max_memory=MAX_BYTES))
-    said = [json.dumps(finding.to_json()) for finding in findings]
-    assert len(said) > 10
-    return of_text(said)
+    lines = [json.dumps(finding.to_json()) for finding in findings]
+    assert len(lines) > 10
+    return of_text(lines)
 
 
 def _every_reader() -> tuple[Reader, ...]:

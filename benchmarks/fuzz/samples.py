@@ -47,7 +47,7 @@ def weights(seed: int = 0) -> dict[str, torch.Tensor]:
     def normal(*shape: int) -> torch.Tensor:
         return 0.1 * torch.randn(*shape, generator=generator)
 
-    made = {
+    weights = {
         "tok_emb.weight": normal(32, 16),
         "blocks.0.attn_scale": normal(16) + 1,
         "blocks.0.attn.c_k.weight": normal(8, 16),
@@ -57,7 +57,7 @@ def weights(seed: int = 0) -> dict[str, torch.Tensor]:
         "mask": torch.tensor([True, False, True]),
         "empty": torch.zeros(0, 4),
     }
-    return {**made, "lm_head.weight": made["tok_emb.weight"]}
+    return {**weights, "lm_head.weight": weights["tok_emb.weight"]}
 
 
 def artifacts(golden: Path) -> Files:
@@ -79,8 +79,8 @@ def artifacts(golden: Path) -> Files:
 def planned() -> tuple[bytes, bytes]:
     """(candidates.json, plan.json) of `weights`."""
     measured = api.measure(weights())
-    made = api.plan(measured, CAP)
-    return json.dumps(measured.to_json()).encode(), json.dumps(made.to_json()).encode()
+    pack_plan = api.plan(measured, CAP)
+    return json.dumps(measured.to_json()).encode(), json.dumps(pack_plan.to_json()).encode()
 
 
 def curvature() -> bytes:
@@ -136,23 +136,23 @@ def models() -> Files:
     """Companion models with and without the optional parts, their configuration inside."""
     plain = {"vocab_size": 32, "num_layers": 2, "model_dim": 16, "num_heads": 4, "num_kv_heads": 2}
     tables = {"bigram_vocab_size": 8, "bigram_dim": 4, "value_embedding_dim": 4}
-    made = {}
+    files = {}
     for name, parts in (("plain", {}), ("tables", {**tables, "value_embedding_layers": [1]})):
         config = GPTConfig(**{**plain, "mlp_mult": 2.0, **parts})
         weights = {key: one.clone() for key, one in GPT(config).state_dict().items()}
-        made[name] = bytes(save(weights, {"config": json.dumps(settings_of(config))}))
-    return made
+        files[name] = bytes(save(weights, {"config": json.dumps(settings_of(config))}))
+    return files
 
 
 def training_state() -> bytes:
-    made = {"w": torch.ones(4, 4)}
+    parameters = {"w": torch.ones(4, 4)}
     state = {
         "config": {"model": {}},
         "step": 3,
         "qat_since": None,
-        "model": made,
+        "model": parameters,
         "optimizers": [],
-        "averages": {"ema": made},
+        "averages": {"ema": parameters},
         "seconds": {"train": 1.0},
         "rng": torch.Generator().get_state(),
     }

@@ -123,9 +123,9 @@ def _read(reader: Reader, data: bytes, folder: Path) -> str:
 def _memory(field: str) -> int:
     """Bytes, of this process's status."""
     status = Path("/proc/self/status").read_text()
-    found = re.search(rf"{field}:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) * 1024
+    size = re.search(rf"{field}:\s+(\d+) kB", status)
+    assert size is not None
+    return int(size[1]) * 1024
 
 
 def _reset_peak() -> int:
@@ -193,14 +193,14 @@ def _work(connection: Connection, at: Any, reader: str, indices: range, seed: in
             try_mutant(one, originals, seed, index, Path(folder))
         limit = _memory("VmSize") + ADDRESS_SPACE
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        found = []
+        outcomes = []
         for index in indices:
             at.value = index
-            found.append(try_mutant(one, originals, seed, index, Path(folder)))
-            if len(found) == 100:
-                connection.send(found)
-                found = []
-        connection.send(found)
+            outcomes.append(try_mutant(one, originals, seed, index, Path(folder)))
+            if len(outcomes) == 100:
+                connection.send(outcomes)
+                outcomes = []
+        connection.send(outcomes)
 
 
 def _fast_folder() -> str | None:
