@@ -212,13 +212,13 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> InferredConfig:
 
 def _count_blocks(shapes: Iterable[str]) -> int:
     """Raises ConfigError: a number is left out; one name could claim any number of blocks."""
-    found = {m[1] for name in shapes if (m := re.match(r"blocks\.(\d+)\.", name))}
-    absent = [str(number) for number in range(len(found)) if str(number) not in found]
+    numbers = {m[1] for name in shapes if (m := re.match(r"blocks\.(\d+)\.", name))}
+    absent = [str(number) for number in range(len(numbers)) if str(number) not in numbers]
     if absent:
         raise ConfigError(
-            f"the weights name {len(found)} blocks, and there is no blocks.{absent[0]}"
+            f"the weights name {len(numbers)} blocks, and there is no blocks.{absent[0]}"
         )
-    return len(found)
+    return len(numbers)
 
 
 def _tables(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
@@ -240,8 +240,8 @@ def _check_family(shapes: Mapping[str, tuple[int, ...]]) -> None:
     needed = ["tok_emb.weight", "blocks.0.mlp.fc.weight", "blocks.0.attn.c_k.weight"]
     missing = [name for name in needed if len(shapes.get(name, ())) != 2]
     if missing:
-        found = ", ".join(list(shapes)[:4]) or "nothing"
+        first_names = ", ".join(list(shapes)[:4]) or "nothing"
         raise ConfigError(
             f"these weights are not of the companion model: there is no matrix "
-            f"{', '.join(missing)}; the file starts with {found}"
+            f"{', '.join(missing)}; the file starts with {first_names}"
         )

@@ -47,19 +47,19 @@ def shared_text(train: Iterable[tuple[Path, str]], valid: Iterable[tuple[Path, s
     for file, document in valid:
         files.append(file)
         passages.append(set(_passages(document)))
-    found: dict[bytes, Path | None] = {one: None for document in passages for one in document}
+    file_of: dict[bytes, Path | None] = {one: None for document in passages for one in document}
     for file, document in train:
         for one in _passages(document):
-            if one in found and found[one] is None:
-                found[one] = file
+            if one in file_of and file_of[one] is None:
+                file_of[one] = file
     shared = [
         number
         for number, document in enumerate(passages)
-        if 2 * sum(found[one] is not None for one in document) > len(document)
+        if 2 * sum(file_of[one] is not None for one in document) > len(document)
     ]
     if not shared:
         return SharedText(len(files), 0)
-    sources = (found[one] for one in passages[shared[0]])
+    sources = (file_of[one] for one in passages[shared[0]])
     return SharedText(
         len(files), len(shared), files[shared[0]], next(one for one in sources if one is not None)
     )
