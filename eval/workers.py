@@ -99,13 +99,15 @@ def _wait(orders: Orders, ended: SimpleQueue[None]) -> None:
     taken_from(ended)
 
 
-def taken_from(queue: SimpleQueue[T]) -> T:
+def taken_from(queue: SimpleQueue[T], waiting: Callable[[], None] | None = None) -> T:
     """The next of a queue. A signal that comes just before the wait begins is seen when it ends,
-    so that no wait is long.
+    so that no wait is long. waiting: called every half second of it.
     """
     while True:
         with suppress(Empty):
             return queue.get(timeout=WAIT_SECONDS)
+        if waiting is not None:
+            waiting()
 
 
 def _started(run: Callable[..., None], *arguments: object) -> bool:

@@ -61,10 +61,13 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
 
 
 def as_completed(
-    work: Callable[[Item], Result], items: Sequence[Item]
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    waiting: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Item, Result]]:
     """(item, result) of every item as soon as it is there, begun in their order; threads and errors
-    as of `side_by_side`. All results may be in memory, so that they should be small.
+    as of `side_by_side`. All results may be in memory, so that they should be small. waiting:
+    called here every half second while nothing is there.
     """
     count = min(usable_cores(), MAX_SIDE_BY_SIDE)
     ended: SimpleQueue[int] = SimpleQueue()
@@ -78,7 +81,7 @@ def as_completed(
     with one_torch_thread(), workers(count, torch_threads=1) as submit:
         pending = [submit(noted, at) for at in range(len(items))]
         for next_one in range(len(items)):
-            at = next_one if pending[next_one].here else taken_from(ended)
+            at = next_one if pending[next_one].here else taken_from(ended, waiting)
             yield items[at], pending[at].result()
 
 

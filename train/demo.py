@@ -35,6 +35,7 @@ from packer.files import write_bytes, write_json
 from packer.packing.pack import Packed
 from packer.packing.verify import write_weights
 from packer.planning.plan import PackPlan
+from packer.progress import in_tokens
 from packer.threads import torch_threads
 
 THREADS = 2  # fixed, so that a seed gives one artifact on a machine, whatever else it has
@@ -241,7 +242,7 @@ def _score(
             subjects,
             data,
             setting,
-            progress=lambda done, total: progress("tokens", done, total),
+            progress=in_tokens(progress),
             notice=ignore,
         )
     return before, after, _samples(corpus, subjects, data, setting.window)

@@ -11,7 +11,7 @@ import torch
 from packer.checkpoint.checkpoint import Checkpoint
 from packer.checkpoint.natural_order import natural_order
 from packer.checkpoint.roles import Role, roles_of
-from packer.progress import Progress, ignore_progress
+from packer.progress import Progress, WeightCount, ignore_progress
 from packer.threads import one_torch_thread
 
 BLOCK_ELEMENTS = 1 << 16  # half a megabyte in float64, which stays in the cache
@@ -54,10 +54,9 @@ def _statistics(checkpoint: Checkpoint, progress: Progress) -> Iterator[TensorSt
     shapes = {name: tuple(meta.shape) for name, meta in checkpoint.meta_tensors.items()}
     roles = roles_of(shapes, checkpoint.ties)
     total = max(checkpoint.size_bytes, 1)
-    weights = sum(math.prod(shape) for shape in shapes.values())
-    done = 0
+    count = WeightCount(progress, {name: math.prod(shape) for name, shape in shapes.items()})
     for name in natural_order(shapes):
-        progress(name, done, weights)
+        count.begin(name)
         tensor, (stored, size) = checkpoint.tensors[name], checkpoint.stored_as(name)
         yield TensorStatistics(
             name=name,
@@ -71,7 +70,6 @@ def _statistics(checkpoint: Checkpoint, progress: Progress) -> Iterator[TensorSt
             kurtosis=_kurtosis(tensor),
             tied=tuple(tied for tied, kept in checkpoint.ties.items() if kept == name),
         )
-        done += tensor.numel()
 
 
 def _rms(tensor: torch.Tensor) -> float | None:

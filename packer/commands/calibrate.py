@@ -83,7 +83,6 @@ def calibrate(
     torchrun the text is divided among the processes; the file is the same as that of one process.
     """
     from packer.checkpoint.any_weights import weights_of
-    from packer.checkpoint.checkpoint import read_checkpoint
     from packer.curvature.file import write_curvature
     from packer.eval.batches import ignore
 
@@ -101,7 +100,7 @@ def calibrate(
                 "--self-generate runs in one process; with several, calibrate on --data"
             )
         opened = text.open() if text.self_generate is None else None
-        loaded = read_checkpoint(checkpoint, **built.opening.arguments)
+        loaded = built.opening.load(checkpoint)
         say_first = say_notes if ranks[0] == 0 else ignore
         say_first(loaded.notes)
         (subject,) = subjects_of([weights_of(loaded)], built, device, say_first)

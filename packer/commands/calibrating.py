@@ -169,7 +169,8 @@ def scores_of(
 
         def progress(done: int, total: int) -> None:
             if setting.rank == 0:
-                tell(f"tokens, {done / (time.monotonic() - started):,.0f} a second", done, total)
+                rate = done / (time.monotonic() - started)
+                tell(f"{done:,} of {total:,} tokens, {rate:,.0f} a second", done, total)
 
         return evaluate(
             subjects, data, setting, reference, progress=progress, notice=lambda text: say([text])

@@ -18,12 +18,11 @@ def inspect(checkpoint: str, opening: Opening, as_json: bool) -> None:
     CHECKPOINT may be another author's artifact (.ptz), which is decoded, or a GGUF file. The
     kurtosis of a Gaussian is 3.
     """
+    loaded = opening.load(checkpoint)
     from packer import api
-    from packer.checkpoint.checkpoint import read_checkpoint
     from packer.progress import shown
     from packer.reports import tables
 
-    loaded = read_checkpoint(checkpoint, **opening.arguments)
     with shown("inspecting") as progress:
         statistics = api.inspect(loaded, progress)
     if as_json:

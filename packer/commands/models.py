@@ -16,6 +16,7 @@ import click
 from packer.commands.options.types import read_config, say_notes
 from packer.devices import choose_device
 from packer.errors import PackerError
+from packer.printable import spelled
 
 if TYPE_CHECKING:
     import torch
@@ -38,10 +39,12 @@ def load_subjects(
     Raises PackerError, ConfigError: a source is damaged, or does not fit its model.
     """
     from packer.checkpoint.any_weights import load_weights
+    from packer.progress import shown
 
     loaded = []
     for source in sources:
-        loaded.append(load_weights(source, **built.opening.arguments))
+        with shown(f"reading {spelled(source)}"):
+            loaded.append(load_weights(source, **built.opening.arguments))
         say(loaded[-1].notes)
     return subjects_of(loaded, built, device, say)
 
@@ -175,6 +178,7 @@ def _of_transformers(
     """
     from packer.huggingface.configuration import configuration_beside, is_transformers
     from packer.huggingface.model import build_model
+    from packer.progress import shown
 
     if config is not None:
         given = _any_settings(config)
@@ -197,7 +201,8 @@ def _of_transformers(
             found.append(None)
         else:
             say_one = functools.partial(_say_of, say, one.source)
-            found.append(build_model(*theirs, one.weights, one.source, say_one))
+            with shown("building the model"):
+                found.append(build_model(*theirs, one.weights, one.source, say_one))
     return found
 
 

@@ -104,7 +104,7 @@ def _windows(
     from packer.curvature.calibration import within
     from packer.errors import CurvatureError
     from packer.eval.sample import sample_windows
-    from packer.progress import shown
+    from packer.progress import in_tokens, shown
 
     half = math.inf if text.seconds is None else text.seconds / 2
     with shown("writing") as progress:
@@ -117,7 +117,7 @@ def _windows(
             temperature=temperature,
             seed=text.seed,
             batch=None if half == math.inf else WINDOWS_IN_TIME,
-            progress=lambda done, total: progress("tokens", done, total),
+            progress=in_tokens(progress),
         )
         kept = [window for (window,), _ in within(windows, lambda: started + half)]
     if not kept:

@@ -291,7 +291,9 @@ def within(
             return
         doubtful = not longest or begun + MAY_TAKE * longest > limit
         if progress is not None:
-            progress("batches", done, max(total, done + 1))
+            all_batches = max(total, done + 1)
+            what = f"batch {done + 1:,} of {all_batches:,}"
+            progress(what, done - first, all_batches - first)
         yield group, limit if doubtful and ranks.size == 1 else math.inf
         done += len(group)
         longest = max(longest, time.perf_counter() - begun)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from packer.artifact.tensor_bytes import bytes_of
 from packer.errors import PackerError
 from packer.foreign.tensors import ForeignArtifact
 from packer.planning.account import Account
-from packer.planning.measure import Progress, ignore_progress
+from packer.progress import Progress, WeightCount, ignore_progress
 from packer.quantizers.formats import Passthrough, QuantizedTensor
 from packer.quantizers.quantize import dequantize
 
@@ -54,18 +55,23 @@ def repack(
     """
     quantized = {name: tensor.quantized for name, tensor in foreign.tensors.items()}
     kept, ties = _tied(quantized)
-    encoded = {}
-    for done, name in enumerate(sorted(kept)):
-        progress(name, done, len(kept) + 1)
+    encoded, count = {}, WeightCount(progress, weights_of(kept))
+    for name in sorted(kept):
+        count.begin(name)
         encoded[name] = encode_smallest(kept[name])
     shapes = {
         name: (str(one.dtype).removeprefix("torch."), one.shape) for name, one in kept.items()
     }
     header = encode_header(shapes, ties, metadata or {})
     data, account = assembled(header, encoded, cap_bytes, code_bytes)
-    progress("decoding again", len(kept), len(kept) + 1)
+    count.begin("decoding again")
     check_same_weights(data, quantized, foreign.source)
     return Repacked(data, kept, encoded, ties, header, account)
+
+
+def weights_of(tensors: Mapping[str, QuantizedTensor]) -> dict[str, int]:
+    """How many weights each tensor has."""
+    return {name: math.prod(tensor.shape) for name, tensor in tensors.items()}
 
 
 def assembled(

@@ -14,11 +14,12 @@ import torch
 from packer.artifact.encoder import encode_tensor, header_bytes
 from packer.budget.plan import Candidate, Plan
 from packer.checkpoint.roles import roles_of
-from packer.fix.repack import Repacked, assembled
+from packer.fix.repack import Repacked, assembled, weights_of
 from packer.planning.account import Account, Limits
 from packer.planning.code_size import solve
-from packer.planning.measure import Progress, default_choices, ignore_progress
+from packer.planning.measure import default_choices
 from packer.planning.weight_errors import ROLE_WEIGHT, weight_error
+from packer.progress import Progress, WeightCount, ignore_progress
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.formats import Passthrough, QuantizedTensor, Uniform
 from packer.quantizers.quantize import dequantize, quantizable, quantize
@@ -89,13 +90,14 @@ def candidates_of(lossless: Repacked, progress: Progress = ignore_progress) -> l
     """Every tensor unchanged, and in every coarser form."""
     roles = roles_of({name: one.shape for name, one in lossless.tensors.items()}, lossless.ties)
     candidates: list[Candidate] = []
+    count = WeightCount(progress, weights_of(lossless.tensors))
     with one_torch_thread():
-        for done, (name, one) in enumerate(sorted(lossless.tensors.items())):
-            progress(name, done, len(lossless.tensors))
+        for name, one in sorted(lossless.tensors.items()):
+            count.begin(name)
             size = lossless.encoded[name].size_bytes
             candidates.append(Candidate(name, AS_IS, size, 0.0))
             candidates += coarser(name, one, size, ROLE_WEIGHT[roles[name].role])
-    progress("measured", len(lossless.tensors), len(lossless.tensors))
+    count.begin("measured")
     return candidates
 
 

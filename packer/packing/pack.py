@@ -16,12 +16,13 @@ from packer.errors import CapError, PlanError
 from packer.planning.account import Account
 from packer.planning.measure import Progress, header_of, ignore_progress, tensor_infos
 from packer.planning.plan import PackPlan, replan
+from packer.progress import WeightCount
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError, row_shape
 from packer.quantizers.quantize import dequantize, quantizable, quantize_reported
 from packer.quantizers.rounding import RoundingReport
-from packer.threads import side_by_side
+from packer.threads import as_completed
 
 MAX_ROUNDS = 8
 NEARLY_ALL = 0.9  # of a tensor's weights; the coarsest ternary codes keep more than the rest
@@ -124,10 +125,15 @@ def _encode_chosen(
         name = candidate.tensor
         return _encode(candidate, checkpoint.tensors[name], curvature.get(name))
 
-    for count, one in enumerate(side_by_side(encode, pending)):
-        progress(pending[count].tensor, count, len(pending))
-        done[pending[count].tensor] = one
-    progress("packed", len(pending), len(pending))
+    weights = {one.tensor: checkpoint.meta_tensors[one.tensor].numel() for one in pending}
+    count = WeightCount(progress, weights)
+    largest_first = sorted(pending, key=lambda one: -weights[one.tensor])
+    encoded = {}
+    for candidate, one in as_completed(encode, largest_first, count.wait):
+        count.end(candidate.tensor)
+        encoded[candidate.tensor] = one
+    done |= {name: encoded[name] for name in weights}
+    count.begin("packed")
 
 
 def _encode(candidate: Candidate, weight: torch.Tensor, curvature: Curvature | None) -> _Encoding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from packer.errors import OutputError
 from packer.files import replacing
 from packer.huggingface.files import without_files
 from packer.planning.measure import Progress, ignore_progress
+from packer.progress import WeightCount
 from packer.quantizers.choice import Choice, parse_choice
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import Passthrough, QuantizedTensor, TensorFormat
@@ -118,10 +120,15 @@ def _decoded(
     names = {tensor.name: [tensor.name] for tensor in stored.tensors}
     for tied, kept in stored.ties.items():
         names[kept].append(tied)
-    for done, tensor in enumerate(stored.tensors):
-        progress(tensor.name, done, len(stored.tensors))
+    count = WeightCount(progress, _elements(stored))
+    for tensor in stored.tensors:
+        count.begin(tensor.name)
         weight = decoder.decode_weight(tensor)
         yield from ((name, weight) for name in names[tensor.name])
+
+
+def _elements(stored: decoder.StoredArtifact) -> dict[str, int]:
+    return {tensor.name: math.prod(tensor.shape) for tensor in stored.tensors}
 
 
 def _is_safetensors(path: str | os.PathLike[str]) -> bool:
@@ -170,16 +177,16 @@ def verify(
     if against is not None and PERMUTED_MARK in stored.metadata:
         problems.append(_not_comparable(against))
         against = None
-    checks = []
+    checks, count = [], WeightCount(progress, _elements(stored))
     with one_torch_thread():
-        for done, tensor in enumerate(stored.tensors):
-            progress(tensor.name, done, len(stored.tensors))
+        for tensor in stored.tensors:
+            count.begin(tensor.name)
             weight = _comparable(tensor, against)
             choice = choices.get(tensor.name) if choices else None
             known = by_tensor_of(curvature).get(tensor.name)
             quantized = quantized_tensor(tensor)
             checks.append(check_tensor(quantized, tensor.name, weight, choice, known))
-    progress("verified", len(stored.tensors), len(stored.tensors))
+    count.begin("verified")
     problems += [f"{check.name}: {check.problem}" for check in checks if check.problem]
     if problems and POLISHED_MARK in stored.metadata:
         problems.insert(0, "an earlier version tuned its scales and floats after rounding")

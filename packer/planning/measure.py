@@ -44,6 +44,7 @@ from packer.planning.weight_errors import (
     weight_error,
 )
 from packer.progress import Progress as Progress
+from packer.progress import WeightCount
 from packer.progress import ignore_progress as ignore_progress
 from packer.quantizers.choice import Choice, parse_choice
 from packer.quantizers.clip import row_absmax
@@ -210,6 +211,7 @@ def _measurement(
     whole = curvature if curvature is not None and curvature.predicts_damage else None
     all_metadata = dict(sorted(without_marks({**checkpoint.metadata, **metadata}).items()))
     levels: dict[str, float] = {}
+    count = WeightCount(progress, {info.name: info.elements for info in infos})
 
     def candidates_of(info: TensorInfo) -> list[Candidate]:
         weight, known = checkpoint.tensors[info.name], by_tensor.get(info.name)
@@ -218,9 +220,10 @@ def _measurement(
         if by_size and quantizable(weight) and bool(weight.isfinite().all()):
             errors = error_measure(info, weight)
             levels[info.name] = errors.level
-        return measure_tensor(info, weight, choices, known, whole, errors, required.get(info.name))
+        each = count.each(info.name, choices)
+        return measure_tensor(info, weight, each, known, whole, errors, required.get(info.name))
 
-    candidates = measured_side_by_side(infos, candidates_of, progress)
+    candidates = measured_side_by_side(infos, candidates_of, count)
     if not by_tensor:
         candidates = balanced(candidates, infos, levels)
     finished, guessed = complete(candidates, infos)
@@ -242,17 +245,13 @@ def _measurement(
 def measured_side_by_side(
     infos: Sequence[TensorInfo],
     candidates_of: Callable[[TensorInfo], list[Candidate]],
-    progress: Progress,
+    count: WeightCount,
 ) -> list[Candidate]:
-    """Candidates of all tensors in order, measured in parallel on all cores, the largest first.
-    progress counts weights, because they determine the time, not tensors.
-    """
+    """Candidates of all tensors in order, measured in parallel on all cores, the largest first."""
     by_name: dict[str, list[Candidate]] = {}
-    weights, done = sum(info.elements for info in infos), 0
     largest_first = sorted(infos, key=lambda info: -info.elements)
-    for info, measured in as_completed(candidates_of, largest_first):
-        done += info.elements
-        progress(info.name, done, weights)
+    for info, measured in as_completed(candidates_of, largest_first, count.wait):
+        count.end(info.name)
         by_name[info.name] = measured
     return [candidate for info in infos for candidate in by_name[info.name]]
 
@@ -301,7 +300,7 @@ def header_of(
 def measure_tensor(
     info: TensorInfo,
     weight: torch.Tensor,
-    choices: Sequence[Choice],
+    choices: Iterable[Choice],
     curvature: Curvature | None = None,
     whole: CurvatureSet | None = None,
     errors: ErrorMeasure | None = None,

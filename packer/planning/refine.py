@@ -17,6 +17,7 @@ from packer.curvature.curvature_set import CurvatureSet, by_tensor_of
 from packer.planning.candidates import Measurement, TensorInfo
 from packer.planning.measure import Progress, ignore_progress, measure_tensor, measured_side_by_side
 from packer.planning.plan import PackPlan, make_plan
+from packer.progress import WeightCount
 from packer.quantizers.choice import parse_choice
 
 PASSES = 2  # docs/planner.md (Candidates, Refining)
@@ -63,7 +64,8 @@ def _measured(
         weight, choice = checkpoint.tensors[info.name], parse_choice(choices[info.name])
         return measure_tensor(info, weight, [choice], by_tensor.get(info.name), whole)
 
-    return measured_side_by_side(infos, measure, progress)
+    count = WeightCount(progress, {info.name: info.elements for info in infos})
+    return measured_side_by_side(infos, measure, count)
 
 
 def _choices_to_measure(plan: PackPlan) -> dict[str, str]:

@@ -11,7 +11,7 @@ from packer.reports.pictures import LETTER, Paper, text_on, titled
 from packer.reports.report import Report, TensorRow
 from packer.reports.treemap import tensor_title
 
-SHARE_THAT_COUNTS = 0.01  # of the bytes: smaller tensors do not stretch the colours
+ODD_SHARE = 0.01  # of the bytes, at either end: so few do not stretch the colours
 LEFT, BELOW = 44.0, 44.0  # for the layers, and for the scale
 COLOURS = 48  # few enough for the scale to be drawn as shapes instead of an image
 
@@ -70,15 +70,21 @@ def _head(roles: list[str], width: float) -> tuple[list[str], float]:
 
 
 def _colours(report: Report) -> ScalarMappable:
-    """Colours from the fewest (dark) to the most bits per weight, ignoring tensors of few bytes."""
-    total = sum(row.size_bytes for row in report.rows)
-    counted = [
-        row.bits_per_weight
-        for row in report.rows
-        if row.bits_per_weight and row.size_bytes >= SHARE_THAT_COUNTS * total
-    ] or [1.0, 16.0]
-    low, high = min(counted), max(max(counted), 1.001 * min(counted))
+    """Colours from the fewest (dark) to the most bits per weight, of all but the odd bytes."""
+    counted = [(row.bits_per_weight, row.size_bytes) for row in report.rows if row.bits_per_weight]
+    low = _end_of(sorted(counted)) or 1.0
+    high = max(_end_of(sorted(counted, reverse=True)) or 16.0, 1.001 * low)
     return ScalarMappable(LogNorm(low, high), colormaps["viridis"].resampled(COLOURS))
+
+
+def _end_of(counted: Sequence[tuple[float, int]]) -> float | None:
+    """Of (bits per weight, bytes), the first bits per weight after the odd bytes."""
+    odd = ODD_SHARE * sum(size for _, size in counted)
+    for bits, size in counted:
+        odd -= size
+        if odd < 0:
+            return bits
+    return None
 
 
 def _colour(colours: ScalarMappable, bits: float) -> Any:
@@ -114,7 +120,7 @@ def _draw_cell(
 
 
 def _draw_scale(paper: Paper, colours: ScalarMappable) -> None:
-    """Draws the colour bar, with the bits per weight at both ends."""
+    """Draws the colour bar, with the bits per weight at both ends and between."""
     span = min(paper.width - LEFT, 320.0)
     place = paper.within(LEFT, paper.height - BELOW + 12, paper.width - LEFT - span, BELOW - 22)
     axes = paper.figure.add_axes(place)
@@ -125,7 +131,8 @@ def _draw_scale(paper: Paper, colours: ScalarMappable) -> None:
         bar.solids.set_edgecolor("face")  # no seams
     axes.minorticks_off()
     axes.tick_params(length=0, labelsize=11.5, pad=5)
-    axes.set_xticks([low, high], [f"≤ {low:.2f} bits per weight", f"{high:.2f} or more"])
-    start, end = axes.get_xticklabels()
-    start.set_horizontalalignment("left")
-    end.set_horizontalalignment("right")
+    between = [low * (high / low) ** share for share in (0.25, 0.5, 0.75)]
+    names = [f"≤ {low:.2f}", *(f"{bits:.2f}" for bits in between), f"≥ {high:.2f}"]
+    axes.set_xticks([low, *between, high], names)
+    beside: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    axes.annotate("bits per weight", (1, 0.5), (12, 0), color=SOFT, va="center", **beside)

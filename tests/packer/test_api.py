@@ -181,14 +181,14 @@ def test_progress_is_told(weights: Weights) -> None:
         reports.append((what, done, total))
 
     plan = packer.plan(weights, CAP, progress=progress)
-    count = len(plan.choices)
     stored = from_state_dict(weights).tensors
     counted = [*accumulate(stored[name].numel() for name in sorted(stored))]
     assert [done for _, done, _ in reports] == counted  # in weights, not tensors
     assert {total for *_, total in reports} == {counted[-1]}
     packed = packer.pack(weights, plan, progress=progress)
+    assert reports[-1] == ("packed", counted[-1], counted[-1])
     packer.verify(packed.data, weights, progress=progress)
-    assert reports[-1] == ("verified", count, count)
+    assert reports[-1] == ("verified", counted[-1], counted[-1])
 
 
 def test_code_loader_and_margin_are_counted(weights: Weights, tmp_path: Path) -> None:

@@ -76,8 +76,10 @@ class CurvatureOptions:
     def read(self, loaded: Checkpoint) -> CurvatureSet | None:
         """The curvature in the file, or None without one. Raises CurvatureError."""
         from packer.curvature.file import read_curvature
+        from packer.progress import shown
 
-        return None if self.file is None else read_curvature(self.file, loaded)
+        with shown("reading curvature"):
+            return None if self.file is None else read_curvature(self.file, loaded)
 
 
 def beside(output: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from packer.commands.options.groups import OptionGroup
 from packer.commands.options.types import DROP, MAX_MEMORY, TEMPLATE, WEIGHTS, say_notes
+from packer.printable import spelled
 
 if TYPE_CHECKING:
     from packer.checkpoint.checkpoint import Checkpoint
@@ -31,11 +32,17 @@ class Opening:
     def given(self) -> bool:
         return any(self.arguments.values())
 
+    def load(self, source: str, *, artifact: bool = False) -> Checkpoint:
+        """Read the checkpoint, with progress. Raises PackerError."""
+        from packer.checkpoint.checkpoint import read_checkpoint
+        from packer.progress import shown
+
+        with shown(f"reading {spelled(source)}"):
+            return read_checkpoint(source, **self.arguments, artifact=artifact)
+
     def read(self, source: str) -> Checkpoint:
         """Read the checkpoint, and print its notes on stderr. Raises PackerError."""
-        from packer.checkpoint.checkpoint import read_checkpoint
-
-        loaded = read_checkpoint(source, **self.arguments)
+        loaded = self.load(source)
         say_notes(loaded.notes)
         return loaded
 

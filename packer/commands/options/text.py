@@ -81,8 +81,10 @@ class Text:
     def open(self) -> Data:
         """The text's tokens. Raises PackerError, EvalError."""
         from packer.evaluation import open_data
+        from packer.progress import shown
 
-        return open_data(self.data, tokenizer=self.tokenizer, bytes_table=self.bytes_table)
+        with shown("reading text"):
+            return open_data(self.data, tokenizer=self.tokenizer, bytes_table=self.bytes_table)
 
     def with_tokenizer_beside(self: T, sources: Sequence[str]) -> T:
         """The text with the tokenizer next to the first source that has one, if nothing is named.
