@@ -13,6 +13,7 @@ from packer.reports.treemap import tensor_title
 
 ODD_SHARE = 0.01  # of the bytes, at either end: so few do not stretch the colours
 LEFT, BELOW = 44.0, 44.0  # for the layers, and for the scale
+UNIT = 130.0  # right of the scale
 COLOURS = 48  # few enough for the scale to be drawn as shapes instead of an image
 
 
@@ -121,7 +122,7 @@ def _draw_cell(
 
 def _draw_scale(paper: Paper, colours: ScalarMappable) -> None:
     """Draws the colour bar, with the bits per weight at both ends and between."""
-    span = min(paper.width - LEFT, 320.0)
+    span = min(paper.width - LEFT - UNIT, 320.0)
     place = paper.within(LEFT, paper.height - BELOW + 12, paper.width - LEFT - span, BELOW - 22)
     axes = paper.figure.add_axes(place)
     low, high = colours.get_clim()

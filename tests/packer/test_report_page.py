@@ -136,6 +136,20 @@ def test_layers_of_a_heat_map_are_in_order() -> None:
     assert bottom > top, "the first is above"
 
 
+def test_the_colours_of_a_deep_model_span_its_matrices() -> None:
+    """Although no matrix has 1 % of the bytes, and though norms take 16 bits."""
+    rows = [TensorRow("embed", "token-embedding", None, (800, 100), "float32", "c", 50_000)]
+    for layer in range(120):
+        size = 500 + 5 * layer
+        rows.append(TensorRow(f"{layer}.w", "mlp-in", layer, (10, 100), "float32", "c", size))
+        rows.append(TensorRow(f"{layer}.n", "norm", layer, (4,), "float32", "c", 8))
+    (_, picture) = pictures_of(report_data(Report("a", "artifact", tuple(rows), 0, 0, 200_000, 0)))
+    *_, scale = drawn(picture.draw, 960, picture.height(960)).axes
+    shown = [label.get_text() for label in scale.get_xticklabels()]
+    assert (shown[0], shown[-1]) == ("≤ 4.08", "≥ 8.76") and len(shown) == 5
+    assert [text.get_text() for text in scale.texts] == ["bits per weight"]
+
+
 sizes_of_maps = st.lists(st.integers(1, 10**9), min_size=1, max_size=40)
 
 
