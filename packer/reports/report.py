@@ -132,12 +132,21 @@ def _notes(pack_plan: PackPlan) -> tuple[str, ...]:
     """What the plan's damage leaves out, in words, and the command that mends it."""
     plan, measurement = pack_plan.plan, pack_plan.measurement
     chosen_freely = len(measurement.candidates) > len(measurement.tensors)
-    if measurement.curvature is not None or plan.damage == 0 or not chosen_freely:
+    if plan.damage == 0 or not chosen_freely:
         return ()
     command = shlex.join(["packer", "plan", measurement.source, "--cap", str(plan.cap_bytes)])
+    if measurement.curvature is None:
+        return (
+            "planned without data: a calibrated plan of this size does several times less damage; "
+            f"to calibrate: {command} --calibration TEXT",
+        )
+    if measurement.damage_fit is not None or plan.damage_kind != "damage_bpb":
+        return ()
     return (
-        "planned without data: a calibrated plan of this size does several times less damage; "
-        f"to calibrate: {command} --calibration TEXT",
+        "the predicted damage is not fitted to the model: it leaves out that other text differs "
+        "from the text calibrated on, to which GPTQ also rounds, and what grows faster than the "
+        "square of an error; 1.1 to 2 times as much was measured; to fit it: "
+        f"{command} --curvature FILE --calibration TEXT",
     )
 
 
