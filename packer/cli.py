@@ -101,10 +101,11 @@ def main() -> None:
 
     \b
     Calibrate on text, for damage in bits per byte and better rounding:
-      packer plan model.pt --cap 16MB --calibration train.txt --tokenizer bpe.model -o plan.json
+      packer plan model.pt --cap 16MB --calibration train.txt \\
+          --tokenizer bpe.model -o plan.json
 
-    A checkpoint is a .pt, a .safetensors, a folder of shards, or an artifact of another author; no
-    code in it is run. A plan fits only the weights it was made for; to make the same choices for
+    A checkpoint is a .pt, a .safetensors, a .gguf, a folder of shards (as of Hugging Face), or an
+    artifact of another author; no code in it is run. A plan fits only the weights it was made for; to make the same choices for
     other weights, use it as a --policy.
 
     Sizes are decimal: 16MB is 16,000,000 bytes; 16MiB is 16,777,216. With --json, a command prints

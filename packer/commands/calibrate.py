@@ -74,7 +74,8 @@ def calibrate(
     """Collect calibration statistics for every weight of CHECKPOINT, on a text.
 
     \b
-    packer calibrate model.pt --data train.txt --tokenizer bpe.model --tokens 32768 --window 512
+    packer calibrate model.pt --data train.txt --tokenizer bpe.model \\
+        --tokens 32768 --window 512
 
     These are the second moment of the inputs and the Fisher information of the outputs of every
     linear map, with labels sampled from the model itself, and how often each row of a table is

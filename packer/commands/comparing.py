@@ -76,6 +76,7 @@ SCORED = OptionGroup(
     click.option(
         "--tokens",
         type=POSITIVE,
+        metavar="TOKENS",
         default=SCORED_TOKENS,
         show_default=True,
         help="Score this many tokens.",
@@ -83,6 +84,7 @@ SCORED = OptionGroup(
     click.option(
         "--window",
         type=POSITIVE,
+        metavar="TOKENS",
         default=SCORED_WINDOW,
         show_default=True,
         help="Score in windows of this many tokens, back to back.",

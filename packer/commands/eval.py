@@ -86,7 +86,8 @@ def evaluate(
     """Score SOURCES in bits per byte on the same tokens.
 
     \b
-    packer eval model.pt model.pack --data valid.txt --tokenizer bpe.model --window 1024 --stride 64
+    packer eval model.pt model.pack --data valid.txt --tokenizer bpe.model \\
+        --window 1024 --stride 64
 
     SOURCES are checkpoints, artifacts of ours or of other authors. With several, also print each
     one's difference from the first with its standard error, the KL divergence from it in bits per

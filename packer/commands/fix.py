@@ -30,7 +30,8 @@ def fix(sources: tuple[str, ...], new: bool, about: str | None, options: FixOpti
     """Shrink SOURCES, an artifact (.ptz) or a submission folder, below the cap at the least cost.
 
     \b
-    packer fix final_model.int6.ptz --code train_gpt.py -o fixed.pack --loader loader.py
+    packer fix final_model.int6.ptz --code train_gpt.py \\
+        -o fixed.pack --loader loader.py
     packer fix records/my_run -o fixed_run
     packer fix --new runs/seed1 runs/seed2 runs/seed3 -o records/my_run
 

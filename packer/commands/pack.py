@@ -136,15 +136,18 @@ def pack(
 
     \b
     packer pack model.pt --plan plan.json -o model.pack
-    packer pack model.pt --cap 16MB --calibration train.txt --tokenizer bpe.model -o model.pack
+    packer pack model.pt --cap 16MB --calibration train.txt \\
+        --tokenizer bpe.model -o model.pack
 
     With --plan, pack exactly that plan, with its cap, code and pins; the checkpoint must be the one
     it was made for. With --cap alone, plan first; calibration is as of packer plan. With --policy
     and --cap, keep the choices of another run of the same structure, and step down only where they
     do not fit. With --recipe and --cap, use a published recipe, with its size parameter tuned until
     the file fits:
-    baseline-int8-zlib, int6-rowmax-zstd, int5mlp-int6-zstd, gptq-lite-int6, full-gptq-int6 or
-    sdclip-gptq-brotli.
+
+    \b
+    baseline-int8-zlib, int6-rowmax-zstd, int5mlp-int6-zstd,
+    gptq-lite-int6, full-gptq-int6, sdclip-gptq-brotli
     """
     from packer import api
     from packer.progress import shown

@@ -116,7 +116,8 @@ def plan(
     """Choose a format for every tensor, so that file and code fit the cap with the least damage.
 
     \b
-    packer plan model.pt --cap 16MB --calibration train.txt --tokenizer bpe.model -o plan.json
+    packer plan model.pt --cap 16MB --calibration train.txt \\
+        --tokenizer bpe.model -o plan.json
 
     SOURCE is a checkpoint (or another author's artifact), which is measured first, or a file of
     measurements (candidates.json, or an earlier plan.json), which takes a second to plan again.

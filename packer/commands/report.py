@@ -80,7 +80,8 @@ def report(
     also show the damage, the price of a byte and the size/damage curve.
 
     \b
-    packer report plan.json --html plan.html --curvature plan.curvature.safetensors
+    packer report plan.json --html plan.html \\
+        --curvature plan.curvature.safetensors
     packer report model.pack --html model.html --compare rows.json
     """
     from packer.reports.report_data import read_compared, report_data

@@ -82,7 +82,8 @@ def train(
 
     \b
     packer data books/*.txt -o data
-    packer train small-6l --data data --set schedule.iterations=500 --cap 2MB -o run
+    packer train small-6l --data data --set schedule.iterations=500 \\
+        --cap 2MB -o run
 
     CONFIG is a TOML or JSON file, or a preset: demo (the default), small-6l, baseline-9l,
     11l-backout-int6, 11l-xsa4-ema-int5mlp, 11l-vrl-leaky-gptq. Writes raw, ema and swa

@@ -39,7 +39,8 @@ EFFORT = with_options(
         "--seconds",
         section=CALIBRATION,
         type=Finite(min=0, min_open=True),
-        help="Stop calibrating after this many seconds.",
+        metavar="SECONDS",
+        help="Stop calibrating after SECONDS.",
     ),
     option(
         "--seed",
@@ -55,6 +56,7 @@ EFFORT = with_options(
 def calibration_size(prefix: str) -> Callable[[Any], Any]:
     """--tokens and --window of calibration, their names with a prefix."""
     shared: dict[str, Any] = {"section": CALIBRATION, "type": POSITIVE, "show_default": True}
+    shared["metavar"] = "TOKENS"
     tokens, window = "Calibrate on this many tokens.", "Calibrate in windows of this many tokens."
     return with_options(
         option(f"--{prefix}tokens", default=DEFAULT_TOKENS, help=tokens, **shared),
