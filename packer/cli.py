@@ -105,8 +105,8 @@ def main() -> None:
           --tokenizer bpe.model -o plan.json
 
     A checkpoint is a .pt, a .safetensors, a .gguf, a folder of shards (as of Hugging Face), or an
-    artifact of another author; no code in it is run. A plan fits only the weights it was made for; to make the same choices for
-    other weights, use it as a --policy.
+    artifact of another author; no code in it is run. A plan fits only the weights it was made for;
+    to make the same choices for other weights, use it as a --policy.
 
     Sizes are decimal: 16MB is 16,000,000 bytes; 16MiB is 16,777,216. With --json, a command prints
     one JSON object on stdout; progress goes to stderr. Files are written whole or not at all. Exit

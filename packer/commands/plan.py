@@ -162,12 +162,17 @@ def _kept(
 
 
 def _next_command(pack_plan: PackPlan, plan: str, curvature: str | None, opening: Opening) -> str:
-    """The command that packs this plan, with the options that read the same weights."""
+    """The command that packs this plan, with the options that read the same weights.
+
+    Files that are not there are in capitals, as in help.
+    """
     from packer.planning.plan import rounded_with_curvature
 
-    words = ["packer", "pack", pack_plan.measurement.source, "--plan", plan, "-o", "model.pack"]
+    source = pack_plan.measurement.source
+    checkpoint = source if Path(source).exists() else "CHECKPOINT"
+    words = ["packer", "pack", checkpoint, "--plan", plan, "-o", "model.pack"]
     if rounded_with_curvature(pack_plan):
-        words += ["--curvature", curvature or "curvature.safetensors"]
+        words += ["--curvature", curvature or "CURVATURE"]
     return shlex.join([*words, *opening.words])
 
 

@@ -129,7 +129,8 @@ def counted_loader(choices: Iterable[str], limits: Limits) -> bytes:
     if limits.loader_bytes != len(source):
         raise PlanError(
             f"the plan counts {limits.loader_bytes:,} bytes of loader, and the loader has "
-            f"{len(source):,}. Plan again with --loader."
+            f"{len(source):,}. Plan again with --loader; from the plan's file that "
+            "measures nothing anew."
         )
     return source
 

@@ -209,7 +209,7 @@ def _measurement(
     """required: choices that must hold their tensors; others are left out if they cannot."""
     by_tensor = by_tensor_of(curvature)
     whole = curvature if curvature is not None and curvature.predicts_damage else None
-    all_metadata = dict(sorted(without_marks({**checkpoint.metadata, **metadata}).items()))
+    all_metadata = metadata_of(checkpoint, metadata)
     levels: dict[str, float] = {}
     count = WeightCount(progress, {info.name: info.elements for info in infos})
 
@@ -266,6 +266,11 @@ def describe_damage(
     if whole is not None and candidates and candidates[0].damage_bpb is not None:
         return describe_source(whole, guessed)
     return GIVEN_HESSIANS if by_tensor else NO_DATA
+
+
+def metadata_of(checkpoint: Checkpoint, more: Mapping[str, str]) -> dict[str, str]:
+    """The metadata to store: the checkpoint's and more, sorted by name."""
+    return dict(sorted(without_marks({**checkpoint.metadata, **more}).items()))
 
 
 def tensor_infos(checkpoint: Checkpoint) -> tuple[TensorInfo, ...]:

@@ -20,11 +20,19 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from packer.checkpoint.checkpoint import Checkpoint
+from packer.checkpoint.fingerprint import contents_fingerprint
+from packer.curvature.curvature_set import CurvatureSet
 from packer.errors import CapError
 from packer.planning.account import Limits
 from packer.planning.candidates import Measurement
 from packer.planning.damage_trials import NO_CALIBRATION, Calibration, fit_to_model
-from packer.planning.measure import Progress, ignore_progress, measure, measure_choices
+from packer.planning.measure import (
+    Progress,
+    ignore_progress,
+    measure,
+    measure_choices,
+    metadata_of,
+)
 from packer.planning.options import MeasureOptions
 from packer.planning.plan import PackPlan, follow_policy, make_plan
 from packer.planning.refine import refined
@@ -100,11 +108,14 @@ def plan_under_policy(
     calibration: Calibration = NO_CALIBRATION,
     shown: Shown = not_shown,
 ) -> PackPlan:
-    """A plan by another run's choices. Other choices are measured only if these do not fit.
+    """A plan by another run's choices. Other choices are measured only if these do not fit; nothing
+    is where the policy was measured on the same contents.
 
     Raises PlanError: tensors of another structure. CapError: nothing fits.
     """
     curvature = calibration.curvature
+    if _measured_alike(policy.measurement, checkpoint, options, curvature):
+        return follow_policy(policy, policy.measurement, limits)
     with shown("measuring") as progress:
         own = measure_choices(checkpoint, policy.choices, options.metadata, curvature, progress)
         try:
@@ -113,3 +124,17 @@ def plan_under_policy(
             pinned = replace(options, pins=policy.choices)
             every = measure(checkpoint, pinned, curvature, progress=progress)
             return follow_policy(policy, every, limits)
+
+
+def _measured_alike(
+    measurement: Measurement,
+    checkpoint: Checkpoint,
+    options: MeasureOptions,
+    curvature: CurvatureSet | None,
+) -> bool:
+    """Whether measuring would give the same: equal contents, metadata and curvature."""
+    return (
+        measurement.curvature == (None if curvature is None else curvature.sha256)
+        and measurement.metadata == metadata_of(checkpoint, options.metadata)
+        and measurement.contents == contents_fingerprint(checkpoint)
+    )

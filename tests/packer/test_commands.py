@@ -265,6 +265,32 @@ def test_pack_writes_the_loader_that_was_counted(run: Run, made: Path, tmp_path:
     assert all(torch.equal(loaded[name], ours[name]) for name in ours)
 
 
+def test_a_policy_measured_on_the_same_contents_measures_nothing_anew(
+    run: Run, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("measured anew")
+
+    monkeypatch.setattr("packer.planning.pipeline.measure_choices", refuse)
+    monkeypatch.setattr("packer.planning.pipeline.measure", refuse)
+    policy = ("pack", made / "model.pt", "--policy", made / "plan.json", "-o", "a.pack")
+    assert "every choice of the policy was kept" in done(run(*policy, "--cap", CAP))
+    assert Path("a.pack").read_bytes() == (made / "model.pack").read_bytes()
+    loaded = done(run(*policy, "--cap", "20KB", "--loader", "loader.py"))
+    assert f"loader {Path('loader.py').stat().st_size:,}" in loaded.replace("of ", "")
+    with pytest.raises(AssertionError, match="measured anew"):
+        run(*policy, "--cap", CAP, "--include", made / "plan.json")
+
+
+def test_the_next_command_names_a_missing_checkpoint_in_capitals(
+    run: Run, made: Path, tmp_path: Path
+) -> None:
+    text = (made / "plan.json").read_text().replace(str(made / "model.pt"), "gone.pt")
+    (tmp_path / "moved.json").write_text(text)
+    planned = done(run("plan", "moved.json", "--cap", "12KB", "-o", "p.json"))
+    assert planned.splitlines()[-1] == "next: packer pack CHECKPOINT --plan p.json -o model.pack"
+
+
 def test_pack_under_a_policy(run: Run, made: Path) -> None:
     policy = ("pack", made / "model.pt", "--policy", made / "plan.json", "-o", "a.pack")
     text = done(run(*policy, "--cap", CAP))
