@@ -68,11 +68,18 @@ def test_parts_of_large_tensors_count() -> None:
     count = WeightCount(lambda *what: told.append(what), {"a": 1 << 21, "b": 8})
     choices = count.each("a", range(4))
     assert [next(choices) for _ in range(3)] == [0, 1, 2]
-    count.finish("b", None)
+    count.end("b")
     count.wait()
     count.end("a")
-    count.end("b")
     count.begin("done")
-    total = (1 << 21) + 8
-    assert [done for _, done, _ in told] == [(1 << 20) + 8, total, total, total]
+    total, half = (1 << 21) + 8, (1 << 20) + 8
+    assert [done for _, done, _ in told] == [half, half, total, total]
     assert {one for *_, one in told} == {total}
+
+
+def test_tensors_of_a_small_model_are_told_in_order() -> None:
+    told: list[tuple[str, int, int]] = []
+    count = WeightCount(lambda *what: told.append(what), {"a": 1, "b": 8, "c": 2})
+    for name in ("b", "a", "c"):
+        count.end(name)
+    assert told == [("a", 1, 11), ("b", 9, 11), ("c", 11, 11)]
