@@ -125,7 +125,7 @@ class _Remaining:
             self.points.append((done, time.monotonic()))
 
     def seconds(self) -> float | None:
-        """None while too little is done to say, or all."""
+        """None while too little is done to say, or all, or once the last estimate has passed."""
         points = self.points
         done, ended = points[-1]
         if not SAYS_LITTLE * self.total < done < self.total:
@@ -134,7 +134,8 @@ class _Remaining:
         (first, began), (last, reached) = points[at - 1 : at + 1]
         middle = began + (reached - began) * (done / 2 - first) / (last - first)
         left = (ended - middle) * (self.total - done) / (done / 2)
-        return max(0.0, left - (time.monotonic() - ended))
+        left -= time.monotonic() - ended
+        return left if left > 0 else None
 
 
 class _Lines:
