@@ -228,9 +228,8 @@ MARKS = Marks(checks=CHECKS, guards=GUARDS)
 def test_names_may_not_be_defined_twice_or_missing():
     with pytest.raises(CodeError, match="none of the modules defines nothing_such"):
         extract(DECODERS, ("nothing_such",), MARKS)
-    twice = (
-        r"packer\.artifact\.reader and packer\.artifact\.reader both define Reader, .* rename one"
-    )
+    reader = r"packer\.artifact\.reader"
+    twice = f"{reader} and {reader} both define ArtifactError, .* rename one"
     with pytest.raises(CodeError, match=twice):
         extract((*DECODERS, "packer.artifact.reader"), ENTRIES, MARKS)
 
