@@ -13,6 +13,8 @@ from pathlib import Path
 
 from packer.errors import CheckpointError, listed, reason
 
+CONFIGURATION = "config.json"
+QUANTIZATION = "quantization_config"  # its entry for codes of GPTQ, AWQ and others
 # Parts of the names of files and of entries that are not weights.
 NOT_WEIGHTS = re.compile(
     r"(.*[-_.])?(optim\w*|sched\w*|lr_sched\w*|rng\w*|random_states?\w*|training_args|trainer\w*|"

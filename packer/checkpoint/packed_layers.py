@@ -12,13 +12,11 @@ from typing import Any
 import torch
 
 from packer.checkpoint.file_kinds import Content
-from packer.checkpoint.folder import INDEX, MAIN_NAMES
+from packer.checkpoint.folder import CONFIGURATION, INDEX, MAIN_NAMES, QUANTIZATION
 from packer.checkpoint.lazy_tensors import Dequantized, DequantizedFile, StoredTensor
 from packer.errors import CheckpointError
 from packer.foreign.packed_integers import PARTS, Packing, dequantized, packing_of, shape_of
 
-CONFIGURATION = "config.json"
-QUANTIZATION = "quantization_config"
 CODES = ".qweight"
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from packer.checkpoint.packed_layers import CONFIGURATION, QUANTIZATION
+from packer.checkpoint.folder import CONFIGURATION, QUANTIZATION
 from packer.errors import CheckpointError
 from packer.huggingface.files import Beside
 

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from packer.artifact.artifact_file import is_artifact, reading_artifact
-from packer.checkpoint.folder import INDEX, MAIN_NAMES, SUFFIXES
-from packer.checkpoint.packed_layers import CONFIGURATION, QUANTIZATION
+from packer.checkpoint.folder import CONFIGURATION, INDEX, MAIN_NAMES, QUANTIZATION, SUFFIXES
 from packer.errors import CheckpointError, PackerError
 
 CARRIED = "file:"  # before a file's name, in an artifact's metadata: a text in UTF-8

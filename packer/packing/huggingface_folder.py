@@ -7,7 +7,7 @@ import json
 import torch
 
 from packer.artifact.decoder import StoredArtifact
-from packer.checkpoint.packed_layers import CONFIGURATION
+from packer.checkpoint.folder import CONFIGURATION
 from packer.files import replacing_folder, write_bytes
 from packer.huggingface.configuration import is_transformers
 from packer.huggingface.files import PathLike, carried_files

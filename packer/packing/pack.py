@@ -17,7 +17,7 @@ from packer.planning.account import Account
 from packer.planning.measure import Progress, header_of, ignore_progress, tensor_infos
 from packer.planning.plan import PackPlan, replan
 from packer.progress import WeightCount
-from packer.quantizers.choice import parse_choice
+from packer.quantizers.choice import Choice, parse_choice
 from packer.quantizers.curvature import Curvature
 from packer.quantizers.formats import FormatError, row_shape
 from packer.quantizers.quantize import dequantize, quantizable, quantize_reported
@@ -121,9 +121,11 @@ def _encode_chosen(
         if candidate.tensor not in done or done[candidate.tensor].choice != candidate.choice
     ]
 
+    choices = {one.tensor: _choice(one) for one in pending}
+
     def encode(candidate: Candidate) -> _Encoding:
         name = candidate.tensor
-        return _encode(candidate, checkpoint.tensors[name], curvature.get(name))
+        return _encode(candidate, choices[name], checkpoint.tensors[name], curvature.get(name))
 
     weights = {one.tensor: checkpoint.meta_tensors[one.tensor].numel() for one in pending}
     count = WeightCount(progress, weights)
@@ -136,9 +138,17 @@ def _encode_chosen(
     count.begin("packed")
 
 
-def _encode(candidate: Candidate, weight: torch.Tensor, curvature: Curvature | None) -> _Encoding:
+def _choice(candidate: Candidate) -> Choice:
     try:
-        choice = parse_choice(candidate.choice)
+        return parse_choice(candidate.choice)
+    except FormatError as error:
+        raise PlanError(f"{candidate.tensor}: {error}") from None
+
+
+def _encode(
+    candidate: Candidate, choice: Choice, weight: torch.Tensor, curvature: Curvature | None
+) -> _Encoding:
+    try:
         quantized, rounding = quantize_reported(weight, choice, curvature)
     except FormatError as error:
         raise PlanError(f"{candidate.tensor}: {error}") from None
