@@ -23,7 +23,7 @@ from packer.planning.recipes import RECIPES
 
 CONFIG = GPTConfig(64, 2, 64, 4, 2, rope_train_length=64, embedding_init_std=0.5)
 CAP = 78_000
-CAPS = (30_000, 45_000, 60_000, 100_000)
+CAPS = (30_000, 60_000, 100_000)
 NAMES = [with_coder_here(recipe).name for recipe in RECIPES.values()]
 WITH_K = {"sdclip-gptq-brotli", "sdclip-int7-brotli", NAMES[-1]}
 Run = Callable[..., Result]
