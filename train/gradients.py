@@ -12,7 +12,6 @@ from packer.quantizers.attachment import rounded_once
 from packer.train.attention import attention_in_float32, causal_attention
 from packer.train.batches import Batches
 from packer.train.layers import Block
-from packer.train.measured import faster_dtype
 from packer.train.model import GPT
 from packer.train.settings import TrainConfig
 from torch import Tensor
@@ -43,7 +42,7 @@ class Gradients:
         self.model = model
         self.float32_attention = False
         if device.type == "cpu" and self.autocast is not None:
-            self.attend_in_float32(self._is_faster_in_float32(config.batch.sequence))
+            self.attend_in_float32(not multiplies_bfloat16(device))
         self.forward = self._forward(model)
 
     def _forward(self, model: GPT) -> Callable[[Tensor, Tensor], Tensor]:
@@ -58,23 +57,11 @@ class Gradients:
         return forward  # type: ignore[no-any-return]
 
     def attend_in_float32(self, wanted: bool) -> None:
-        """Whether attention is computed in float32, which is faster on some CPUs."""
+        """Whether attention is computed in float32: CPUs that emulate bfloat16 are slow in it."""
         self.float32_attention = wanted
         for block in self.model.blocks:
             assert isinstance(block, Block)
             block.attn.attend = attention_in_float32 if wanted else causal_attention
-
-    def _is_faster_in_float32(self, sequence: int) -> bool:
-        c = self.model.config
-
-        def attend(dtype: torch.dtype) -> None:
-            q, k, v = (
-                torch.ones(1, sequence, heads, c.head_dim, dtype=dtype, requires_grad=True)
-                for heads in (c.num_heads, c.num_kv_heads, c.num_kv_heads)
-            )
-            causal_attention(q, k, v).sum().backward()  # type: ignore[no-untyped-call]
-
-        return faster_dtype(attend) == torch.float32
 
     def add(self, step: int) -> Tensor:
         """Adds gradients of the mean loss over this rank's windows; returns that loss, detached.

@@ -83,6 +83,7 @@ def test_attention_and_stream_are_of_16_bits_in_every_layer(
         return original(q, k, v)
 
     monkeypatch.setattr(attention, "causal_attention", spy)
+    monkeypatch.setattr(gradients, "causal_attention", spy)
     model = GPT(small(PRESETS[name].model))
     for block in model.blocks:
         block.register_forward_pre_hook(lambda _, inputs: streams.append(inputs[0].dtype))
@@ -189,7 +190,7 @@ def test_grouped_heads_without_repeating(monkeypatch: pytest.MonkeyPatch) -> Non
     torch.testing.assert_close(attention.causal_attention(q, k, v), grouped)
 
 
-def test_attention_of_a_cpu_is_in_the_faster_dtype(
+def test_attention_of_a_cpu_is_in_a_dtype_that_it_multiplies_in(
     trainer: Callable[..., Trainer], tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.dtype] = []
@@ -202,14 +203,14 @@ def test_attention_of_a_cpu_is_in_the_faster_dtype(
     monkeypatch.setattr(attention, "causal_attention", spy)
     monkeypatch.setattr(gradients, "causal_attention", spy)
     run = replace(tiny.run, precision="bfloat16")
-    for faster in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr(gradients, "faster_dtype", lambda *_, dtype=faster: dtype)
-        made = trainer(str(faster), run=run)
+    for able in (False, True):
+        monkeypatch.setattr(gradients, "multiplies_bfloat16", lambda _, able=able: able)
+        began = trainer(str(able), run=run)
         seen.clear()
-        made.gradients.add(0)
-        assert set(seen) == {faster}
-        state = made.state()
-    monkeypatch.setattr(gradients, "faster_dtype", lambda *_: torch.float32)
+        began.gradients.add(0)
+        assert set(seen) == {torch.bfloat16 if able else torch.float32}
+        state = began.state()
+    monkeypatch.setattr(gradients, "multiplies_bfloat16", lambda _: False)
     resumed = trainer("resumed", run=run)
     resumed.restore(state)
     seen.clear()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from packer.quantizers.attachment import attach
-from packer.train import measured
+from packer.train import loop
 from packer.train.model import GPT
 from packer.train.optim import (
     Muon,
@@ -56,30 +56,14 @@ def test_a_step_is_momentum_nesterov_decay_and_scale() -> None:
         torch.testing.assert_close(parameter.detach(), weight, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("float32", "bfloat16", "bias", "faster"),
-    [
-        (1.0, 0.5, 1.0, torch.bfloat16),
-        (1.0, 13.0, 1.5, torch.float32),
-        (1.0, 1.3, 1.0, torch.float32),
-        (1.0, 1.3, 1.5, torch.bfloat16),
-    ],
-)
-def test_the_faster_dtype_is_measured(
-    float32: float,
-    bfloat16: float,
-    bias: float,
-    faster: torch.dtype,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("able", [False, True])
+def test_muon_iterates_in_bfloat16_where_the_cpu_multiplies_in_it(
+    able: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, costs = [0.0], {torch.float32: float32, torch.bfloat16: bfloat16}
-    monkeypatch.setattr(measured, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    stalls = iter([100.0, 100.0, 0.0, 0.0, 100.0, 0.0])  # one good trial of each is enough
-
-    def work(dtype: torch.dtype) -> None:
-        now[0] += costs[dtype] + next(stalls)
-
-    assert measured.faster_dtype(work, bias) == faster
+    monkeypatch.setattr(loop, "multiplies_bfloat16", lambda _: able)
+    trainer = SimpleNamespace(device=torch.device("cpu"))
+    dtype = loop.Trainer._iteration_dtype(trainer)  # type: ignore[arg-type]
+    assert dtype == (torch.bfloat16 if able else torch.float32)
 
 
 def test_muon_iterates_in_its_dtype_and_keeps_it_in_its_state() -> None:
