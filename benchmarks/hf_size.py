@@ -31,7 +31,7 @@ def steps(folder: str, text: str, tokens: str, cap: str) -> Iterator[tuple[str, 
     yield "calibrate", "curvature.safetensors", ["calibrate", folder, *sample]
     yield "plan with curvature", "plan.json", ["plan", folder, "--cap", cap, *curved]
     yield "pack", "model.pack", ["pack", folder, "--plan", "plan.json", *curved]
-    yield "measure without data", "candidates.json", ["measure", folder]
+    yield "measure without data", "candidates.json", ["measure", folder, "--no-calibration"]
 
 
 def main() -> None:
