@@ -189,13 +189,13 @@ def balanced(
         for info in infos
         if levels.get(info.name, 0.0) > 0
     }
+    vectors = {info.name for info in infos if math.prod(info.shape) == max(info.shape, default=1)}
     factors |= {
         info.name: ROLE_WEIGHT[Role.TOKEN_EMBEDDING] * typical[True]
         for info in infos
-        if levels.get(info.name) == math.inf and len(info.shape) > 1 and matrices
+        if levels.get(info.name) == math.inf and info.name not in vectors and matrices
     }
     blocks = block_weights(infos)
-    vectors = {info.name for info in infos if math.prod(info.shape) == max(info.shape, default=1)}
     return [
         replace(
             one,
