@@ -22,6 +22,7 @@ from .formats import FormatError
 DAMPING = 0.01  # of the mean diagonal, as in the paper and in PR #1855
 BLOCK = 64  # columns between two updates of all later ones; the paper has 128, with equal results
 DAMPING_STEP = 10.0  # damping grows by this factor when the factorization fails ...
+TRIANGLE = 128  # columns of a triangle that is inverted at once
 LARGEST_DAMPING = 1.0  # ... up to here; beyond it little of H is left
 ORDERS = ("descending", "ascending", "given")  # of columns: by the diagonal of H, or as stored
 
@@ -107,18 +108,22 @@ def factorize(
     """
     if order not in ORDERS or not damping >= 0:
         raise FormatError(f"order {order!r} or damping {damping}: orders are {', '.join(ORDERS)}")
-    H = hessian.double()  # [columns, columns]
-    diagonal = H.diagonal().clone()  # [columns]
+    diagonal = hessian.diagonal().double()  # [columns]
     dead = diagonal <= 0
     by_diagonal = torch.sort(diagonal, descending=order == "descending", stable=True).indices
-    chosen = torch.arange(len(diagonal), device=H.device) if order == "given" else by_diagonal
+    given = torch.arange(len(diagonal), device=hessian.device)
+    chosen = given if order == "given" else by_diagonal
     if bool(dead.all()):
         report = RoundingReport(damping, damping, int(dead.sum()), "all of its inputs are zero")
         return HessianFactor(chosen, None, dead, report)
-    alive = ~dead
-    H = H * alive[:, None] * alive[None, :] + torch.diag(dead.double())
-    mean = float(diagonal[alive].sum()) / len(diagonal)
-    upper, used = _damped_factor(H[chosen][:, chosen], mean, damping)
+    last_first = chosen.flip(0)
+    H = hessian[last_first[:, None], last_first].double()  # [columns, columns]
+    if bool(dead.any()):
+        alone = dead[last_first]
+        H[alone] = H[:, alone] = 0.0
+        H.diagonal().add_(alone)
+    mean = float(diagonal[~dead].sum()) / len(diagonal)
+    upper, used = _damped_factor(H, mean, damping)
     failed = (
         None if upper is not None else f"its Hessian has no Cholesky factor at damping {used:g}"
     )
@@ -129,27 +134,47 @@ def factorize(
 def _damped_factor(
     H: torch.Tensor, mean: float, damping: float
 ) -> tuple[torch.Tensor | None, float]:
-    """(U [columns, columns], the damping used), or (None, the largest damping tried)."""
+    """(U [columns, columns], the damping used), or (None, the largest damping tried).
+
+    H: the last to be rounded first; its diagonal is overwritten.
+    """
+    diagonal = H.diagonal().clone()
     while True:
-        upper = _inverse_factor(H + damping * mean * torch.eye(len(H), dtype=H.dtype).to(H))
+        H.diagonal().copy_(diagonal + damping * mean)
+        upper = _inverse_factor(H)
         if upper is not None or damping >= LARGEST_DAMPING:
             return upper, damping
         damping = min(max(damping, DAMPING / DAMPING_STEP) * DAMPING_STEP, LARGEST_DAMPING)
 
 
 def _inverse_factor(H: torch.Tensor) -> torch.Tensor | None:
-    """U [columns, columns], upper triangular, with H⁻¹ = Uᵀ U; None if H is not positive definite.
+    """U [columns, columns], upper triangular, with H⁻¹ = Uᵀ U, of H with rows and columns reversed;
+    None if H is not positive definite.
 
-    With rows and columns reversed, H is L Lᵀ; R, L reversed, is upper triangular with H = R Rᵀ, and
-    U = R⁻¹. One factorization; inverting H and factorizing the inverse takes two and loses digits.
+    H reversed is L Lᵀ; R, L reversed, is upper triangular with H = R Rᵀ, and U = R⁻¹. One
+    factorization; inverting H and factorizing the inverse takes two and loses digits.
     """
-    lower, failed = torch.linalg.cholesky_ex(H.flip(0, 1))
+    lower, failed = torch.linalg.cholesky_ex(H)
     if int(failed):
         return None
-    eye = torch.eye(len(H), dtype=H.dtype, device=H.device)
-    upper = torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
+    upper = _inverse_of_triangle(lower.flip(0, 1))
     usable = bool(torch.isfinite(upper).all()) and bool((upper.diagonal() > 0).all())
     return upper if usable else None
+
+
+def _inverse_of_triangle(R: torch.Tensor) -> torch.Tensor:
+    """R⁻¹ of an upper triangular R [columns, columns]: by halves, in matrix products, half the time
+    of solving for the identity.
+    """
+    size, half = len(R), len(R) // 2
+    if size <= TRIANGLE:
+        eye = torch.eye(size, dtype=R.dtype, device=R.device)
+        return torch.linalg.solve_triangular(R, eye, upper=True)
+    first, last = _inverse_of_triangle(R[:half, :half]), _inverse_of_triangle(R[half:, half:])
+    inverse = torch.zeros_like(R)
+    inverse[:half, :half], inverse[half:, half:] = first, last
+    inverse[:half, half:] = (first @ (R[:half, half:] @ last)).neg_()
+    return inverse
 
 
 def round_with(
