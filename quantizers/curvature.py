@@ -99,14 +99,14 @@ class Curvature:
         if self.outputs is None or self.row_fisher is None:
             return None
         size = self.outputs.shape[-1]
-        G = self.outputs.reshape(-1, size, size).double().clone()
+        G = self.outputs.reshape(-1, size, size).double()
         diagonal = G.diagonal(dim1=-2, dim2=-1)
         diagonal += MIN_ROW_FISHER * diagonal.mean()
-        scale = G.diagonal(dim1=-2, dim2=-1).clamp(min=1e-30).rsqrt()
-        correlation = (1 - SHRINK_CORRELATIONS) * G * scale[:, :, None] * scale[:, None, :]
-        correlation.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+        scale = diagonal.clamp(min=1e-30).rsqrt()
+        G.mul_(1 - SHRINK_CORRELATIONS).mul_(scale[:, :, None]).mul_(scale[:, None, :])
+        G.diagonal(dim1=-2, dim2=-1).fill_(1.0)
         root = self.row_fisher.double().sqrt().reshape(-1, size)
-        return (correlation * root[:, :, None] * root[:, None, :]).float()
+        return G.mul_(root[:, :, None]).mul_(root[:, None, :]).float()
 
     @property
     def rounding_hessian(self) -> torch.Tensor:
