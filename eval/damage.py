@@ -34,7 +34,7 @@ def quadratic_forms(change: Tensor, hessian: Tensor) -> Tensor:
     forms = []
     for rows, H in zip(grouped, banks, strict=True):
         for block in torch.split(rows, max(1, BLOCK_ELEMENTS // columns)):
-            forms.append(((block @ H) * block).sum(dim=-1, dtype=torch.float64))
+            forms.append((block @ H).mul_(block).sum(dim=-1).double())
     return torch.cat(forms).clamp(min=0)
 
 
@@ -55,7 +55,7 @@ def kronecker_nats(change: Tensor, hessian: Tensor, factors: Tensor) -> float:
     grouped = change.float().reshape(len(banks), -1, columns)
     total = 0.0
     for rows, H, G in zip(grouped, banks, factors, strict=True):
-        total += float(((G @ rows) * (rows @ H)).sum(dtype=torch.float64))
+        total += float((G @ rows).mul_(rows @ H).sum(dim=-1).double().sum())
     return 0.5 * max(total, 0.0)
 
 

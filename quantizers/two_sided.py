@@ -18,10 +18,14 @@ With Y = Vᵀ Z, E = Y U. In the order of rounding,
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from .dequantize import code_values, nearer_to_zero
 from .rounding import HessianFactor
+
+Floats = npt.NDArray[np.float32]
 
 TILE = 64  # rows and columns rounded between two matrix products
 
@@ -74,14 +78,17 @@ class _Work:
         self.A = W.new_zeros(W.shape[1], W.shape[0])
         self.codes = torch.zeros_like(W)
         self.limits, self.shrink = limits, shrink
+        self.nearer = nearer_to_zero(shrink).numpy()
 
     def tile(self, at: slice, by: slice) -> None:
         """Round rows `at`, columns `by`; all tiles above and to the left are done."""
         X, A = self.X[at, by].clone(), self.A[by, at].clone()
         U, V = self.U[by, by].contiguous(), self.V[at, at].contiguous()
-        arguments = (X, A, U, V, self.scale[at], self.limits, self.shrink)
-        on_cpu = X.device.type == "cpu"
-        codes, Y, Z = _compiled_tile(*arguments) if on_cpu else _by_antidiagonals(*arguments)
+        arguments = (X, A, U, V, self.scale[at], self.limits)
+        if X.device.type == "cpu":
+            codes, Y, Z = _compiled_tile(*arguments, self.nearer)
+        else:
+            codes, Y, Z = _by_antidiagonals(*arguments, self.shrink)
         self.codes[at, by] = codes
         # U and V are upper triangular: only X to the right of the tile and A below it change.
         self.X[at, by.stop :].addmm_(Y, self.U[by, by.stop :])
@@ -99,12 +106,12 @@ def _compiled_tile(
     V: torch.Tensor,
     scale: torch.Tensor,
     limits: tuple[int, int],
-    shrink: int,
+    nearer: Floats,
 ) -> Tile:
     from .compiled_loops import round_tile  # a compiler is slow to import
 
     tile = (X.numpy(), A.T.contiguous().numpy(), U.numpy(), V.numpy())
-    arrays = round_tile(*tile, scale.numpy(), nearer_to_zero(shrink).numpy(), *limits)
+    arrays = round_tile(*tile, scale.numpy(), nearer, *limits)
     codes, Y, Z = (torch.from_numpy(array) for array in arrays)
     return codes, Y, Z.T
 

@@ -167,12 +167,15 @@ def encode_ans(
     if reach < largest:
         _push_excess(encoder, codes, reach)
     classes, row_class, column_class = choose_classes(clipped, reach, scale, column_scale)
-    for cell, _, _ in reversed(stream_decoder.class_cells(row_class, column_class)):
-        symbols = clipped[cell].astype(np.int32).ravel()  # [rows of the class · its columns]
-        symbols += reach
-        levels = count_levels(np.bincount(symbols, minlength=2 * reach + 1))
-        encoder.encode_reverse(symbols, encoder.model(level_counts()[levels]))
-        push_table(encoder, levels, reach)
+    every_column = stream_decoder.class_members(column_class)
+    for rows, _ in reversed(stream_decoder.class_members(row_class)):
+        of_class = clipped[rows]
+        for columns, _ in reversed(every_column):
+            symbols = of_class[:, columns].astype(np.int32).ravel()
+            symbols += reach
+            levels = count_levels(np.bincount(symbols, minlength=2 * reach + 1))
+            encoder.encode_reverse(symbols, encoder.model(level_counts()[levels]))
+            push_table(encoder, levels, reach)
     if not classes.columns_by_scale:
         push_classes(encoder, column_class, classes.columns)
     if classes.kind == 2:
@@ -214,18 +217,30 @@ def level_counts() -> Numbers:
     return np.array([stream_decoder.level_count(level) for level in range(stream_decoder.LEVELS)])
 
 
-def count_levels(counts: Numbers) -> list[int]:
+@functools.cache
+def _between_levels() -> npt.NDArray[np.float64]:
+    """The counts between which the nearest level changes, [LEVELS - 1]."""
+    return (level_counts()[1:] + level_counts()[:-1]) / 2
+
+
+def count_levels(counts: Numbers) -> Numbers:
     """The nearest level of each count; a symbol that occurs never gets level 0."""
-    values = level_counts()
-    levels = np.searchsorted((values[1:] + values[:-1]) / 2, counts, side="left")
-    nearest: list[int] = np.where(counts > 0, np.maximum(levels, 1), 0).tolist()
+    levels = np.searchsorted(_between_levels(), counts, side="left")
+    nearest: Numbers = np.where(counts > 0, np.maximum(levels, 1), 0)
     return nearest
 
 
-def push_table(encoder: SymbolEncoder, levels: list[int], reach: int) -> None:
-    order = stream_decoder.table_order(reach)
-    guesses = [stream_decoder.predict_level(levels, reach, distance, at) for distance, at in order]
-    encoder.levels([levels[at] for _, at in order], guesses)
+def push_table(encoder: SymbolEncoder, levels: Numbers, reach: int) -> None:
+    """Push the levels [2 · reach + 1] as `stream_decoder.decode_table` reads them: 0, 1, -1, 2 ...,
+    each with `stream_decoder.predict_level` as its guess.
+    """
+    positive, negative = levels[reach:], levels[reach::-1]  # [reach + 1], from zero outwards
+    pairs = np.stack([positive[1:], negative[1:]], axis=1)
+    guesses = np.stack([(positive + negative)[:-1] >> 1, positive[1:]], axis=1)
+    encoder.levels(
+        np.concatenate([levels[reach : reach + 1], pairs.ravel()]),
+        np.concatenate([[-1], guesses.ravel()]),
+    )
 
 
 def push_classes(encoder: SymbolEncoder, classes: Numbers, count: int) -> None:

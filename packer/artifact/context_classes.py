@@ -30,6 +30,7 @@ _PARTS_OF_A_BIT = 256  # lengths are whole multiples, so that their sums are the
 _ABSENT = 0.05  # added to every count, so that no code length is infinite
 _ALONE = 8  # magnitudes below it have a range of their own
 _BLOCK_ELEMENTS = 1 << 20
+_COUNTED_ELEMENTS = 1 << 17  # whose 64-bit indices stay in a cache
 
 Codes = npt.NDArray[Any]  # int8, or int16 of stepped formats
 Numbers = npt.NDArray[np.int64]
@@ -62,9 +63,9 @@ def energy_classes(codes: Codes) -> tuple[Numbers, Numbers]:
     )
 
 
-def row_blocks(codes: Codes) -> list[tuple[int, Codes]]:
+def row_blocks(codes: Codes, elements: int = _BLOCK_ELEMENTS) -> list[tuple[int, Codes]]:
     """(first row, rows) of blocks small enough that wide copies of them stay cheap."""
-    step = max(1, _BLOCK_ELEMENTS // max(codes.shape[1], 1))
+    step = max(1, elements // max(codes.shape[1], 1))
     return [(start, codes[start : start + step]) for start in range(0, len(codes), step)]
 
 
@@ -159,10 +160,12 @@ def _moved(
 
     ranges, own_count, other_count = int(sizes.max()) + 1, int(own.max()) + 1, int(other.max()) + 1
     cells = other_count * ranges
-    index = sizes + (other * ranges).astype(np.int32)
-    index += (np.arange(len(sizes)) * cells).astype(np.int32)[:, None]
-    flat = np.bincount(index.ravel(), minlength=len(sizes) * cells).astype(np.float64)
-    counts = torch.from_numpy(flat).reshape(len(sizes), cells)
+    columns = other * ranges  # [columns]
+    counts = torch.empty(len(sizes), cells, dtype=torch.float64)
+    for start, block in row_blocks(sizes, _COUNTED_ELEMENTS):
+        index = block + columns + cells * np.arange(len(block))[:, None]
+        flat = np.bincount(index.ravel(), minlength=len(block) * cells)
+        counts[start : start + len(block)] = torch.from_numpy(flat).reshape(len(block), cells)
     # Sums of whole numbers, so that their order does not matter, [own classes, cells].
     members = (
         torch.from_numpy(own if known is None else own[known]) == torch.arange(own_count)[:, None]

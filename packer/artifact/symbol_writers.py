@@ -24,8 +24,8 @@ class SymbolEncoder(Protocol):
     def encode_reverse(self, symbols: npt.NDArray[np.int32], model: Any) -> None:
         """Push symbols [count] under one model, so that they are decoded in order."""
 
-    def levels(self, levels: list[int], guesses: list[int]) -> None:
-        """Push the levels of a table, each under the model of its guess."""
+    def levels(self, levels: npt.NDArray[np.int64], guesses: npt.NDArray[np.int64]) -> None:
+        """Push the levels [count] of a table, each under the model of its guess."""
 
     def data(self) -> bytes:
         """The bytes of the stream."""
@@ -45,12 +45,12 @@ class ConstrictionEncoder:
     def encode_reverse(self, symbols: npt.NDArray[np.int32], model: Any) -> None:
         self.coder.encode_reverse(symbols, model)
 
-    def levels(self, levels: list[int], guesses: list[int]) -> None:
+    def levels(self, levels: npt.NDArray[np.int64], guesses: npt.NDArray[np.int64]) -> None:
         import constriction
 
         family = constriction.stream.model.Categorical(perfect=False)
-        weights = level_weight_table()[np.array(guesses) + 1]
-        self.coder.encode_reverse(np.array(levels, dtype=np.int32), family, weights)
+        weights = level_weight_table()[guesses + 1]
+        self.coder.encode_reverse(levels.astype(np.int32), family, weights)
 
     def data(self) -> bytes:
         words: bytes = self.coder.get_compressed().astype("<u4").tobytes()
@@ -71,8 +71,9 @@ class RansEncoder(LaneEncoder):
     def model(self, counts: npt.NDArray[np.int64]) -> Any:
         return lane_counts(counts)
 
-    def levels(self, levels: list[int], guesses: list[int]) -> None:
-        self.encode_each(levels, [_level_frequencies(guess) for guess in guesses])
+    def levels(self, levels: npt.NDArray[np.int64], guesses: npt.NDArray[np.int64]) -> None:
+        models = [_level_frequencies(guess) for guess in guesses.tolist()]
+        self.encode_each(levels.tolist(), models)
 
 
 @functools.cache

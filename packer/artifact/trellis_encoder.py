@@ -62,7 +62,7 @@ def encode_trellis(
 def _push_rows(
     encoder: SymbolEncoder,
     symbols: npt.NDArray[np.int32],
-    tables: dict[tuple[int, int], list[int]],
+    tables: dict[tuple[int, int], Numbers],
     row_class: Numbers,
     kinds: Numbers,
 ) -> None:
@@ -96,7 +96,7 @@ def _push_even_excess(encoder: SymbolEncoder, symbols: Numbers, reach: int) -> N
 
 def _tables(
     symbols: npt.NDArray[np.int32], reach: int, row_class: Numbers, kinds: Numbers
-) -> dict[tuple[int, int], list[int]]:
+) -> dict[tuple[int, int], Numbers]:
     """Levels of every class of rows and kind; one that no symbol uses has a code 0."""
     width, highest = 2 * reach + 1, 2 * (int(kinds.max()) // 2 + 1)
     index = (row_class[:, None] * highest + kinds) * width + symbols

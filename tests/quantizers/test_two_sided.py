@@ -4,6 +4,7 @@ import pytest
 import torch
 from packer.quantizers.choice import parse_choice
 from packer.quantizers.curvature import Curvature
+from packer.quantizers.dequantize import nearer_to_zero
 from packer.quantizers.formats import FormatError
 from packer.quantizers.quantize import dequantize, quantize
 from packer.quantizers.rounding import factorize, round_with
@@ -83,7 +84,8 @@ def test_the_compiled_loop_is_the_one_by_antidiagonals(shape, shrink):
     def told() -> tuple[torch.Tensor, torch.Tensor]:
         return weights(rows, columns), 0.1 * weights(columns, rows, 4)
 
-    compiled = _compiled_tile(*told(), *factors, scale, (-3, 2), shrink)
+    nearer = nearer_to_zero(shrink).numpy()
+    compiled = _compiled_tile(*told(), *factors, scale, (-3, 2), nearer)
     plain = _by_antidiagonals(*told(), *factors, scale, (-3, 2), shrink)
     for one, other in zip(compiled, plain, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
