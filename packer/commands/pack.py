@@ -55,6 +55,11 @@ class Deciding:
     policy: str | None
     recipe: str | None
 
+    @property
+    def by_cap(self) -> bool:
+        """Whether `packer pack` plans by itself."""
+        return self.plan_file is None and self.policy is None and self.recipe is None
+
     def check(
         self, limits: PlanLimits, options: MeasureOptions, curvature: CurvatureOptions
     ) -> None:
@@ -164,10 +169,12 @@ def pack(
     options = replace(options, metadata=carried(curvature.built.config, include, checkpoint))
     plan = None if deciding.plan_file is None else api.load_plan(deciding.plan_file)
     loaded = curvature.built.opening.read(checkpoint)
+    allowed = replace(limits, loader=loader is not None)
+    if deciding.by_cap:
+        _check_cap(loaded, allowed, options, curvature)
     calibration = load_calibration(loaded, _curvature_for(deciding, plan, curvature))
     recipe = None
     if plan is None:
-        allowed = replace(limits, loader=loader is not None)
         plan, recipe = _plan(deciding, loaded, allowed, options, calibration)
     with shown("packing") as progress:
         packed = api.pack(
@@ -179,6 +186,16 @@ def pack(
             progress=progress,
         )
     _show(packed, output, loader, as_json, deciding.policy is not None, recipe)
+
+
+def _check_cap(
+    checkpoint: Checkpoint, limits: PlanLimits, options: MeasureOptions, curvature: CurvatureOptions
+) -> None:
+    """Raises CapError: the cap is far below every plan; before anything is calibrated."""
+    from packer.planning.code_size import weigh_limits
+    from packer.planning.reachable import check_reachable
+
+    check_reachable(checkpoint, weigh_limits(limits), options, not curvature.no_calibration)
 
 
 def _curvature_for(

@@ -134,7 +134,7 @@ def plan(
     built = curvature.built
     if not (measure_on and is_json(source)):
         options = replace(options, metadata=carried(built.config, include, source))
-    measured = measured_from(source, curvature, options, measure_on)
+    measured = measured_from(source, weighed, curvature, options, measure_on)
     pack_plan = measured.plan(weighed)
     checked: tuple[CheckedPlan, ...] = ()
     if measure_on:

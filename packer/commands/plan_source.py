@@ -43,9 +43,13 @@ class Measured:
 
 
 def measured_from(
-    source: str, curvature: CurvatureOptions, options: MeasureOptions, measure_on: tuple[str, ...]
+    source: str,
+    limits: Limits,
+    curvature: CurvatureOptions,
+    options: MeasureOptions,
+    measure_on: tuple[str, ...],
 ) -> Measured:
-    """Measure a checkpoint, or read the file of its measurements.
+    """Measure a checkpoint whose plan will keep the limits, or read the file of its measurements.
 
     measure_on: texts to measure plans on, which need the checkpoint that was measured.
     Raises PackerError; UsageError: options for a checkpoint with a file of measurements.
@@ -64,9 +68,11 @@ def measured_from(
         measured = Measured(measurement, {**pins, **options.pins})
         return _with_checkpoint(measured, curvature) if measure_on else measured
     from packer.planning.pipeline import measure_to_plan
+    from packer.planning.reachable import check_reachable
     from packer.progress import shown
 
     checkpoint = opening.read(source)
+    check_reachable(checkpoint, limits, options, curved=not curvature.no_calibration)
     calibration = load_calibration(checkpoint, curvature)
     measurement = measure_to_plan(checkpoint, options, calibration, shown)
     return Measured(measurement, dict(options.pins), checkpoint, calibration)

@@ -86,15 +86,12 @@ def default_choices(
     exact = exact_choice(weight.dtype)
     if not (quantizable(weight) and bool(weight.isfinite().all())):
         return (exact,)
-    texts = ["fp16", "bf16"] if weight.dtype.itemsize > 2 else []
-    if weight.dtype == torch.float64:
-        texts.append("fp32")
-    texts += ["int8.row", "int6.row"]
+    texts = []
     if weight.dim() >= 2 and weight.numel() >= LONG_GRID_ELEMENTS:
         if curvature is not None:
             # Steps without a clip; a clip with one step per tensor or row is never better.
             curved = step_choices(weight, curvature, trellis, grid, variants)
-            return (exact, *(parse_choice(text) for text in texts), *curved)
+            return (*wide_choices(weight), *curved) if grid.wide else curved
         texts += ["int7.row", "int2.row", "ternary.row"]
         clips = [f"{127 * step:.4g}" for step in STEP_GRID]
         texts += [f"int8.tensor+kstd@{k}" for k in clips]
@@ -104,8 +101,23 @@ def default_choices(
     elif weight.dim() >= 1 and weight.numel() >= 16:
         texts += ["int5.row", "int8.tensor", "int6.tensor", "int4.row"]
     if scales_leave_float16(weight):
-        texts += [re.sub(r"^(int\d\.\w+)", r"\1.scale32", t) for t in texts if t[:3] == "int"]
-    return (exact, *(parse_choice(text) for text in texts))
+        texts += _with_float32_scales(texts)
+    return (*wide_choices(weight), *(parse_choice(text) for text in texts))
+
+
+def wide_choices(weight: torch.Tensor) -> tuple[Choice, ...]:
+    """Choices of six bits a weight and more, the exact one first."""
+    texts = ["fp16", "bf16"] if weight.dtype.itemsize > 2 else []
+    if weight.dtype == torch.float64:
+        texts.append("fp32")
+    texts += ["int8.row", "int6.row"]
+    if scales_leave_float16(weight):
+        texts += _with_float32_scales(texts)
+    return (exact_choice(weight.dtype), *(parse_choice(text) for text in texts))
+
+
+def _with_float32_scales(texts: Sequence[str]) -> list[str]:
+    return [re.sub(r"^(int\d\.\w+)", r"\1.scale32", t) for t in texts if t[:3] == "int"]
 
 
 def scales_leave_float16(weight: torch.Tensor) -> bool:
@@ -220,8 +232,10 @@ def _measurement(
         if by_size and quantizable(weight) and bool(weight.isfinite().all()):
             errors = error_measure(info, weight)
             levels[info.name] = errors.level
-        each = count.each(info.name, choices)
-        return measure_tensor(info, weight, each, known, whole, errors, required.get(info.name))
+        arguments = known, whole, errors, required.get(info.name)
+        measured = measure_tensor(info, weight, count.each(info.name, choices), *arguments)
+        # Where no step of the grid can hold the weights, a format of more bits does.
+        return measured or measure_tensor(info, weight, wide_choices(weight), *arguments)
 
     candidates = measured_side_by_side(infos, candidates_of, count)
     if not by_tensor:

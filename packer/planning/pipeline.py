@@ -35,6 +35,7 @@ from packer.planning.measure import (
 )
 from packer.planning.options import MeasureOptions
 from packer.planning.plan import PackPlan, follow_policy, make_plan
+from packer.planning.reachable import check_reachable
 from packer.planning.refine import refined
 from packer.planning.step_grid import SPARSE
 
@@ -58,6 +59,7 @@ def plan_checkpoint(
     shown: Shown = not_shown,
 ) -> PackPlan:
     """The plan of least damage under the cap. Raises CapError, PlanError, SelectorError."""
+    check_reachable(checkpoint, limits, options, calibration.curvature is not None)
     measurement = measure_to_plan(checkpoint, options, calibration, shown)
     plan = make_plan(measurement, limits, options.pins)
     return refine_plan(plan, checkpoint, calibration, shown)

@@ -2,11 +2,13 @@
 curve equals the price of a byte (the plan's Lagrange multiplier).
 
 Measured steps are far apart, because measuring is slow and most steps are never chosen. Curves
-through them only decide what to measure; the plan is made of measured candidates.
+through them only decide what to measure; the plan is made of measured candidates. Formats of more
+bits than the finest step takes are measured of those tensors alone that this step is best for.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -15,13 +17,20 @@ from packer.budget.step_curve import StepPoint, best_step
 from packer.checkpoint.checkpoint import Checkpoint
 from packer.curvature.curvature_set import CurvatureSet, by_tensor_of
 from packer.planning.candidates import Measurement, TensorInfo
-from packer.planning.measure import Progress, ignore_progress, measure_tensor, measured_side_by_side
+from packer.planning.measure import (
+    Progress,
+    ignore_progress,
+    measure_tensor,
+    measured_side_by_side,
+    wide_choices,
+)
 from packer.planning.plan import PackPlan, make_plan
 from packer.progress import WeightCount
 from packer.quantizers.choice import parse_choice
 
-PASSES = 2  # docs/planner.md (Candidates, Refining)
+PASSES = 3  # docs/planner.md (Candidates, Refining)
 STEPPED = ("step", "trellis")
+FINEST_MEASURED = 1.001  # times it, a step is that step as a choice spells it
 
 
 def refined(
@@ -30,8 +39,8 @@ def refined(
     curvature: CurvatureSet | None,
     progress: Progress = ignore_progress,
 ) -> PackPlan:
-    """A plan of the same candidates and two more for every tensor with curvature-aware steps; the
-    curve for the second includes the first.
+    """A plan of the same candidates and of more for every tensor with curvature-aware steps, one in
+    each pass; the curve for the next includes it.
 
     It is never worse, unless a loader is counted. Pinned tensors are not changed. Arguments as of
     `measure`. Raises CapError, PlanError.
@@ -52,7 +61,7 @@ def _labelled(progress: Progress, label: str) -> Progress:
 def _measured(
     checkpoint: Checkpoint,
     measurement: Measurement,
-    choices: Mapping[str, str],
+    choices: Mapping[str, str | None],
     curvature: CurvatureSet | None,
     progress: Progress,
 ) -> list[Candidate]:
@@ -61,38 +70,65 @@ def _measured(
     whole = curvature if curvature is not None and curvature.predicts_damage else None
 
     def measure(info: TensorInfo) -> list[Candidate]:
-        weight, choice = checkpoint.tensors[info.name], parse_choice(choices[info.name])
-        return measure_tensor(info, weight, [choice], by_tensor.get(info.name), whole)
+        weight, choice = checkpoint.tensors[info.name], choices[info.name]
+        each = wide_choices(weight) if choice is None else [parse_choice(choice)]
+        return measure_tensor(info, weight, each, by_tensor.get(info.name), whole)
 
     count = WeightCount(progress, {info.name: info.elements for info in infos})
     return measured_side_by_side(infos, measure, count)
 
 
-def _choices_to_measure(plan: PackPlan) -> dict[str, str]:
-    """Tensor -> the choice to measure."""
+def _choices_to_measure(plan: PackPlan) -> dict[str, str | None]:
+    """Tensor -> the choice to measure; None for all those of more bits than steps take."""
     price = plan.plan.price
-    choices: dict[str, str] = {}
+    choices: dict[str, str | None] = {}
     for name, candidates in plan.measurement.by_tensor.items():
         curves = _curves(candidates)
-        if name in plan.pins or not curves or not price > 0:
+        if name in plan.pins or not curves:
             continue
-        best = {variant: best_step(points, price) for variant, points in curves.items()}
-        variant = min(best, key=lambda one: (best[one][1], one))
-        choice = str(parse_choice(f"{variant}@{best[variant][0]:.4g}"))
-        if all(candidate.choice != choice for candidate in candidates):
+        variant, step = _best(curves, price)
+        choice = str(parse_choice(f"{variant}@{step:.4g}"))
+        measured = {candidate.choice for candidate in candidates}
+        steps_alone = all(one.startswith(STEPPED) for one in measured)
+        if choice not in measured:
             choices[name] = choice
+        elif steps_alone and step < FINEST_MEASURED * min(min(curve) for curve in curves):
+            choices[name] = None
     return choices
 
 
-def _curves(candidates: Sequence[Candidate]) -> dict[str, list[StepPoint]]:
-    """The size/damage points of each rounding variant: a choice without its step."""
-    curves: dict[str, list[StepPoint]] = {}
+Curve = Mapping[float, tuple[str, StepPoint]]
+"""By step: the rounding variant, a choice without its step, and what was measured."""
+
+
+def _best(curves: Sequence[Curve], price: float) -> tuple[str, float]:
+    """(variant, step) of least cost at this price; the finest step where bytes cost nothing.
+
+    The variant is that of the nearest step measured.
+    """
+    if price > 0:
+        best = [best_step([point for _, point in curve.values()], price) for curve in curves]
+        at = min(range(len(curves)), key=lambda one: best[one][1])
+        curve, step = curves[at], best[at][0]
+    else:
+        curve = min(curves, key=min)
+        step = min(curve)
+    nearest = min(curve, key=lambda one: abs(math.log(one / step)))
+    return curve[nearest][0], step
+
+
+def _curves(candidates: Sequence[Candidate]) -> list[Curve]:
+    """The size/damage curve of scalar codes, and that of codes on a trellis. Variants for fine and
+    for coarse steps differ so little that one curve runs through both.
+    """
+    curves: dict[bool, dict[float, tuple[str, StepPoint]]] = {}
     for candidate in candidates:
         variant, _, step = candidate.choice.rpartition("@")
         if variant.startswith(STEPPED) and "+nearest" not in variant and candidate.damage > 0:
             point = StepPoint(float(step), candidate.size_bytes, candidate.damage)
-            curves.setdefault(variant, []).append(point)
-    return curves
+            on_trellis = variant.startswith("trellis")
+            curves.setdefault(on_trellis, {})[point.step] = variant, point
+    return list(curves.values())
 
 
 def _with(measurement: Measurement, new: Sequence[Candidate]) -> Measurement:

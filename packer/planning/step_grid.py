@@ -28,15 +28,18 @@ HALVES = 0.55
 
 @dataclass(frozen=True)
 class StepGrid:
-    """Approximate number of steps per octave, for scalar codes and on a trellis."""
+    """Approximate number of steps per octave, for scalar codes and on a trellis. wide: whether
+    formats of more bits than the finest step takes are measured too.
+    """
 
     scalar: float
     trellis: float
+    wide: bool = True
 
 
-# docs/planner.md (Candidates): 11 steps, refined, predict as little damage as 27.
+# docs/planner.md (Candidates): 5 steps, refined, predict about as little damage as 13.
 DENSE = StepGrid(4, 3)  # for plans under any cap
-SPARSE = StepGrid(1.5, 1)  # for a plan that is refined
+SPARSE = StepGrid(0.6, 1, wide=False)  # for a plan that is refined
 
 
 @dataclass(frozen=True)

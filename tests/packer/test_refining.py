@@ -11,10 +11,11 @@ from packer.checkpoint.checkpoint import from_state_dict
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.given import resolve_curvature
 from packer.planning.account import Limits
+from packer.planning.candidates import Measurement
 from packer.planning.damage_fit import DamageFit
 from packer.planning.measure import common_variants, measure, measure_choices, tensor_infos
 from packer.planning.options import MeasureOptions
-from packer.planning.plan import make_plan
+from packer.planning.plan import PackPlan, make_plan
 from packer.planning.refine import PASSES, refined
 from packer.planning.step_grid import DENSE, SPARSE, Variants, best_variants
 
@@ -97,3 +98,23 @@ def test_large_tensors_of_a_role_take_what_its_middle_one_was_probed_for(calibra
     of_rows = Variants("step.row+gptq", "step+gptq")
     suits = [of_rows.suit(curvature.by_tensor[name]) for name in weights]
     assert suits == [False] + 7 * [True]  # the first has no Fisher of rows
+
+
+def test_formats_of_more_bits_are_measured_only_where_the_finest_step_is_best(calibrated):
+    weights, curvature = calibrated
+    checkpoint = from_state_dict(weights)
+    sparse = measure(checkpoint, curvature=curvature, grid=SPARSE)
+    dense = measure(checkpoint, curvature=curvature, grid=DENSE)
+
+    def planned(cap: int) -> PackPlan:
+        return refined(checkpoint, make_plan(sparse, Limits(cap), {}), curvature)
+
+    def all_steps(measurement: Measurement) -> bool:
+        return all(one.choice.startswith("step") for one in measurement.candidates)
+
+    assert all_steps(sparse) and all_steps(planned(CAP).measurement)
+    everything = planned(1_000_000)
+    assert everything.choices == dict.fromkeys(weights, "fp32") and everything.plan.damage == 0
+    nearly = make_plan(dense, Limits(150_000), {})
+    assert {"fp32", "fp16"} & set(nearly.choices.values())
+    assert planned(150_000).plan.damage <= nearly.plan.damage
