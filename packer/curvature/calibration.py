@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from packer.checkpoint.checkpoint import Checkpoint, from_state_dict
 from packer.checkpoint.fingerprint import contents_fingerprint
+from packer.curvature.all_moments import AllMoments
 from packer.curvature.curvature_set import CurvatureSet
+from packer.curvature.file import compact
 from packer.curvature.joined_weights import JoinedWeightUses
 from packer.curvature.left_out import left_out
 from packer.curvature.observing import (
@@ -22,6 +24,7 @@ from packer.curvature.observing import (
     WORKING_SHARE,
     collect,
     gradients_for,
+    input_moment,
     live_tensors,
     observe,
 )
@@ -38,7 +41,7 @@ from packer.quantizers.curvature import Curvature
 
 Progress = Callable[[str, int, int], None]
 
-BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
+BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
 RESULTS_MARGIN = 1.5  # times the seconds that results are estimated to take
 SMALLEST_MATRIX = 4096  # weights; smaller ones that no map uses are scales
 
@@ -104,6 +107,15 @@ def calibrate(
     return result
 
 
+@dataclass(frozen=True)
+class Known:
+    """What warnings depend on, of the curvature of one tensor."""
+
+    columns: int
+    is_table: bool
+    has_fisher: bool
+
+
 class _Run:
     """A running calibration: the sums of this process, and how much all processes have read."""
 
@@ -145,11 +157,11 @@ class _Run:
         uses = self.uses
         uses.until, before = until, None
         if until < math.inf:
-            before = copy.deepcopy((uses.maps, uses.tables, uses.parameters))
+            before = copy.deepcopy(uses.moments)
         try:
             width = self.ranks.together(partial(self._width, group))
         except OutOfTimeError:
-            uses.maps, uses.tables, uses.parameters = before or ({}, {}, {})
+            uses.moments = before or AllMoments()
             return False
         self.vocab_size = self.ranks.first_says(width)  # the first has a batch in every round
         self.batches += len(group)
@@ -163,11 +175,14 @@ class _Run:
 
     def seconds_to_collect(self) -> float:
         """How long the results will take, estimated once from the largest; 0 before any batch."""
-        if self._to_collect is None and self.tokens and self.uses.maps:
-            shapes = {name: self.uses.weights[name].shape for name in self.uses.maps}
+        maps = self.uses.moments.maps
+        if self._to_collect is None and self.tokens and maps:
+            shapes = {name: self.uses.weights[name].shape for name in maps}
             sizes = {name: sum(side**2 for side in shape) for name, shape in shapes.items()}
             largest, begun = max(sizes, key=lambda name: sizes[name]), time.perf_counter()
-            self.uses.maps[largest].curvature(self.tokens, None, lambda moment: moment)
+            keys = self.uses.moments.inputs_by_name()[largest]
+            moment = input_moment(self.uses.moments, keys, self.tokens)
+            maps[largest].curvature(moment, self.tokens, None)
             spent = time.perf_counter() - begun
             self._to_collect = spent * sum(sizes.values()) / sizes[largest]
         return self._to_collect or 0.0
@@ -179,9 +194,16 @@ class _Run:
         uses = self.uses
         self.ranks.add_up(uses, self.device)
         unreached = unreached_matrices(uses, checkpoint)
-        by_tensor = collect(uses, self.tokens)
+        known: dict[str, Known] = {}
+
+        def collected() -> Iterator[tuple[str, Curvature]]:
+            for name, one in collect(uses, self.tokens):
+                known[name] = Known(one.columns, one.row_usage is not None, one.fisher is not None)
+                yield name, one
+
+        by_tensor = compact(collected(), self.tokens)
         notes = (
-            *warnings(by_tensor, unreached, uses.met),
+            *warnings(known, unreached, uses.met, self.tokens),
             *left_out(by_tensor, unreached, uses, checkpoint.meta_tensors),
         )
         return CurvatureSet(
@@ -212,9 +234,8 @@ class _Run:
         Raises OutputError.
         """
         self.ranks.hand_over(self.uses, self.device)
-        self.labels.catch_up(self.vocab_size or 1)
         generator = self.labels.generator.get_state()
-        sums = self.uses.sums()
+        sums = self.uses.moments.sums()
         state = ResumeState(self.batches, self.tokens, self.vocab_size, seconds, sums, generator)
         self.ranks.together(lambda: file.keep(state) if self.ranks.rank == 0 else None)
 
@@ -302,7 +323,7 @@ def within(
 def _restore(earlier: ResumeState, uses: WeightUses, device: torch.device) -> None:
     """Raises CurvatureError: sums of other weights, or an invalid generator state."""
     try:
-        uses.restore(earlier.sums, device)
+        uses.moments.restore(earlier.sums, uses.weights, device)
         torch.Generator(device).set_state(earlier.generator)
     except (ValueError, RuntimeError, TypeError) as error:
         raise CurvatureError(f"the unfinished calibration is damaged: {error}") from None
@@ -314,7 +335,7 @@ def _observe(model: AnyModel, uses: WeightUses, tokens: Tensor, labels: SampledL
     def logits_of(ids: Tensor) -> Tensor:
         return tail_logits(model, ids, ids.size(1), None)
 
-    return observe(logits_of, uses, tokens, labels.nats)
+    return observe(logits_of, uses, tokens, labels.gradient)
 
 
 def unreached_matrices(uses: WeightUses, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -325,28 +346,31 @@ def unreached_matrices(uses: WeightUses, checkpoint: Checkpoint) -> tuple[str, .
         if weight.dim() >= 2
         and weight.numel() >= SMALLEST_MATRIX
         and weight.is_floating_point()
-        and name not in uses.maps
-        and name not in uses.tables
+        and name not in uses.moments.maps
+        and name not in uses.moments.tables
     )
 
 
 def warnings(
-    by_tensor: dict[str, Curvature], unreached: Sequence[str], met: Mapping[str, Iterable[str]]
+    known: Mapping[str, Known],
+    unreached: Sequence[str],
+    met: Mapping[str, Iterable[str]],
+    tokens: int,
 ) -> tuple[str, ...]:
     """met: by weight, the calls that used it and are not followed."""
     lines = [
         f"{name}: no linear map or lookup was seen to use it"
         + (f", only {', '.join(met[name])}; " if name in met else "; ")
-        + ("its own gradient stands in" if name in by_tensor else "nothing is known of it")
+        + ("its own gradient stands in" if name in known else "nothing is known of it")
         for name in unreached
     ]
-    for name, one in by_tensor.items():
-        if one.row_usage is None and name not in unreached and one.columns > one.tokens:
+    for name, one in known.items():
+        if not one.is_table and name not in unreached and one.columns > tokens:
             lines.append(
-                f"{name} has {one.columns:,} inputs and {one.tokens:,} tokens were read: its "
-                f"second moment has rank {one.tokens:,} at most; calibrate on more"
+                f"{name} has {one.columns:,} inputs and {tokens:,} tokens were read: its "
+                f"second moment has rank {tokens:,} at most; calibrate on more"
             )
-    blind = [name for name, one in by_tensor.items() if one.fisher is None]
+    blind = [name for name, one in known.items() if not one.has_fisher]
     if blind:
         lines.append(
             f"no gradient came back to {len(blind)} weights, such as {blind[0]}: nothing is known "

@@ -79,18 +79,20 @@ class CurvatureSet:
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(key, values) of every field of every curvature, sorted by name."""
         for name in sorted(self.by_tensor):
-            one = self.by_tensor[name]
-            for prefix, curvature in (("", one), ("lookup.", one.lookup)):
-                if curvature is None:
-                    continue
-                for field in FIELDS:
-                    value = getattr(curvature, field)
-                    if value is not None:
-                        yield f"{name}/{prefix}{field}", value
+            yield from fields_of(name, self.by_tensor[name])
 
     def describe(self) -> str:
         """One line: the text, how many tokens, how long it took."""
         return f"{self.tokens:,} tokens of {self.source} in {self.seconds:.1f} s"
+
+
+def fields_of(name: str, curvature: Curvature) -> Iterator[tuple[str, torch.Tensor]]:
+    """(key, values) of every field that one tensor's curvature has."""
+    for prefix, one in (("", curvature), ("lookup.", curvature.lookup)):
+        for field in FIELDS:
+            value = None if one is None else getattr(one, field)
+            if value is not None:
+                yield f"{name}/{prefix}{field}", value
 
 
 def by_tensor_of(curvature: CurvatureSet | None) -> Mapping[str, Curvature]:

@@ -23,7 +23,7 @@ from packer.checkpoint.file_kinds import load
 from packer.checkpoint.fingerprint import contents_fingerprint
 from packer.checkpoint.lazy_tensors import LazyMapping
 from packer.checkpoint.safetensors_write import write_all
-from packer.curvature.curvature_set import FIELDS, CurvatureSet
+from packer.curvature.curvature_set import FIELDS, CurvatureSet, fields_of
 from packer.errors import CheckpointError, CurvatureError
 from packer.files import replacing
 from packer.quantizers.curvature import Curvature, from_lower_triangle, lower_triangle
@@ -38,22 +38,34 @@ PARTS = tuple(prefix + field for prefix in ("", "lookup.") for field in FIELDS)
 
 def write_curvature(path: str | os.PathLike[str], curvature: CurvatureSet) -> None:
     """Raises OutputError."""
-    stored, shared = _stored(curvature)
+    stored = curvature.by_tensor
+    if not isinstance(stored, StoredCurvature):
+        by_tensor = curvature.by_tensor
+        stored = compact(((name, by_tensor[name]) for name in sorted(by_tensor)), curvature.tokens)
     metadata = {
         "bytecap": KIND,
         "provenance": json.dumps(curvature.provenance()),
-        "shared": json.dumps(shared),
+        "shared": json.dumps(stored.shared),
     }
     with replacing(path) as temporary:
-        write_all(temporary, stored, metadata)
+        write_all(temporary, stored.values_by_key, metadata)
 
 
-def _stored(curvature: CurvatureSet) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def compact(curvature: Iterable[tuple[str, Curvature]], tokens: int) -> StoredCurvature:
+    """Curvature by tensor name in the form that a file has, at less than half the memory."""
+    fields = (field for name, one in curvature for field in fields_of(name, one))
+    stored, shared = _stored(fields)
+    return StoredCurvature("the calibration", stored, tokens, shared)
+
+
+def _stored(
+    fields: Iterable[tuple[str, torch.Tensor]],
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """(tensors to store by key, shared: key -> key of equal values)."""
     stored: dict[str, torch.Tensor] = {}
     shared: dict[str, str] = {}
     keys: dict[bytes, str] = {}
-    for key, value in curvature.tensors():
+    for key, value in fields:
         if value.dim() < 2 or not torch.equal(value, value.mT):
             stored[key] = value
             continue
@@ -68,9 +80,10 @@ def _stored(curvature: CurvatureSet) -> tuple[dict[str, torch.Tensor], dict[str,
 
 
 class StoredCurvature(LazyMapping[Curvature]):
-    """Curvature by tensor name, read from its file and checked on each access.
+    """Curvature by tensor name, of the triangles in its file, made and checked on each access.
 
     It is not cached, because it takes more memory than the weights. Access raises CurvatureError.
+    values_by_key, shared: what the file has.
     """
 
     def __init__(
@@ -84,13 +97,16 @@ class StoredCurvature(LazyMapping[Curvature]):
 
         Raises CurvatureError: a key belongs to no field of curvature.
         """
-        self._source, self._values, self._tokens = source, values, tokens
+        self._source, self._tokens = source, tokens
+        self.values_by_key, self.shared = values, shared
         self._keys = _by_name(source, {**dict.fromkeys(values), **shared}, shared)
         super().__init__(self._keys)
 
     def __getitem__(self, name: str) -> Curvature:
         try:
-            parts = {part: _whole(self._values, key) for part, key in self._keys[name].items()}
+            parts = {
+                part: _whole(self.values_by_key, key) for part, key in self._keys[name].items()
+            }
             return _curvature(name, parts, self._tokens)
         except FormatError as error:
             raise CurvatureError(f"{self._source}: {error}. {AGAIN}") from None

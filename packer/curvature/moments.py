@@ -1,12 +1,15 @@
-"""Second moments of weights in use, summed batch by batch in float64."""
+"""Second moments of weights in use, summed batch by batch: vectors in float64, matrices in float32,
+as their curvature is.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
+from packer.curvature.triangles import gram, symmetric, triangle_size
 from packer.curvature.weight_origins import Placement
 from packer.quantizers.curvature import Curvature
 
@@ -14,11 +17,7 @@ from packer.quantizers.curvature import Curvature
 # calibration counts as rare, not as free (docs/methods.md, Curvature).
 PRIOR_TOKENS = 0.5
 LARGEST_OUTPUTS = 2048  # rows of a map whose second moment of output gradients is kept
-
-
-def gram(vectors: torch.Tensor) -> torch.Tensor:
-    """float32 [columns, columns], the sum of v vᵀ over vectors [count, columns]."""
-    return vectors.mT @ vectors
+SQUARED_AT_ONCE = 1 << 21  # numbers: 8 MB
 
 
 def energy(vectors: torch.Tensor) -> torch.Tensor:
@@ -26,48 +25,63 @@ def energy(vectors: torch.Tensor) -> torch.Tensor:
     return vectors.square().sum(dim=-1)
 
 
-class MapMoments:
-    """Moments of a weight in linear maps: second moments over its columns, energies of its rows.
+class InputMoments:
+    """The second moment of the columns of one weight, or of several that have the same inputs."""
 
-    Rows are weighted by the energy of the inputs, so that the Kronecker product of both has the
-    trace of the true curvature for every row.
+    SUMS = ("hessian",)
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        """shape: of one of the weights."""
+        banks, self.columns = shape[0] if len(shape) == 3 else 1, shape[-1]
+        self.hessian = torch.zeros(banks, triangle_size(self.columns), device=device)
+
+    def add(self, banks: slice, moment: torch.Tensor, share: float = 1.0) -> None:
+        """moment: a triangle. share: what it counts, of a use of not all rows."""
+        self.hessian[banks].add_(moment, alpha=share)
+
+
+class MapMoments:
+    """Moments of the rows of a weight in linear maps: energies of their gradients.
+
+    Rows are weighted by the energy of the inputs, so that the Kronecker product with the second
+    moment of inputs has the trace of the true curvature for every row.
     """
 
-    SUMS = ("hessian", "row_sums", "row_weights", "outputs")  # the last may be None
+    SUMS = ("row_sums", "row_weights", "outputs")  # the last may be None
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         self.banks = shape[0] if len(shape) == 3 else 1
         self.stacked = len(shape) == 3
-        rows, columns = math.prod(shape[:-1]), shape[-1]
+        self.columns, rows = shape[-1], math.prod(shape[:-1])
         self.rows_of_one = rows // self.banks
-        self.hessian = torch.zeros(self.banks, columns, columns, dtype=torch.float64, device=device)
         self.row_sums = torch.zeros(rows, dtype=torch.float64, device=device)
         self.row_weights = torch.zeros(rows, dtype=torch.float64, device=device)
-        one, kept = self.rows_of_one, self.rows_of_one <= LARGEST_OUTPUTS
-        self.outputs = (
-            torch.zeros(self.banks, one, one, dtype=torch.float64, device=device) if kept else None
-        )
+        size, kept = triangle_size(self.rows_of_one), self.rows_of_one <= LARGEST_OUTPUTS
+        self.outputs = torch.zeros(self.banks, size, device=device) if kept else None
 
-    def add_columns(self, placement: Placement, moment: torch.Tensor) -> None:
-        """moment: float32 [columns of the placement, same]. Uses of some rows count by share."""
+    def banks_of(self, placement: Placement) -> slice:
+        """The banks that have rows in the placement."""
         first = placement.rows.start // self.rows_of_one
-        last = (placement.rows.stop - 1) // self.rows_of_one
-        share = placement.row_count / (self.rows_of_one * (last - first + 1))
-        at = placement.columns
-        moment = moment.double()
-        self.hessian[first : last + 1, at, at] += moment if share == 1 else share * moment
+        return slice(first, (placement.rows.stop - 1) // self.rows_of_one + 1)
+
+    def share_of(self, placement: Placement) -> float:
+        """The part of the rows of its banks that is in the placement."""
+        banks = self.banks_of(placement)
+        return placement.row_count / (self.rows_of_one * len(range(banks.start, banks.stop)))
+
+    def column_moment(self, placement: Placement, vectors: torch.Tensor) -> torch.Tensor:
+        """The triangle over all columns of vectors [count, columns of the placement]."""
+        return gram(vectors, self.columns, placement.columns.start)
 
     def add_rows(self, placement: Placement, vectors: torch.Tensor, weights: torch.Tensor) -> None:
         """vectors: float32 [count, rows of the placement]; weights: float32 [count]."""
-        self.row_sums[placement.rows] += (weights @ vectors.square()).double()
+        count = max(1, SQUARED_AT_ONCE // vectors.size(1))
+        for at in range(0, len(vectors), count):
+            part = slice(at, at + count)
+            self.row_sums[placement.rows] += (weights[part] @ vectors[part].square()).double()
         self.row_weights[placement.rows] += weights.double().sum()
         if self.outputs is not None:
             self._add_outputs(placement, vectors, weights)
-
-    def add_all_columns(self, placements: Sequence[Placement], moments: torch.Tensor) -> None:
-        """moments: float32 [placements, columns, same], of maps in one product."""
-        for placement, moment in zip(placements, moments, strict=True):
-            self.add_columns(placement, moment)
 
     def add_all_rows(
         self, placements: Sequence[Placement], vectors: torch.Tensor, weights: torch.Tensor
@@ -97,30 +111,27 @@ class MapMoments:
         if placement.rows.step != 1:
             self.outputs = None  # strided rows: not all correlations are known
             return
-        for bank in range(start // self.rows_of_one, -(-stop // self.rows_of_one)):
+        weighted, banks = vectors * weights.sqrt()[:, None], self.banks_of(placement)
+        for bank in range(banks.start, banks.stop):
             first = bank * self.rows_of_one
             low, high = max(start, first), min(stop, first + self.rows_of_one)
-            part = vectors[:, low - start : high - start]
-            moment = (part * weights[:, None]).mT @ part
-            here = slice(low - first, high - first)
-            self.outputs[bank, here, here] += moment.double()
+            part = weighted[:, low - start : high - start]
+            self.outputs[bank] += gram(part, self.rows_of_one, low - first)
 
-    def curvature(
-        self, tokens: int, table: Curvature | None, shared: Callable[[torch.Tensor], torch.Tensor]
-    ) -> Curvature:
-        """table: of the same weight as a lookup. shared: an equal tensor that exists already, or
-        the one given.
+    def curvature(self, hessian: torch.Tensor, tokens: int, table: Curvature | None) -> Curvature:
+        """hessian: float32 [banks, columns, columns], of the inputs. table: of the same weight as a
+        lookup.
         """
-        mean = _symmetric(self.hessian / tokens)
-        hessian = shared(mean if self.stacked else mean[0])
-        fisher = self._fisher(tokens)
-        outputs = None
+        fisher, outputs = self._fisher(tokens), None
         if self.outputs is not None and fisher is not None:
             mean_weight = self.row_weights.mean().clamp(min=1e-30)
-            outputs = _symmetric(self.outputs / mean_weight)
-            outputs = outputs if self.stacked else outputs[0]
+            whole = symmetric(self.outputs, self.rows_of_one)
+            outputs = self._unstacked((whole / mean_weight.float()).cpu())
         usage = None if table is None else table.row_usage
-        return Curvature(hessian, fisher, tokens, usage, table, outputs)
+        return Curvature(self._unstacked(hessian), fisher, tokens, usage, table, outputs)
+
+    def _unstacked(self, moments: torch.Tensor) -> torch.Tensor:
+        return moments if self.stacked else moments[0]
 
     def _fisher(self, tokens: int) -> torch.Tensor | None:
         """float32 [rows], the mean squared gradient; None where no gradient came back."""
@@ -140,7 +151,8 @@ class TableMoments:
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         rows, columns = shape
         self.reads = torch.zeros(rows, dtype=torch.float64, device=device)
-        self.gradient = torch.zeros(columns, columns, dtype=torch.float64, device=device)
+        self.columns = columns
+        self.gradient = torch.zeros(triangle_size(columns), device=device)
         self.row_energy = torch.zeros(rows, dtype=torch.float64, device=device)
 
     def add_reads(self, rows: torch.Tensor) -> None:
@@ -149,7 +161,7 @@ class TableMoments:
 
     def add_gradients(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
         """gradients: float32 [count, columns], at the output of the lookup of `rows` [count]."""
-        self.gradient += gram(gradients).double()
+        self.gradient += gram(gradients, self.columns)
         self.row_energy.index_add_(0, rows, energy(gradients).double())
 
     def curvature(self, tokens: int) -> Curvature | None:
@@ -160,7 +172,7 @@ class TableMoments:
         prior = PRIOR_TOKENS * total / self.reads.sum()
         shares = (self.row_energy + prior) / (total + prior * len(self.reads))
         return Curvature(
-            _symmetric(self.gradient / tokens),
+            mean_of(self.gradient, self.columns, tokens),
             shares.float().cpu(),
             tokens,
             row_usage=(self.reads / tokens).float().cpu(),
@@ -174,14 +186,14 @@ class ParameterMoments:
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         self.columns = shape[-1] if shape else 1
-        self.gradient = torch.zeros(self.columns, self.columns, dtype=torch.float64, device=device)
+        self.gradient = torch.zeros(triangle_size(self.columns), device=device)
         rows = math.prod(shape[:-1]) if shape else 1
         self.row_energy = torch.zeros(rows, dtype=torch.float64, device=device)
 
     def add(self, gradient: torch.Tensor) -> None:
         """gradient: of the summed nats of some sequences, shaped like the weight."""
         rows = gradient.float().reshape(-1, self.columns)
-        self.gradient += gram(rows).double()
+        self.gradient += gram(rows, self.columns)
         self.row_energy += energy(rows).double()
 
     def curvature(self, tokens: int) -> Curvature | None:
@@ -190,9 +202,9 @@ class ParameterMoments:
         if not bool(total > 0):
             return None
         shares = (self.row_energy / total).float().cpu()
-        return Curvature(_symmetric(self.gradient / tokens), shares, tokens)
+        return Curvature(mean_of(self.gradient, self.columns, tokens), shares, tokens)
 
 
-def _symmetric(moment: torch.Tensor) -> torch.Tensor:
-    """float32 on the CPU; products of floats need not come out exactly symmetric."""
-    return ((moment + moment.mT) / 2).float().cpu()
+def mean_of(sums: torch.Tensor, width: int, tokens: int) -> torch.Tensor:
+    """float32 [..., width, width] on the CPU, of triangles [..., size] summed over tokens."""
+    return (symmetric(sums, width) / tokens).cpu()

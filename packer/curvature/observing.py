@@ -15,6 +15,8 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from packer.checkpoint.checkpoint import without_wrapper
+from packer.curvature.all_moments import AllMoments
+from packer.curvature.moments import mean_of
 from packer.curvature.weight_uses import WeightUses
 from packer.errors import CurvatureError
 from packer.quantizers.curvature import Curvature
@@ -95,12 +97,12 @@ def observe(
     logits_of: Callable[[Tensor], Tensor],
     uses: WeightUses,
     batch: Tensor,
-    nats_of: Callable[[Tensor], Tensor],
+    gradient_of: Callable[[Tensor], Tensor],
 ) -> int:
     """One forward and backward pass. Returns the width of the logits.
 
     logits_of: tokens int64 [windows, time] -> float32 [windows, time, vocab].
-    nats_of: logits -> the summed nats of labels sampled from them.
+    gradient_of: logits -> the gradient of the summed nats of labels sampled from them.
     Raises CurvatureError: not a batch of tokens, or logits that are not finite.
     """
     tokens = keep_tokens(batch)
@@ -113,35 +115,47 @@ def observe(
             uses,
         ):
             logits = logits_of(tokens)
+        uses.end_input()
         keep_finite(logits)
         if logits.requires_grad:
-            uses.backward(nats_of(logits))
+            uses.backward(logits, gradient_of(logits))
     finally:
         uses.end_batch()
     return logits.size(-1)
 
 
-def collect(uses: WeightUses, tokens: int) -> dict[str, Curvature]:
-    """Curvature by tensor; a weight that is both linear map and table has both.
+def collect(uses: WeightUses, tokens: int) -> Iterator[tuple[str, Curvature]]:
+    """(name, curvature) of every weight that has one; of a linear map that is also a table, both.
 
     Sums are freed one after the other, so that sums and means are never all in memory. Maps of the
     same inputs, such as q, k and v, share one second moment.
     """
-    by_tensor: dict[str, Curvature] = {}
-    moments: dict[tuple[torch.Size, float], Tensor] = {}
-
-    def shared(moment: Tensor) -> Tensor:
-        kept = moments.setdefault((moment.shape, float(moment.sum())), moment)
-        return kept if torch.equal(kept, moment) else moment
-
+    sums = uses.moments
+    inputs = sums.inputs_by_name()
+    shared: dict[tuple[str, ...], Tensor] = {}
     for name in sorted(uses.weights):
-        table = uses.tables.pop(name).curvature(tokens) if name in uses.tables else None
-        if name in uses.maps:
-            by_tensor[name] = uses.maps.pop(name).curvature(tokens, table, shared)
+        table = sums.tables.pop(name).curvature(tokens) if name in sums.tables else None
+        if name in sums.maps:
+            key = tuple(inputs[name])
+            if key not in shared:
+                shared[key] = input_moment(sums, key, tokens)
+            yield name, sums.maps.pop(name).curvature(shared[key], tokens, table)
+            for names in key:
+                if names.split("\n")[-1] == name:  # no later weight has this input
+                    shared.pop(key, None)
+                    del sums.inputs[names]
         elif table is not None:
-            by_tensor[name] = table
-        elif name in uses.parameters:
-            own = uses.parameters.pop(name).curvature(tokens)
+            yield name, table
+        elif name in sums.parameters:
+            own = sums.parameters.pop(name).curvature(tokens)
             if own is not None:
-                by_tensor[name] = own
-    return by_tensor
+                yield name, own
+
+
+def input_moment(sums: AllMoments, keys: Iterable[str], tokens: int) -> Tensor:
+    """float32 [banks, columns, columns], the mean over tokens of the `inputs` of these keys."""
+    moments = [sums.inputs[key] for key in keys]
+    total = moments[0].hessian
+    for one in moments[1:]:
+        total = total + one.hessian
+    return mean_of(total, moments[0].columns, tokens)

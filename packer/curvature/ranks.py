@@ -22,7 +22,7 @@ T = TypeVar("T")
 class Ranks:
     """The rank of this process and their number. More than one need torch.distributed initialized.
 
-    Each process reads one batch of every round; sums are reduced in float64.
+    Each process reads one batch of every round; their sums are added up.
     """
 
     rank: int = 0
@@ -81,9 +81,11 @@ class Ranks:
         """The sums of this process, in the same order on all, zeros for those only others have."""
         if self.size == 1:
             return []
-        keys = sorted({key for of_one in self.gathered(sorted(uses.sums())) for key in of_one})
-        uses.begin(keys, device)
-        sums = uses.sums()
+        keys = sorted(
+            {key for of_one in self.gathered(sorted(uses.moments.sums())) for key in of_one}
+        )
+        uses.moments.begin(keys, uses.weights, device)
+        sums = uses.moments.sums()
         return [sums[key] for key in keys]
 
 

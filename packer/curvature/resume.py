@@ -17,7 +17,7 @@ from packer.checkpoint.safetensors_write import write_all
 from packer.errors import CheckpointError, CurvatureError
 from packer.files import replacing
 
-KIND = "bytecap unfinished calibration 1"
+KIND = "bytecap unfinished calibration 2"
 SECONDS_BETWEEN = 10.0  # at least, from one save to the next
 COST_SHARE = 0.05  # of the time, at most, for saving
 
@@ -26,7 +26,7 @@ COST_SHARE = 0.05  # of the time, at most, for saving
 class ResumeState:
     """The state of a calibration after some batches.
 
-    seconds: time they took. sums: see `WeightUses.sums`. generator: state of the one for labels.
+    seconds: time they took. sums: see `AllMoments.sums`. generator: state of the one for labels.
     """
 
     batches: int

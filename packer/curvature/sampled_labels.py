@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+NUMBERS_AT_ONCE = 1 << 20  # more take memory from the system anew each time
 
 
 class SampledLabels:
@@ -15,31 +16,34 @@ class SampledLabels:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.generator = torch.Generator(device).manual_seed(seed)
-        self._passed: list[int] = []
 
     def pass_over(self, tokens: int) -> None:
         """The next batch, of this many tokens, belongs to another process."""
-        self._passed.append(tokens)
+        uniform(tokens, self.generator)
 
-    def catch_up(self, width: int) -> None:
-        """Advances the generator past the batches passed over. width: of the model's logits."""
-        for tokens in self._passed:
-            torch.multinomial(
-                torch.ones(tokens, width, device=self.generator.device),
-                1,
-                generator=self.generator,
-            )
-        self._passed.clear()
-
-    def nats(self, logits: Tensor) -> Tensor:
-        """The summed nats of labels sampled from logits [windows, time, vocab]."""
-        self.catch_up(logits.size(-1))
-        return nats_of_sampled_labels(logits, self.generator)
+    def gradient(self, logits: Tensor) -> Tensor:
+        """At logits [windows, time, vocab], of the summed nats of labels sampled from them."""
+        return gradient_of_sampled_labels(logits, self.generator)
 
 
-def nats_of_sampled_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """The summed nats of labels sampled from logits [windows, time, vocab]."""
-    flat = logits.flatten(0, 1)
-    probabilities = torch.softmax(flat.detach(), dim=-1)
-    labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-    return F.cross_entropy(flat, labels, reduction="sum")
+def uniform(tokens: int, generator: torch.Generator) -> Tensor:
+    """One random number a token, float64 [tokens]."""
+    return torch.rand(tokens, dtype=torch.float64, generator=generator, device=generator.device)
+
+
+def gradient_of_sampled_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """The gradient at logits [windows, time, vocab] of the summed nats of labels sampled from them:
+    probabilities less one at the label, the first at which their sum exceeds a random number.
+    """
+    with torch.no_grad():
+        gradient = torch.empty(logits.shape, device=logits.device)
+        flat, draws = gradient.flatten(0, 1), uniform(logits.shape[:-1].numel(), generator)
+        count = max(1, NUMBERS_AT_ONCE // logits.size(-1))
+        for at in range(0, len(flat), count):
+            part = flat[at : at + count]
+            torch.softmax(logits.flatten(0, 1)[at : at + count], -1, out=part)
+            sums = part.cumsum(-1, dtype=torch.float64)
+            draw = draws[at : at + count, None] * sums[:, -1:]
+            labels = torch.searchsorted(sums, draw, right=True)
+            part.scatter_add_(1, labels, torch.full_like(part[:, :1], -1.0))
+        return gradient

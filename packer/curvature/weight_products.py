@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from packer.curvature.contractions import Contraction
@@ -165,10 +164,3 @@ def _by_parts(tensor: Tensor, letters: str, parts: Mapping[str, Parts]) -> tuple
             tensor = tensor.reshape(*tensor.shape[:at], *sizes, *tensor.shape[at + 1 :])
         keys += [(letter, part) for part in range(max(1, len(pieces)))]
     return tensor, keys
-
-
-def moments_of(vectors: Tensor) -> Tensor:
-    """float32 [maps, columns, columns] of [maps, uses, columns]; equal inputs are summed once."""
-    if vectors.size(0) > 1 and vectors.stride(0) == 0:
-        return (vectors[0].mT @ vectors[0]).expand(len(vectors), -1, -1)
-    return torch.stack([one.mT @ one for one in vectors])

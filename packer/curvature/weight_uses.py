@@ -6,17 +6,26 @@ import contextlib
 import math
 import time
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from packer.curvature.all_moments import AllMoments
 from packer.curvature.contractions import contraction_of
-from packer.curvature.moments import MapMoments, ParameterMoments, TableMoments, energy, gram
+from packer.curvature.moments import (
+    InputMoments,
+    MapMoments,
+    ParameterMoments,
+    TableMoments,
+    energy,
+)
+from packer.curvature.triangles import gram
 from packer.curvature.weight_origins import Origins, Placement, has_storage, place
-from packer.curvature.weight_products import Product, moments_of, product_of
+from packer.curvature.weight_products import Product, product_of
 
 # Calls whose result has the same values in the same order, perhaps in another dtype or on another
 # device.
@@ -31,12 +40,25 @@ _attention = types.FunctionType(
     argdefs=F.multi_head_attention_forward.__defaults__,
 )
 SELECTIONS = {torch.index_select, torch.Tensor.index_select}
-KINDS: Mapping[str, Any] = {"map": MapMoments, "table": TableMoments, "parameter": ParameterMoments}
 MAX_GRADIENT_COLUMNS = 4096  # of a weight whose gradient has its full second moment kept
 
 
 class OutOfTimeError(Exception):
     """The time was up within a batch, which is partly in the sums."""
+
+
+@dataclass(eq=False)
+class _Input:
+    """The input of a linear map, and the weights that have used it, with the share of their rows.
+
+    moment: the triangle of its second moment; None if only parts of their columns were used.
+    """
+
+    x: torch.Tensor
+    version: int
+    lengths: torch.Tensor
+    moment: torch.Tensor | None = None
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 class WeightUses(TorchFunctionMode):
@@ -51,13 +73,11 @@ class WeightUses(TorchFunctionMode):
         super().__init__()
         self.weights = weights
         self.origins = Origins(weights)
-        self.maps: dict[str, MapMoments] = {}
-        self.tables: dict[str, TableMoments] = {}
-        self.parameters: dict[str, ParameterMoments] = {}
+        self.moments = AllMoments()
         self.until = math.inf  # by time.perf_counter; then `OutOfTimeError` is raised
         self.met: dict[str, dict[str, None]] = {}  # by weight, calls that are not followed
         self._leaves: list[tuple[torch.Tensor, Callable[[torch.Tensor], None]]] = []
-        self._input: tuple[torch.Tensor, int, tuple[torch.Tensor, torch.Tensor]] | None = None
+        self._input: _Input | None = None
 
     def __torch_function__(
         self,
@@ -112,18 +132,20 @@ class WeightUses(TorchFunctionMode):
         if time.perf_counter() > self.until:
             raise OutOfTimeError
 
-    def backward(self, nats: torch.Tensor) -> None:
-        """Adds gradients of the summed nats to all moments. The weights' .grad is not changed.
+    def backward(self, logits: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Adds gradients to all moments, from that of the logits; no weight's .grad is changed.
 
-        Raises RuntimeError: the nats depend on nothing that requires gradients.
+        Raises RuntimeError: the logits depend on nothing that requires gradients.
         """
         others = {
             name: weight
             for name, weight in self.weights.items()
-            if weight.requires_grad and name not in self.maps and name not in self.tables
+            if weight.requires_grad
+            and name not in self.moments.maps
+            and name not in self.moments.tables
         }
         inputs = [*(leaf for leaf, _ in self._leaves), *others.values()]
-        gradients = torch.autograd.grad(nats, inputs, allow_unused=True)
+        gradients = torch.autograd.grad(logits, inputs, gradient, allow_unused=True)
         own = gradients[len(self._leaves) :]
         for (_, add), gradient in zip(self._leaves, gradients, strict=False):
             if gradient is not None:
@@ -136,47 +158,9 @@ class WeightUses(TorchFunctionMode):
         shape = tuple(gradient.shape)
         if shape and shape[-1] > MAX_GRADIENT_COLUMNS:
             return
-        if name not in self.parameters:
-            self.parameters[name] = ParameterMoments(shape, gradient.device)
-        self.parameters[name].add(gradient)
-
-    def sums(self) -> dict[str, torch.Tensor]:
-        """All sums so far, by kind/field/name: the state to resume from between two batches."""
-        return {
-            f"{kind}/{field}/{name}": getattr(moments, field)
-            for kind, by_name in self._kinds().items()
-            for name, moments in by_name.items()
-            for field in moments.SUMS
-            if getattr(moments, field) is not None
-        }
-
-    def begin(self, keys: Iterable[str], device: torch.device) -> None:
-        """Zero sums for weights without any, by keys as in `sums`."""
-        for key in keys:
-            kind, _, name = key.split("/", 2)
-            by_name = self._kinds()[kind]
-            if name not in by_name:
-                by_name[name] = KINDS[kind](tuple(self.weights[name].shape), device)
-
-    def restore(self, sums: Mapping[str, torch.Tensor], device: torch.device) -> None:
-        """Replaces the sums so far by those of an earlier run over the same weights.
-
-        Raises ValueError: a sum of an unknown weight, or of another shape.
-        """
-        for key, value in sums.items():
-            kind, field, name = key.split("/", 2)
-            if kind not in KINDS or name not in self.weights or field not in KINDS[kind].SUMS:
-                raise ValueError(f"there is no sum {key!r}")
-            self.begin([key], device)
-            place = getattr(self._kinds()[kind][name], field)
-            if place is None:
-                raise ValueError(f"there is no sum {key!r}")
-            if place.shape != value.shape or place.dtype != value.dtype:
-                raise ValueError(f"{key} is {value.dtype} {list(value.shape)}")
-            place.copy_(value)
-
-    def _kinds(self) -> dict[str, dict[str, Any]]:
-        return {"map": self.maps, "table": self.tables, "parameter": self.parameters}
+        if name not in self.moments.parameters:
+            self.moments.parameters[name] = ParameterMoments(shape, gradient.device)
+        self.moments.parameters[name].add(gradient)
 
     def end_batch(self) -> None:
         """Frees what belongs to one forward pass."""
@@ -216,21 +200,21 @@ class WeightUses(TorchFunctionMode):
 
     def _multiplied(self, name: str, product: Product, y: torch.Tensor) -> torch.Tensor:
         """Adds the moments of all maps of a product, as `_used` does for one."""
-        if name not in self.maps:
-            self.maps[name] = MapMoments(tuple(self.weights[name].shape), y.device)
-        moments, placements = self.maps[name], product.placements
+        moments, placements = self._map(name), product.placements
         with exactly(y):
             inputs = product.vectors()
             if not product.transposed:
-                moments.add_all_columns(placements, moments_of(inputs))
+                self._add_columns(name, placements, inputs)
                 inputs = energy(inputs)
+            else:
+                self._inputs(name)  # zero without gradients
 
         def add(gradient: torch.Tensor) -> None:
             self.keep_in_time()
             with exactly(gradient):
                 outputs = product.gradients(gradient)
                 if product.transposed:
-                    moments.add_all_columns(placements, moments_of(outputs))
+                    self._add_columns(name, placements, outputs)
                     moments.add_all_rows(placements, inputs, energy(outputs))
                 else:
                     moments.add_all_rows(placements, outputs, inputs)
@@ -273,22 +257,20 @@ class WeightUses(TorchFunctionMode):
         self, name: str, placement: Placement, x: torch.Tensor, y: torch.Tensor
     ) -> torch.Tensor:
         """Adds moments of a map y of x: of x now, of the gradient at y in the backward pass."""
-        if name not in self.maps:
-            self.maps[name] = MapMoments(tuple(self.weights[name].shape), y.device)
-        moments = self.maps[name]
+        moments = self._map(name)
         if placement.transposed:
             inputs = _rows(x)
+            self._inputs(name)  # zero without gradients
 
             def add(gradient: torch.Tensor) -> None:
                 self.keep_in_time()
                 with exactly(gradient):
-                    moments.add_columns(placement, gram(_rows(gradient)))
+                    self._add_columns(name, (placement,), _rows(gradient)[None])
                     moments.add_rows(placement, inputs, energy(_rows(gradient)))
 
             return self._watched(y, add)
         with exactly(y):
-            moment, lengths = self._input_moment(x)
-            moments.add_columns(placement, moment)
+            lengths = self._add_input(name, placement, x)
 
         def add_rows(gradient: torch.Tensor) -> None:
             self.keep_in_time()
@@ -297,19 +279,63 @@ class WeightUses(TorchFunctionMode):
 
         return self._watched(y, add_rows)
 
-    def _input_moment(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(gram, energy) of inputs; q, k and v have the same inputs, which are summed once."""
-        if self._input is None or self._input[0] is not x or self._input[1] != x._version:
-            vectors = _rows(x)
-            self._input = (x, x._version, (gram(vectors), energy(vectors)))
-        return self._input[2]
+    def _map(self, name: str) -> MapMoments:
+        return self.moments.of_map(name, self.weights[name])
+
+    def _inputs(self, name: str) -> InputMoments:
+        return self.moments.of_inputs((name,), self.weights[name])
+
+    def _add_columns(
+        self, name: str, placements: Sequence[Placement], vectors: torch.Tensor
+    ) -> None:
+        """Adds vectors over the columns of a weight, float32 [placements, uses, columns of one];
+        equal ones are multiplied once.
+        """
+        moments, inputs = self._map(name), self._inputs(name)
+        equal, moment = len(vectors) > 1 and vectors.stride(0) == 0, None
+        for placement, one in zip(placements, vectors, strict=True):
+            if moment is None or not equal:
+                moment = moments.column_moment(placement, one)
+            inputs.add(moments.banks_of(placement), moment, moments.share_of(placement))
+
+    def _add_input(self, name: str, placement: Placement, x: torch.Tensor) -> torch.Tensor:
+        """Adds an input of a map. Returns its energies, float32 [count].
+
+        Those that several weights use, such as q, k and v, are added once for all of them.
+        """
+        vectors, moments = _rows(x), self._map(name)
+        if self._input is None or self._input.x is not x or self._input.version != x._version:
+            self.end_input()
+            self._input = _Input(x, x._version, energy(vectors))
+        last = self._input
+        if vectors.size(1) < moments.columns:
+            self._add_columns(name, (placement,), vectors[None])
+            return last.lengths
+        if last.moment is None:
+            last.moment = gram(vectors, moments.columns)
+        share = moments.share_of(placement)
+        if moments.stacked:
+            self._inputs(name).add(moments.banks_of(placement), last.moment, share)
+        else:
+            last.shares[name] = last.shares.get(name, 0.0) + share
+        return last.lengths
+
+    def end_input(self) -> None:
+        """Adds the last input to the moment of the weights that used it."""
+        last, self._input = self._input, None
+        if last is None or last.moment is None:
+            return
+        for share in sorted(set(last.shares.values())):
+            names = sorted(name for name, its in last.shares.items() if its == share)
+            inputs = self.moments.of_inputs(names, self.weights[names[0]])
+            inputs.add(slice(None), last.moment, share)
 
     def _read(self, name: str, rows: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Adds the reads of a lookup y of the rows, and in the backward pass its gradient."""
-        if name not in self.tables:
+        if name not in self.moments.tables:
             shape = tuple(self.weights[name].shape)
-            self.tables[name] = TableMoments(shape, y.device)
-        moments, flat = self.tables[name], rows.flatten()
+            self.moments.tables[name] = TableMoments(shape, y.device)
+        moments, flat = self.moments.tables[name], rows.flatten()
         moments.add_reads(flat)
 
         def add(gradient: torch.Tensor) -> None:

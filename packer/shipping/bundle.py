@@ -49,8 +49,8 @@ ENCODERS = (
 CALIBRATION = (
     *("packer.errors", "packer.checkpoint.checkpoint"),
     *("packer.eval.forward", "packer.eval.foreign_forward"),
-    *_modules("packer.curvature", "weight_origins contractions weight_products moments"),
-    *_modules("packer.curvature", "weight_uses sampled_labels observing"),
+    *_modules("packer.curvature", "weight_origins contractions weight_products triangles moments"),
+    *_modules("packer.curvature", "all_moments weight_uses sampled_labels observing"),
     "packer.shipping.bundled_calibration",
 )
 BUNDLE_ENTRIES = (*ENTRIES, "fit_to_cap", "read_curvatures", "Choice", "Curvature")

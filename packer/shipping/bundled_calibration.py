@@ -9,7 +9,6 @@ import copy
 import math
 import time
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from packer.curvature.observing import (
     live_tensors,
     observe,
 )
-from packer.curvature.sampled_labels import nats_of_sampled_labels
+from packer.curvature.sampled_labels import gradient_of_sampled_labels
 from packer.curvature.weight_uses import OutOfTimeError, WeightUses
 from packer.errors import CurvatureError
 from packer.eval.foreign_forward import way_to_logits
@@ -55,8 +54,8 @@ def curvature_within(
     device = device_of(model)
     generator = torch.Generator(device).manual_seed(seed)
 
-    def nats_of(logits: Tensor) -> Tensor:
-        return nats_of_sampled_labels(logits, generator)
+    def gradient_of(logits: Tensor) -> Tensor:
+        return gradient_of_sampled_labels(logits, generator)
 
     with evaluation_mode([model]), gradients_for(uses.weights.values()):
         forward = keep_way(*way_to_logits(model))
@@ -66,20 +65,16 @@ def curvature_within(
                 break
             kept, uses.until = None, math.inf
             if not longest or begun + MAY_TAKE * longest > limit:
-                kept, uses.until = copy.deepcopy(_sums(uses)), limit
+                kept, uses.until = copy.deepcopy(uses.moments), limit
             try:
-                observe(lambda ids: forward(ids).float(), uses, batch.to(device), nats_of)
+                observe(lambda ids: forward(ids).float(), uses, batch.to(device), gradient_of)
             except OutOfTimeError:
-                uses.maps, uses.tables, uses.parameters = kept or _sums(uses)
+                uses.moments = kept or uses.moments
                 break
             tokens += batch.numel()
             longest = max(longest, time.perf_counter() - begun)
     keep_read(tokens, seconds)
-    return collect(uses, tokens), tokens, time.perf_counter() - started
-
-
-def _sums(uses: WeightUses) -> tuple[Any, Any, Any]:
-    return uses.maps, uses.tables, uses.parameters
+    return dict(collect(uses, tokens)), tokens, time.perf_counter() - started
 
 
 def keep_same(name: str, weight: Tensor | None, live: Tensor | None) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ import packer.curvature.calibration
 import packer.curvature.resume
 from packer.checkpoint.checkpoint import from_state_dict
 from packer.curvature.calibration import calibrate, token_batches
-from packer.curvature.file import read_curvature, write_curvature
+from packer.curvature.file import StoredCurvature, read_curvature, write_curvature
 from packer.curvature.moments import MapMoments
 from packer.curvature.resume import ResumeFile
+from packer.curvature.sampled_labels import gradient_of_sampled_labels
+from packer.curvature.triangles import gram, symmetric, triangle_size
 from packer.errors import CurvatureError
 
 VOCAB, WIDTH, HIDDEN = 7, 4, 6
@@ -310,6 +314,59 @@ def test_bad_models_and_batches_are_refused(tokens: Tensor) -> None:
         token_batches(torch.arange(10).numpy(), 16, 100, torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    ("count", "width", "start", "columns"), [(9, 300, 0, 300), (9, 300, 100, 90)]
+)
+def test_a_triangle_is_the_matrix(count: int, width: int, start: int, columns: int) -> None:
+    vectors = normal(count, columns)
+    whole = torch.zeros(count, width)
+    whole[:, start : start + columns] = vectors
+    triangle = gram(vectors, width, start)
+    assert triangle.shape == (triangle_size(width),) and len(triangle) < 0.75 * width**2
+    matrix = symmetric(triangle, width)
+    assert torch.equal(matrix, matrix.mT)
+    torch.testing.assert_close(matrix, whole.mT @ whole, rtol=1e-5, atol=1e-5)
+
+
+class Branching(nn.Module):
+    """Two maps of one input; the second is left out on batches that begin with token 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(normal(VOCAB, WIDTH))
+        self.first = nn.Parameter(normal(VOCAB, WIDTH, seed=1))
+        self.second = nn.Parameter(normal(VOCAB, WIDTH, seed=2))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.table[tokens]
+        logits = F.linear(x, self.first)
+        return logits if int(tokens[0, 0]) == 0 else logits + F.linear(x, self.second)
+
+
+def test_maps_of_one_input_share_its_moment_only_while_both_use_it(tokens: Tensor) -> None:
+    model = Branching()
+    ordered = tokens[tokens[:, 0].argsort()]
+    batches = ordered.split(20)
+    found = calibrate(model, batches)
+    for name, read in (("first", batches), ("second", [b for b in batches if b[0, 0] != 0])):
+        x = model.table[torch.cat(list(read))].detach().reshape(-1, WIDTH)
+        expected = x.mT @ x / tokens.numel()
+        torch.testing.assert_close(found.by_tensor[name].hessian, expected, rtol=1e-4, atol=1e-5)
+    both = calibrate(model, [b for b in batches if b[0, 0] != 0])
+    stored = both.by_tensor
+    assert isinstance(stored, StoredCurvature)
+    assert stored.shared["second/hessian.lower"] == "first/hessian.lower"
+
+
+def test_labels_follow_the_predictions_and_are_never_impossible() -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0, -math.inf]).expand(40, 100, 4)
+    gradient = gradient_of_sampled_labels(logits, torch.Generator().manual_seed(0))
+    probabilities = torch.softmax(logits, -1)
+    labels = probabilities - gradient
+    assert torch.equal(labels.round(), (labels > 0.5).float()) and not labels[..., 3].any()
+    torch.testing.assert_close(labels.mean((0, 1)), probabilities[0, 0], rtol=0, atol=0.03)
+
+
 def test_without_gradients_inputs_are_still_known(tokens: Tensor) -> None:
     class Frozen(Banked):
         @torch.no_grad()
@@ -381,8 +438,9 @@ def test_spoilt_values_are_refused_by_name(
 ) -> None:
     model, path = Banked(), tmp_path / "c.safetensors"
     found = calibrate(model, [tokens[:50]])
-    spoil(found.by_tensor["up"].hessian)
-    write_curvature(path, found)
+    by_tensor = dict(found.by_tensor)
+    spoil(by_tensor["up"].hessian)
+    write_curvature(path, replace(found, by_tensor=by_tensor))
     with pytest.raises(CurvatureError, match=said):
         read_curvature(path, from_state_dict(model.state_dict()))
 
@@ -461,7 +519,7 @@ def test_what_another_calibration_left_is_refused(tokens: Tensor, tmp_path: Path
     calibrate(Banked(), batches, resume_file=ResumeFile(path, {"--seed": "0"}))
     with pytest.raises(CurvatureError, match=r"c\.partial is .* with another --seed"):
         ResumeFile(path, {"--seed": "1"}).read()
-    with pytest.raises(CurvatureError, match="damaged: there is no sum 'map/hessian/down'"):
+    with pytest.raises(CurvatureError, match="damaged: there is no sum 'inputs/hessian/down'"):
         calibrate(
             nn.Sequential(nn.Embedding(VOCAB, VOCAB)),
             batches,
