@@ -15,6 +15,7 @@ from torch import Tensor
 
 from packer.curvature.calibration import TextSource, calibrate, token_batches
 from packer.curvature.curvature_set import CurvatureSet
+from packer.curvature.ranks import ALONE, Ranks
 from packer.errors import CurvatureError, PlanError
 
 
@@ -24,8 +25,9 @@ def curvature_of(
     data: TrainingData,
     ledger: Ledger,
     share: float,
+    ranks: Ranks = ALONE,
 ) -> tuple[CurvatureSet | None, str]:
-    """(curvature of these weights or None, a note on it).
+    """(curvature of these weights or None, a note on it), on all ranks, which share the batches.
 
     share: of the training budget that is left, which is never exceeded.
     """
@@ -41,7 +43,8 @@ def curvature_of(
     with ledger.time("calibration"):
         batches = token_batches(data.train, config.batch.sequence, tokens, device)
         try:
-            curvature = calibrate(model, batches, seconds=seconds, text=_text(data, tokens))
+            text = _text(data, tokens)
+            curvature = calibrate(model, batches, seconds=seconds, text=text, ranks=ranks)
         except CurvatureError as error:
             return None, f"not calibrated: {error}"
     return curvature, f"calibrated on {curvature.tokens:,} training tokens"

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from packer.train.finish import Finished
     from packer.train.ledger import Ledger
+    from packer.train.settings import TrainConfig
+
+EVALUATION_SECONDS = 600  # what the contest allows
 
 
 def start_line(parameters: int, seed: int, tokens: int) -> str:
@@ -33,6 +36,21 @@ def log_line(line: Mapping[str, Any], steps_left: float, tokens_per_step: int) -
     speed = step * tokens_per_step / seconds
     parts.append(f"{speed:,.0f} tokens/s, {left // 60:.0f}:{left % 60:02.0f} left")
     return "  ".join(parts)
+
+
+def evaluation_line(config: TrainConfig, seconds: float, tokens: int) -> str:
+    """How long the scores after training will take, when one takes `seconds` for `tokens`."""
+    averages = 1 + bool(config.averaging.ema_decay) + bool(config.averaging.swa_every)
+    times = 2 if config.pack.cap else 1
+    total = averages * times * seconds
+    words = (
+        f"validation after training: {tokens:,} tokens for {averages} weights"
+        f"{', as trained and packed' if times == 2 else ''}, about {total:,.0f} s"
+    )
+    if total <= EVALUATION_SECONDS:
+        return words
+    fits = int(tokens * EVALUATION_SECONDS / total)
+    return f"{words}; run.final_eval_tokens = {fits:,} would take {EVALUATION_SECONDS} s"
 
 
 def seconds_line(ledger: Ledger) -> str:

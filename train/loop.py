@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from packer.eval import score as scoring
-from packer.eval.ranks import gathered
 from packer.quantizers.attachment import plain_name
 from packer.train.averaging import Averages
 from packer.train.batches import Batches
@@ -31,6 +29,7 @@ from packer.train.training_data import TrainingData
 from packer.train.validation import validate
 from torch import Tensor
 
+from packer.curvature.ranks import Ranks
 from packer.errors import OutputError, PackerError
 from packer.planning.account import count_code
 
@@ -213,6 +212,11 @@ class Trainer:
         torch.distributed.broadcast(shared, 0)
         return float(shared[0]), float(shared[1]), bool(shared[2])
 
+    @property
+    def ranks(self) -> Ranks:
+        """This process and those beside it."""
+        return Ranks(self.rank, self.world_size)
+
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -257,15 +261,9 @@ class Trainer:
         if not self.data.validates:
             return None
         with self.ledger.time("evaluation"):
-            part = validate(
-                self.snapshot(),
-                self.data,
-                self.config.batch.sequence,
-                tokens,
-                rank=self.rank,
-                world_size=self.world_size,
-            )
-            return None if part is None else gathered(part, scoring.combine).bits_per_byte
+            sequence = self.config.batch.sequence
+            score = validate(self.snapshot(), self.data, sequence, tokens, ranks=self.ranks)
+            return None if score is None else score.bits_per_byte
 
     def snapshot(self) -> GPT:
         """A plain model with the weights as the forward sees them, rounded where QAT is on."""

@@ -24,7 +24,7 @@ from packer.devices import choose_device, joined
 from packer.errors import PackerError
 
 if TYPE_CHECKING:
-    from packer.train.finish import Finished
+    from packer.train.finish import Ending, Finished
     from packer.train.loop import Trainer
     from packer.train.settings import TrainConfig
 
@@ -108,9 +108,9 @@ def train(
     torch_device = choose_device(device)
     with joined(torch_device) as (rank, world_size), _stdout_of(rank):
         trainer = _trainer(settings, output, resume, torch_device, rank, world_size)
+        ending = _ending(trainer)
         trainer.train()
-        if rank == 0:
-            _finish(trainer, as_json)
+        _finish(trainer, ending, as_json)
 
 
 def _configured(
@@ -210,51 +210,67 @@ def _log(path: Path, text: str) -> None:
         file.write(text + "\n")
 
 
-def _finish(trainer: Trainer, as_json: bool) -> None:
-    from packer.progress import shown
+def _ending(trainer: Trainer) -> Ending:
+    """What the run will end with; says how long its scores will take."""
+    from packer.train.finish import Ending
+    from packer.train.log_line import evaluation_line
+    from packer.train.validation import Validation
+
+    config, data, ranks = trainer.config, trainer.data, trainer.ranks
+    validation = Validation(config, data, trainer.device, ranks)
+    if data.validates:
+        seconds = validation.seconds(trainer.weights)
+        trainer.say(evaluation_line(config, seconds, validation.tokens))
+    return Ending(config, data, trainer.folder, trainer.ledger, validation, ranks)
+
+
+def _finish(trainer: Trainer, ending: Ending, as_json: bool) -> None:
+    """Every rank comes here, and the first prints and draws."""
+    from packer.progress import ignore_progress, shown
+
+    weights, pins, config = trainer.final_weights(), trainer.pins(), trainer.config
+    if trainer.rank == 0:
+        with shown("finishing") as progress:
+            finished = ending.finish(weights, pins, progress)
+        _report(trainer, finished, as_json)
+    else:
+        finished = ending.finish(weights, pins, ignore_progress)
+    if config.pack.cap and all(one.artifact is None for one in finished):
+        raise PackerError(
+            f"no artifact fits {config.pack.cap:,} bytes; the weights are in {trainer.folder}. "
+            f"{finished[0].note}"
+        )
+
+
+def _report(trainer: Trainer, finished: list[Finished], as_json: bool) -> None:
     from packer.train.curves import plot_curves
-    from packer.train.finish import best_of, finish
+    from packer.train.finish import best_of
     from packer.train.log_line import best_line, seconds_line
 
     config, folder = trainer.config, trainer.folder
-    with shown("finishing") as progress:
-        finished = finish(
-            trainer.final_weights(),
-            trainer.pins(),
-            config,
-            trainer.data,
-            folder,
-            trainer.ledger,
-            progress,
-        )
     picture = folder / "curves.png"
     plot_curves(picture, trainer.metrics.lines, config.pack.size_cap or config.pack.cap)
     best = best_of(finished)
     _log(folder / LOG, seconds_line(trainer.ledger))
     if best is not None:
         _log(folder / LOG, best_line(best))
-    if as_json:
-        print_json(
-            {
-                "output": str(folder),
-                "steps": trainer.step,
-                "tokens": trainer.step * config.batch.tokens,
-                "averages": [one.to_json() for one in finished],
-                "best": None if best is None else best.name,
-                "ledger": [vars(row) for row in trainer.ledger.rows()],
-                "predicted_size_bytes": trainer.size.estimate,
-                "size_share": trainer.size.spent / max(trainer.ledger.training_budget, 1e-9),
-                "picture": str(picture),
-            }
-        )
-    else:
+    if not as_json:
         _show(trainer, finished, best)
         say(f"picture: {picture}")
-    if config.pack.cap and all(one.artifact is None for one in finished):
-        raise PackerError(
-            f"no artifact fits {config.pack.cap:,} bytes; the weights are in {folder}. "
-            f"{finished[0].note}"
-        )
+        return
+    print_json(
+        {
+            "output": str(folder),
+            "steps": trainer.step,
+            "tokens": trainer.step * config.batch.tokens,
+            "averages": [one.to_json() for one in finished],
+            "best": None if best is None else best.name,
+            "ledger": [vars(row) for row in trainer.ledger.rows()],
+            "predicted_size_bytes": trainer.size.estimate,
+            "size_share": trainer.size.spent / max(trainer.ledger.training_budget, 1e-9),
+            "picture": str(picture),
+        }
+    )
 
 
 def _show(trainer: Trainer, finished: list[Finished], best: Finished | None) -> None:

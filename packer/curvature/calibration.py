@@ -101,7 +101,8 @@ def calibrate(
                     run.keep(resume_file, time.perf_counter() - started)
     if run.tokens == 0:
         raise _nothing_read(text, seconds, time.perf_counter() - started)
-    _keep_limit(limit, time.perf_counter() - started + run.seconds_to_collect())
+    spent = time.perf_counter() - started + run.seconds_to_collect()
+    _keep_limit(limit, ranks.first_says(spent))  # all add up their sums now, or none
     result = run.result(checkpoint, contents, text, started)
     _keep_limit(limit, result.seconds)
     return result
