@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -41,6 +42,7 @@ class Gradients:
         self.compiled = compiles(config.run.compile, device)
         self.model = model
         self.float32_attention = False
+        self._ahead: tuple[int, tuple[Tensor, Tensor]] | None = None  # of the next step
         if device.type == "cpu" and self.autocast is not None:
             self.attend_in_float32(not multiplies_bfloat16(device))
         self.forward = self._forward(model)
@@ -69,16 +71,19 @@ class Gradients:
         Running out of memory halves the windows of a forward from there on, in one process: others
         would wait for its gradients. Raises PackerError: it cannot be halved.
         """
-        inputs, targets = self.batches.read(step)
+        inputs, targets = self._batch(step)
         while True:
             micro = min(self.micro_windows or len(inputs), len(inputs))
             try:
                 with rounded_once(self.model, inputs.size(0) > micro):
-                    return self._add(inputs, targets, micro)
+                    loss = self._add(inputs, targets, micro)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 tokens = micro * inputs.size(1)
+            else:
+                self._read_ahead(step + 1)
+                return loss
             if micro == 1 or self.world_size > 1:
                 raise PackerError(
                     f"out of memory with {tokens:,} tokens in a forward on {self.device}; set "
@@ -92,6 +97,22 @@ class Gradients:
                 f"out of memory with {tokens:,} tokens in a forward; going on with "
                 f"{self.micro_windows * inputs.size(1):,} (batch.micro_tokens)"
             )
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a step, pinned for a GPU."""
+        if self._ahead is not None and self._ahead[0] == step:
+            return self._ahead[1]
+        inputs, targets = self.batches.read(step)
+        if self.device.type == "cuda":
+            return inputs.pin_memory(), targets.pin_memory()
+        return inputs, targets
+
+    def _read_ahead(self, step: int) -> None:
+        """Read a step's batch while the device is at work on what it was given."""
+        self._ahead = None
+        if self.device.type != "cpu":
+            with contextlib.suppress(PackerError):  # which is raised if that step comes
+                self._ahead = step, self._batch(step)
 
     def _add(self, inputs: Tensor, targets: Tensor, micro: int) -> Tensor:
         """As `add`, for `micro` windows at a time."""
@@ -113,17 +134,22 @@ class Gradients:
         return self.forward.no_sync()  # type: ignore[attr-defined, no-any-return]
 
     def _placed(self, tokens: Tensor) -> Tensor:
-        if self.device.type == "cpu":
-            return tokens
-        return tokens.pin_memory().to(self.device, non_blocking=True)
+        return tokens.to(self.device, non_blocking=True)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The dtype of matrix products, None for float32.
 
     `auto` is bfloat16 on devices that multiply in it: elsewhere it is emulated, slower than
-    float32.
+    float32. Raises PackerError: bfloat16 on a GPU that does not.
     """
+    if precision == "bfloat16" and device.type == "cuda" and not multiplies_bfloat16(device):
+        major, minor = torch.cuda.get_device_capability(device)
+        raise PackerError(
+            f"run.precision = bfloat16, and {torch.cuda.get_device_name(device)} (compute "
+            f"capability {major}.{minor}) does not multiply in it, as GPUs from 8.0 on do: set "
+            "run.precision=auto, which takes float32 there"
+        )
     if precision == "auto":
         return torch.bfloat16 if multiplies_bfloat16(device) else None
     return torch.bfloat16 if precision == "bfloat16" else None

@@ -17,11 +17,18 @@ from packer.train.ledger import Ledger
 from packer.train.log_line import log_line
 from packer.train.metrics import MetricsLog
 from packer.train.model import GPT, model_of
-from packer.train.optim import make_optimizers, set_rates
+from packer.train.optim import make_optimizers, orthogonalized, set_rates, shared_among
 from packer.train.qat import FakeQuantization, selected
 from packer.train.run_config import run_settings
-from packer.train.run_state import write_state
-from packer.train.schedule import Pace, is_finished, lr_scale, muon_momentum, remaining_steps
+from packer.train.run_state import StateWriter
+from packer.train.schedule import (
+    Pace,
+    is_finished,
+    lr_scale,
+    muon_momentum,
+    remaining_steps,
+    training_seconds,
+)
 from packer.train.settings import TrainConfig
 from packer.train.size_watch import SizeWatch
 from packer.train.stop_requests import stop_requests
@@ -30,7 +37,7 @@ from packer.train.validation import validate
 from torch import Tensor
 
 from packer.curvature.ranks import Ranks
-from packer.errors import OutputError, PackerError
+from packer.errors import PackerError
 from packer.planning.account import count_code
 
 STATE = "state.pt"
@@ -63,7 +70,7 @@ class Trainer:
         self.config, self.data, self.folder, self.device = config, data, folder, device
         self.rank, self.world_size, self.say = rank, world_size, say
         self.step = 0
-        self.saved_step: int | None = None
+        self.states = StateWriter(folder / STATE, say)
         self.ledger = Ledger(self._wait)
         self.pace = Pace()
         self.metrics = MetricsLog(folder / METRICS)
@@ -74,7 +81,12 @@ class Trainer:
         )
         self.qat = FakeQuantization.attached(self.model, config.qat)
         dtype = self._iteration_dtype()
-        self.optimizers = make_optimizers(self.model, config.optimizer, dtype)
+        self.gradients = Gradients(self.model, config, batches, device, world_size, say)
+        newton_schulz = orthogonalized
+        if self.gradients.compiled:
+            newton_schulz = torch.compile(orthogonalized, dynamic=False)
+        newton_schulz = shared_among(self.ranks, newton_schulz)
+        self.optimizers = make_optimizers(self.model, config.optimizer, dtype, newton_schulz)
         self.weights = dict(self._plain_parameters())
         self.averages = Averages(config.averaging, self.weights)
         self.size = SizeWatch(
@@ -84,7 +96,6 @@ class Trainer:
             limit=config.pack.size_cap or config.pack.cap,
             code_bytes=sum(file.size_bytes for file in count_code(config.pack.code)),
         )
-        self.gradients = Gradients(self.model, config, batches, device, world_size, say)
         self._loss: Tensor | None = None
         self._last_save = time.monotonic()
 
@@ -112,6 +123,8 @@ class Trainer:
         with stop_requests() as stopping, self.ledger.time("training"):
             while True:
                 seconds, pace, stop = self._agreed(stopping())
+                if self.step == 1:
+                    self._refuse_short_clock(seconds)
                 if is_finished(self.config.schedule, self.step, seconds):
                     break
                 if stop:
@@ -123,6 +136,7 @@ class Trainer:
         self.qat.finish()
         self._log(None, evaluating=True)
         self.save()
+        self.states.wait()
 
     def _begin(self) -> None:
         if self.rank == 0:
@@ -193,6 +207,16 @@ class Trainer:
             "lengthen the warm-up (schedule.lr_warmup)."
         )
 
+    def _refuse_short_clock(self, seconds: float) -> None:
+        """Raises TrainingError: the one step so far took longer than all may."""
+        schedule = self.config.schedule
+        if schedule.max_wallclock and seconds > training_seconds(schedule):
+            raise TrainingError(
+                f"one step took {seconds:.3g} s, and all together may take "
+                f"{training_seconds(schedule):.3g}: allow more (schedule.max_wallclock, less "
+                "schedule.calibration_reserve), or set batch.tokens lower"
+            )
+
     def _mean_loss(self) -> float:
         """The last step's loss over all ranks."""
         assert self._loss is not None
@@ -208,7 +232,8 @@ class Trainer:
         seconds, pace = self.ledger.training_budget, self.pace.seconds
         if self.world_size == 1:
             return seconds, pace, stop
-        shared = torch.tensor([seconds, pace, stop], dtype=torch.float64, device=self.device)
+        # On the CPU, since reading it from a GPU would wait for the whole step.
+        shared = torch.tensor([seconds, pace, stop], dtype=torch.float64)
         torch.distributed.broadcast(shared, 0)
         return float(shared[0]), float(shared[1]), bool(shared[2])
 
@@ -293,23 +318,17 @@ class Trainer:
         return late or (bool(run.save_every) and self.step % run.save_every == 0)
 
     def save(self) -> None:
-        """Write the state; training goes on where that fails, and the old state stays."""
+        """Begin to write the state; the loop waits for it where it ends."""
         if self.rank:
             return
-        if not all(bool(torch.isfinite(weight).all()) for weight in self.weights.values()):
-            return  # the next loss will say so, and the last good state must stay
         self._last_save = time.monotonic()
-        try:
-            write_state(self.folder / STATE, self.state())
-        except OutputError as error:
-            self.say(f"warning: the state was not saved: {error}")
-            return
-        self.saved_step = self.step
+        self.states.begin(self.state())
 
     def _saved(self) -> str:
-        if self.saved_step is None:
+        self.states.wait()
+        if self.states.saved_step is None:
             return "none: nothing was saved yet"
-        return f"{self.folder / STATE}, of step {self.saved_step}"
+        return f"{self.states.path}, of step {self.states.saved_step}"
 
     def state(self) -> dict[str, Any]:
         return {
@@ -344,7 +363,7 @@ class Trainer:
             raise PackerError(
                 f"{self.folder / STATE} does not fit this configuration: {reason}"
             ) from None
-        self.step = self.saved_step = state["step"]
+        self.step = self.states.saved_step = state["step"]
         self.qat.restore(state["qat_since"], self.step)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed
 from packer.quantizers.attachment import plain_name
 from packer.train.settings import OptimizerSettings
 from torch import Tensor, nn
 
+from packer.curvature.ranks import Ranks
 from packer.errors import PackerError
 
 # The quintic of Jordan et al. (Muon, 2024): it sends every singular value into about [0.7, 1.2].
@@ -38,11 +40,33 @@ def orthogonalized(updates: Tensor, steps: int, dtype: torch.dtype = torch.bfloa
     return x.mT if tall else x
 
 
+Orthogonalize = Callable[[Tensor, int, torch.dtype], Tensor]
+
+
+def shared_among(ranks: Ranks, orthogonalize: Orthogonalize) -> Orthogonalize:
+    """`orthogonalize`, of which each rank computes its share of the matrices for all."""
+    if ranks.size == 1:
+        return orthogonalize
+
+    def shared(updates: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+        share = -(-len(updates) // ranks.size)
+        padded = updates.new_zeros(share * ranks.size, *updates.shape[1:])
+        padded[: len(updates)] = updates
+        mine = padded[ranks.rank * share : (ranks.rank + 1) * share]
+        found = orthogonalize(mine, steps, dtype).contiguous()
+        every = found.new_empty(padded.shape)
+        # As bytes: gloo does not know every dtype.
+        torch.distributed.all_gather_into_tensor(every.view(torch.uint8), found.view(torch.uint8))
+        return every[: len(updates)]
+
+    return shared
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum, Nesterov, then the orthogonalized update, scaled by √max(1, rows / columns).
 
     Weight decay is decoupled: the weight shrinks by lr · weight_decay before the update. Matrices
-    of one shape are orthogonalized together.
+    of one shape are orthogonalized together, by `orthogonalize`.
     """
 
     def __init__(
@@ -54,7 +78,9 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float,
         steps: int,
         dtype: torch.dtype = torch.bfloat16,
+        orthogonalize: Orthogonalize = orthogonalized,
     ) -> None:
+        self.orthogonalize = orthogonalize
         defaults: dict[str, Any] = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         # A state keeps the dtype, so that a resumed run goes on in it.
         defaults |= {"steps": steps, "dtype": dtype}
@@ -77,7 +103,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(buffers, grads)
         updates = torch._foreach_add(grads, buffers, alpha=group["momentum"])
         dtype = group.get("dtype", torch.bfloat16)
-        found = orthogonalized(torch.stack(list(updates)), group["steps"], dtype)
+        found = self.orthogonalize(torch.stack(list(updates)), group["steps"], dtype)
         rows, columns = params[0].shape
         scale = math.sqrt(max(1.0, rows / columns))
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
@@ -137,11 +163,14 @@ def _group(name: str, parameter: Tensor, owner: nn.Module | None) -> str:
 
 
 def make_optimizers(
-    model: nn.Module, settings: OptimizerSettings, dtype: torch.dtype = torch.bfloat16
+    model: nn.Module,
+    settings: OptimizerSettings,
+    dtype: torch.dtype = torch.bfloat16,
+    orthogonalize: Orthogonalize = orthogonalized,
 ) -> tuple[torch.optim.Optimizer, ...]:
     """Muon, then AdamW, over all parameters; each group keeps its first learning rate as `base_lr`.
 
-    dtype: of Muon's iteration.
+    dtype, orthogonalize: of Muon's iteration.
     Raises ParameterError: a parameter without an optimizer, or with several.
     """
     named = dict(model.named_parameters())
@@ -157,6 +186,7 @@ def make_optimizers(
                 weight_decay=settings.matrix_weight_decay,
                 steps=settings.newton_schulz_steps,
                 dtype=dtype,
+                orthogonalize=orthogonalize,
             )
         )
     adam = [

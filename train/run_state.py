@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from packer.errors import PackerError
+from packer.errors import OutputError, PackerError
 from packer.files import write_bytes
 
 KIND = "bytecap training state"
@@ -31,6 +32,58 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save({"kind": KIND, "version": VERSION, **state}, buffer)
     write_bytes(path, buffer.getvalue())
+
+
+class StateWriter:
+    """Writes states of a run in a thread, one after the other, while training goes on.
+
+    saved_step: of the state that the file holds, None before any.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        self.path, self.say = path, say
+        self.saved_step: int | None = None
+        self._executor = ThreadPoolExecutor(1)
+        self._writing: Future[int | None] | None = None
+
+    def begin(self, state: Mapping[str, Any]) -> None:
+        """Copy a state to the CPU, and begin to write it once the one before is written."""
+        copied = _on_cpu(state)
+        self.wait()
+        self._writing = self._executor.submit(self._write, copied)
+
+    def wait(self) -> None:
+        """Until nothing is left to write. Training goes on where that failed; the old file stays.
+
+        Raises what no file system refuses.
+        """
+        writing, self._writing = self._writing, None
+        try:
+            step = None if writing is None else writing.result()
+        except OutputError as error:
+            self.say(f"warning: the state was not saved: {error}")
+            return
+        self.saved_step = self.saved_step if step is None else step
+
+    def _write(self, state: Mapping[str, Any]) -> int | None:
+        """The step of the state written; None of weights that are not finite: the next loss will
+        say so, and the last good state must stay.
+        """
+        if not all(bool(torch.isfinite(weight).all()) for weight in state["model"].values()):
+            return None
+        write_state(self.path, state)
+        return int(state["step"])
+
+
+def _on_cpu(value: Any) -> Any:
+    """A copy in which every tensor is on the CPU, and none is one that training changes."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_on_cpu(one) for one in value]
+    return value
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def test_resumed_is_as_if_never_stopped(qat: QATSettings, trainer: Callable[...,
         while part.step < stop:
             part._one_step(0.0)
         part.save()
+        part.states.wait()
         part._one_step(0.0)  # lost, and logged already
         again = trainer(folder, qat=qat)
         torch.manual_seed(999)
@@ -153,10 +154,12 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_good_state(
     run.metrics.begin(0)
     run._one_step(0.0)
     run._one_step(0.0)
+    run.states.wait()
     good = (run.folder / STATE).read_bytes()
     with torch.no_grad():
         run.weights["tok_emb.weight"].fill_(float("nan"))
     run.save()
+    run.states.wait()
     assert (run.folder / STATE).read_bytes() == good
     with pytest.raises(TrainingError, match=r"step 2: the loss is nan.*of step 2\. Lower"):
         run._one_step(0.0)
@@ -170,6 +173,7 @@ def test_a_full_disk_keeps_the_old_state_and_training_goes_on(
     run.metrics.begin(0)
     run._one_step(0.0)
     run._one_step(0.0)
+    run.states.wait()
     good = (run.folder / STATE).read_bytes()
 
     def full(*_: object) -> None:
@@ -179,10 +183,12 @@ def test_a_full_disk_keeps_the_old_state_and_training_goes_on(
         patch.setattr(os, "fsync", full)
         while run.step < 12:
             run._one_step(0.0)
+        run.states.wait()
     assert run.step == 12
     assert (run.folder / STATE).read_bytes() == good
     assert any("the disk is full" in text for text in run.say.__self__)
     run.save()
+    run.states.wait()
     assert read_state(run.folder / STATE)["step"] == 12
 
 
@@ -208,6 +214,7 @@ def test_a_state_of_another_model_is_refused(
 ) -> None:
     run = trainer("one")
     run.save()
+    run.states.wait()
     other = trainer("two", model=replace(tiny.model, mlp_mult=3.0))
     with pytest.raises(PackerError, match="does not fit this configuration"):
         other.restore(read_state(run.folder / STATE))
@@ -238,6 +245,14 @@ def test_the_clock_ends_a_run_and_calibration_has_its_reserve(
     assert run.ledger.seconds["training"] == pytest.approx(1.0)
     rows = {row.part: row.budget for row in run.ledger.rows()}
     assert rows == {"training": "training", "evaluation": "evaluation"}
+
+
+@pytest.mark.usefixtures("steady_clock")
+def test_a_clock_shorter_than_a_step_is_refused(trainer: Callable[..., Trainer]) -> None:
+    run = trainer(schedule=ScheduleSettings(max_wallclock=0.1, calibration_reserve=0.095))
+    with pytest.raises(TrainingError, match=r"one step took 0\.0\d+ s, and all.*max_wallclock"):
+        run.train()
+    assert run.step == 1
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(

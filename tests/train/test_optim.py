@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -19,9 +20,12 @@ from packer.train.optim import (
     make_optimizers,
     orthogonalized,
     set_rates,
+    shared_among,
 )
 from packer.train.settings import OptimizerSettings, TrainConfig
 from torch import nn
+
+from packer.curvature.ranks import Ranks
 
 
 @pytest.mark.parametrize("shape", [(5, 12, 12), (3, 8, 20), (3, 20, 8)])
@@ -118,3 +122,26 @@ def test_a_parameter_with_two_optimizers_is_named() -> None:
         check_coverage(dict(model.named_parameters()), twice)
     with pytest.raises(ParameterError, match="bias belongs to 0 optimizers"):
         check_coverage(dict(model.named_parameters()), twice[:1])
+
+
+def test_ranks_share_the_matrices_of_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five matrices among three ranks: two each, one of zeros."""
+    updates = torch.randn(5, 8, 12, generator=torch.Generator().manual_seed(0))
+    counts: list[int] = []
+
+    def counting(mine: torch.Tensor, steps: int, dtype: torch.dtype) -> torch.Tensor:
+        counts.append(len(mine))
+        return orthogonalized(mine, steps, dtype)
+
+    def calls(gather: Callable[[torch.Tensor, torch.Tensor], object]) -> list[torch.Tensor]:
+        monkeypatch.setattr(torch.distributed, "all_gather_into_tensor", gather)
+        return [
+            shared_among(Ranks(rank, 3), counting)(updates, 5, torch.bfloat16) for rank in range(3)
+        ]
+
+    parts: list[torch.Tensor] = []
+    calls(lambda _, mine: parts.append(mine.clone()))
+    found = calls(lambda every, _: every.copy_(torch.cat(parts)))
+    assert counts == [2] * 6
+    for one in found:
+        assert torch.equal(one, orthogonalized(updates, 5))
