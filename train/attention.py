@@ -83,9 +83,12 @@ def flash_attention() -> Callable[..., Any] | None:
     return None
 
 
-def chosen_attention() -> Attend:
-    """The attention of a model: chosen once, when it is made, since compilers stop at imports."""
-    flash = flash_attention()
+def chosen_attention(head_dim: int) -> Attend:
+    """The attention of a model: chosen once, when it is made, since compilers stop at imports.
+
+    FlashAttention has kernels for heads of up to 256 in multiples of 8.
+    """
+    flash = flash_attention() if head_dim % 8 == 0 and head_dim <= 256 else None
     return causal_attention if flash is None else partial(flash_causal_attention, flash)
 
 
@@ -172,7 +175,7 @@ class Attention(nn.Module):
         """`q_gain_init` None leaves out QK-norm, `value_residual_init` None leaves out VRL."""
         super().__init__()
         self.num_heads, self.num_kv_heads, self.xsa = num_heads, num_kv_heads, xsa
-        self.attend = chosen_attention()
+        self.attend = chosen_attention(dim // num_heads)
         kv_dim = dim // num_heads * num_kv_heads
         self.c_q = nn.Linear(dim, dim, bias=False)
         self.c_k = nn.Linear(dim, kv_dim, bias=False)

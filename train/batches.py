@@ -20,6 +20,18 @@ from packer.errors import PackerError
 GOLDEN = (math.sqrt(5) - 1) / 2  # a stride near this share of the windows scatters them evenly
 
 
+def windows_of_each(settings: BatchSettings, world_size: int) -> int:
+    """Windows of a step that each process reads. Raises PackerError: they cannot be shared."""
+    windows = settings.tokens // settings.sequence
+    if windows % world_size:
+        raise PackerError(
+            f"batch.tokens = {settings.tokens:,} are {windows} windows of {settings.sequence:,}, "
+            f"which {world_size} processes cannot share evenly: set it to a multiple of "
+            f"{world_size * settings.sequence:,}"
+        )
+    return windows // world_size
+
+
 @dataclass(frozen=True, eq=False)
 class Batches:
     """Windows of a stream in the order of a run.
@@ -42,27 +54,19 @@ class Batches:
                 f"{self.settings.sequence:,} and its next token; give more text or a shorter "
                 "batch.sequence"
             )
-        if self.windows_per_step % self.world_size:
-            raise PackerError(
-                f"batch.tokens = {self.settings.tokens:,} are {self.windows_per_step} windows of "
-                f"{self.settings.sequence:,}, which {self.world_size} processes cannot share evenly"
-            )
+        windows_of_each(self.settings, self.world_size)
 
     @property
     def windows(self) -> int:
         return (len(self.stream) - 1) // self.settings.sequence
-
-    @property
-    def windows_per_step(self) -> int:
-        return self.settings.tokens // self.settings.sequence
 
     def read(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets int64 [windows of this process, sequence] of step `step` (from 0).
 
         Raises PackerError: a token outside the vocabulary.
         """
-        share = self.windows_per_step // self.world_size
-        first = step * self.windows_per_step + self.rank * share
+        share = windows_of_each(self.settings, self.world_size)
+        first = (step * self.world_size + self.rank) * share
         length = self.settings.sequence
         rows = np.empty((share, length + 1), dtype=np.int64)
         for row, number in enumerate(range(first, first + share)):

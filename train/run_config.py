@@ -56,7 +56,10 @@ def run_from(settings: Mapping[str, Mapping[str, Any]], source: str) -> TrainCon
             sections[section] = SECTIONS[section](**values)
         except ValueError as error:
             raise ConfigError(f"{source}: [{section}] {error}") from error
-    return TrainConfig(**sections)
+    try:
+        return TrainConfig(**sections)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def run_settings(config: TrainConfig) -> Settings:

@@ -278,3 +278,7 @@ class TrainConfig:
     qat: QATSettings = field(default_factory=QATSettings)
     pack: PackSettings = field(default_factory=PackSettings)
     run: RunSettings = field(default_factory=RunSettings)
+
+    def __post_init__(self) -> None:
+        sequence, stride = self.batch.sequence, self.run.stride
+        require(stride <= sequence, "run.stride", stride, f"at most batch.sequence = {sequence}")

@@ -59,9 +59,10 @@ def validate(
     if data.valid is None or data.counter is None:
         return None
     available = len(data.valid) - 1
+    window = min(window, available)
     setting = Setting(
-        window=min(window, available),
-        stride=stride,
+        window=window,
+        stride=None if stride is None else min(stride, window),
         tokens=min(tokens or available, available),
         batch=batch,
         workers=1 if isinstance(model, CompiledTail) else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,7 @@ def train(
         return
     refuse_overwriting([config, *code], str(Path(output) / "raw.safetensors"))
     torch_device = choose_device(device)
-    with joined(torch_device) as (rank, world_size), _stdout_of(rank):
+    with joined(torch_device) as (rank, world_size):
         trainer = _trainer(settings, output, resume, torch_device, rank, world_size)
         ending = _ending(trainer)
         trainer.train()
@@ -142,28 +142,22 @@ def _configured(
         raise PackerError(str(error)) from None
 
 
-@contextlib.contextmanager
-def _stdout_of(rank: int) -> Iterator[None]:
-    """Only rank 0 reports the error; other ranks exit quietly."""
-    try:
-        yield
-    except PackerError:
-        if rank == 0:
-            raise
-        raise SystemExit(1) from None
-
-
 def _trainer(
     settings: TrainConfig, output: str, resume: bool, device: Any, rank: int, world_size: int
 ) -> Trainer:
     from packer.files import write_json
     from packer.train.attention import attention_name
+    from packer.train.batches import windows_of_each
+    from packer.train.gradients import autocast_dtype
     from packer.train.log_line import start_line
     from packer.train.loop import STATE, Trainer
     from packer.train.run_config import run_settings
     from packer.train.run_state import read_state
     from packer.train.training_data import open_training_data
 
+    # What cannot be is said before data is read.
+    autocast_dtype(settings.run.precision, device)
+    windows_of_each(settings.batch, world_size)
     folder = Path(output)
     data = open_training_data(settings)
     try:

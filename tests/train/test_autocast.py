@@ -20,6 +20,8 @@ from packer.train.settings import TrainConfig
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from packer.errors import PackerError
+
 TOKENS = torch.arange(24).reshape(2, 12)
 HOPPER, AMPERE, TURING = (9, 0), (8, 0), (7, 5)
 
@@ -98,6 +100,26 @@ def test_attention_and_stream_are_of_16_bits_in_every_layer(
     seen.clear()
     model(TOKENS)
     assert seen == [(torch.float32,) * 3] * 4
+
+
+def test_heads_without_a_flash_kernel_take_another(card: Callable[..., None]) -> None:
+    card(HOPPER, "flash_attn")
+    for head_dim, flash in ((64, True), (256, True), (20, False), (264, False)):
+        chosen = attention.chosen_attention(head_dim)
+        assert (chosen is not attention.causal_attention) == flash, head_dim
+
+
+def test_bfloat16_on_a_gpu_without_it_is_refused(
+    card: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    gpu = torch.device("cuda:0")
+    card(TURING)
+    assert gradients.autocast_dtype("auto", gpu) is None
+    with pytest.raises(PackerError, match=r"Tesla T4 \(compute capability 7\.5\).*precision=auto"):
+        gradients.autocast_dtype("bfloat16", gpu)
+    card(AMPERE)
+    assert gradients.autocast_dtype("bfloat16", gpu) == torch.bfloat16
 
 
 def test_norms_are_computed_in_float32() -> None:

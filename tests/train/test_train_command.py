@@ -164,6 +164,7 @@ def test_settings_are_shown_without_training(run: Callable[..., Result], tmp_pat
         (["--set", "data.folder=/nowhere"], "/nowhere.manifest.json cannot be read"),
         (["--set", "tokens=100"], "tokens = 100 cannot be: it must be a multiple"),
         (["--set", "sequence=40000", "--set", "tokens=40000"], "fewer than one window of 40,000"),
+        (["--set", "stride=17"], "run.stride = 17 cannot be: it must be at most batch.sequence"),
         (["--resume"], "give only -o"),
         (["--device", "tpu"], "--device tpu cannot be used here"),
         (["--code", "nothing.py"], "nothing.py"),
