@@ -83,8 +83,9 @@ class _Ranks:
 
     def __init__(self, backend: str) -> None:
         import torch
+        from torch.distributed.rendezvous import rendezvous
 
-        self.store, self.rank, self.size = next(iter(torch.distributed.rendezvous("env://")))
+        self.store, self.rank, self.size = next(iter(rendezvous("env://")))
         torch.distributed.init_process_group(
             backend, timeout=WAITING, store=self.store, rank=self.rank, world_size=self.size
         )

@@ -17,7 +17,13 @@ from packer.train.ledger import Ledger
 from packer.train.log_line import log_line
 from packer.train.metrics import MetricsLog
 from packer.train.model import GPT, model_of
-from packer.train.optim import make_optimizers, orthogonalized, set_rates, shared_among
+from packer.train.optim import (
+    Orthogonalize,
+    make_optimizers,
+    orthogonalized,
+    set_rates,
+    shared_among,
+)
 from packer.train.qat import FakeQuantization, selected
 from packer.train.run_config import run_settings
 from packer.train.run_state import StateWriter
@@ -82,7 +88,7 @@ class Trainer:
         self.qat = FakeQuantization.attached(self.model, config.qat)
         dtype = self._iteration_dtype()
         self.gradients = Gradients(self.model, config, batches, device, world_size, say)
-        newton_schulz = orthogonalized
+        newton_schulz: Orthogonalize = orthogonalized
         if self.gradients.compiled:
             newton_schulz = torch.compile(orthogonalized, dynamic=False)
         newton_schulz = shared_among(self.ranks, newton_schulz)
@@ -120,6 +126,15 @@ class Trainer:
         Raises TrainingError: the loss is not finite, or the run was interrupted.
         """
         self._begin()
+        try:
+            self._steps()
+            self.qat.finish()
+            self._log(None, evaluating=True)
+            self.save()
+        finally:
+            self.states.wait()
+
+    def _steps(self) -> None:
         with stop_requests() as stopping, self.ledger.time("training"):
             while True:
                 seconds, pace, stop = self._agreed(stopping())
@@ -133,10 +148,6 @@ class Trainer:
                         f"stopped after step {self.step}; go on from {self._saved()} with --resume"
                     )
                 self._one_step(seconds, pace)
-        self.qat.finish()
-        self._log(None, evaluating=True)
-        self.save()
-        self.states.wait()
 
     def _begin(self) -> None:
         if self.rank == 0:

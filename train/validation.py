@@ -56,9 +56,10 @@ def validate(
     tokens: number of tokens to score from the start; 0 for all. Raises PackerError: the data cannot
     be scored.
     """
-    if data.valid is None or data.counter is None:
+    stream, counter = data.valid, data.counter
+    if stream is None or counter is None:
         return None
-    available = len(data.valid) - 1
+    available = len(stream) - 1
     window = min(window, available)
     setting = Setting(
         window=window,
@@ -71,7 +72,7 @@ def validate(
         world_size=ranks.size,
     )
     try:
-        part = ranks.together(lambda: scoring.score(model, data.valid, data.counter, setting))
+        part = ranks.together(lambda: scoring.score(model, stream, counter, setting))
     except EvalError as error:
         raise PackerError(f"validation: {error}") from None
     return gathered(part, scoring.combine)

@@ -92,11 +92,11 @@ def test_the_scores_are_those_of_packer_eval(run: Callable[..., Result], folder:
 
 @pytest.mark.usefixtures("steady_clock")
 def test_calibration_stays_inside_the_wall_clock(run: Callable[..., Result]) -> None:
-    clock = ("--cap", "40000", "--json", "--max-wallclock", "4", "--set", "iterations=100000")
-    value = json.loads(run(*clock, "--set", "calibration_reserve=2").stdout)
+    clock = ("--cap", "40000", "--json", "--max-wallclock", "62", "--set", "iterations=100000")
+    value = json.loads(run(*clock, "--set", "calibration_reserve=60").stdout)
     seconds = {row["part"]: row["seconds"] for row in value["ledger"]}
     assert 1.9 < seconds["training"] <= 2.0 + 1e-9 and seconds["calibration"] > 0
-    assert sum(seconds[part] for part in ("training", "calibration")) <= 4.0
+    assert sum(seconds[part] for part in ("training", "calibration")) <= 62.0
     assert all("calibrated on" in one["note"] for one in value["averages"])
 
 
