@@ -74,12 +74,12 @@ def lr_scale(schedule: ScheduleSettings, step: int, seconds: float, pace: float 
 
 
 def fall(schedule: ScheduleSettings, step: int, seconds: float, pace: float = 0.0) -> float:
-    """The warm-down's factor alone, from 1 to `warmdown_floor`, and never below `min_lr_scale`."""
+    """The warm-down's factor alone, from 1 to `warmdown_floor`."""
     if not schedule.warmdown:
         return 1.0
     left = min(remaining_steps(schedule, step, seconds, pace) / schedule.warmdown, 1.0)
     floor = schedule.warmdown_floor
-    return max(floor + (1 - floor) * left, schedule.min_lr_scale)
+    return floor + (1 - floor) * left
 
 
 def muon_momentum(optimizer: OptimizerSettings, step: int) -> float:

@@ -109,7 +109,6 @@ class ScheduleSettings:
         lr_warmup: steps of linear rise.
         warmdown: steps of linear fall at the end; under a wall clock, as many as remain at the
             speed so far.
-        min_lr_scale: what the fall stops at.
         warmdown_floor: where the fall ends: it is floor + (1 - floor) · rest (#372).
         priming_steps: whole steps before the clock starts, on weights and optimizer states that are
             put back after them: compilers and allocators have then seen everything.
@@ -120,7 +119,6 @@ class ScheduleSettings:
     calibration_reserve: float = 0.0
     lr_warmup: int = 0
     warmdown: int = 1200
-    min_lr_scale: float = 0.0
     warmdown_floor: float = 0.0
     priming_steps: int = 0
 
@@ -132,8 +130,8 @@ class ScheduleSettings:
         reserve, whole = self.calibration_reserve, self.max_wallclock
         fits = reserve == 0 or reserve < whole
         require(fits, "calibration_reserve", reserve, f"below max_wallclock = {whole:g}")
-        for name in ("min_lr_scale", "warmdown_floor"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        floor = self.warmdown_floor
+        require(0 <= floor <= 1, "warmdown_floor", floor, "in [0, 1]")
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,6 @@ CONTEST = {
         "calibration_reserve": 0.0,
         "lr_warmup": 0,
         "warmdown": 3500,
-        "min_lr_scale": 0.0,
         "warmdown_floor": 0.0,
         "priming_steps": 20,
     },

@@ -12,12 +12,12 @@ from packer.train.schedule import (
 )
 from packer.train.settings import OptimizerSettings, ScheduleSettings
 
-STEPS = ScheduleSettings(iterations=100, lr_warmup=4, warmdown=20, min_lr_scale=0.1)
+STEPS = ScheduleSettings(iterations=100, lr_warmup=4, warmdown=20, warmdown_floor=0.1)
 
 
 @pytest.mark.parametrize(
     ("step", "scale"),
-    [(0, 0.25), (1, 0.5), (3, 1.0), (50, 1.0), (80, 1.0), (90, 0.5), (99, 0.1)],
+    [(0, 0.25), (1, 0.5), (3, 1.0), (50, 1.0), (80, 1.0), (90, 0.55), (100, 0.1)],
 )
 def test_by_steps(step: int, scale: float) -> None:
     assert lr_scale(STEPS, step, 1e6) == pytest.approx(scale)
