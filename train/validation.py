@@ -12,7 +12,7 @@ from packer.eval.errors import EvalError
 from packer.eval.forward import worker_count
 from packer.eval.ranks import gathered
 from packer.eval.score import Score
-from packer.train.gradients import compiles
+from packer.train.gradients import compiles, multiplies_bfloat16
 from packer.train.model import GPT
 from packer.train.settings import TrainConfig
 from packer.train.training_data import TrainingData
@@ -60,14 +60,14 @@ def validate(
     if stream is None or counter is None:
         return None
     available = len(stream) - 1
-    window = min(window, available)
+    window, device = min(window, available), next(model.parameters()).device
     setting = Setting(
         window=window,
         stride=None if stride is None else min(stride, window),
         tokens=min(tokens or available, available),
         batch=batch,
         workers=1 if isinstance(model, CompiledTail) else None,
-        autocast=next(model.parameters()).is_cuda,
+        autocast=device.type == "cuda" and multiplies_bfloat16(device),
         rank=ranks.rank,
         world_size=ranks.size,
     )
