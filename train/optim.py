@@ -56,7 +56,8 @@ def shared_among(ranks: Ranks, orthogonalize: Orthogonalize) -> Orthogonalize:
         found = orthogonalize(mine, steps, dtype).contiguous()
         every = found.new_empty(padded.shape)
         # As bytes: gloo does not know every dtype.
-        torch.distributed.all_gather_into_tensor(every.view(torch.uint8), found.view(torch.uint8))
+        shares = list(every.view(torch.uint8).chunk(ranks.size))
+        torch.distributed.all_gather(shares, found.view(torch.uint8))
         return every[: len(updates)]
 
     return shared

@@ -133,15 +133,15 @@ def test_ranks_share_the_matrices_of_a_shape(monkeypatch: pytest.MonkeyPatch) ->
         counts.append(len(mine))
         return orthogonalized(mine, steps, dtype)
 
-    def calls(gather: Callable[[torch.Tensor, torch.Tensor], object]) -> list[torch.Tensor]:
-        monkeypatch.setattr(torch.distributed, "all_gather_into_tensor", gather)
+    def calls(gather: Callable[[list[torch.Tensor], torch.Tensor], object]) -> list[torch.Tensor]:
+        monkeypatch.setattr(torch.distributed, "all_gather", gather)
         return [
             shared_among(Ranks(rank, 3), counting)(updates, 5, torch.bfloat16) for rank in range(3)
         ]
 
     parts: list[torch.Tensor] = []
     calls(lambda _, mine: parts.append(mine.clone()))
-    found = calls(lambda every, _: every.copy_(torch.cat(parts)))
+    found = calls(lambda shares, _: [a.copy_(b) for a, b in zip(shares, parts, strict=True)])
     assert counts == [2] * 6
     for one in found:
         assert torch.equal(one, orthogonalized(updates, 5))
