@@ -32,7 +32,6 @@ KINDS = {
     "trainer": QATSettings(formats=FORMATS),
     "trainer, QAT": QATSettings(mode="on", formats=FORMATS),
     "trainer, QAT, scales held 10 steps": QATSettings(mode="on", formats=FORMATS, hold=10),
-    "trainer, QAT, learned steps": QATSettings(mode="on", formats=FORMATS, learned_steps=True),
 }
 
 

@@ -1,4 +1,4 @@
-"""Fake quantization of the parameters of a module, by name: on, off, annealed, held or learned."""
+"""Fake quantization of the parameters of a module, by name: on, off, annealed or held."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch.nn.utils import parametrize
 
 from .choice import Choice, parse_choice
 from .fake_quant import FakeQuantized, check_faked
-from .formats import FormatError, Passthrough, Uniform
-from .learned_step import LearnedStep
+from .formats import FormatError, Passthrough
 
 ORIGINAL = ".original"
 PARAMETRIZATIONS = "parametrizations."
@@ -25,14 +24,12 @@ def attach(
     *,
     strength: float = 1.0,
     held: bool = False,
-    learned: bool = False,
 ) -> tuple[str, ...]:
     """Fake-quantize parameters of `module` by name, and every other name of a tied parameter.
 
     `raw` does not quantize and needs no wrapper. Where a parameter has several names, their
     choices must agree. Call before `torch.compile`. Rules that search (`mse`, `percentile`) do so
-    at every step, which only `held` spares; with `learned`, integer formats learn their step
-    instead of choosing it (see `current_choices`). While attached, a parameter `a.weight` is called
+    at every step, which only `held` spares. While attached, a parameter `a.weight` is called
     `a.parametrizations.weight.original`; see `plain_name`.
 
     Returns the names in `choices` that match no parameter, in order.
@@ -62,17 +59,9 @@ def attach(
         owner = module.get_submodule(path)
         # A module that is used twice has its parameters under two names.
         if choice.format != KEEP.format and not parametrize.is_parametrized(owner, leaf):
-            wrapper = _wrapper(choice, parameter, strength, held, learned)
+            wrapper = FakeQuantized(choice, parameter, strength=strength, held=held)
             parametrize.register_parametrization(owner, leaf, wrapper)
     return tuple(name for name in choices if name not in parameters)
-
-
-def _wrapper(
-    choice: Choice, parameter: nn.Parameter, strength: float, held: bool, learned: bool
-) -> FakeQuantized:
-    if learned and isinstance(choice.format, Uniform):
-        return LearnedStep(choice, parameter, strength=strength)
-    return FakeQuantized(choice, parameter, strength=strength, held=held)
 
 
 def detach(module: nn.Module) -> None:
@@ -105,12 +94,12 @@ def hold_scales(module: nn.Module) -> None:
 def rounded_once(module: nn.Module, once: bool = True) -> Iterator[None]:
     """In this context the weights do not change: each is rounded now, not whenever it is read.
 
-    Learned steps are rounded as before, since their gradient needs it. once: False does nothing.
+    once: False does nothing.
     """
     attached = [
         (one[0], one.original)
         for one in module.modules()
-        if isinstance(one, parametrize.ParametrizationList) and type(one[0]) is FakeQuantized
+        if isinstance(one, parametrize.ParametrizationList) and isinstance(one[0], FakeQuantized)
     ]
     for wrapper, weight in attached if once else ():
         assert isinstance(weight, torch.Tensor)
@@ -120,19 +109,6 @@ def rounded_once(module: nn.Module, once: bool = True) -> Iterator[None]:
     finally:
         for wrapper, _ in attached:
             wrapper.rounded = None
-
-
-def current_choices(module: nn.Module) -> dict[str, Choice]:
-    """Parameter name -> the choice under which its current state packs, of all that are attached.
-
-    A learned step is given in standard deviations, `kstd@`.
-    """
-    return {
-        plain_name(f"{path}{ORIGINAL}"): attached[0].current_choice()
-        for path, attached in module.named_modules()
-        if isinstance(attached, parametrize.ParametrizationList)
-        and isinstance(attached[0], FakeQuantized)
-    }
 
 
 def plain_name(name: str) -> str:

@@ -40,11 +40,8 @@ def row_absmax(rows: torch.Tensor) -> torch.Tensor:
     return torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))  # ten times as fast as aminmax
 
 
-def kstd_scale(rows: torch.Tensor, code_max: int, k: float | torch.Tensor) -> torch.Tensor:
-    """Clip at k standard deviations of the row, unbiased (PR #1394). Rows of one weight: absmax.
-
-    k may be a float32 scalar tensor, which gives the same bits as the float that it holds.
-    """
+def kstd_scale(rows: torch.Tensor, code_max: int, k: float) -> torch.Tensor:
+    """Clip at k standard deviations of the row, unbiased (PR #1394). Rows of one weight: absmax."""
     if rows.shape[1] < 2:
         return absmax_scale(rows, code_max)
     return k * rows.std(dim=1) / code_max

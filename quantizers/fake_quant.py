@@ -199,10 +199,6 @@ class FakeQuantized(nn.Module):
             return passed
         return fake_quantize(weight, self.choice, strength=self.strength, scale=self.scale)
 
-    def current_choice(self) -> Choice:
-        """The choice under which the current weight packs."""
-        return self.choice
-
     def hold(self, weight: torch.Tensor) -> None:
         """Recompute held scales from `weight`; without held scales, do nothing."""
         if self.scale is not None:

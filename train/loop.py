@@ -113,11 +113,9 @@ class Trainer:
         return torch.float32 if emulated else torch.bfloat16
 
     def _plain_parameters(self) -> list[tuple[str, Tensor]]:
-        """Every weight under the name that the model itself has for it; learned steps are none."""
+        """Every weight under the name that the model itself has for it."""
         return [
-            (plain_name(name), parameter.data)
-            for name, parameter in self.model.named_parameters()
-            if not name.endswith(".log_k")
+            (plain_name(name), parameter.data) for name, parameter in self.model.named_parameters()
         ]
 
     def train(self) -> None:
@@ -319,7 +317,7 @@ class Trainer:
         """Selector -> choice that packing should keep: what the weights were trained for."""
         pins = dict(self.config.pack.formats)
         if not pins and self.qat.since is not None:
-            pins = {name: str(choice) for name, choice in self.qat.current_choices().items()}
+            pins = {name: str(choice) for name, choice in self.qat.choices.items()}
         return pins | (INT5_MLP if self.config.pack.int5_mlp else {})
 
     def _save_is_due(self) -> bool:

@@ -123,8 +123,7 @@ def group_of(model: nn.Module) -> dict[str, str]:
     """Parameter name -> one of `GROUPS`, by the module that holds it and its shape.
 
     Matrices are the weights of linear layers, embeddings those of lookups (a tied head with them),
-    control tensors have fewer than two axes or one row a layer, memory tokens do not decay, steps
-    are learned by QAT.
+    control tensors have fewer than two axes or one row a layer, memory tokens do not decay.
     Raises ParameterError: a parameter that is none of these, by name.
     """
     owners = {
@@ -134,9 +133,6 @@ def group_of(model: nn.Module) -> dict[str, str]:
     }
     found = {}
     for name, parameter in model.named_parameters():
-        if name.endswith(".log_k"):
-            found[name] = "step"
-            continue
         plain = plain_name(name)
         found[name] = _group(plain, parameter, owners.get(plain))
     return found
@@ -201,7 +197,6 @@ def make_optimizers(
             ("head", settings.head_lr, settings.weight_decay),
             ("scalar", settings.scalar_lr, settings.weight_decay),
             ("memory", settings.scalar_lr, 0.0),
-            ("step", settings.step_lr, 0.0),
         )
     ]
     optimizers.append(

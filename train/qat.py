@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from packer.quantizers.attachment import attach, current_choices, hold_scales, set_strength
+from packer.quantizers.attachment import attach, hold_scales, set_strength
 from packer.quantizers.choice import Choice, parse_choice
 from packer.quantizers.formats import FormatError
 from packer.quantizers.quantize import quantizable
@@ -85,9 +85,8 @@ class FakeQuantization:
         choices = choices_for(settings, weights)
         wrapped = {name: c for name, c in choices.items() if quantizable(weights[name])}
         if settings.mode != "off":
-            held, learned = settings.hold > 0, settings.learned_steps
             try:
-                attach(model, wrapped, strength=0.0, held=held, learned=learned)
+                attach(model, wrapped, strength=0.0, held=settings.hold > 0)
             except FormatError as error:
                 raise PackerError(f"qat: {error}") from None
         return FakeQuantization(model, settings, choices)
@@ -129,10 +128,6 @@ class FakeQuantization:
         self.since = since
         if self.settings.mode != "off":
             set_strength(self.model, self.strength(max(step - 1, 0)))
-
-    def current_choices(self) -> dict[str, Choice]:
-        """What packs each weight as it is trained, learned steps as they are now."""
-        return {**self.choices, **current_choices(self.model)}
 
     @torch.no_grad()
     def finish(self) -> None:

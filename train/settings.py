@@ -65,7 +65,6 @@ class OptimizerSettings:
         momentum: of Muon, reached from `momentum_start` over `momentum_warmup` steps.
         newton_schulz_steps: iterations of the orthogonalization.
         embedding_lr, head_lr, scalar_lr: of AdamW; a tied embedding is an embedding.
-        step_lr: of learned quantization steps, on the logarithm of each.
         beta1, beta2, eps, weight_decay: of AdamW.
         grad_clip: largest norm of all gradients together; 0 never clips.
     """
@@ -79,7 +78,6 @@ class OptimizerSettings:
     embedding_lr: float = 0.05
     head_lr: float = 0.008
     scalar_lr: float = 0.04
-    step_lr: float = 0.001
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -87,7 +85,7 @@ class OptimizerSettings:
     grad_clip: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("matrix_lr", "embedding_lr", "head_lr", "scalar_lr", "step_lr", "eps"):
+        for name in ("matrix_lr", "embedding_lr", "head_lr", "scalar_lr", "eps"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         for name in ("matrix_weight_decay", "weight_decay", "grad_clip", "momentum_warmup"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
@@ -167,7 +165,6 @@ class QATSettings:
         late_below: learning-rate scale at which `late` begins.
         anneal: steps over which rounding sets in; 0 switches at once.
         hold: steps for which scales are kept before they are chosen anew; 0 chooses every step.
-        learned_steps: learn the step of every integer tensor (LSQ) instead of choosing it.
     """
 
     mode: str = "off"
@@ -176,7 +173,6 @@ class QATSettings:
     late_below: float = 0.15
     anneal: int = 0
     hold: int = 0
-    learned_steps: bool = False
 
     def __post_init__(self) -> None:
         require(self.mode in QAT_MODES, "mode", self.mode, " or ".join(QAT_MODES))
@@ -187,8 +183,6 @@ class QATSettings:
         require(not both, "plan", self.plan, "left out where formats are given")
         has_target = self.mode == "off" or bool(self.plan or self.formats)
         require(has_target, "mode", self.mode, "off unless plan or formats name what to train for")
-        clash = self.learned_steps and self.hold > 0
-        require(not clash, "hold", self.hold, "0 with learned_steps")
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,6 @@ def test_a_run_learns_and_tells(trainer: Callable[..., Trainer], tiny: TrainConf
         QATSettings(),
         QATSettings(mode="late", late_below=0.6, anneal=3, formats={"blocks.*.weight": "int6.row"}),
         QATSettings(mode="on", hold=3, formats={"blocks.*.weight": "int4.row"}),
-        QATSettings(mode="on", learned_steps=True, formats={"blocks.*.weight": "int4.row"}),
     ],
 )
 def test_resumed_is_as_if_never_stopped(qat: QATSettings, trainer: Callable[..., Trainer]) -> None:

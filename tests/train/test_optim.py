@@ -97,15 +97,15 @@ def test_every_parameter_has_one_optimizer_quantized_or_not(tiny: TrainConfig) -
         "scalar"
     }
     choices = {"blocks.0.attn.c_q.weight": "int6.row", "skip_weights": "int8.row"}
-    attach(model, choices, learned=True)
-    settings = OptimizerSettings(embedding_lr=0.5, scalar_lr=0.25, step_lr=0.125)
+    attach(model, choices)
+    settings = OptimizerSettings(embedding_lr=0.5, scalar_lr=0.25)
     muon, adam = make_optimizers(model, settings)
     counted = {id(p) for o in (muon, adam) for g in o.param_groups for p in g["params"]}
     assert counted == {id(p) for p in model.parameters()}
     by_lr = {group["lr"]: len(group["params"]) for group in adam.param_groups}
-    assert by_lr[0.5] == 2 and by_lr[0.125] == 2
+    assert by_lr[0.5] == 2
     set_rates((muon, adam), 0.5, 0.77)
-    assert [group["lr"] for group in adam.param_groups] == [0.25, 0.125, 0.0625]
+    assert [group["lr"] for group in adam.param_groups] == [0.25, 0.125]
     assert muon.param_groups[0]["momentum"] == 0.77
 
 

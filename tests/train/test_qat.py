@@ -91,12 +91,11 @@ def test_it_switches_on_inside_a_compiled_model(tiny: TrainConfig, backend: str)
     assert losses[0] == losses[1] != losses[2] == losses[3]
 
 
-@pytest.mark.parametrize("learned", [False, True])
 def test_what_is_packed_is_what_the_forward_saw(
-    learned: bool, trainer: Callable[..., Trainer], tmp_path: Path
+    trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     formats = {"blocks.*.weight": "int5.row", "late-k": "fp16", "tok_emb.weight": "int7.tensor"}
-    settings = QATSettings(mode="on", formats=formats, learned_steps=learned)
+    settings = QATSettings(mode="on", formats=formats)
     run = trainer(qat=settings)
     before = dict(run.pins()) if run.qat.since is not None else None
     run.train()
@@ -108,7 +107,7 @@ def test_what_is_packed_is_what_the_forward_saw(
     for name in run.qat.choices:
         assert torch.equal(decoded[name], seen[name]), name
     kept = {name: str(choice) for name, choice in run.qat.choices.items()}
-    assert (run.pins() == kept) != learned
+    assert run.pins() == kept
 
 
 def test_a_plan_says_what_to_train_for(tiny: TrainConfig, tmp_path: Path) -> None:
@@ -132,6 +131,3 @@ def test_selectors_and_choices_that_make_no_sense_are_named(tiny: TrainConfig) -
         quantization(tiny, formats={"block.*": "int4.row"})
     with pytest.raises(PackerError, match=r"formats: blocks\.\*: int9: integer formats have"):
         quantization(tiny, formats={"blocks.*": "int9.row"})
-    with pytest.raises(PackerError, match="steps are learned without pruning"):
-        formats = {"blocks.*.weight": "int4.row+prune@0.1"}
-        quantization(tiny, mode="on", learned_steps=True, formats=formats)

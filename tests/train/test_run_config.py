@@ -68,7 +68,6 @@ CONTEST = {
         "embedding_lr": 0.035,
         "head_lr": 0.008,
         "scalar_lr": 0.025,
-        "step_lr": 0.001,
         "beta1": 0.9,
         "beta2": 0.95,
         "eps": 1e-8,
@@ -92,7 +91,6 @@ CONTEST = {
         "late_below": 0.15,
         "anneal": 0,
         "hold": 0,
-        "learned_steps": False,
     },
     "pack": {
         "cap": 16_000_000,
