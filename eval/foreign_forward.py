@@ -131,7 +131,7 @@ class MeanLoss(Foreign):
         return nats
 
 
-class _NoLogitsError(Exception):
+class NoLogitsError(Exception):
     """This way of calling the model does not give logits; the message has the reason."""
 
 
@@ -189,14 +189,8 @@ READ = (LossForward, ShiftedLoss)  # whose logits need no layout
 GIVEN_TARGETS = (TargetsForward, *READ)
 
 
-def runs(candidate: nn.Module) -> None:
-    """Raises whatever the model does, or _NoLogitsError."""
-    with trial(candidate) as (tokens, _):
-        candidate(tokens)
-
-
 def way_to_logits(
-    model: nn.Module, check: Callable[[nn.Module], None] = runs
+    model: nn.Module, check: Callable[[nn.Module], None]
 ) -> tuple[Foreign | None, list[str]]:
     """(the model so that it gives logits for tokens, what came of the ways that did not).
 
@@ -232,7 +226,7 @@ def trial(model: object) -> Iterator[tuple[Tensor, Tensor]]:
 def with_targets(model: nn.Module, tokens: Tensor, targets: Tensor) -> Any:
     """What forward returns for tokens and targets, under the name that it has for these.
 
-    Raises _NoLogitsError: only parameters that may be left out, and none called as targets are.
+    Raises NoLogitsError: only parameters that may be left out, and none called as targets are.
     """
     parameters = inspect.signature(model.forward).parameters
     for name in TARGET_NAMES:
@@ -240,14 +234,14 @@ def with_targets(model: nn.Module, tokens: Tensor, targets: Tensor) -> Any:
             return model(tokens, **{name: targets})
     others = list(parameters.values())[1:]
     if len(others) > 1 and others[0].default is not inspect.Parameter.empty:
-        keep_logits(None, f"none of the parameters ({', '.join(parameters)}) takes targets")
+        raise NoLogitsError(f"none of the parameters ({', '.join(parameters)}) takes targets")
     return model(tokens, targets)
 
 
 def _logits(result: Any, tokens: Tensor, layout: str) -> Tensor:
     """The logits [batch, time, vocab] in what a model returned.
 
-    Raises _NoLogitsError: none, or several tensors that could be.
+    Raises NoLogitsError: none, or several tensors that could be.
     """
     parts = list(result) if isinstance(result, (tuple, list)) else [result]
     named = [shapes for part in parts for shapes in [_called_logits(part)] if shapes is not None]
@@ -269,8 +263,10 @@ def _logits(result: Any, tokens: Tensor, layout: str) -> Tensor:
     )
     outcome = f"gave {shapes} for tokens {tuple(tokens.shape)}"
     if len(fitting) > 1:
-        keep_logits(None, f"{outcome}, any of which could be logits; return them alone")
-    return keep_logits(fitting[0] if fitting else None, outcome + NOT_LOGITS)
+        raise NoLogitsError(f"{outcome}, any of which could be logits; return them alone")
+    if not fitting:
+        raise NoLogitsError(outcome + NOT_LOGITS)
+    return fitting[0]
 
 
 def _called_logits(value: Any) -> Tensor | None:
@@ -282,14 +278,17 @@ def _called_logits(value: Any) -> Tensor | None:
 def _of_positions(calls: list[tuple[Tensor, Tensor]], targets: Tensor) -> Tensor:
     """Logits [batch, time, vocab] that were held against these targets [batch, time].
 
-    Raises _NoLogitsError: none were, or several that differ.
+    Raises NoLogitsError: none were, or several that differ.
     """
     read = [logits for call in calls for logits in _aligned([call], targets)]
     read = read or list(_aligned(calls, targets))
     if len(read) > 1 and not all(torch.equal(read[0], other) for other in read[1:]):
-        keep_logits(None, f"{len(read)} losses of other logits were computed on the same targets")
-    none_seen = "no logits of all positions were seen in cross_entropy, nll_loss or gather"
-    return keep_logits(read[0] if read else None, none_seen)
+        raise NoLogitsError(f"{len(read)} losses of other logits were computed on the same targets")
+    if not read:
+        raise NoLogitsError(
+            "no logits of all positions were seen in cross_entropy, nll_loss or gather"
+        )
+    return read[0]
 
 
 def _aligned(calls: list[tuple[Tensor, Tensor]], targets: Tensor) -> Iterator[Tensor]:
@@ -312,10 +311,3 @@ def _aligned(calls: list[tuple[Tensor, Tensor]], targets: Tensor) -> Iterator[Te
             whole = torch.cat([part.view(batch, -1, part.size(-1)) for part in rows], dim=1)
             if torch.equal(held[:, :time], targets):
                 yield whole[:, :time]
-
-
-def keep_logits(logits: Tensor | None, otherwise: str) -> Tensor:
-    """Raises _NoLogitsError: there are none; a bundle, which ships this, does too."""
-    if logits is None:
-        raise _NoLogitsError(otherwise)
-    return logits

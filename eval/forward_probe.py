@@ -19,10 +19,10 @@ from .foreign_forward import (
     Foreign,
     LossForward,
     MeanLoss,
+    NoLogitsError,
     PlainForward,
     ShiftedLoss,
     TargetsForward,
-    keep_logits,
     trial,
     way_to_logits,
     with_targets,
@@ -64,21 +64,20 @@ def check_logits(candidate: nn.Module) -> None:
         try:
             again = candidate(tokens)
         except Exception as error:
-            again = keep_logits(None, f"the second call failed: {error}")
+            raise NoLogitsError(f"the second call failed: {error}") from None
         if not same(logits, again):
-            keep_logits(
-                None,
+            raise NoLogitsError(
                 "gave other logits when it was called again with the same tokens: something is "
                 "kept between calls, left to chance, or taken from the targets",
             )
         if bool((logits >= 0).all()) and same(logits.float().sum(-1), torch.ones(tokens.shape)):
-            keep_logits(None, "gave probabilities, not logits")
+            raise NoLogitsError("gave probabilities, not logits")
         if not same(logits[1:], candidate(tokens[1:])):
-            keep_logits(None, "gave other logits for a window alone than with another in a batch")
+            raise NoLogitsError("gave other logits for a window alone than with another in a batch")
         changed = tokens.clone()
         changed[:, -1] = 1 - changed[:, -1]
         if not same(logits[:, :-1], candidate(changed)[:, :-1]):
-            keep_logits(None, "gave logits that depend on later tokens, those to be predicted")
+            raise NoLogitsError("gave logits that depend on later tokens, those to be predicted")
 
 
 class _Same:
@@ -128,7 +127,7 @@ def not_a_mean(model: nn.Module, tokens: Tensor, targets: Tensor) -> str | None:
         value = with_targets(model, ids, labels)
         if not (isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point()):
             kept = type(value).__name__
-            keep_logits(None, f"forward(tokens, targets) gave {kept}, not a loss")
+            raise NoLogitsError(f"forward(tokens, targets) gave {kept}, not a loss")
         total: Tensor = value.double().cpu().reshape(())
         return total
 

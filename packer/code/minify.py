@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
+import platform
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from packer.code.newer_python import describe_needs, needs
 from packer.code.prune_branches import called_name
 from packer.errors import CodeError
 
@@ -134,14 +134,13 @@ def parse(source: str, name: str) -> ast.Module:
     """The syntax tree. Raises CodeError with the line that does not parse."""
     try:
         return ast.parse(source)
-    except SyntaxError as error:
-        if needs(source) is not None:
-            raise CodeError(describe_needs(source, name)) from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None)
+        place = name if line is None else f"{name}, line {line}"
         raise CodeError(
-            f"{name}, line {error.lineno}: {error.msg}; it does not parse as Python source"
+            f"{place}: {getattr(error, 'msg', error)}; it does not parse as Python "
+            f"{platform.python_version()}: if it needs a newer one, run packer under that"
         ) from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise CodeError(f"{name} does not parse as Python source: {error}") from None
 
 
 def fingerprint(tree: ast.Module) -> str:

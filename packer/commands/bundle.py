@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -32,18 +30,6 @@ if TYPE_CHECKING:
     help="Read the plan whose formats the script must handle.",
 )
 @click.option(
-    "--inline",
-    type=EXISTING_FILE,
-    metavar="SCRIPT",
-    help="Put the bundle into a copy of this training script, as the dictionary `bundle`.",
-)
-@click.option(
-    "--calibrate",
-    is_flag=True,
-    help="Include calibration on batches, which replaces a curvature file; implied by a plan that "
-    "was made with --calibrate.",
-)
-@click.option(
     "-o",
     "--output",
     type=WRITABLE,
@@ -52,7 +38,7 @@ if TYPE_CHECKING:
     help="Write the script to FILE.",
 )
 @with_options(JSON)
-def bundle(plan_file: str, inline: str | None, calibrate: bool, output: str, as_json: bool) -> None:
+def bundle(plan_file: str, output: str, as_json: bool) -> None:
     """Write one script that encodes and decodes exactly the formats of a plan.
 
     The script does not import packer. A submission is run again, so the code that packs its weights
@@ -64,27 +50,22 @@ def bundle(plan_file: str, inline: str | None, calibrate: bool, output: str, as_
       python bundle.py WEIGHTS CURVATURE OUT [CAP]
 
     From a training script, call encode_weights(weights, curvature, cap_bytes, code_bytes) and
-    read_weights(data), and read_curvatures(data) for the file of `packer calibrate`. With --inline
-    they are bundle["encode_weights"] and so on. With --calibrate,
-    calibrated(model, weights, batches, seconds) returns (curvature, tokens, seconds).
+    read_weights(data), and read_curvatures(data) for the file of `packer calibrate`.
     """
     from packer.files import replacing
     from packer.planning.plan import read_plan
     from packer.shipping.bundle import make_bundle
 
-    refuse_overwriting([plan_file, inline], output)
+    refuse_overwriting([plan_file], output)
     plan = read_plan(plan_file)
-    calibrate = calibrate or plan.limits.calibrate
-    built = make_bundle(replace(plan.bundled, script=inline, calibrate=calibrate))
+    built = make_bundle(plan.bundled)
     with replacing(output) as temporary:
         temporary.write_text(built.script, "utf-8")
-    _show(built, plan, inline, output, as_json)
+    _show(built, plan, output, as_json)
 
 
-def _show(built: Bundle, plan: PackPlan, inline: str | None, output: str, as_json: bool) -> None:
-    inlined = None if inline is None else str(Path(inline).resolve())
-    others = sum(file.size_bytes for file in plan.limits.code if file.path != inlined)
-    code = others + built.size_bytes
+def _show(built: Bundle, plan: PackPlan, output: str, as_json: bool) -> None:
+    code = sum(file.size_bytes for file in plan.limits.code) + built.size_bytes
     room = plan.limits.cap_bytes - plan.limits.margin_bytes - code
     if as_json:
         sizes = {"decoder_bytes": built.decoder_bytes, "encoder_bytes": built.encoder_bytes}

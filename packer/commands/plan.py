@@ -28,7 +28,6 @@ from packer.commands.options.types import (
     CODE,
     CODER,
     EXISTING,
-    EXISTING_FILE,
     JSON,
     MARGIN,
     PINS,
@@ -58,15 +57,6 @@ LOADER = click.option("--loader", is_flag=True, help="Count the bytes of the loa
 BUNDLE = click.option(
     "--bundle", is_flag=True, help="Count what `packer bundle` will write: encoder and decoder."
 )
-INLINE = click.option(
-    "--inline",
-    type=EXISTING_FILE,
-    metavar="SCRIPT",
-    help="Count what the bundle adds to this training script, which counts as code as well.",
-)
-CALIBRATE = click.option(
-    "--calibrate", is_flag=True, help="Count a bundle that also calibrates the model itself."
-)
 WHAT_IF = option(
     "--what-if",
     section=OUTPUT,
@@ -84,8 +74,6 @@ WHAT_IF = option(
     CODE,
     LOADER,
     BUNDLE,
-    INLINE,
-    CALIBRATE,
     MARGIN,
 )
 @OptionGroup("options", measure_options, PINS, CODER, TRELLIS)

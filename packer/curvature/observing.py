@@ -1,8 +1,4 @@
-"""One batch of a calibration, and the curvature of all batches.
-
-A bundle contains the source text of this module and of what it uses; functions called keep_...
-raise there too.
-"""
+"""One batch of a calibration, and the curvature of all batches."""
 
 from __future__ import annotations
 

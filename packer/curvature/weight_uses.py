@@ -128,7 +128,7 @@ class WeightUses(TorchFunctionMode):
         return result
 
     def keep_in_time(self) -> None:
-        """Raises OutOfTimeError, in a bundle too."""
+        """Raises OutOfTimeError."""
         if time.perf_counter() > self.until:
             raise OutOfTimeError
 

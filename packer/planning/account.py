@@ -26,9 +26,7 @@ class Limits:
 
     loader_bytes: size of the loader, 0 without one; a plan replaces it by the size of its own.
     margin_bytes: left free on purpose. encoder_bytes: what a bundle adds to its loader, 0 without
-    a bundle; a plan replaces this too. script: the file that the bundle is inserted into, whose
-    size without the bundle is in `code`; None: a file of its own. calibrate: whether the bundle
-    calibrates too.
+    a bundle; a plan replaces this too.
     """
 
     cap_bytes: int
@@ -36,8 +34,6 @@ class Limits:
     loader_bytes: int = 0
     margin_bytes: int = 0
     encoder_bytes: int = 0
-    script: str | None = None
-    calibrate: bool = False
 
     def __post_init__(self) -> None:
         sizes = {

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from packer.budget.plan import Candidate, InfeasibleCap, Plan, PlanningError, plan_to_cap
 from packer.errors import CapError, PlanError
 from packer.planning.account import MAX_SIZE_BYTES, Limits, count_code
 from packer.planning.options import PlanLimits
 from packer.shipping.loader import (
-    LARGEST_CALIBRATION,
     LARGEST_ENCODER,
     LARGEST_LOADER,
     loader_source,
@@ -35,13 +33,10 @@ def weigh_limits(limits: int | PlanLimits) -> Limits:
     Raises PackerError: a file cannot be read.
     """
     limits = limits if isinstance(limits, PlanLimits) else PlanLimits(limits)
-    script = None if limits.inline is None else str(Path(limits.inline).resolve())
-    files = count_code([*limits.code, *([] if limits.inline is None else [limits.inline])])
-    cap, margin = limits.cap_bytes, limits.margin_bytes
-    if not limits.bundles:
-        return Limits(cap, files, LARGEST_LOADER * limits.loader, margin)
-    encoder = LARGEST_ENCODER + LARGEST_CALIBRATION * limits.calibrate
-    return Limits(cap, files, LARGEST_LOADER, margin, encoder, script, limits.calibrate)
+    loader = LARGEST_LOADER if limits.loader or limits.bundle else 0
+    encoder = LARGEST_ENCODER if limits.bundle else 0
+    files = count_code(limits.code)
+    return Limits(limits.cap_bytes, files, loader, limits.margin_bytes, encoder)
 
 
 def solve_with_code(

@@ -40,9 +40,7 @@ class PlanLimits:
     """The cap, and what counts against it besides the artifact.
 
     code: files counted as code. loader: count the loader. margin_bytes: left free on purpose.
-    bundle: count the bundle of encoder and decoder instead of the loader. inline: the script that
-    the bundle is inserted into, which counts as code too. calibrate: the bundle also calibrates.
-    `inline` and `calibrate` both imply a bundle.
+    bundle: count the bundle of encoder and decoder instead of the loader.
     """
 
     cap_bytes: int
@@ -50,9 +48,3 @@ class PlanLimits:
     loader: bool = False
     margin_bytes: int = 0
     bundle: bool = False
-    inline: PathLike | None = None
-    calibrate: bool = False
-
-    @property
-    def bundles(self) -> bool:
-        return self.bundle or self.inline is not None or self.calibrate

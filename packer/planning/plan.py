@@ -49,8 +49,6 @@ class PackPlan:
             self.measurement.metadata,
             limits.cap_bytes,
             sum(file.size_bytes for file in limits.code) + limits.margin_bytes,
-            limits.script,
-            limits.calibrate,
         )
 
     def describe_account(self) -> str:
@@ -80,8 +78,6 @@ class PackPlan:
             "code": [[file.path, file.size_bytes] for file in self.limits.code],
             "loader_bytes": self.limits.loader_bytes,
             "encoder_bytes": self.limits.encoder_bytes,
-            "script": self.limits.script,
-            **({"calibrate": True} if self.limits.calibrate else {}),
             "pins": dict(self.pins),
             "choices": [[candidate.tensor, candidate.choice] for candidate in plan.chosen],
         }
@@ -123,8 +119,6 @@ def _pack_plan(value: Mapping[str, Any], measurement: Measurement, source: str) 
         whole_number(value["loader_bytes"]),
         whole_number(value["margin_bytes"]),
         whole_number(value.get("encoder_bytes", 0)),
-        None if value.get("script") is None else str(value["script"]),
-        value.get("calibrate", False) is True,
     )
     plan = Plan(
         chosen=chosen_candidates(measurement, choices, source),

@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from packer.code.newer_python import describe_needs
+from packer.code.minify import parse
 from packer.code.self_extracting import unwrap
 from packer.errors import CodeError
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
@@ -58,9 +58,9 @@ def _trees(submission: Submission) -> tuple[dict[str, ast.Module], list[Point]]:
     unparsed: list[Point] = []
     for name, text in sources_of(submission).items():
         try:
-            trees[name] = ast.parse(text)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            unparsed.append(Point(Status.UNKNOWN, describe_needs(text, name)))
+            trees[name] = parse(text, name)
+        except CodeError as error:
+            unparsed.append(Point(Status.UNKNOWN, str(error)))
     return trees, unparsed
 
 

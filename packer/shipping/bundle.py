@@ -10,15 +10,12 @@ import ast
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packer.code.minify import minify_closed
 from packer.code.prune_branches import Marks
 from packer.code.self_extracting import ENTRY, wrap
-from packer.errors import CodeError
 from packer.shipping.extract import extract
-from packer.shipping.insert import inserted
 from packer.shipping.loader import (
     CHECKS,
     DECODERS,
@@ -46,21 +43,11 @@ ENCODERS = (
     *_modules("packer.artifact", "trellis_encoder encoder"),
     "packer.shipping.fit_to_cap",
 )
-CALIBRATION = (
-    *("packer.errors", "packer.checkpoint.checkpoint"),
-    *("packer.eval.forward", "packer.eval.foreign_forward"),
-    *_modules("packer.curvature", "weight_origins contractions weight_products triangles moments"),
-    *_modules("packer.curvature", "all_moments weight_uses sampled_labels observing"),
-    "packer.shipping.bundled_calibration",
-)
 BUNDLE_ENTRIES = (*ENTRIES, "fit_to_cap", "read_curvatures", "Choice", "Curvature")
 DEFINED = ("read_curvatures", "encode_weights", "Curvature")  # beside the loader's entries
 # As CHECKS and GUARDS of packer/shipping/loader.py: what a bundle leaves out, and what raises.
 ENCODER_CHECKS = CHECKS | {"check_shape"}
 ENCODER_GUARDS = GUARDS | {"keep_fitting", "keep_usable"}
-CALIBRATION_GUARDS = frozenset(
-    f"keep_{what}" for what in ("finite", "in_time", "logits", "read", "same", "tokens", "way")
-)
 # The functions that an encoder needs only for each part.
 ENCODER_PARTS = {
     "kept": ("_encode_kept", "_stored_bytes"),
@@ -102,8 +89,7 @@ class BundleContents:
     """What a bundle contains.
 
     choices: by tensor; only the ratios of their steps matter. ties, metadata: of the artifact.
-    beside_bytes: size of other code files and the margin. script: the file that the bundle is
-    inserted into; None: a file of its own. calibrate: whether it calibrates too.
+    beside_bytes: size of other code files and the margin.
     """
 
     choices: Mapping[str, str]
@@ -111,24 +97,19 @@ class BundleContents:
     metadata: Mapping[str, str]
     cap_bytes: int
     beside_bytes: int
-    script: str | None = None
-    calibrate: bool = False
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """script: the file. added_bytes: how much larger it is than the script without the bundle.
-    decoder_bytes: the share of a loader for the same formats.
-    """
+    """script: the file. decoder_bytes: the share of a loader for the same formats."""
 
     script: str
-    added_bytes: int
     decoder_bytes: int
 
     @property
     def encoder_bytes(self) -> int:
         """The rest: encoder, plan and command line."""
-        return self.added_bytes - self.decoder_bytes
+        return self.size_bytes - self.decoder_bytes
 
     @property
     def size_bytes(self) -> int:
@@ -145,11 +126,6 @@ _KINDS = {kinds}
 _PLAN = {plan}
 _TIES = {ties!r}
 _METADATA = {metadata!r}
-"""
-CALIBRATED = """
-def calibrated(model, weights, batches, seconds, seed=0):
-    names = [name for name, *_ in _PLAN]
-    return curvature_within(model, weights, names, _TIES, batches, seconds, seed)
 """
 COMMAND = """
 if __name__ == "__main__":
@@ -182,57 +158,18 @@ if __name__ == "__main__":
 
 
 def make_bundle(contents: BundleContents) -> Bundle:
-    """A file of its own, or the script of the contents with the bundle inserted.
-
-    Raises CodeError: the script cannot be read.
-    """
-    if contents.script is None:
-        return bundle_file(contents)
-    return inline_bundle(contents, read_script(contents.script))
-
-
-def bundle_file(contents: BundleContents) -> Bundle:
     """`python bundle.py WEIGHTS CURVATURE OUT [CAP]`; imported or executed, it defines
     `encode_weights(weights, curvature, cap_bytes, code_bytes)`, `read_curvatures(data)`,
-    `Curvature(hessian, fisher, tokens, ...)` by position, and `read_weights(data)`; if it
-    calibrates, also `calibrated(model, weights, batches, seconds, seed=0)`, which returns
-    (curvature by tensor, tokens read, seconds taken) as `curvature_within` does.
+    `Curvature(hessian, fisher, tokens, ...)` by position, and `read_weights(data)`.
 
     The cap and the bytes of other files that count as code are in the script.
     """
-    command = COMMAND.format(beside=contents.beside_bytes, cap=contents.cap_bytes)
-    text = _source(contents, command)
-    return _bundle(contents, wrap({ENTRY: text}, codecs=_codecs(contents)).text, "")
+    codecs = ("lzma", "brotli") if "brotli" in parts_of(contents.choices.values()) else ("lzma",)
+    script = wrap({ENTRY: _source(contents)}, codecs=codecs).text
+    return Bundle(script, loader_bytes(contents.choices.values()))
 
 
-def inline_bundle(contents: BundleContents, script: str) -> Bundle:
-    """The script with the bundle in front of its first statement, as one name `bundle`: a
-    dictionary of the functions that `bundle_file` describes.
-
-    The growth of the script counts; a script that extracts itself is compressed again.
-    """
-    text = _source(contents, "")
-    return _bundle(contents, inserted(text, "bundle", script, _codecs(contents)), script)
-
-
-def read_script(path: str) -> str:
-    """Raises CodeError."""
-    try:
-        return Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CodeError(f"the script {path} cannot be read: {error}") from None
-
-
-def _codecs(contents: BundleContents) -> tuple[str, ...]:
-    return ("lzma", "brotli") if "brotli" in parts_of(contents.choices.values()) else ("lzma",)
-
-
-def _bundle(contents: BundleContents, script: str, original: str) -> Bundle:
-    added = len(script.encode()) - len(original.encode())
-    return Bundle(script, added, loader_bytes(contents.choices.values()))
-
-
-def _source(contents: BundleContents, command: str) -> str:
+def _source(contents: BundleContents) -> str:
     from packer.quantizers.choice import parse_choice
 
     choices = {name: parse_choice(text) for name, text in contents.choices.items()}
@@ -243,18 +180,12 @@ def _source(contents: BundleContents, command: str) -> str:
     unused = sorted(VARIANTS.keys() - _variants(choices))
     never += [name for variant in unused for name in VARIANTS[variant]]
     never += NOT_COMPILED if "trellis" in parts else COMPILED
-    guards = ENCODER_GUARDS
-    entries = [*BUNDLE_ENTRIES, *classes, *(["read_tensors"] if command else [])]
-    modules, names = (*DECODERS, *ENCODERS), [*ENTRIES, *DEFINED]
-    if contents.calibrate:
-        modules, names = (*modules, *CALIBRATION), [*names, "calibrated"]
-        command = CALIBRATED + command
-        entries.append("curvature_within")
-        never.append("note_call")  # only for messages
-        guards |= CALIBRATION_GUARDS
-    tree = extract(modules, entries, Marks(frozenset(never), ENCODER_CHECKS, guards))
+    entries = [*BUNDLE_ENTRIES, *classes, "read_tensors"]
+    marks = Marks(frozenset(never), ENCODER_CHECKS, ENCODER_GUARDS)
+    tree = extract((*DECODERS, *ENCODERS), entries, marks)
+    command = COMMAND.format(beside=contents.beside_bytes, cap=contents.cap_bytes)
     tree.body += ast.parse(_glue(contents, choices) + command).body
-    return minify_closed(tree, names)
+    return minify_closed(tree, [*ENTRIES, *DEFINED])
 
 
 def _classes(format: object) -> list[str]:

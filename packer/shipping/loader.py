@@ -62,7 +62,6 @@ RE_ENCODED = EVERYTHING - {"numpy", "zstd"}  # for re-encoding a third-party art
 # Upper bounds in bytes, counted until the choices are known.
 LARGEST_LOADER = 5_000
 LARGEST_ENCODER = 17_000  # what a bundle adds to its loader
-LARGEST_CALIBRATION = 12_000  # what a calibration adds to a bundle
 
 
 def parts_of(choices: Iterable[str]) -> frozenset[str]:

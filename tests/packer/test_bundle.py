@@ -20,7 +20,6 @@ from packer.artifact.reader import ArtifactError
 from packer.checkpoint.checkpoint import from_state_dict, read_checkpoint
 from packer.checkpoint.fingerprint import contents_fingerprint
 from packer.cli import main
-from packer.code.self_extracting import unwrap_payload, wrap
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.file import write_curvature
 from packer.curvature.given import resolve_curvature
@@ -28,7 +27,7 @@ from packer.errors import CapError
 from packer.planning.account import Limits
 from packer.planning.measure import measure_choices
 from packer.planning.plan import make_plan
-from packer.shipping.bundle import BundleContents, inline_bundle, make_bundle
+from packer.shipping.bundle import BundleContents, make_bundle
 from packer.shipping.fit_to_cap import CLOSE, keep_usable, largest_filling, read_curvatures
 
 ALONE = """
@@ -124,45 +123,24 @@ def test_alone_it_fills_the_cap_with_what_all_read_alike(made, tmp_path, monkeyp
     assert checks == formats
 
 
-def test_a_script_with_the_bundle_still_runs(made):
-    script = (
-        '"""Trains."""\nfrom __future__ import annotations\nimport sys\nA = B = 3\nx: int = A\n'
-    )
+def test_imported_it_defines_what_a_training_script_calls(made):
     plan = api.load_plan(made / "plan.json")
-    done = inline_bundle(plan.bundled, script + "print(sorted(bundle)[-1], A + B, x)\n")
-    space = {"__name__": "__main__"}
-    exec(compile(done.script, "train.py", "exec"), space)
-    assert space["__doc__"] == "Trains." and space["A"] == 3 and space["x"] == 3
-    curvature = space["bundle"]["read_curvatures"]((made / "curvature.safetensors").read_bytes())
-    data = space["bundle"]["encode_weights"](seeded(), curvature, 30_000, 9_000)
+    space = {"__name__": "bundle"}
+    exec(make_bundle(plan.bundled).script, space)
+    curvature = space["read_curvatures"]((made / "curvature.safetensors").read_bytes())
+    data = space["encode_weights"](seeded(), curvature, 30_000, 9_000)
     assert 21_000 - 200 <= len(data) <= 21_000
-    theirs, ours = space["bundle"]["read_weights"](data), packer.unpack(data)
+    theirs, ours = space["read_weights"](data), packer.unpack(data)
     assert theirs.keys() == ours.keys() == seeded().keys()
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
-    assert done.decoder_bytes == make_bundle(plan.bundled).decoder_bytes
 
 
-def test_into_a_script_that_extracts_itself_it_is_compressed_with_it(made):
-    plan = api.load_plan(made / "plan.json")
-    script = wrap({"__main__": "seen = bundle is not None\n" * 9}, findable=True).text
-    done = inline_bundle(plan.bundled, script)
-    space: dict = {"__name__": "__main__"}
-    exec(done.script, space)
-    assert space["seen"] and "encode_weights" in space["bundle"]
-    assert done.added_bytes == len(done.script) - len(script) < make_bundle(plan.bundled).size_bytes
-    assert "linecache" in (unwrap_payload(done.script) or b"").decode()
-
-
-@pytest.mark.parametrize("script", [None, "import sys\n" * 40])
-def test_a_plan_makes_room_for_its_own_bundle(made, tmp_path, script):
-    inline = None if script is None else tmp_path / "train.py"
-    if inline is not None:
-        inline.write_text(script)
+def test_a_plan_makes_room_for_its_own_bundle(made, tmp_path):
     earlier = api.load_plan(made / "plan.json")
-    limits = packer.PlanLimits(40_000, bundle=True, inline=inline)
+    limits = packer.PlanLimits(40_000, bundle=True)
     packer.plan(earlier.measurement, limits, out=tmp_path / "plan.json")
     plan = api.load_plan(tmp_path / "plan.json")
-    done = make_bundle(plan.bundled) if script is None else inline_bundle(plan.bundled, script)
+    done = make_bundle(plan.bundled)
     limits = plan.limits
     assert (limits.loader_bytes, limits.encoder_bytes) == (done.decoder_bytes, done.encoder_bytes)
     assert limits.code_bytes == done.size_bytes
