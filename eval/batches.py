@@ -149,9 +149,9 @@ def in_batches(
                     stop = first + largest
                 running.append((first, stop, submit(run, first, stop)))
             first, stop, pending_rows = running.popleft()
-            found, error = pending_rows.outcome()
+            results, error = pending_rows.outcome()
             if error is None:
-                yield first, stop, found.pop()
+                yield first, stop, results.pop()
                 continue
             if not is_out_of_memory(error):
                 raise error

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import platform
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from packer.code.prune_branches import called_name
+from packer.code.syntax import called_name, calls_in, is_literal, parse
 from packer.errors import CodeError
 
 # Passes of python-minifier after which the text parses to another syntax tree.
@@ -120,27 +119,13 @@ def _own_calls_by_keyword(tree: ast.Module) -> list[ast.Call]:
     imports = (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
     names = (one.asname or one.name for node in imports for one in node.names)
     imported = {name.partition(".")[0] for name in names}
-    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.keywords)
-    return [call for call in calls if _root(call.func) not in imported]
+    return [one for one in calls_in(tree) if one.keywords and _root(one.func) not in imported]
 
 
 def _root(node: ast.expr) -> str:
     while isinstance(node, ast.Attribute):
         node = node.value
     return node.id if isinstance(node, ast.Name) else ""
-
-
-def parse(source: str, name: str) -> ast.Module:
-    """The syntax tree. Raises CodeError with the line that does not parse."""
-    try:
-        return ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line = getattr(error, "lineno", None)
-        place = name if line is None else f"{name}, line {line}"
-        raise CodeError(
-            f"{place}: {getattr(error, 'msg', error)}; it does not parse as Python "
-            f"{platform.python_version()}: if it needs a newer one, run packer under that"
-        ) from None
 
 
 def fingerprint(tree: ast.Module) -> str:
@@ -160,8 +145,3 @@ class _WithoutLiterals(ast.NodeTransformer):
                 rest = [part for part in body if not is_literal(part)]
                 setattr(node, field, rest or ([] if isinstance(node, ast.Module) else [ast.Pass()]))
         return node
-
-
-def is_literal(node: ast.AST) -> bool:
-    """Whether a statement is a docstring, or another literal without effect."""
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from packer.code.minify import minify, parse
+from packer.code.minify import minify
 from packer.code.self_extracting import CODECS, ENTRY, unwrap, wrap
+from packer.code.syntax import parse
 from packer.code.texts import encoding_of
 from packer.errors import CodeError
 

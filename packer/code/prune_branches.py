@@ -13,6 +13,8 @@ import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from packer.code.syntax import called_name
+
 Block = list[ast.stmt]
 
 
@@ -148,14 +150,6 @@ class _Pruner(ast.NodeTransformer):
     def _only_checks(self, node: ast.stmt) -> bool:
         call = node.value if isinstance(node, ast.Expr) else None
         return isinstance(call, ast.Call) and called_name(call) in self.marks.checks
-
-
-def called_name(call: ast.Call) -> str:
-    """Of the function or method; empty where something else is called."""
-    function = call.func
-    if isinstance(function, ast.Attribute):
-        return function.attr
-    return function.id if isinstance(function, ast.Name) else ""
 
 
 def _leaves(body: Block) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 import brotli
 
+from packer.code.syntax import called_name, calls_in, parse_if_possible
 from packer.errors import CodeError
 
 ENTRY = "__main__"
@@ -127,7 +128,7 @@ def unwrap(text: str) -> dict[str, str] | None:
     Found are scripts that decompress (lzma, zlib, brotli) one literal in base 85 or 64.
     Raises CodeError: a literal that is damaged or expands beyond 64 MiB.
     """
-    payload = unwrap_payload(text)
+    payload = _payload_of(text)
     if payload is None:
         return None
     try:
@@ -149,16 +150,13 @@ def _module_numbers(prelude: str) -> dict[str, int]:
     return {}
 
 
-def unwrap_payload(text: str) -> bytes | None:
+def _payload_of(text: str) -> bytes | None:
     """The bytes that a self-extracting script decompresses; None if it decompresses no literal."""
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    tree = parse_if_possible(text)
+    if tree is None or len(tree.body) > 12:  # a program that happens to hold a compressed table
         return None
-    if len(tree.body) > 12:  # a program that happens to hold a compressed table
-        return None
-    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        if _called(call) != "decompress" or not call.args:
+    for call in calls_in(tree):
+        if called_name(call) != "decompress" or not call.args:
             continue
         encoded = _decoded_literal(call.args[0], tree)
         if encoded is not None:
@@ -166,18 +164,11 @@ def unwrap_payload(text: str) -> bytes | None:
     return None
 
 
-def _called(node: ast.expr) -> str:
-    if not isinstance(node, ast.Call):
-        return ""
-    function = node.func
-    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-
-
 def _decoded_literal(node: ast.expr, tree: ast.Module) -> bytes | None:
     """The bytes of b85decode("...") or b64decode("..."), its literal possibly behind a name."""
     if not isinstance(node, ast.Call) or not node.args:
         return None
-    decode = DECODERS.get(_called(node))
+    decode = DECODERS.get(called_name(node))
     literal = node.args[0]
     if isinstance(literal, ast.Name):
         literal = _value_of(literal.id, tree) or literal

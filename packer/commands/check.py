@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -22,8 +21,6 @@ from packer.submission.contest import CAP_BYTES
 
 if TYPE_CHECKING:
     from packer.rules import Finding
-    from packer.rules.probe import Probe
-    from packer.submission.folder import Submission
 
 COLORS = {"pass": "green", "warn": "yellow", "unknown": "cyan", "fail": "red"}
 
@@ -45,20 +42,6 @@ COLORS = {"pass": "green", "warn": "yellow", "unknown": "cyan", "fail": "red"}
     type=float,
     help="Compare with this val_loss of your own run of the same record; repeat for its seeds.",
 )
-@click.option(
-    "--import",
-    "run_import",
-    is_flag=True,
-    help="Import the code in a separate process, on CPU. This runs it: trust it first.",
-)
-@click.option(
-    "--import-seconds",
-    type=float,
-    default=60.0,
-    show_default=True,
-    help="Stop that process after SECONDS.",
-    metavar="SECONDS",
-)
 @click.option("--verbose", is_flag=True, help="Print the evidence of rules that pass, too.")
 @with_options(MAX_MEMORY, JSON)
 def check(
@@ -67,16 +50,14 @@ def check(
     code: tuple[str, ...],
     sota_nats: tuple[float, ...],
     replicated_nats: tuple[float, ...],
-    run_import: bool,
-    import_seconds: float,
     verbose: bool,
     max_memory: int | None,
     as_json: bool,
 ) -> None:
     """Check the submission in FOLDER: pass, fail, warn or unknown for each rule, with evidence.
 
-    Reads train_gpt.py (or --code), artifacts, submission.json, logs and README.md; runs nothing
-    unless --import is given. A rule without evidence is reported as unknown, never as passed. The
+    Reads train_gpt.py (or --code), artifacts, submission.json, logs and README.md; runs nothing.
+    A rule without evidence is reported as unknown, never as passed. The
     rules and their limits are in docs/checker.md. Exits with 1 if a rule fails.
     """
     from packer.progress import shown
@@ -90,7 +71,6 @@ def check(
         cap_bytes=cap or CAP_BYTES,
         sota_nats=sota_nats,
         replicated_nats=replicated_nats,
-        probe=_probe(submission, import_seconds) if run_import else None,
     )
     findings = check_rules(submission, options)
     failed = any(finding.status is Status.FAIL for finding in findings)
@@ -109,16 +89,6 @@ def check(
         _print(findings, verbose)
     if failed:
         raise SystemExit(1)
-
-
-def _probe(submission: Submission, seconds: float) -> Probe | None:
-    from packer.rules.probe import probe_code
-
-    if not submission.code:
-        return None
-    path = Path(submission.code[0].path)
-    inside = Path(submission.folder) / path
-    return probe_code(inside if inside.exists() else path, seconds=seconds)
 
 
 def _print(findings: tuple[Finding, ...], verbose: bool) -> None:

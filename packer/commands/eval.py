@@ -18,15 +18,12 @@ from packer.commands.options.scoring import TEXT, WINDOWS, ScoredText, Windows
 from packer.commands.options.types import (
     EXISTING,
     JSON,
-    WRITABLE,
     print_json,
-    refuse_overwriting,
     say,
     say_notes,
     say_warnings,
 )
 from packer.devices import choose_device, joined
-from packer.errors import PackerError
 from packer.printable import spelled
 
 if TYPE_CHECKING:
@@ -36,10 +33,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shown:
-    """How to show the scores. sample: a prompt to continue. plot: a picture to write."""
+    """How to show the scores. sample: a prompt to continue."""
 
     sample: str | None
-    plot: str | None
     markdown: bool
     as_json: bool
 
@@ -52,12 +48,6 @@ SHOWN = OptionGroup(
         section=OUTPUT,
         metavar="PROMPT",
         help="Print each model's continuation of PROMPT.",
-    ),
-    option(
-        "--plot",
-        section=OUTPUT,
-        type=WRITABLE,
-        help="Write a picture of bits per byte against bytes.",
     ),
     option("--markdown", section=OUTPUT, is_flag=True, help="Print the table as Markdown."),
     JSON,
@@ -102,8 +92,6 @@ def evaluate(
     text = text.with_tokenizer_beside(sources)
     if shown.sample is not None and text.tokenizer is None:
         raise click.UsageError("--sample needs the tokenizer: name it with --tokenizer")
-    refuse_overwriting([*sources, *text.inputs, *built.inputs], shown.plot)
-    _check_picture(shown.plot)
     device = choose_device(built.device)
     with refusals(), joined(device) as (rank, world_size):
         say = say_notes if rank == 0 else ignore
@@ -131,17 +119,6 @@ def _reference(sources: Sequence[str], reference: str | None) -> int:
     return resolved.index(Path(reference).resolve())
 
 
-def _check_picture(plot: str | None) -> None:
-    """Refuse an unwritable picture before the scoring. Raises PackerError."""
-    if plot is None:
-        return
-    from packer.reports.pictures import check_ending
-
-    check_ending(plot)
-    if not Path(plot).resolve().parent.is_dir():
-        raise PackerError(f"{plot}: the folder {Path(plot).parent} does not exist; create it first")
-
-
 def _continue(
     subjects: Sequence[Subject], data: Data, prompt: str | None, window: int
 ) -> list[str]:
@@ -155,7 +132,7 @@ def _continue(
 
 
 def _show(
-    found: Sequence[Evaluated],
+    scores: Sequence[Evaluated],
     data: Data,
     setting: Setting,
     reference: int,
@@ -164,29 +141,22 @@ def _show(
 ) -> None:
     from packer.reports import score_tables
 
-    implausible = score_tables.byte_warning(found[0], data)
+    implausible = score_tables.byte_warning(scores[0], data)
     warnings = [*data.warnings, *([implausible] if implausible else [])]
-    if shown.plot is not None:
-        from packer.reports.plots import plot_scores
-
-        plot_scores(shown.plot, found)
     if shown.as_json:
         print_json(
             {
-                "scores": [one.to_json() for one in found],
-                "reference": found[reference].subject.name if len(found) > 1 else None,
+                "scores": [one.to_json() for one in scores],
+                "reference": scores[reference].subject.name if len(scores) > 1 else None,
                 "precision": "bfloat16" if setting.autocast else "float32",
                 "processes": setting.world_size,
                 "text_bytes": data.text_bytes,
                 "warnings": warnings,
                 "samples": list(continuations),
-                "plot": shown.plot,
             }
         )
         return
-    score_tables.print_scores(found, data, markdown=shown.markdown)
+    score_tables.print_scores(scores, data, markdown=shown.markdown)
     say_warnings(warnings)
-    for one, text in zip(found, continuations, strict=False):
+    for one, text in zip(scores, continuations, strict=False):
         say(f"\n{spelled(one.subject.name)}:\n{text}", lines=True)
-    if shown.plot is not None:
-        say(f"picture: {shown.plot}")

@@ -37,8 +37,8 @@ class Scoring:
     def check(self) -> None:
         """Raises UsageError: options that need --data, without it."""
         text = self.text
-        given = (text.tokenizer, text.bytes_table, *vars(self.windows).values(), self.built.model)
-        if not text.data and any(given):
+        windows = vars(self.windows).values()
+        if not text.data and any((text.tokenizer, text.bytes_table, *windows, self.built.model)):
             raise click.UsageError("the cost is measured on a text; name it with --data")
         if text.data:
             self.built.check_for_scoring()

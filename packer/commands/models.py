@@ -163,10 +163,10 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 def _known_models(loaded: Sequence[NamedWeights], config: str | None, say: Say) -> list[AnyModel]:
     """Models of transformers where the configuration is one of theirs, else companion models."""
-    found = _of_transformers(loaded, config, say)
-    others = [one for one, theirs in zip(loaded, found, strict=True) if theirs is None]
+    models = _of_transformers(loaded, config, say)
+    others = [one for one, theirs in zip(loaded, models, strict=True) if theirs is None]
     companions = iter(_companions(others, config, say))
-    return [next(companions) if theirs is None else theirs for theirs in found]
+    return [next(companions) if theirs is None else theirs for theirs in models]
 
 
 def _of_transformers(
@@ -174,15 +174,15 @@ def _of_transformers(
 ) -> list[AnyModel | None]:
     """The models of sources with a configuration of transformers, None for others.
 
-    config: for all sources, if given; else each uses its own, or the first one there is.
+    config: for all sources, if named; else each uses its own, or the first one there is.
     """
     from packer.huggingface.configuration import configuration_beside, is_transformers
     from packer.huggingface.model import build_model
     from packer.progress import shown
 
     if config is not None:
-        given = _any_settings(config)
-        own = [(given, config) if is_transformers(given) else None] * len(loaded)
+        named = _any_settings(config)
+        own = [(named, config) if is_transformers(named) else None] * len(loaded)
     else:
         own = [
             (one.config, one.source)
@@ -191,19 +191,19 @@ def _of_transformers(
             for one in loaded
         ]
     lent = next((theirs for theirs in own if theirs is not None), None)
-    found: list[AnyModel | None] = []
+    models: list[AnyModel | None] = []
     for one, theirs in zip(loaded, own, strict=True):
         if theirs is None and one.config is None and not _beside(one.source).is_file():
             theirs = lent
             if lent is not None:
                 say([f"{one.source}: the configuration is taken from {lent[1]}"])
         if theirs is None:
-            found.append(None)
+            models.append(None)
         else:
             say_one = functools.partial(_say_of, say, one.source)
             with shown("building the model"):
-                found.append(build_model(*theirs, one.weights, one.source, say_one))
-    return found
+                models.append(build_model(*theirs, one.weights, one.source, say_one))
+    return models
 
 
 def _say_of(say: Say, source: str, note: str) -> None:
@@ -214,7 +214,7 @@ def _companions(loaded: Sequence[NamedWeights], config: str | None, say: Say) ->
     from packer.train.config import read_config as read
 
     settings = [read(config)] * len(loaded) if config else _settings(loaded, read, say)
-    return [_companion(one, given) for one, given in zip(loaded, settings, strict=True)]
+    return [_companion(one, own) for one, own in zip(loaded, settings, strict=True)]
 
 
 def _foreign_models(
@@ -232,10 +232,10 @@ def _foreign_models(
         settings = _settings(loaded, _any_settings, say)
     models: list[AnyModel] = []
 
-    for one, given in zip(loaded, settings, strict=True):
+    for one, own in zip(loaded, settings, strict=True):
         say_one = functools.partial(_say_of, say, one.source)
         with _naming(one.source):
-            models.append(load_foreign_model(spec, given, one.weights, device, say_one))
+            models.append(load_foreign_model(spec, own, one.weights, device, say_one))
     return models
 
 
@@ -244,14 +244,12 @@ def _settings(
 ) -> list[Settings]:
     """The settings of each source, else those of the first source that has some."""
     own = [_own_settings(one, read, say) for one in loaded]
-    lent, owner = next(
-        ((given, one.source) for given, one in zip(own, loaded, strict=True) if given is not None),
-        ({}, None),
-    )
-    without = [one.source for one, given in zip(loaded, own, strict=True) if given is None]
+    pairs = [(settings, one.source) for settings, one in zip(own, loaded, strict=True)]
+    lent, owner = next((pair for pair in pairs if pair[0] is not None), ({}, None))
+    without = [source for settings, source in pairs if settings is None]
     if owner is not None and without:
         say([f"{', '.join(without)}: the configuration is taken from {owner}"])
-    return [lent if given is None else given for given in own]
+    return [lent if settings is None else settings for settings in own]
 
 
 def _own_settings(one: NamedWeights, read: Callable[[str], Settings], say: Say) -> Settings | None:

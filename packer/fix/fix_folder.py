@@ -7,7 +7,6 @@ the weights.
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import Any
 from packer.checkpoint.checkpoint import Checkpoint
 from packer.code.pack_script import SourceFile, pack_code
 from packer.code.self_extracting import ENTRY
+from packer.code.syntax import called_name, calls_in, parse_if_possible
 from packer.errors import CapError, SubmissionError
 from packer.fix.fixable_folder import Folder
 from packer.fix.repack import Repacked, assembled, repack
@@ -235,18 +235,10 @@ def _to_do(folder: Folder, name: str, packs: bool, lossy: bool) -> tuple[str, ..
 
 def decompressing_lines(source: str) -> list[int]:
     """Numbers of the lines that call something named decompress; none if it does not parse."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):
-        return []
-    return sorted(
-        {
-            node.lineno
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Call)
-            and ast.unparse(node.func).rpartition(".")[2].lstrip("_").startswith("decompress")
-        }
-    )
+    tree = parse_if_possible(source)
+    calls = () if tree is None else calls_in(tree)
+    named = (one for one in calls if called_name(one).lstrip("_").startswith("decompress"))
+    return sorted({one.lineno for one in named})
 
 
 def _fixed(

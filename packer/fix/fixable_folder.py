@@ -105,9 +105,9 @@ def read_folder(
 
 def _by_seed(runs: Sequence[RunAccount]) -> dict[str, int]:
     """Seed -> model bytes, of seeds with one run."""
-    found = [(str(run.seed), _model_bytes(run)) for run in runs if run.seed is not None]
-    seeds = Counter(seed for seed, _ in found)
-    return {seed: size for seed, size in found if size is not None and seeds[seed] == 1}
+    models = [(str(run.seed), _model_bytes(run)) for run in runs if run.seed is not None]
+    seeds = Counter(seed for seed, _ in models)
+    return {seed: size for seed, size in models if size is not None and seeds[seed] == 1}
 
 
 def _refuse_stub(submission: Submission, runs: Sequence[RunAccount]) -> None:
@@ -139,13 +139,13 @@ def _only_artifact(submission: Submission, runs: Sequence[RunAccount]) -> Artifa
     for one in counted.values():
         if one.problem is not None:
             raise CheckpointError(one.problem)
-    found = [one for one in counted.values() if one.layout != "plain weights"]
-    if len(found) > 1:
+    artifacts = [one for one in counted.values() if one.layout != "plain weights"]
+    if len(artifacts) > 1:
         root = Path(submission.folder)
-        sizes = ", ".join(f"{one.name} {one.size_bytes:,}" for one in found)
+        sizes = ", ".join(f"{one.name} {one.size_bytes:,}" for one in artifacts)
         raise SubmissionError(
-            f"{root}: holds {len(found)} artifacts ({sizes}); fix them one by one, such as packer "
-            f"fix {root / found[0].name} --code {root / submission.code[0].path}, or leave the one "
-            "that is submitted"
+            f"{root}: holds {len(artifacts)} artifacts ({sizes}); fix them one by one, such as "
+            f"packer fix {root / artifacts[0].name} --code {root / submission.code[0].path}, or "
+            "leave the one that is submitted"
         )
-    return found[0] if found else None
+    return artifacts[0] if artifacts else None

@@ -60,16 +60,16 @@ class NewSubmission:
 
 def read_run(folder: Path, max_memory: int | None = None) -> FinishedRun:
     """Raises SubmissionError: no code, or not exactly one log with a score and one artifact."""
-    found = read_submission(folder, max_memory=max_memory)
-    if not found.code:
+    submission = read_submission(folder, max_memory=max_memory)
+    if not submission.code:
         raise SubmissionError(f"{folder}: has no {CODE_NAME}; put the code that ran there")
-    if found.executed:
-        names = ", ".join(file.path for file in found.executed)
+    if submission.executed:
+        names = ", ".join(file.path for file in submission.executed)
         raise SubmissionError(
-            f"{folder}: {found.code[0].path} runs {names} by name, which one script cannot hold; "
-            "import it as a module, or put the two into one file"
+            f"{folder}: {submission.code[0].path} runs {names} by name, which one script cannot "
+            "hold; import it as a module, or put the two into one file"
         )
-    logs = [log for log in found.logs if log.quantized_scores]
+    logs = [log for log in submission.logs if log.quantized_scores]
     if len(logs) != 1 or logs[0].seed is None:
         names = ", ".join(log.name for log in logs) or "none"
         raise SubmissionError(
@@ -78,17 +78,17 @@ def read_run(folder: Path, max_memory: int | None = None) -> FinishedRun:
         )
     sizes = {size for _, size in logs[0].models}
     whole = [
-        one for one in found.artifacts if one.problem is None and one.layout != "plain weights"
+        one for one in submission.artifacts if one.problem is None and one.layout != "plain weights"
     ]
     logged = [one for one in whole if one.size_bytes in sizes] or ([] if sizes else whole)
     if len(logged) != 1:
-        present = ", ".join(f"{one.name} {one.size_bytes:,}" for one in found.artifacts) or "none"
+        present = ", ".join(f"{o.name} {o.size_bytes:,}" for o in submission.artifacts) or "none"
         expected = ", ".join(f"{size:,}" for size in sorted(sizes)) or "none"
         raise SubmissionError(
             f"{folder}: artifacts are {present}, and {logs[0].name} names the sizes {expected}; "
             "leave the one that was logged"
         )
-    return FinishedRun(folder, logs[0].seed, logs[0], logged[0], found.whole_code)
+    return FinishedRun(folder, logs[0].seed, logs[0], logged[0], submission.whole_code)
 
 
 def new_submission(

@@ -132,12 +132,15 @@ def _planned(
 
 def _changes(plan: Plan, same: Repacked) -> dict[str, QuantizedTensor]:
     """Every changed tensor by name; equal tensors, which are planned once, change together."""
-    found = {
+    changes = {
         chosen.tensor: changed(same.tensors[chosen.tensor], chosen.choice)
         for chosen in plan.chosen
         if chosen.choice != AS_IS
     }
-    return {**found, **{tied: found[kept] for tied, kept in same.ties.items() if kept in found}}
+    return {
+        **changes,
+        **{tied: changes[kept] for tied, kept in same.ties.items() if kept in changes},
+    }
 
 
 def _can_store(foreign: ForeignArtifact, candidate: Candidate) -> bool:
@@ -203,15 +206,15 @@ def _check(
     read = foreign_of(content_of(data, path))
     assert read is not None
     for name, tensor in foreign.tensors.items():
-        found = read.tensors[name]
+        reread = read.tensors[name]
         if name in changes:
             pair = [
                 dequantize(replace(one, dtype=torch.float32))
-                for one in (found.quantized, changes[name])
+                for one in (reread.quantized, changes[name])
             ]
             same = torch.equal(*pair)
         else:
-            same = all(torch.equal(found.parts[key], part) for key, part in tensor.parts.items())
+            same = all(torch.equal(reread.parts[key], part) for key, part in tensor.parts.items())
         if not same:
             raise CheckpointError(f"{path}: {name} differs when read back; nothing was written")
 

@@ -53,10 +53,10 @@ def original_of(foreign: ForeignArtifact, checkpoint: Checkpoint) -> Checkpoint:
                 f"{checkpoint.source}: lacks {name}, which {foreign.source} has; name the "
                 "checkpoint that it was made from"
             )
-        found, wanted = tuple(weights[name].shape), tensor.quantized.shape
-        if found != wanted:
+        shape, wanted = tuple(weights[name].shape), tensor.quantized.shape
+        if shape != wanted:
             raise CheckpointError(
-                f"{checkpoint.source}: {name} has the shape {list(found)} and in {foreign.source} "
+                f"{checkpoint.source}: {name} has the shape {list(shape)} and in {foreign.source} "
                 f"{list(wanted)}; name the checkpoint that it was made from"
             )
     kept = {name: weights[name] for name in foreign.tensors}

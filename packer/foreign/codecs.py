@@ -154,14 +154,14 @@ def _end_checked(unpacker: Any, data: bytes) -> Iterator[bytes]:
 def _zstd_pieces(data: bytes) -> Iterator[bytes]:
     import zstandard
 
-    made = 0
+    written = 0
     decompressor = zstandard.ZstdDecompressor(max_window_size=DECODER_MEMORY)
     with decompressor.stream_reader(data, read_across_frames=True) as reader:
         while piece := reader.read(STEP_BYTES):
-            made += len(piece)
+            written += len(piece)
             yield piece
     declared = zstandard.frame_content_size(data)
-    if declared >= 0 and made < declared:  # a stream that stops inside a block is no error there
+    if declared >= 0 and written < declared:  # a stream that stops inside a block is no error there
         raise ValueError(f"it ends early: {declared:,} bytes are declared")
 
 

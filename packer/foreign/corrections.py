@@ -26,13 +26,13 @@ INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 def suffixes_of(additions: Sequence[str]) -> set[str]:
     """The parts that the entry of a tensor in m requires."""
-    found: set[str] = set()
+    suffixes: set[str] = set()
     for addition in additions:
         if addition == "lqer":
-            found.update(LOW_RANK)
+            suffixes.update(LOW_RANK)
         else:
-            found.update(LOW_RANK_GROUPED if addition == "lqer_asym" else COLUMN_GROUPS)
-    return found
+            suffixes.update(LOW_RANK_GROUPED if addition == "lqer_asym" else COLUMN_GROUPS)
+    return suffixes
 
 
 def corrected(name: str, codes: torch.Tensor, scale: torch.Tensor, parts: Parts) -> torch.Tensor:
@@ -68,12 +68,12 @@ def _group_steps(name: str, codes: torch.Tensor, parts: Parts) -> torch.Tensor:
             f"{name}: awqg_s_hi is {steps.dtype} with {steps.numel():,} values for "
             f"{codes.shape[0]:,} rows; one float per row belongs there"
         )
-    found = steps.to(torch.float32).reshape(-1)
-    if not bool((torch.isfinite(found * 128) & (found >= 0)).all()):
+    floats = steps.to(torch.float32).reshape(-1)
+    if not bool((torch.isfinite(floats * 128) & (floats >= 0)).all()):
         raise CheckpointError(
             f"{name}: a step of awqg_s_hi is negative or not finite; the file is damaged"
         )
-    return found
+    return floats
 
 
 def _column_groups(name: str, codes: torch.Tensor, parts: Parts) -> list[slice]:

@@ -33,7 +33,7 @@ def read_flat(
 ) -> dict[str, ForeignTensor]:
     """Raises CheckpointError: codes without scales, further parts of a tensor, or no tensors."""
     names = {key.removesuffix(CODES) for key, part in value.items() if _is_codes(key, part)}
-    found: dict[str, ForeignTensor] = {}
+    tensors: dict[str, ForeignTensor] = {}
     for key, part in value.items():
         tensor = plain(part, key)
         name, _, suffix = key.rpartition(".")
@@ -44,7 +44,7 @@ def read_flat(
             if suffix == "q":
                 scale = plain(value.get(f"{name}{SCALE}"), f"the scale of {name}")
                 base = scaled(tensor, scale, known, name)
-                found[name] = ForeignTensor(str(base.format), {"q": tensor, "scale": scale}, base)
+                tensors[name] = ForeignTensor(str(base.format), {"q": tensor, "scale": scale}, base)
             elif suffix != "scale":
                 raise CheckpointError(
                     f"{name}: its part {suffix} has no known meaning; {OWN_READER}"
@@ -52,11 +52,11 @@ def read_flat(
             continue
         if name.rpartition(".")[0] in names:
             raise CheckpointError(f"{key}: is a part of codes of no known meaning; {OWN_READER}")
-        found[key] = _kept(key, tensor, template)
+        tensors[key] = _kept(key, tensor, template)
     notes.append(NOTE)
     if template is None:
-        notes.append(note_of_dtypes(len(found)))
-    return found
+        notes.append(note_of_dtypes(len(tensors)))
+    return tensors
 
 
 def _kept(

@@ -101,22 +101,22 @@ class _Cursor:
         settings = self.number("<Q", "the number of settings")
         self.room(settings, LEAST_SETTING, "settings")
         self.room(tensors, LEAST_TENSOR, "tensors")
-        found = self.settings(settings)
+        values = self.settings(settings)
         entries = self.entries(tensors)
-        alignment = found.get("general.alignment", 32)
+        alignment = values.get("general.alignment", 32)
         power = isinstance(alignment, int) and alignment > 0 and not alignment & (alignment - 1)
         if not power or alignment > MAX_ALIGNMENT:
             raise self.refusal(f"an alignment of {alignment!r}, which is no power of two; {COPY}")
-        return GGUFHeader(found, entries, -(-self.at // alignment) * alignment, alignment)
+        return GGUFHeader(values, entries, -(-self.at // alignment) * alignment, alignment)
 
     def settings(self, count: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for _ in range(count):
             key = self.text("the key of a setting")
-            if key in found:
+            if key in values:
                 raise self.refusal(f"the setting {key!r} twice; {COPY}")
-            found[key] = self.value(self.number("<I", key), key, 0)
-        return found
+            values[key] = self.value(self.number("<I", key), key, 0)
+        return values
 
     def value(self, kind: int, key: str, depth: int) -> Any:
         if kind == STRING:
@@ -134,10 +134,10 @@ class _Cursor:
         return np.frombuffer(self.take(count * each.itemsize, key), each)
 
     def entries(self, count: int) -> tuple[GGUFEntry, ...]:
-        found: dict[str, GGUFEntry] = {}
+        entries: dict[str, GGUFEntry] = {}
         for _ in range(count):
             name = self.text("the name of a tensor")
-            if name in found:
+            if name in entries:
                 raise self.refusal(f"the tensor {name!r} twice; {COPY}")
             dimensions = self.number("<I", name)
             if not 1 <= dimensions <= MAX_DIMENSIONS:
@@ -149,8 +149,8 @@ class _Cursor:
             if not 0 < math.prod(shape) < 1 << 62:
                 raise self.refusal(f"a tensor {name!r} of shape {list(shape)}; {COPY}")
             kind, offset = self.number("<I", name), self.number("<Q", name)
-            found[name] = GGUFEntry(name, shape, kind, offset)
-        return tuple(found.values())
+            entries[name] = GGUFEntry(name, shape, kind, offset)
+        return tuple(entries.values())
 
     def text(self, what: str) -> str:
         length = self.number("<Q", what)

@@ -87,8 +87,8 @@ class HuggingFaceNames:
 
     def ties(self, names: Iterable[str]) -> dict[str, str]:
         """The head that shares the token embedding, where the file has none of its own."""
-        found = set(names)
-        tied = self._known and EMBEDDING in found and HEAD not in found
+        present = set(names)
+        tied = self._known and EMBEDDING in present and HEAD not in present
         return {HEAD: EMBEDDING} if tied else {}
 
     def notes(self, names: Iterable[str]) -> list[str]:
@@ -112,12 +112,12 @@ def _count(value: Any, layer: int, name: str) -> int:
 
     Raises CheckpointError: there is none.
     """
-    found = value
+    count = value
     if isinstance(value, np.ndarray):
-        found = int(value[layer]) if layer < len(value) else None
-    if not isinstance(found, int) or found < 1:
+        count = int(value[layer]) if layer < len(value) else None
+    if not isinstance(count, int) or count < 1:
         raise CheckpointError(
-            f"the setting attention.head_count is {found!r}, so that the rows of {name} cannot be "
+            f"the setting attention.head_count is {count!r}, so that the rows of {name} cannot be "
             "put into order; copy or download the file again"
         )
-    return found
+    return count

@@ -79,9 +79,9 @@ def read_int8(
         )
     if assumed:
         notes.append(f"float32 is assumed for {len(assumed)} tensors without a dtype")
-    found = {name: _quantized(name, tables, template) for name in codes}
-    found.update({name: _passthrough(name, tables) for name in passthrough})
-    return found
+    tensors = {name: _quantized(name, tables, template) for name in codes}
+    tensors.update({name: _passthrough(name, tables) for name in passthrough})
+    return tensors
 
 
 def _check_keys(value: Mapping[str, object]) -> None:
@@ -132,12 +132,12 @@ def _quantized(name: str, tables: Tables, template: Template) -> ForeignTensor:
     if is_on(entry, "transposed", name):
         return _transposed(name, codes, scale, dequantize(base), entry, ranges)
     refuse_other_shape(entry, tuple(codes.shape), name)
-    found = ForeignTensor(str(base.format), {"q": codes, "scale": scale}, base)
+    tensor = ForeignTensor(str(base.format), {"q": codes, "scale": scale}, base)
     if ranges is None:
-        return found
+        return tensor
     declared = tables["passthrough_orig_dtypes"].get(name)
     stored = None if declared is None else torch_dtype(declared, name)
-    return with_ranges(name, found, ranges, entry.get("row_passthrough"), stored)
+    return with_ranges(name, tensor, ranges, entry.get("row_passthrough"), stored)
 
 
 def _transposed(

@@ -45,9 +45,9 @@ def read_layout(
     value: Mapping[str, object], template: Template, notes: list[str], source: str
 ) -> tuple[str, Tensors]:
     """(layout, tensors). Raises CheckpointError: not as the layout says; names what."""
-    found = layout_of(value)
-    assert found is not None
-    name, read = found
+    layout = layout_of(value)
+    assert layout is not None
+    name, read = layout
     try:
         tensors = read(value, template, notes)
     except CheckpointError as error:

@@ -108,14 +108,14 @@ def split(data: bytes, source: str) -> list[bytes]:
 
 def _names(group: str, meanings: Mapping[str, Any]) -> list[str]:
     """The keys of a group's codes, in order of their layers."""
-    found = [
+    keys = [
         f"{name}.q"
         for name, meaning in meanings.items()
         if f"{name}.q".endswith(group) and "passthrough" not in str(meaning)
     ]
     if group == GROUPS[0]:
-        return [name for name in found if name == group]
-    inside = [name for name in found if name.split(".")[0] == "blocks"]
+        return [name for name in keys if name == group]
+    inside = [name for name in keys if name.split(".")[0] == "blocks"]
     return sorted(inside, key=lambda name: int(name.split(".")[1]))
 
 
@@ -133,6 +133,6 @@ def is_order(order: Any, rows: int) -> bool:
 
 def unsorted(matrix: Any, order: Any) -> Any:
     """Rows where they were: row i of what is stored is row order[i] of the matrix."""
-    found = np.empty_like(matrix, order="C")
-    found[order] = matrix
-    return found
+    rows = np.empty_like(matrix, order="C")
+    rows[order] = matrix
+    return rows

@@ -46,9 +46,7 @@ def read_mixed(
     assumed = sum(meaning.dtype is None for meaning in described.values())
     if template is None and assumed:
         notes.append(note_of_dtypes(assumed))
-    return {
-        name: _tensor(name, found, described[name], template) for name, found in grouped.items()
-    }
+    return {name: _tensor(name, own, described[name], template) for name, own in grouped.items()}
 
 
 def note_of_dtypes(count: int) -> str:
@@ -64,7 +62,7 @@ def _by_tensor(parts: Mapping[str, object], meanings: Mapping[str, object]) -> d
 
     A name that m describes is a whole tensor even where it ends like a part.
     """
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    grouped: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in parts.items():
         name, _, suffix = key.rpartition(".")
         if key in meanings:
@@ -73,8 +71,8 @@ def _by_tensor(parts: Mapping[str, object], meanings: Mapping[str, object]) -> d
             raise CheckpointError(f"w has {key}, of which m says nothing; {OWN_READER}")
         elif suffix not in SUFFIXES:
             raise CheckpointError(f"{name}: its part {suffix} has no known meaning; {OWN_READER}")
-        found.setdefault(name, {})[suffix] = plain(value, key)
-    return {name: found[name] for name in found}
+        grouped.setdefault(name, {})[suffix] = plain(value, key)
+    return grouped
 
 
 def _tensor(name: str, parts: Parts, meaning: Meaning, template: Template) -> ForeignTensor:

@@ -85,15 +85,15 @@ def tensor_of(raw: object, shape: Any, dtype: object, is_fortran: bool) -> torch
         raw = raw.encode("latin-1")
     if not isinstance(raw, bytes | bytearray) or not isinstance(dtype, Dtype):
         raise ValueError(f"an array whose values are a {type(raw).__name__}")
-    found = np.frombuffer(raw, dtype.numpy())
+    values = np.frombuffer(raw, dtype.numpy())
     size = 1
     for axis in shape:
         if type(axis) is not int or axis < 0:
             raise ValueError(f"an array of shape {shape!r}")
         size *= axis
-    if size != found.size:
-        raise ValueError(f"an array of shape {tuple(shape)} with {found.size:,} values")
-    native = found.astype(found.dtype.newbyteorder("="))
+    if size != values.size:
+        raise ValueError(f"an array of shape {tuple(shape)} with {values.size:,} values")
+    native = values.astype(values.dtype.newbyteorder("="))
     return torch.from_numpy(native.reshape(tuple(shape), order="F" if is_fortran else "C").copy())
 
 
@@ -175,14 +175,14 @@ def _with_tensors(value: object, seen: dict[int, object]) -> object:
             raise ValueError("a container that holds itself")
         return seen[id(value)]
     seen[id(value)] = value
-    found: object
+    result: object
     if isinstance(value, Array):
-        found = value.tensor()
+        result = value.tensor()
     elif isinstance(value, dict):
-        found = {key: _with_tensors(item, seen) for key, item in value.items()}
+        result = {key: _with_tensors(item, seen) for key, item in value.items()}
     elif isinstance(value, list | tuple):
-        found = [_with_tensors(item, seen) for item in value]
+        result = [_with_tensors(item, seen) for item in value]
     else:
         raise ValueError(f"a {type(value).__name__}")
-    seen[id(value)] = found
-    return found
+    seen[id(value)] = result
+    return result

@@ -21,7 +21,7 @@ ENTRY_KEYS = ("row_start", "row_end", "value")
 
 def with_ranges(
     name: str,
-    found: ForeignTensor,
+    tensor: ForeignTensor,
     ranges: object,
     listed: object,
     stored: torch.dtype | None,
@@ -32,8 +32,8 @@ def with_ranges(
     stored: dtype that kept rows are cast to before the tensor's own.
     Raises CheckpointError: rows out of range or there twice, other shapes, other pairs in qmeta.
     """
-    weight = dequantize(found.quantized).clone()
-    parts, pairs = dict(found.parts), []
+    weight = dequantize(tensor.quantized).clone()
+    parts, pairs = dict(tensor.parts), []
     for entry in ranges if isinstance(ranges, list | tuple) else [ranges]:
         if not isinstance(entry, dict):
             raise CheckpointError(f"{name}: an entry of its {RANGES} is a {type(entry).__name__}")
@@ -54,7 +54,7 @@ def with_ranges(
         parts[f"rows {start}:{end}"] = value
         pairs.append((start, end))
     _check_pairs(name, pairs, listed)
-    return ForeignTensor(f"{found.stored}+rows", parts, computed(weight))
+    return ForeignTensor(f"{tensor.stored}+rows", parts, computed(weight))
 
 
 def _check_pairs(name: str, pairs: list[tuple[int, int]], listed: object) -> None:

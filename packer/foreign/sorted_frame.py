@@ -89,7 +89,7 @@ def read_sorted_frame(data: bytes, source: str, limit: int, load: Load) -> dict[
 
 
 def _matrices(cursor: Cursor, limit: int) -> list[Matrix]:
-    found: dict[str, Matrix] = {}
+    matrices: dict[str, Matrix] = {}
     total = 0
     for _ in range(cursor.number(4, "a number of matrices")):
         raw = cursor.take(cursor.number(2, "a length"), "a key")
@@ -102,7 +102,7 @@ def _matrices(cursor: Cursor, limit: int) -> list[Matrix]:
             ) from None
         rows, columns = cursor.number(4, "its rows"), cursor.number(4, "its columns")
         total += rows * columns
-        if not key.endswith(".q") or key in found or total > limit:
+        if not key.endswith(".q") or key in matrices or total > limit:
             raise CheckpointError(
                 f"{cursor.source}: the matrix {key!r} of [{rows:,}, {columns:,}] in its PGRP frame "
                 f"has another ending than .q, is there twice, or takes the codes to {total:,} bytes"
@@ -115,8 +115,8 @@ def _matrices(cursor: Cursor, limit: int) -> list[Matrix]:
                 f"{cursor.source}: the {rows:,} row numbers of {key} are in no order that has each "
                 "row once; the file is damaged: copy it again"
             )
-        found[key] = Matrix(key, columns, order)
-    return list(found.values())
+        matrices[key] = Matrix(key, columns, order)
+    return list(matrices.values())
 
 
 def _codes(method: int, packed: bytes, length: int, limit: int, source: str) -> Any:

@@ -189,10 +189,10 @@ def torch_dtype(name: object, what: str) -> torch.dtype:
     """The dtype of a name such as float32 or torch.float32. Raises CheckpointError: unknown."""
     if isinstance(name, torch.dtype):
         return name
-    found = getattr(torch, str(name).removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
+    dtype = getattr(torch, str(name).removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype):
         raise CheckpointError(f"{what}: its dtype is {str(name)[:80]!r}, which torch does not have")
-    return found
+    return dtype
 
 
 def size_of(shape: tuple[int, ...]) -> int:

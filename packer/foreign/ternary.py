@@ -59,14 +59,14 @@ def read_ternary(
             "the file does not say the dtypes of its tensors: float32 is assumed for all of them; "
             "with --template CKPT they are those of the checkpoint"
         )
-    found = {}
+    tensors = {}
     for name, entry in value.items():
         assert isinstance(entry, Mapping)
         if entry["type"] == SEARCHED:
             continue
         dtype = template[name].dtype if template and name in template else torch.float32
-        found[name] = _tensor(str(name), entry, dtype)
-    return found
+        tensors[name] = _tensor(str(name), entry, dtype)
+    return tensors
 
 
 def has_entries(value: Mapping[str, object]) -> bool:
@@ -221,6 +221,6 @@ def _whole(value: object, name: str) -> int:
     return value
 
 
-def _refuse_size(name: str, found: int, wanted: int) -> None:
-    if found != wanted:
-        raise CheckpointError(f"{name}: {found:,} bytes of packed codes where {wanted:,} belong")
+def _refuse_size(name: str, size: int, wanted: int) -> None:
+    if size != wanted:
+        raise CheckpointError(f"{name}: {size:,} bytes of packed codes where {wanted:,} belong")

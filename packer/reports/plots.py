@@ -1,29 +1,12 @@
-"""Pictures by matplotlib: bytes per layer and role, and scores."""
+"""Panels of several plots: bytes per layer and role, for pictures of a training run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from packer.printable import spelled
-from packer.reports.agg import (
-    Axes,
-    EngFormatter,
-    Figure,
-    LogLocator,
-    NullLocator,
-    new_figure,
-    own_style,
-)
+from packer.reports.agg import Axes, EngFormatter, Figure, new_figure
 from packer.reports.colours import ROLE_COLOURS
-from packer.reports.pictures import check_ending, save
 from packer.reports.report import Report, TensorRow, by_role
-
-if TYPE_CHECKING:
-    from packer.evaluation import Evaluated
 
 SMALL_SHARE = 0.01  # roles below one percent of the bytes share one colour
 
@@ -64,33 +47,3 @@ def _roles_to_draw(report: Report) -> list[tuple[str, list[TensorRow]]]:
     grouped = [(role, [row for row in report.rows if row.role == role]) for role in large]
     small = [row for row in report.rows if row.role not in large]
     return grouped + ([("other roles", small)] if small else [])
-
-
-@own_style()
-def plot_scores(path: str, scores: Sequence[Evaluated]) -> None:
-    """Plots bits per byte against bytes, one point per source. Raises OutputError.
-
-    Bars are the standard error of the paired difference, so the reference has none: all sources are
-    scored on the same tokens, and their common noise does not affect the comparison.
-    """
-    check_ending(path)
-    figure, (axes,) = new_panels(1)
-    for one in scores:
-        difference = one.difference
-        error = None if difference is None else difference.stderr_bits_per_byte
-        axes.errorbar(one.subject.size_bytes, one.score.bits_per_byte, yerr=error, fmt="o")
-        axes.annotate(
-            spelled(Path(one.subject.name).name),
-            (one.subject.size_bytes, one.score.bits_per_byte),
-            xytext=(6, 6),
-            textcoords="offset points",
-            fontsize="small",
-        )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("size")
-    axes.set_ylabel("bits per byte (bars: standard error of the difference)")
-    axes.grid()
-    save(figure, path)

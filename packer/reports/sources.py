@@ -111,12 +111,11 @@ def load_bounded(
     *,
     weights: str | None = None,
     drop: Sequence[str] = (),
-    max_memory: int | None = None,
 ) -> BoundedPlan:
     """The plan with the data that its Shannon bound is computed from.
 
     curvature: the file that the plan was made with. checkpoint: by default the one that the plan
-    names; weights, drop, max_memory: how to read it.
+    names; weights, drop: how to read it.
     Raises PlanError: the checkpoint has other contents, or the plan was made with other curvature
     or none. CheckpointError, CurvatureError: damaged.
     """
@@ -133,7 +132,7 @@ def load_bounded(
             "Plan the checkpoint with --curvature or --calibration first"
         )
     source = plan.measurement.source if checkpoint is None else checkpoint
-    loaded = read_checkpoint(source, weights=weights, drop=drop, max_memory=max_memory)
+    loaded = read_checkpoint(source, weights=weights, drop=drop)
     contents = contents_fingerprint(loaded)
     if contents != plan.measurement.contents:
         raise PlanError(stale_plan(plan, loaded, contents))

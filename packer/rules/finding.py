@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from packer.rules.probe import Probe
 from packer.submission.contest import CAP_BYTES, EVAL_SECONDS, TRAIN_SECONDS
 from packer.submission.folder import Submission
 
@@ -45,8 +44,7 @@ class Finding:
 @dataclass(frozen=True)
 class Options:
     """Options of the checker. sota_nats: the record to beat, its seeds or their mean.
-    replicated_nats: the same baseline as replicated by the author. probe: the result of importing
-    the code, if requested.
+    replicated_nats: the same baseline as replicated by the author.
     """
 
     cap_bytes: int = CAP_BYTES
@@ -54,7 +52,6 @@ class Options:
     eval_seconds: float = EVAL_SECONDS
     sota_nats: tuple[float, ...] = ()
     replicated_nats: tuple[float, ...] = ()
-    probe: Probe | None = None
 
 
 Rule = Callable[[Submission, Options], Finding | None]

@@ -40,15 +40,15 @@ def codec(submission: Submission, options: Options) -> Finding | None:
     runs = accounts(submission)
     unread = [run for run in runs if run.artifact is None]
     for artifact in (run.artifact for run in runs if run.artifact is not None):
-        found = artifact.codec
-        text = f"{artifact.name} is under {found}"
-        if not named or found in ("bytecap", "none"):
+        used = artifact.codec
+        text = f"{artifact.name} is under {used}"
+        if not named or used in ("bytecap", "none"):
             points.append(Point(Status.PASS, f"{text}; nothing names another"))
-        elif found in named:
-            points.append(Point(Status.PASS, f"{text}, as {named[found]} says"))
+        elif used in named:
+            points.append(Point(Status.PASS, f"{text}, as {named[used]} says"))
         else:
             words = ", ".join(f"{word} ({where})" for word, where in named.items())
-            hint = "; the module was missing when it was made" if found == "zlib" else ""
+            hint = "; the module was missing when it was made" if used == "zlib" else ""
             # Scripts keep the labels of the scripts they were derived from.
             status = Status.FAIL if claimed else Status.WARN
             points.append(Point(status, f"{text}, while the claim is {words}{hint}"))
@@ -112,13 +112,11 @@ def scale_floor(submission: Submission, options: Options) -> Finding | None:
 
 
 def shapes(submission: Submission, options: Options) -> Finding | None:
-    """Layers and width of the artifact are those of the code's settings, or of the log."""
+    """Layers and width of the artifact are those of the log."""
     readable = [one for one in submission.artifacts if one.shapes]
     if not readable:
         return None
     claimed: dict[str, dict[str, int]] = {}
-    if options.probe is not None and options.probe.settings:
-        claimed["the code"] = dict(options.probe.settings)
     for log in submission.logs:
         facts = {
             "num_layers": log.num_layers,
@@ -129,30 +127,30 @@ def shapes(submission: Submission, options: Options) -> Finding | None:
         if known:
             claimed[log.name] = known
     if not claimed:
-        return unknown("shapes", "neither code (--import) nor log names layers and width")
+        return unknown("shapes", "no log names layers and width")
     points = []
     for one in readable:
-        found = _settings_of(one.shapes)
+        stored = _settings_of(one.shapes)
         for where, settings in claimed.items():
             for key, value in settings.items():
-                if key in found:
-                    good = found[key] == value
-                    text = f"{key} is {found[key]} in {one.name} and {value} in {where}"
+                if key in stored:
+                    good = stored[key] == value
+                    text = f"{key} is {stored[key]} in {one.name} and {value} in {where}"
                     points.append(Point(Status.PASS if good else Status.FAIL, text))
     if not points:
         return unknown("shapes", "the artifact's tensor names are unknown")
-    return verdict("shapes", points, "layers and width of code, log and artifact agree")
+    return verdict("shapes", points, "layers and width of log and artifact agree")
 
 
 def _settings_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    settings: dict[str, int] = {}
     layers = [int(match[1]) for match in map(BLOCK.search, shapes) if match]
     if layers:
-        found["num_layers"] = 1 + max(layers)
+        settings["num_layers"] = 1 + max(layers)
     embedding = next((s for n, s in shapes.items() if n.endswith("tok_emb.weight")), None)
     if embedding is not None and len(embedding) == 2:
-        found["vocab_size"], found["model_dim"] = embedding
-    return found
+        settings["vocab_size"], settings["model_dim"] = embedding
+    return settings
 
 
 RULES: tuple[Rule, ...] = (codec, readable, scale_floor, shapes)

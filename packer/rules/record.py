@@ -52,9 +52,9 @@ def seeds(submission: Submission, options: Options) -> Finding | None:
 
 def _copies(copies: Sequence[tuple[str, str]]) -> list[str]:
     """A line for each copy of a log, or one with their number and the first three."""
-    said = [f"{one} is a copy of {log}" for one, log in copies[:SHOWN_COPIES]]
-    more = len(copies) - len(said)
-    return said if not more else [f"{len(copies):,} logs are copies: {'; '.join(said)}; ..."]
+    lines = [f"{one} is a copy of {log}" for one, log in copies[:SHOWN_COPIES]]
+    more = len(copies) - len(lines)
+    return lines if not more else [f"{len(copies):,} logs are copies: {'; '.join(lines)}; ..."]
 
 
 def _same_numbers(submission: Submission) -> list[Point]:

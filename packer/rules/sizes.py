@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 
-from packer.code.minify import is_literal
 from packer.code.pack_script import Packing, pack_code
 from packer.code.self_extracting import CODECS, unwrap
+from packer.code.syntax import is_literal, parse_if_possible
 from packer.errors import CodeError
 from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
 from packer.submission.account import RunAccount, accounts
@@ -226,11 +226,10 @@ def _beside(submission: Submission) -> str:
 
 def _does_nothing(text: str) -> bool:
     """Whether a script has no statement, or none but its docstring."""
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return all(is_literal(node) or isinstance(node, ast.Pass) for node in tree.body)
+    tree = parse_if_possible(text)
+    return tree is not None and all(
+        is_literal(node) or isinstance(node, ast.Pass) for node in tree.body
+    )
 
 
 def _is_wrapper(text: str) -> bool:

@@ -6,10 +6,10 @@ import ast
 import re
 from collections.abc import Iterator
 
-from packer.code.minify import parse
 from packer.code.self_extracting import unwrap
+from packer.code.syntax import parse
 from packer.errors import CodeError
-from packer.rules.finding import Finding, Options, Point, Rule, Status, unknown, verdict
+from packer.rules.finding import Finding, Options, Point, Rule, Status, verdict
 from packer.submission.folder import Submission
 
 NETWORK_MODULES = {
@@ -109,9 +109,9 @@ def data_access(submission: Submission, options: Options) -> Finding | None:
     except CodeError:
         return None  # reported under network
     points = [
-        Point(Status.WARN, f"{name}, line {text.count(chr(10), 0, found.start()) + 1}: {found[0]}")
+        Point(Status.WARN, f"{name}, line {text.count(chr(10), 0, match.start()) + 1}: {match[0]}")
         for name, text in texts.items()
-        for found in DATA_FILES.finditer(text)
+        for match in DATA_FILES.finditer(text)
     ]
     return verdict("data-access", points, "counted code names no documents of the data set")
 
@@ -138,17 +138,4 @@ def pointers(submission: Submission, options: Options) -> Finding | None:
     return verdict("pointers", points, "no test-time training, n-gram cache, kNN or SLOT by name")
 
 
-def imports(submission: Submission, options: Options) -> Finding | None:
-    """The code can be imported on a CPU, if this is requested."""
-    if options.probe is None:
-        return unknown("import", "the code was not run (--import does)")
-    if (options.probe.problem or "").startswith("ModuleNotFoundError"):
-        text = f"{options.probe.problem}: install what the code needs, and check again"
-        return unknown("import", text)
-    if options.probe.problem is not None:
-        return Finding("import", Status.FAIL, f"importing the code: {options.probe.problem}")
-    settings = ", ".join(f"{key} {value}" for key, value in options.probe.settings.items())
-    return Finding("import", Status.PASS, f"the code imports on a CPU: {settings or 'no settings'}")
-
-
-RULES: tuple[Rule, ...] = (network, data_access, pointers, imports)
+RULES: tuple[Rule, ...] = (network, data_access, pointers)

@@ -12,8 +12,8 @@ import importlib.resources
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from packer.code.minify import is_literal
 from packer.code.prune_branches import Marks, without
+from packer.code.syntax import is_literal
 from packer.errors import CodeError
 
 CALLED_BY_TORCH = ("forward",)  # methods without a call in our code

@@ -214,7 +214,7 @@ def read_curvatures(data: bytes) -> dict[str, Curvature]:
         name, _, part = key.removesuffix(".lower").rpartition("/")
         value = from_lower_triangle(value) if key.endswith(".lower") else value
         parts.setdefault(name, {})[part] = value
-    return {name: _curvature_of(found, "", tokens) for name, found in sorted(parts.items())}
+    return {name: _curvature_of(fields, "", tokens) for name, fields in sorted(parts.items())}
 
 
 def _curvature_of(parts: Mapping[str, Any], prefix: str, tokens: int) -> Curvature:

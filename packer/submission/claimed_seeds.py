@@ -56,14 +56,14 @@ def seed_entries(value: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
     keys = [key for key in PREFERRED if key in value]
     keys += [key for key in value if OF_SEEDS.search(key)]
-    by_seed = next((found for key in keys if (found := _entries(value[key]))), {})
+    by_seed = next((claims for key in keys if (claims := _entries(value[key]))), {})
     entries = {seed: dict(one) for seed, one in by_seed.items()}
-    for key, found in value.items():
+    for key, entry in value.items():
         bare, seed = seed_in_key(key)
-        if seed is not None and bare and not isinstance(found, dict | list):
-            entries.setdefault(seed, {}).setdefault(bare, found)
-        elif isinstance(found, dict) and (bare != key or bare in OF_SCORES or size_key(bare)):
-            for inner, one in found.items():
+        if seed is not None and bare and not isinstance(entry, dict | list):
+            entries.setdefault(seed, {}).setdefault(bare, entry)
+        elif isinstance(entry, dict) and (bare != key or bare in OF_SCORES or size_key(bare)):
+            for inner, one in entry.items():
                 if (seed := as_seed(inner)) and not isinstance(one, dict | list):
                     entries.setdefault(seed, {}).setdefault(bare, one)
     return entries

@@ -66,24 +66,24 @@ def _in_object(
 ) -> Iterator[ClaimedSize]:
     """around: the key of the object, if it names a size; else empty."""
     own_seed = as_seed(value.get("seed")) or seed
-    for key, found in value.items():
+    for key, entry in value.items():
         bare, seed_of_key = seed_in_key(key)
         whose = seed_of_key or own_seed
         meaning = size_key(bare) or (size_key(f"{around}_{bare}") if around else None)
-        if isinstance(found, dict | list):
+        if isinstance(entry, dict | list):
             # Deeper numbers are of variants, unless they belong to a seed.
             if not OF_OTHERS.search(key) and (not path or whose):
-                yield from _within(found, (*path, key), bare if meaning else "", whose)
+                yield from _within(entry, (*path, key), bare if meaning else "", whose)
         elif meaning is not None:
-            yield ClaimedSize((*path, key), meaning, whose, found)
+            yield ClaimedSize((*path, key), meaning, whose, entry)
 
 
-def _within(found: Any, path: Path, around: str, seed: str | None) -> Iterator[ClaimedSize]:
-    if isinstance(found, dict):
-        yield from _in_object(found, path, around, seed)
+def _within(entries: Any, path: Path, around: str, seed: str | None) -> Iterator[ClaimedSize]:
+    if isinstance(entries, dict):
+        yield from _in_object(entries, path, around, seed)
         return
     of_artifacts = OF_ARTIFACTS.search(str(path[-1])) is not None
-    for number, one in enumerate(found):
+    for number, one in enumerate(entries):
         meaning = size_key(around) if around else None
         if isinstance(one, dict) and (of_artifacts or as_seed(one.get("seed"))):
             yield from _in_object(one, (*path, number), around, seed)
@@ -97,16 +97,16 @@ def of_the_submission(sizes: Iterable[ClaimedSize], kind: Kind) -> ClaimedNumber
     run.
     """
     best: tuple[tuple[bool, int], Path] | None = None
-    found: ClaimedNumber | None = None
+    number: ClaimedNumber | None = None
     for one in sizes:
         size = size_of(one.written, one.key) if one.seed is None else None
         if one.key.kind is not kind or one.key.of != "largest" or size is None:
             continue
         rank, where = (len(one.path) == 1, one.key.preferred), _without_numbers(one.path)
-        is_larger = best is not None and found is not None and size.value > found.value
+        is_larger = best is not None and number is not None and size.value > number.value
         if best is None or rank > best[0] or (rank == best[0] and where == best[1] and is_larger):
-            best, found = (rank, where), replace(size, key=one.name)
-    return found
+            best, number = (rank, where), replace(size, key=one.name)
+    return number
 
 
 def _without_numbers(path: Path) -> Path:
@@ -118,18 +118,18 @@ def of_the_seed(sizes: Iterable[ClaimedSize], seed: str) -> ClaimedNumber | None
     own = [one for one in sizes if one.seed == seed and one.key.of == "largest"]
     for kind in (Kind.ARTIFACT, Kind.TOTAL):
         same = sorted((one for one in own if one.key.kind is kind), key=lambda o: -o.key.preferred)
-        found = next((size for o in same if (size := size_of(o.written, o.key))), None)
-        if found is not None:
-            return found
+        first = next((size for o in same if (size := size_of(o.written, o.key))), None)
+        if first is not None:
+            return first
     return None
 
 
-def size_of(found: Any, key: SizeKey) -> ClaimedNumber | None:
+def size_of(written: Any, key: SizeKey) -> ClaimedNumber | None:
     """The size written under a key: in bytes, with a unit, or as a bare number of megabytes; None
     if it is not a size."""
-    if isinstance(found, bool) or not isinstance(found, int | float | str) or not found:
+    if isinstance(written, bool) or not isinstance(written, int | float | str) or not written:
         return None
-    match = WITH_UNIT.fullmatch(str(found).strip())
+    match = WITH_UNIT.fullmatch(str(written).strip())
     unit = UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None:
         return None
@@ -143,4 +143,4 @@ def size_of(found: Any, key: SizeKey) -> ClaimedNumber | None:
         unit = UNITS["mb"]
     decimals = len(digits.partition(".")[2])
     error = unit * 10.0**-decimals / 2 if unit > 1 else 0.0
-    return ClaimedNumber(key.key, number * unit, error, str(found))
+    return ClaimedNumber(key.key, number * unit, error, str(written))

@@ -107,9 +107,9 @@ def parse_claims(text: str) -> Claims:
 
 
 def _one_level_down(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, found in value.items():
-        if isinstance(found, dict) and not OF_OTHERS.search(key):
-            yield from ((str(inner), one) for inner, one in found.items())
+    for key, entry in value.items():
+        if isinstance(entry, dict) and not OF_OTHERS.search(key):
+            yield from ((str(inner), one) for inner, one in entry.items())
 
 
 def _track(value: Mapping[str, Any]) -> str:
@@ -157,20 +157,20 @@ def _odd_numbers(value: Mapping[str, Any], keys: Iterable[str]) -> Iterator[str]
     for key in keys:
         if key not in value:
             continue
-        found = value[key]
-        if found == 0 or found is None or found == "":
-            yield f"{key} is {json.dumps(found)}"
-        elif isinstance(found, str):
-            kind = "a placeholder" if PLACEHOLDER.search(found) else "text instead of a number"
-            yield f"{key} is {found!r}, {kind}"
-        elif isinstance(found, bool | list | dict):
-            yield f"{key} is a {type(found).__name__}, not a number"
+        entry = value[key]
+        if entry == 0 or entry is None or entry == "":
+            yield f"{key} is {json.dumps(entry)}"
+        elif isinstance(entry, str):
+            kind = "a placeholder" if PLACEHOLDER.search(entry) else "text instead of a number"
+            yield f"{key} is {entry!r}, {kind}"
+        elif isinstance(entry, bool | list | dict):
+            yield f"{key} is a {type(entry).__name__}, not a number"
 
 
 def _number(value: Mapping[str, Any], keys: Iterable[str]) -> float | None:
     for key in keys:
-        found = value.get(key)
-        number = plausible(found)
-        if number is not None and (number or isinstance(found, str)):
+        entry = value.get(key)
+        number = plausible(entry)
+        if number is not None and (number or isinstance(entry, str)):
             return number
     return None

@@ -86,10 +86,10 @@ def _read(
 def _source(path: Path, anchor: Path, root: Path, unread: list[str]) -> SourceFile | None:
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     try:
-        (found,) = read_sources([path])
+        (source,) = read_sources([path])
     except CodeError as error:
         unread.append(str(error))
         return None
     inside = path.relative_to(anchor) if path.is_relative_to(anchor) else Path(path.name)
     module = ".".join(inside.with_suffix("").parts)
-    return SourceFile(name, module, found.text, found.size_bytes)
+    return SourceFile(name, module, source.text, source.size_bytes)

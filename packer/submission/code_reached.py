@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from packer.code.pack_script import SourceFile
 from packer.code.self_extracting import unwrap
+from packer.code.syntax import called_name, calls_in, parse_if_possible
 from packer.errors import CodeError
 
 # For sources that do not parse, such as those of a newer Python.
@@ -28,21 +29,18 @@ class Reached:
     executed: tuple[SourceFile, ...] = ()
 
 
-def opened(file: SourceFile) -> tuple[str, ...]:
-    """A file's source, or the sources packed inside a self-extracting script."""
+def packed_in(file: SourceFile) -> dict[str, str]:
+    """Module -> source of a self-extracting script; empty of another, or of a damaged one."""
     try:
-        return tuple((unwrap(file.text) or {"": file.text}).values())
+        return unwrap(file.text) or {}
     except CodeError:
-        return (file.text,)
+        return {}
 
 
 def is_whole(file: SourceFile) -> bool:
     """Whether a script extracts itself, and what it holds runs no other file."""
-    try:
-        inside = unwrap(file.text)
-    except CodeError:
-        return False
-    return inside is not None and not any(map(_runs_files, inside.values()))
+    inside = packed_in(file)
+    return bool(inside) and not any(map(_runs_files, inside.values()))
 
 
 def reached(
@@ -56,13 +54,13 @@ def reached(
     imported: dict[str, SourceFile] = {}
     executed: dict[str, SourceFile] = {}
     waiting = list(code)
-    inside = {name for file in code for name in _bundled(file)}
+    inside = {name for file in code for name in packed_in(file)}
     if has_pack and "loader" in modules and "loader" not in inside:
         imported["loader"] = modules["loader"]
         waiting.append(modules["loader"])
     while waiting:
         file = waiting.pop()
-        for text in opened(file):
+        for text in packed_in(file).values() or (file.text,):
             for name in _imported_names(text):
                 if name in modules and name not in imported and name not in inside:
                     imported[name] = modules[name]
@@ -79,17 +77,9 @@ def _importable(file: SourceFile) -> str:
     return file.module.removesuffix(".__init__")
 
 
-def _bundled(file: SourceFile) -> Iterable[str]:
-    try:
-        return unwrap(file.text) or ()
-    except CodeError:
-        return ()
-
-
 def _imported_names(source: str) -> set[str]:
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    tree = parse_if_possible(source)
+    if tree is None:
         return set(IMPORT_LINE.findall(source))
     names: set[str] = set()
     for node in ast.walk(tree):
@@ -98,7 +88,7 @@ def _imported_names(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = f"{node.module}." if node.module else ""
             names |= {f"{base}{alias.name}" for alias in node.names} | {node.module or ""}
-        elif isinstance(node, ast.Call) and _called(node) in NAMES_MODULE:
+        elif isinstance(node, ast.Call) and called_name(node) in NAMES_MODULE:
             names |= {one.value for one in node.args if _is_text(one)}  # type: ignore[attr-defined]
     # Importing a module runs the packages around it.
     return names | {name.rpartition(".")[0] for name in names}
@@ -106,16 +96,12 @@ def _imported_names(source: str) -> set[str]:
 
 def _executed(source: str, path: str, others: Sequence[SourceFile]) -> Iterator[SourceFile]:
     """Others whose full file names occur as strings in code that runs files."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    tree = parse_if_possible(source)
+    if tree is None or not _runs_files(source):
         return
-    if not _runs_files(source):
-        return
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     named = set(_texts(tree))
-    for call in calls:
-        if _called(call) == "replace" and len(call.args) == 2 and all(map(_is_text, call.args)):
+    for call in calls_in(tree):
+        if called_name(call) == "replace" and len(call.args) == 2 and all(map(_is_text, call.args)):
             old, new = (one.value for one in call.args)  # type: ignore[attr-defined]
             named.add(PurePosixPath(path).name.replace(old, new))
     names = {PurePosixPath(text).name for text in named}
@@ -124,12 +110,8 @@ def _executed(source: str, path: str, others: Sequence[SourceFile]) -> Iterator[
 
 def _runs_files(source: str) -> bool:
     """Whether code calls what can run a file; True if it does not parse."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return True
-    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
-    return any(_called(call) in RUNS for call in calls)
+    tree = parse_if_possible(source)
+    return tree is None or any(called_name(call) in RUNS for call in calls_in(tree))
 
 
 def _texts(tree: ast.Module) -> Iterator[str]:
@@ -142,11 +124,6 @@ def _texts(tree: ast.Module) -> Iterator[str]:
             command = words and PurePosixPath(words[0]).name.startswith(("python", "torchrun"))
             if len(words) == 1 or command:
                 yield from (word for word in words if word.endswith(".py"))
-
-
-def _called(node: ast.Call) -> str:
-    function = node.func
-    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
 def _is_text(node: ast.AST) -> bool:

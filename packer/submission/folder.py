@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from packer.code.pack_script import SourceFile
 from packer.errors import SubmissionError
+from packer.progress import Progress, ignore_progress
 from packer.submission.artifacts import ArtifactFile, is_artifact_file, read_artifact_file
 from packer.submission.claims import CLAIMS, Claims, parse_claims
 from packer.submission.code_files import CodeSizes, read_code
 from packer.submission.files import list_files, read_logs, text_of
 from packer.submission.track import unlimited_by
 from packer.submission.training_log import TrainingLog
-
-Progress = Callable[[str, int, int], None]
-
-
-def ignore_progress(what: str, done: int, total: int) -> None:
-    """The default: report nothing."""
 
 
 @dataclass(frozen=True)

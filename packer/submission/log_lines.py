@@ -63,11 +63,11 @@ def _without_sources(text: str) -> str:
     at = 0
     for ruler in RULER.finditer(text):
         part = text[at : ruler.start()]
-        found = IMPORT.search(part)
+        match = IMPORT.search(part)
         if at == 0 and "import " in part:
             part = ""
-        elif found is not None:  # the text before it is the end of another run
-            part = part[: found.start()]
+        elif match is not None:  # the text before it is the end of another run
+            part = part[: match.start()]
         kept += [part, ruler[0]]
         at = ruler.end()
     return "\n".join((*kept, text[at:])) if kept else text

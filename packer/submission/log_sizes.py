@@ -98,12 +98,12 @@ def _rounded(sizes: Sizes, largest: float) -> NamedSize | None:
     """The largest of all seeds' totals, or else of their artifacts; None without any. largest:
     bytes that an unlabelled total may have.
     """
-    found = [
+    named = [
         one
         for one in sizes.rounded.values()
         if one.label or not one.is_total or one.size_bytes <= largest
     ]
-    return max(found, key=lambda one: (one.is_total, one.size_bytes), default=None)
+    return max(named, key=lambda one: (one.is_total, one.size_bytes), default=None)
 
 
 def has_size(line: str) -> bool:

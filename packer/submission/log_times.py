@@ -32,47 +32,47 @@ def seconds(match: re.Match[str]) -> float:
 
 def parse_times(lines: Sequence[str]) -> dict[str, Any]:
     """Facts by their names in TrainingLog."""
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     mentioned: list[Calibration] = []
     later: list[Calibration] = []  # after the artifact was written, so not part of it
-    own_text, made = False, False
+    own_text, has_artifact = False, False
     for line in lines:
         if match := STEP.match(line) or STOP.match(line):
-            step, found["steps"] = (int(number) for number in match.groups()[:2])
-            if step > found.get("step", -1):  # settings, or inside the loop and its time
-                mentioned, later, made = [], [], False
-            found["after"] = len(mentioned)
-            found["step"] = step
+            step, facts["steps"] = (int(number) for number in match.groups()[:2])
+            if step > facts.get("step", -1):  # settings, or inside the loop and its time
+                mentioned, later, has_artifact = [], [], False
+            facts["after"] = len(mentioned)
+            facts["step"] = step
         if match := TRAIN_TIME.search(line):
-            found["train_seconds"] = max(found.get("train_seconds", 0.0), seconds(match))
+            facts["train_seconds"] = max(facts.get("train_seconds", 0.0), seconds(match))
         if match := GPTQ_BUDGET.match(line):
-            found |= {"calibrated": True, "train_seconds": float(match["train"]) / 1e3}
-            found |= {"calibration_seconds": float(match["gptq"]) / 1e3}
-            found.pop("after", None)
-            return found
+            facts |= {"calibrated": True, "train_seconds": float(match["train"]) / 1e3}
+            facts |= {"calibration_seconds": float(match["gptq"]) / 1e3}
+            facts.pop("after", None)
+            return facts
         if match := TOTAL_EVAL.match(line):
-            found["eval_seconds"] = seconds(match)
+            facts["eval_seconds"] = seconds(match)
         if has_size(line):
-            mentioned, later, made = mentioned + later, [], True
+            mentioned, later, has_artifact = mentioned + later, [], True
         elif (calibration := calibration_in(line)) is not None:
-            of_weights = not made or OF_WEIGHTS.search(line) is not None
+            of_weights = not has_artifact or OF_WEIGHTS.search(line) is not None
             (mentioned if of_weights else later).append(calibration)
             own_text = own_text or calibration.source is Source.OWN
-    return found | _calibrated(mentioned, found.pop("after", 0), own_text)
+    return facts | _calibrated(mentioned, facts.pop("after", 0), own_text)
 
 
 def _calibrated(mentioned: Sequence[Calibration], after: int, own_text: bool) -> dict[str, Any]:
     """after: the number of mentions before the last line of the loop."""
     if not mentioned:
         return {"own_text": own_text}
-    found: dict[str, Any] = {"calibrated": True, "own_text": own_text}
+    facts: dict[str, Any] = {"calibrated": True, "own_text": own_text}
     late = mentioned[after:]
     if late:
-        found["calibration_line"] = late[0].line
+        facts["calibration_line"] = late[0].line
         of_data = (one.line for one in late if one.source is Source.DATA)
-        found["calibration_data"] = next(of_data, None)
+        facts["calibration_data"] = next(of_data, None)
     timed = [duration for one in mentioned for duration in _calibration(one)]
-    return found | ({"calibration_seconds": sum(timed)} if timed else {})
+    return facts | ({"calibration_seconds": sum(timed)} if timed else {})
 
 
 def _calibration(one: Calibration) -> list[float]:

@@ -246,15 +246,6 @@ def test_markdown(score: Run, lab: Path) -> None:
     assert first.split(" | ")[5] == "-" and float(second.split(" | ")[5]) != 0
 
 
-@pytest.mark.parametrize("name", ["scores.png", "scores.svg"])
-def test_plot(score: Run, lab: Path, tmp_path: Path, name: str) -> None:
-    value = done(score(lab / "a.pt", lab / "a.pack", "--tokens", 3000, "--plot", name, "--json"))
-    assert value["plot"] == name
-    start = (tmp_path / name).read_bytes()
-    assert len(start) > 2_000
-    assert start[:4] == (b"\x89PNG" if name.endswith("png") else b"<?xm")
-
-
 def test_samples_are_the_same_twice(score: Run, lab: Path) -> None:
     options = ("--tokens", 300, "--sample", "abc de", "--json")
     one, other = done(score(lab / "a.pt", lab / "b.pt", *options))["samples"]
@@ -552,8 +543,6 @@ def bad(lab: Path, tmp_path: Path) -> Iterator[Path]:
         ("LAB/a.pt --device nonsense", "--device nonsense cannot be used here"),
         ("LAB/a.pt --device meta", "take cpu, cuda or cuda:N"),
         ("LAB/a.pt --device cuda:99", "--device cuda:99 cannot be used here"),
-        ("LAB/a.pt --plot scores.jpg", "pictures are written as"),
-        ("LAB/a.pt --plot nowhere/scores.png", "the folder nowhere does not exist"),
     ],
 )
 def test_bad_input(score: Run, lab: Path, bad: Path, arguments: str, words: str) -> None:
@@ -570,7 +559,6 @@ def test_bad_input(score: Run, lab: Path, bad: Path, arguments: str, words: str)
         ("LAB/a.pt --model-config typo.json", "--model-config goes with --model"),
         ("LAB/a.pt --model m.py:GPT --config wrong.json", "use --model-config"),
         ("LAB/a.pt --window 0", "--window"),
-        ("LAB/a.pt --plot LAB/a.pt", "is an input"),
         ("missing.pt", "missing.pt"),
         ("LAB/a.pt --data LAB/valid.txt --tokenizer LAB", "is a directory"),
         ("", "SOURCES"),

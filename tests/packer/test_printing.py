@@ -119,7 +119,7 @@ def test_numbers_are_finite() -> None:
 
 BACKEND = """
 import os, sys
-import packer.reports.plots
+import packer.reports.pictures, packer.reports.plots
 import matplotlib
 assert os.environ["MPLBACKEND"] == sys.argv[1]
 assert "matplotlib.pyplot" not in sys.modules
@@ -127,7 +127,7 @@ if sys.argv[1] != "nowhere":
     assert matplotlib.rcParams["backend"] == sys.argv[1]
 with packer.reports.agg.own_style():
     figure, _ = packer.reports.plots.new_panels(1)
-    packer.reports.plots.save(figure, "p.png")
+    packer.reports.pictures.save(figure, "p.png")
 """
 
 

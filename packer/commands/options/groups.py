@@ -60,24 +60,24 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]
 
 
 class OptionGroup:
-    """A decorator: the command gets `made` of the parts' values, by their names, as `name`.
+    """A decorator: the command gets `build` of the parts' values, by their names, as `name`.
 
     A part is an option, several options as one decorator, or another group; --help lists them in
-    this order. What has no part keeps the default of `made`.
+    this order. What has no part keeps the default of `build`.
     """
 
-    def __init__(self, name: str, made: Callable[..., Any], *parts: Part) -> None:
+    def __init__(self, name: str, build: Callable[..., Any], *parts: Part) -> None:
         self.name = name
-        self.made = made
+        self.build = build
         self.parts = parts
 
     def __call__(self, command: Command) -> Command:
         names = [name for part in self.parts for name in _names_of(part)]
 
         @functools.wraps(command)
-        def gathering(**given: Any) -> Any:
-            values = {name: given.pop(name) for name in names}
-            return command(**given, **{self.name: self.made(**values)})
+        def gathering(**options: Any) -> Any:
+            values = {name: options.pop(name) for name in names}
+            return command(**options, **{self.name: self.build(**values)})
 
         return with_options(*self.parts)(gathering)  # type: ignore[return-value]
 
