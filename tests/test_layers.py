@@ -238,7 +238,9 @@ def test_an_upward_import_is_found(module: str, source: str) -> None:
 def test_no_circle_of_imports() -> None:
     """Of all there is, benchmarks too, wherever in a file an import stands."""
     files = dict(modules())
-    files |= {f"benchmarks.{p.stem}": p for p in (ROOT / "benchmarks").glob("*.py")}
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        files[".".join(parts).removesuffix(".__init__")] = path
     graph: dict[str, set[str]] = {}
     for module, path in files.items():
         is_package = path.stem == "__init__"
