@@ -24,7 +24,7 @@ from .forward import device_of
 from .windows import PADDING
 
 # Tokens of the trial, of ids that every vocabulary has; targets that differ from them, so that
-# either can be told from the other, and from itself shifted by one.
+# each differs from the other, and from itself shifted by one.
 PATTERN = ((0, 1, 1, 0, 1, 0, 0, 0), (1, 1, 0, 1, 0, 0, 1, 0))
 TARGETS = ((1, 0, 1, 1, 1, 0, 1, 0), (0, 1, 0, 0, 1, 1, 1, 0))
 TARGET_NAMES = ("targets", "target", "labels", "label", "target_ids", "y")

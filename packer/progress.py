@@ -18,22 +18,22 @@ from rich.progress import Progress as Bar
 from packer.printable import spelled
 
 Progress = Callable[[str, int, int], None]
-"""Told (what, done, total) as work goes on, in weights where tensors differ in size."""
+"""Called with (what, done, total) as work goes on, in weights where tensors differ in size."""
 
 T = TypeVar("T")
 QUIET_SECONDS = 1.5
 LINE_SECONDS = 10.0
 TWO_MINUTES = 120
 SAYS_LITTLE = 0.03  # the share of the work from which on a rate is known
-LARGE = 1 << 20  # weights; of smaller models, only whole tensors in their turn are told
+LARGE = 1 << 20  # weights; of smaller models, only whole tensors in their turn are reported
 
 
 def ignore_progress(what: str, done: int, total: int) -> None:
-    """The default: tell nobody."""
+    """The default: report nothing."""
 
 
 def in_tokens(progress: Progress) -> Callable[[int, int], None]:
-    """A function to be told (tokens done, tokens in all)."""
+    """A function to call with (tokens done, tokens in all)."""
     return lambda done, total: progress(f"{done:,} of {total:,} tokens", done, total)
 
 
@@ -49,12 +49,12 @@ class WeightCount:
         self.parts = dict.fromkeys(weights, 0) if self.total >= LARGE else {}
 
     def begin(self, name: str) -> None:
-        """Tell of a tensor whose turn has come, or of a last step of another name."""
+        """Report a tensor whose turn has come, or of a last step of another name."""
         self.progress(name, self.done, self.total)
         self.done += self.weights.get(name, 0)
 
     def end(self, name: str) -> None:
-        """Tell of a tensor that is done; of a small model when all before it are done too."""
+        """Report a tensor that is done; of a small model when all before it are done too."""
         self.waiting.discard(name)
         if self.parts:
             self.parts[name] = 0
@@ -82,7 +82,7 @@ class WeightCount:
 
 @contextlib.contextmanager
 def shown(label: str) -> Iterator[Progress]:
-    """A function to be told (what, done, total): a bar on a terminal, lines now and then elsewhere.
+    """A function to call with (what, done, total): a bar on a terminal, lines now and then elsewhere.
 
     Nothing is shown for work that ends at once; after two seconds it is, called or not.
     """

@@ -245,7 +245,8 @@ def _settings(
     """The settings of each source, else those of the first source that has some."""
     own = [_own_settings(one, read, say) for one in loaded]
     pairs = [(settings, one.source) for settings, one in zip(own, loaded, strict=True)]
-    lent, owner = next((pair for pair in pairs if pair[0] is not None), ({}, None))
+    some = ((settings, source) for settings, source in pairs if settings is not None)
+    lent, owner = next(some, ({}, None))
     without = [source for settings, source in pairs if settings is None]
     if owner is not None and without:
         say([f"{', '.join(without)}: the configuration is taken from {owner}"])

@@ -57,7 +57,7 @@ def note_of_dtypes(count: int) -> str:
     )
 
 
-def _by_tensor(parts: Mapping[str, object], meanings: Mapping[str, object]) -> dict[str, Parts]:
+def _by_tensor(parts: Mapping[str, object], meanings: Mapping[str, object]) -> Mapping[str, Parts]:
     """Parts by tensor and suffix, in the order of the file; an unquantized tensor has suffix ''.
 
     A name that m describes is a whole tensor even where it ends like a part.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from packer.submission.claim_keys import UNITS
 
-LEAST_SIZE = 1_000_000  # bytes; a smaller number may be of anything, unless its name tells
+LEAST_SIZE = 1_000_000  # bytes; a smaller number may be anything, unless its name says what
 LONGEST_LINE = 200  # characters that are searched
 # 16270123, 16,270,123, 16_270_123, 16.270.123, 16'270'123, 16 270 123; and 16.27 or 16,27
 DIGITS = r"\d{1,3}(?:[.'’ ]\d{3}){2,}(?![\d.])|\d[\d,_]*(?:\.\d+)?"
