@@ -82,7 +82,7 @@ class WeightCount:
 
 @contextlib.contextmanager
 def shown(label: str) -> Iterator[Progress]:
-    """A function to call with (what, done, total): a bar on a terminal, lines now and then elsewhere.
+    """A function to call with (what, done, total): a bar on a terminal, elsewhere a line at times.
 
     Nothing is shown for work that ends at once; after two seconds it is, called or not.
     """
