@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import platform
+import sys
 from collections.abc import Iterator
 
 from packer.errors import CodeError
@@ -16,9 +16,11 @@ def parse(source: str, name: str) -> ast.Module:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None)
         place = name if line is None else f"{name}, line {line}"
+        major, minor = sys.version_info[:2]
         raise CodeError(
             f"{place}: {getattr(error, 'msg', error)}; it does not parse as Python "
-            f"{platform.python_version()}: if it needs a newer one, run packer under that"
+            f"{major}.{minor}, which packer runs under; if it needs Python {major}.{minor + 1} or "
+            "newer, run packer under that"
         ) from None
 
 
