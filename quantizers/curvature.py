@@ -99,7 +99,7 @@ class Curvature:
         if self.outputs is None or self.row_fisher is None:
             return None
         size = self.outputs.shape[-1]
-        G = self.outputs.reshape(-1, size, size).double()
+        G = self.outputs.reshape(-1, size, size).to(torch.float64, copy=True)
         diagonal = G.diagonal(dim1=-2, dim2=-1)
         diagonal += MIN_ROW_FISHER * diagonal.mean()
         scale = diagonal.clamp(min=1e-30).rsqrt()
