@@ -259,16 +259,21 @@ def _scored(
         yield start, rows[0]
 
 
-def bytes_per_token(stream: TokenStream, counter: ByteCounter, tokens: int) -> float:
-    """Bytes of text behind one of the first `tokens` targets, on average.
+def bytes_per_token(
+    stream: TokenStream, counter: ByteCounter, starts: Sequence[int], window: int
+) -> float:
+    """Bytes of text behind one target of windows, on average.
 
-    Raises ScoreError: the tokens stand for no bytes.
+    starts: the token of the stream that each begins with. Raises ScoreError: they stand for none.
     """
-    piece = stream[: min(tokens, len(stream) - 1) + 1]
-    total = int(counter.target_bytes(piece, 1).sum())
+    total = targets = 0
+    for start in starts:
+        piece = stream[start : start + window + 1]
+        total += int(counter.after(start).target_bytes(piece, 1).sum())
+        targets += len(piece) - 1
     if total == 0:
         raise ScoreError(
-            f"the first {len(piece):,} tokens stand for no bytes at all: "
+            f"{targets:,} tokens of the text stand for no bytes at all: "
             "the tokenizer or bytes table does not belong to this data"
         )
-    return total / (len(piece) - 1)
+    return total / targets

@@ -169,7 +169,8 @@ def _inverse_of_triangle(R: torch.Tensor) -> torch.Tensor:
     size, half = len(R), len(R) // 2
     if size <= TRIANGLE:
         eye = torch.eye(size, dtype=R.dtype, device=R.device)
-        return torch.linalg.solve_triangular(R, eye, upper=True)
+        solved: torch.Tensor = torch.linalg.solve_triangular(R, eye, upper=True)
+        return solved
     first, last = _inverse_of_triangle(R[:half, :half]), _inverse_of_triangle(R[half:, half:])
     inverse = torch.zeros_like(R)
     inverse[:half, :half], inverse[half:, half:] = first, last

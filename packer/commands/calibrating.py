@@ -54,25 +54,37 @@ def curvature_of(
     kept_at: str | None = None,
     ranks: tuple[int, int] = (0, 1),
 ) -> CurvatureSet:
-    """Curvature on a text, with a progress bar.
+    """Curvature on windows evenly spaced over a text, with a progress bar.
 
-    kept_at: a file to save the state of the calibration in, and to resume from. ranks: (rank,
-    number of processes that share the text).
+    They are from its first four fifths as long as these have enough: none of the rest may be held
+    out to fit damage on. kept_at: a file to save the state of the calibration in, and to resume
+    from. ranks: (rank, number of processes that share the text).
     Raises PackerError, EvalError.
     """
-    from packer.curvature.calibration import TextSource, calibrate, token_batches
+    from packer.curvature.calibration import (
+        TextSource,
+        calibrate,
+        token_batches,
+        window_count,
+        window_starts,
+    )
     from packer.curvature.ranks import Ranks
     from packer.eval.batches import Setting
     from packer.eval.forward import device_of
     from packer.eval.score import bytes_per_token
     from packer.evaluation import Subject, check_models
+    from packer.planning.damage_trials import HELD_OUT
     from packer.progress import shown
 
     subject = Subject(checkpoint.source, "checkpoint", model, 0)
     check_models([subject], data, Setting(text.window), lambda text: say_notes([text]))
-    batches = token_batches(data.stream, text.window, text.tokens, device_of(model))
-    count = sum(batch.numel() for batch in batches)
-    source = TextSource(", ".join(text.data), bytes_per_token(data.stream, data.counter, count))
+    stream, window = data.stream, text.window
+    whole = (len(stream) - 1) // window
+    end = (whole - whole // HELD_OUT) * window
+    batches = token_batches(stream, window, text.tokens, device_of(model), end)
+    starts = window_starts(window_count(stream, window, text.tokens), window, end)
+    ratio = bytes_per_token(stream, data.counter, starts, window)
+    source = TextSource(", ".join(text.data), ratio)
     resume = None
     if kept_at is not None:
         identity = calibration_identity(model, checkpoint, batches, text)

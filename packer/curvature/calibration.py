@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -269,22 +270,37 @@ def _nothing_read(text: TextSource, seconds: float | None, spent: float) -> Curv
     return CurvatureError(f"no batch of {text.words} was read{within_time}")
 
 
-def token_batches(
-    stream: TokenStream, window: int, tokens: int, device: torch.device
-) -> list[Tensor]:
-    """The first `tokens` tokens as int64 [windows, window], without an incomplete last window.
-
-    Raises CurvatureError: less than one window.
+def window_starts(windows: int, window: int, end: int) -> list[int]:
+    """The first tokens of windows evenly spaced over the first `end` tokens of a text, which
+    neither overlap nor touch its beginning; back to back from the first if they take as many.
     """
-    windows = min(tokens, len(stream)) // window
-    if windows < 1:
+    end = max(end, windows * window)
+    return [((2 * at + 1) * end - windows * window) // (2 * windows) for at in range(windows)]
+
+
+def window_count(stream: TokenStream, window: int, tokens: int) -> int:
+    """Windows in at most `tokens` tokens. Raises CurvatureError: not one."""
+    tokens = min(tokens, len(stream))
+    if window > tokens:
         raise CurvatureError(
-            f"a window of {window:,} tokens is longer than the {min(tokens, len(stream)):,} tokens "
+            f"a window of {window:,} tokens is longer than the {tokens:,} tokens "
             "to calibrate on; take a shorter --window or more text"
         )
-    flat = torch.tensor(stream[: windows * window], dtype=torch.int64)
+    return tokens // window
+
+
+def token_batches(
+    stream: TokenStream, window: int, tokens: int, device: torch.device, end: int = 0
+) -> list[Tensor]:
+    """`tokens` tokens as int64 [windows, window], without an incomplete last window.
+
+    end: the windows are evenly spaced over so many tokens; by default they are the first.
+    Raises CurvatureError: less than one window.
+    """
+    starts = window_starts(window_count(stream, window, tokens), window, end)
+    windows = np.stack([stream[start : start + window] for start in starts])
     size = max(1, BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]) // window)
-    return list(torch.split(flat.reshape(windows, window), size))
+    return list(torch.split(torch.tensor(windows, dtype=torch.int64), size))
 
 
 def live_weights(module: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import packer.curvature.calibration
 import packer.curvature.resume
 from packer.checkpoint.checkpoint import from_state_dict
-from packer.curvature.calibration import calibrate, token_batches
+from packer.curvature.calibration import calibrate, token_batches, window_starts
 from packer.curvature.file import StoredCurvature, read_curvature, write_curvature
 from packer.curvature.moments import MapMoments
 from packer.curvature.resume import ResumeFile
@@ -365,6 +365,14 @@ def test_labels_follow_the_predictions_and_are_never_impossible() -> None:
     labels = probabilities - gradient
     assert torch.equal(labels.round(), (labels > 0.5).float()) and not labels[..., 3].any()
     torch.testing.assert_close(labels.mean((0, 1)), probabilities[0, 0], rtol=0, atol=0.03)
+
+
+def test_windows_are_spread_over_a_text() -> None:
+    assert window_starts(4, 10, 100) == [7, 32, 57, 82]
+    assert window_starts(4, 10, 40) == window_starts(4, 10, 0) == [0, 10, 20, 30]
+    assert window_starts(1, 10, 100) == [45]
+    (batch,) = token_batches(torch.arange(1000).numpy(), 10, 45, torch.device("cpu"), 100)
+    assert batch[:, 0].tolist() == [7, 32, 57, 82] and batch[1, -1] == 41
 
 
 def test_without_gradients_inputs_are_still_known(tokens: Tensor) -> None:
