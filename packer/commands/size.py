@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from packer.commands.best_size import SEARCH, SearchOptions, propose
 from packer.commands.options.groups import with_options
 from packer.commands.options.types import (
     CODE,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         required=False, help="Print what fits under SIZE bytes, code included, and with which k."
     ),
     CODE,
+    SEARCH,
     JSON,
 )
 def size(
@@ -52,6 +54,7 @@ def size(
     names: tuple[str, ...],
     cap: int | None,
     code: tuple[str, ...],
+    search: SearchOptions,
     as_json: bool,
 ) -> None:
     """Predict the bytes of the model in CONFIG (JSON or TOML) with published recipes and ours.
@@ -62,6 +65,9 @@ def size(
     Recipes that clip at row maxima have scales with a floor, and take less if weights are small;
     give weight_std for those. Layers that run several times count once. With --cap, `k ×` is the
     factor on all clips that would just reach the cap.
+
+    With --best, sizes of the same model at other widths and depths are trained for a short time,
+    and the best for --cap and --seconds are proposed; --recipe then also takes ours-trellis.
     """
     from packer.planning.account import count_code
     from packer.size.estimate import estimate_size, factor_to_cap, recipes_named
@@ -69,6 +75,9 @@ def size(
     from packer.train.config import FIELDS
 
     code_bytes = sum(file.size_bytes for file in count_code(code))
+    if search.best:
+        propose(config, names, cap, code_bytes, search, as_json)
+        return
     sizes: list[dict[str, Any]] = []
     for variant in variants(settings, list(FIELDS)):
         shapes = _shapes(config, variant)

@@ -132,12 +132,16 @@ class Comparison:
 
     def recipes_under(self, cap_bytes: int) -> Iterator[Entry | Refused]:
         """Every named recipe, its size parameter fitted to the cap."""
-        for recipe in map(with_coder_here, RECIPES.values()):
-            under = self._leader_under if recipe.own_layout else self._recipe_under
-            try:
-                yield under(recipe, cap_bytes)
-            except (CapError, LayoutError) as error:
-                yield Refused(recipe.name, cap_bytes, str(error))
+        return (self.recipe_under(recipe, cap_bytes) for recipe in RECIPES.values())
+
+    def recipe_under(self, recipe: Recipe, cap_bytes: int) -> Entry | Refused:
+        """A recipe, its size parameter fitted to the cap."""
+        recipe = with_coder_here(recipe)
+        under = self._leader_under if recipe.own_layout else self._recipe_under
+        try:
+            return under(recipe, cap_bytes)
+        except (CapError, LayoutError) as error:
+            return Refused(recipe.name, cap_bytes, str(error))
 
     def recipe_curve(self, recipe: Recipe) -> Iterator[Entry]:
         """A recipe with a k at every k of CURVE_K; nothing if its layout lacks a tensor."""

@@ -230,7 +230,9 @@ def recipe_choices(
         if not _quantized(info):
             choices[info.name] = _kept(info)
             continue
-        stored = recipe.late_key if info.name in late_keys else _class_of(recipe, Role(info.role))
+        stored = (
+            recipe.late_key if info.name in late_keys else stored_class(recipe, Role(info.role))
+        )
         assert stored is not None
         choice = recipe.at(position, stored)
         if stored.gptq and info.name not in curved:
@@ -261,7 +263,8 @@ def _late_keys(recipe: Recipe, roles: Mapping[str, TensorRole]) -> tuple[str, ..
     return select("late-k", roles) if recipe.late_key and has_keys else ()
 
 
-def _class_of(recipe: Recipe, role: Role) -> Stored:
+def stored_class(recipe: Recipe, role: Role) -> Stored:
+    """How a recipe stores matrices of a role."""
     if role in EMBEDDINGS:
         return recipe.embeddings
     if role in TABLES and recipe.tables:
