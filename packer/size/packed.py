@@ -12,20 +12,20 @@ from packer.checkpoint.roles import roles_of
 from packer.planning.recipes import SMALLEST_QUANTIZED, K, Recipe, stored_class
 from packer.size.estimate import Shapes, coded_bits, largest_of, normal_entropy
 
-KEPT_BYTES = 1.85  # of a weight kept as fp16, after the coder
+KEPT_BYTES = 1.75  # of a weight kept as fp16, after the coder
 SCALE_BYTES = {"zlib": 1.7, "brotli": 1.5, "lzma": 1.6, "zstd": 1.6, "lrzip": 1.5}  # of fp16
-BLOCK_BYTES = 12  # of a tensor's block beside its codes and scales
+HEADER_BYTES, BLOCK_BYTES = 250, 5  # of the file, and of a tensor beside codes and scales
 
 
 def packed_bytes(shapes: Shapes, recipe: Recipe, k: float | None = None) -> int:
     """The artifact, its weights close to normal. k: of the matrices; None: as the recipe has it."""
     factor = 1.0 if k is None else k / recipe.original.value
-    total = 0.0
+    total = float(HEADER_BYTES)
     for name, role in roles_of(shapes).items():
         shape = shapes[name]
         count = math.prod(shape)
         stored = stored_class(recipe, role.role)
-        total += BLOCK_BYTES + len(name) / 2
+        total += BLOCK_BYTES
         if count < SMALLEST_QUANTIZED or len(shape) < 2 or stored.bits == 16:
             total += KEPT_BYTES * count
             continue
