@@ -31,6 +31,7 @@ from packer.train.training_data import open_training_data
 
 from benchmarks.miniature_rows import Row, add, read, table
 from benchmarks.miniature_texts import Texts, prepared
+from packer.errors import PackerError
 from packer.packing.comparison import Refused
 from packer.size.best import Proposal, Shape, cost_of_cap, proposals
 
@@ -65,17 +66,27 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     if arguments.corpus:
-        torch.set_num_threads(arguments.threads)
-        texts = prepared(arguments.corpus, arguments.held_out, arguments.tokenizer, arguments.work)
-        contest = Contest.opened(arguments, texts)
-        for seed in arguments.seed or [1, 2, 3]:
-            contest.run(seed)
+        if not (arguments.held_out and arguments.work):
+            parser.error("--corpus needs --held-out TEXT and --work FOLDER")
+        try:
+            hold(arguments)
+        except PackerError as error:
+            raise SystemExit(str(error)) from None
     rows = read(arguments.csv)
     print("\n".join(table(rows, LEADER)))
     if arguments.plot:
         from benchmarks.miniature_plot import draw
 
         draw(arguments.plot, rows)
+
+
+def hold(arguments: argparse.Namespace) -> None:
+    """Every row that is missing. Raises PackerError: the texts, the cap or the time do not do."""
+    torch.set_num_threads(arguments.threads)
+    texts = prepared(arguments.corpus, arguments.held_out, arguments.tokenizer, arguments.work)
+    contest = Contest.opened(arguments, texts)
+    for seed in arguments.seed or [1, 2, 3]:
+        contest.run(seed)
 
 
 @dataclass(frozen=True, eq=False)
