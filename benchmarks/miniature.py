@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from packer.train.contenders import Ready, calibrated, decoded, packed_under, score_of
+from packer.train.contenders import OURS, Ready, calibrated, decoded, packed_under, score_of
 from packer.train.ladder import at_size, best_average, steps_in, trained
 from packer.train.run_config import read_run
 from packer.train.size_search import CHOOSING_TOKENS, SizeSearch, search_sizes, searchable
@@ -33,6 +33,8 @@ from benchmarks.miniature_rows import Row, add, read, table
 from benchmarks.miniature_texts import Texts, prepared
 from packer.errors import PackerError
 from packer.packing.comparison import Refused
+from packer.packing.leader_file import with_coder_here
+from packer.planning.recipes import find_recipe
 from packer.size.best import Proposal, Shape, cost_of_cap, proposals
 
 CSV = Path("benchmarks/miniature.csv")
@@ -89,6 +91,11 @@ def hold(arguments: argparse.Namespace) -> None:
         contest.run(seed)
 
 
+def name_here(entry: str) -> str:
+    """Without lrzip, the leader's recipe is under brotli, and called so."""
+    return entry if entry in OURS else with_coder_here(find_recipe(entry)).name
+
+
 @dataclass(frozen=True, eq=False)
 class Contest:
     """What is the same for all seeds. sizes: (cap, entry) -> what is trained for it."""
@@ -121,7 +128,7 @@ class Contest:
         left = {
             key: proposal
             for key, proposal in self.sizes.items()
-            if (self.arguments.seconds, *key, seed) not in done
+            if (self.arguments.seconds, key[0], name_here(key[1]), seed) not in done
         }
         for shape in dict.fromkeys(proposal.shape for proposal in left.values()):
             ready, loss = self._trained(shape, seed)
@@ -158,7 +165,7 @@ class Contest:
         row = Row(
             self.arguments.seconds,
             cap,
-            entry,
+            name_here(entry),
             seed,
             shape.layers,
             shape.width,
