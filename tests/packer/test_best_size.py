@@ -10,7 +10,9 @@ import torch
 
 from packer.checkpoint.checkpoint import from_state_dict
 from packer.errors import PackerError
+from packer.packing.leader_file import leader_file, with_coder_here
 from packer.planning.account import Limits
+from packer.planning.options import MeasureOptions
 from packer.planning.recipe_search import recipe_at
 from packer.planning.recipes import K, Position, Recipe, find_recipe
 from packer.size.best import Shape, Speed, Storage, cost_of_cap, damage_scale, proposals
@@ -117,6 +119,17 @@ def test_predicted_bytes_are_within_two_percent_of_packed(
     packed = recipe_at(from_state_dict(weights), recipe, position, Limits(0)).plan.plan
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     assert packed_bytes(shapes, recipe, k) == pytest.approx(packed.artifact_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize(("width", "k"), [(64, 12.85), (96, 6.0)])
+def test_predicted_bytes_are_those_of_the_leaders_layout_too(width: int, k: float) -> None:
+    weights = normal_model(width)
+    recipe = with_coder_here(to_nearest(find_recipe("leader-lqer-lrzip")))
+    file = leader_file(
+        from_state_dict(weights), recipe, Position(K, k), MeasureOptions(), curvature=None
+    )
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    assert packed_bytes(shapes, recipe, k) == pytest.approx(len(file.data), rel=0.03)
 
 
 def test_the_finest_k_is_the_first_of_the_positions() -> None:
