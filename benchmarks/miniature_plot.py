@@ -33,6 +33,7 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
                 _mark(axes, number, scores)
         axes.set_title(f"{cap:,} bytes, {seconds:g} s", loc="left", fontsize=10)
         axes.margins(x=0.25, y=0.15)
+        axes.locator_params(axis="x", nbins=4)
         axes.grid(True, axis="x", color="#dddddd", lw=0.6)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
