@@ -250,19 +250,27 @@ def pack(
     not there. CapError: nothing fits.
     """
     pack_plan = load_plan(plan)
-    files: dict[PathLike, bytes] = {}
     if loader is not None:
-        files[loader] = counted_loader(pack_plan.choices.values(), pack_plan.limits)
+        counted_loader(pack_plan.choices.values(), pack_plan.limits)
     loaded = load(checkpoint)
     curvature_set = resolve_curvature(loaded, curvature)
     check_curvature(pack_plan, None if curvature_set is None else curvature_set.sha256)
     packed = pack_to_cap(loaded, pack_plan, curvature_set, progress)
-    if out is not None:
-        files[out] = packed.data
+    write_packed(packed, out, loader)
+    return packed
+
+
+def write_packed(packed: Packed, out: PathLike | None, loader: PathLike | None = None) -> None:
+    """Write the artifact to `out` and its loader to `loader`, both or neither.
+
+    Raises PlanError: the plan counts no loader. OutputError.
+    """
+    files: dict[PathLike, bytes] = {} if out is None else {out: packed.data}
+    if loader is not None:
+        files[loader] = counted_loader(packed.plan.choices.values(), packed.plan.limits)
     with contextlib.ExitStack() as all_or_none:
         for path, data in files.items():
             all_or_none.enter_context(replacing(path)).write_bytes(data)
-    return packed
 
 
 def unpack(

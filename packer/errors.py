@@ -37,6 +37,10 @@ class CurvatureError(PackerError):
     """Curvature that is damaged, stale, or cannot be had from this model and text."""
 
 
+class TuningError(PackerError):
+    """Weights that cannot be tuned: no text, no time, or a model that gives no finite logits."""
+
+
 class CodeError(PackerError):
     """Source code that cannot be read, minified or wrapped as asked."""
 

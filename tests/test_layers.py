@@ -41,6 +41,7 @@ ROOMS = (
     "packer.rules",
     "packer.planning",
     "packer.size",
+    "packer.tuning",
     "packer.packing",
     "packer.fix",
     "packer.reports",

@@ -19,6 +19,7 @@ from packer.commands.options.groups import (
     option,
     with_options,
 )
+from packer.commands.options.tuning import TUNING, TuningOptions
 from packer.commands.options.types import (
     CODE,
     CODER,
@@ -37,6 +38,7 @@ from packer.commands.options.types import (
     say,
     say_notes,
 )
+from packer.commands.tuning import pack_tuned
 from packer.planning.options import MeasureOptions, PlanLimits
 
 if TYPE_CHECKING:
@@ -61,7 +63,11 @@ class Deciding:
         return self.plan_file is None and self.policy is None and self.recipe is None
 
     def check(
-        self, limits: PlanLimits, options: MeasureOptions, curvature: CurvatureOptions
+        self,
+        limits: PlanLimits,
+        options: MeasureOptions,
+        curvature: CurvatureOptions,
+        tuning: TuningOptions,
     ) -> None:
         """Raises UsageError: options that --plan, --policy or --recipe decide, or two of those."""
         coded = options.coder or options.trellis
@@ -77,10 +83,10 @@ class Deciding:
             )
         if self.plan_file is None and not limits.cap_bytes:
             raise click.UsageError("give --plan, or --cap to plan for (and --policy to follow one)")
-        if self.plan_file is not None and curvature.text.data:
+        if self.plan_file is not None and curvature.text.data and not tuning.given:
             raise click.UsageError(
                 "--plan is packed with the curvature it was made with; give --curvature, not "
-                "--calibration"
+                "--calibration (which --tune reads)"
             )
         if self.policy is not None and (options.pins or coded):
             raise click.UsageError(
@@ -119,6 +125,7 @@ DECIDING = OptionGroup(
     "-o", "--output", section=MAIN, type=WRITABLE, required=True, help="Write the artifact to FILE."
 )
 @DECIDING
+@TUNING
 @option(
     "--loader",
     section=OUTPUT,
@@ -130,6 +137,7 @@ def pack(
     checkpoint: str,
     output: str,
     deciding: Deciding,
+    tuning: TuningOptions,
     limits: PlanLimits,
     options: MeasureOptions,
     loader: str | None,
@@ -147,8 +155,9 @@ def pack(
     With --plan, pack exactly that plan, with its cap, code and pins; the checkpoint must be the one
     it was made for. With --cap alone, plan first; calibration is as of packer plan. With --policy
     and --cap, keep the choices of another run of the same structure, and step down only where they
-    do not fit. With --recipe and --cap, use a published recipe, with its size parameter tuned until
-    the file fits:
+    do not fit. With --tune, weights are moved before they are rounded, to make good the errors of
+    those rounded earlier; the tuned file is kept if held-out text shows less damage. With --recipe
+    and --cap, use a published recipe, with its size parameter tuned until the file fits:
 
     \b
     baseline-int8-zlib, int6-rowmax-zstd, int5mlp-int6-zstd,
@@ -158,7 +167,8 @@ def pack(
     from packer.progress import shown
 
     curvature.check()
-    deciding.check(limits, options, curvature)
+    tuning.check(curvature)
+    deciding.check(limits, options, curvature, tuning)
     if include and deciding.plan_file is not None:
         raise click.UsageError("--plan carries its own files; give --include to packer plan")
     for written in (output, loader):
@@ -176,15 +186,12 @@ def pack(
     recipe = None
     if plan is None:
         plan, recipe = _plan(deciding, loaded, allowed, options, calibration)
-    with shown("packing") as progress:
-        packed = api.pack(
-            loaded,
-            plan,
-            out=output,
-            loader=loader,
-            curvature=calibration.curvature,
-            progress=progress,
-        )
+    packed = pack_tuned(loaded, plan, calibration, tuning) if tuning.given else None
+    if packed is None:
+        curvature_set = calibration.curvature
+        with shown("packing") as progress:
+            packed = api.pack(loaded, plan, curvature=curvature_set, progress=progress)
+    api.write_packed(packed, output, loader)
     _show(packed, output, loader, as_json, deciding.policy is not None, recipe)
 
 

@@ -20,6 +20,7 @@ from packer.eval.batches import Setting
 from packer.eval.damage import DamageMeter
 from packer.eval.foreign_forward import named_module
 from packer.eval.forward import AnyModel
+from packer.eval.shards import TokenStream
 from packer.evaluation import Data
 from packer.planning.account import Limits
 from packer.planning.candidates import Measurement
@@ -42,13 +43,18 @@ MAX_ROUNDS = 3
 
 @dataclass(frozen=True, eq=False)
 class DamageEvaluator:
-    """Measures the divergence that quantizing a checkpoint causes. source: what the text is."""
+    """Measures the divergence that quantizing a checkpoint causes.
+
+    source: what the text is. tokens: how many of it are read. before: the whole text, and how many
+    of its tokens come before those.
+    """
 
     checkpoint: Checkpoint
     curvature: CurvatureSet | None
     meter: DamageMeter
     source: str
     tokens: int
+    before: tuple[TokenStream, int]
 
     def trial(
         self, measurement: Measurement, changed: Sequence[Candidate], what: str
@@ -117,7 +123,8 @@ def damage_evaluator(
     setting = Setting(window, tokens=count * window)
     meter = DamageMeter(model, changed, live, stream, data.counter.after(start), setting)
     words = f"the end of {source}" if held_out else source
-    return DamageEvaluator(checkpoint, curvature, meter, words, count * window)
+    before = data.stream, start
+    return DamageEvaluator(checkpoint, curvature, meter, words, count * window, before)
 
 
 def held_out_part(length: int, tokens: int, window: int) -> tuple[int, int]:

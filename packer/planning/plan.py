@@ -296,7 +296,7 @@ def follow_policy(policy: PackPlan, measurement: Measurement, limits: Limits) ->
             "needs the same names, shapes, dtypes and ties. Plan this checkpoint by itself."
         )
     kept = chosen_candidates(measurement, policy.choices, "the policy")
-    allowed = replace(measurement, candidates=tuple(_at_most(kept, policy.pins, measurement)))
+    allowed = replace(measurement, candidates=tuple(at_most(kept, policy.pins, measurement)))
     try:
         plan, limits = _solved(kept, measurement, limits)
     except CapError:
@@ -304,7 +304,7 @@ def follow_policy(policy: PackPlan, measurement: Measurement, limits: Limits) ->
     return PackPlan(allowed, plan, limits, dict(policy.pins))
 
 
-def _at_most(
+def at_most(
     kept: Sequence[Candidate], pins: Mapping[str, str], measurement: Measurement
 ) -> list[Candidate]:
     """The kept candidates, and all smaller ones of unpinned tensors."""
