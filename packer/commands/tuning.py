@@ -41,7 +41,7 @@ def pack_tuned(
         steps = options.steps or steps_within(options.minutes or 0, evaluator.meter, text)
         other = tuned_checkpoint(checkpoint, plan, steps, evaluator, text, progress)
     with shown("packing") as progress:
-        packed = pack_to_cap(other, for_plan(plan, other), curvature, progress)
+        packed = pack_to_cap(other, for_plan(plan, other, steps), curvature, progress)
     with shown("scoring"):
         measurement = packed.plan.measurement
         before = evaluator.trial(measurement, plan.plan.chosen, "untuned").measured

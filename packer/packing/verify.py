@@ -15,7 +15,7 @@ from packer.artifact import decoder
 from packer.artifact.encoder import quantized_tensor
 from packer.artifact.tensor_bytes import bytes_of, dtype_name
 from packer.checkpoint.checkpoint import Checkpoint
-from packer.checkpoint.earlier_versions import PERMUTED_MARK, POLISHED_MARK
+from packer.checkpoint.earlier_versions import PERMUTED_MARK, POLISHED_MARK, TUNED_MARK
 from packer.checkpoint.lazy_tensors import Renamed, meta_tensors_of
 from packer.checkpoint.safetensors_write import UnwritableError, write_safetensors
 from packer.curvature.curvature_set import CurvatureSet, by_tensor_of
@@ -168,7 +168,8 @@ def verify(
 
     With a checkpoint, passthrough tensors must equal it bit for bit, as far as their format keeps
     bits; with choices too, quantizing again must give exactly the codes in the file. For a choice
-    with +gptq that needs curvature; without, only its format is compared.
+    with +gptq that needs curvature; without, only its format is compared. Of a tuned artifact,
+    names, shapes and dtypes are compared with the checkpoint, and no values.
     Raises decoder.ArtifactError: not an artifact, or damaged. Differences are returned as problems.
     """
     stored = decoder.parse(data)
@@ -176,6 +177,8 @@ def verify(
     problems = _structure_problems(stored, against) if against else []
     if against is not None and PERMUTED_MARK in stored.metadata:
         problems.append(_not_comparable(against))
+        against = None
+    if TUNED_MARK in stored.metadata:
         against = None
     checks, count = [], WeightCount(progress, _elements(stored))
     with one_torch_thread():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from packer.checkpoint.checkpoint import Checkpoint
+from packer.checkpoint.earlier_versions import TUNED_MARK
 from packer.checkpoint.fingerprint import contents_fingerprint
 from packer.curvature.curvature_set import by_tensor_of
 from packer.curvature.observing import gradients_for
@@ -136,13 +137,15 @@ def tuned_checkpoint(
     return replace(checkpoint, tensors=tensors, foreign=None, dequantized=None)
 
 
-def for_plan(plan: PackPlan, tuned: Checkpoint) -> PackPlan:
+def for_plan(plan: PackPlan, tuned: Checkpoint, steps: int) -> PackPlan:
     """The plan for tuned weights: its choices, from which tensors step down if their real sizes no
-    longer fit.
+    longer fit. The artifact's metadata has the number of steps.
     """
     kept = tuple(at_most(plan.plan.chosen, plan.pins, plan.measurement))
     contents = contents_fingerprint(tuned)
-    return replace(plan, measurement=replace(plan.measurement, contents=contents, candidates=kept))
+    metadata = dict(sorted({**plan.measurement.metadata, TUNED_MARK: str(steps)}.items()))
+    measurement = replace(plan.measurement, contents=contents, candidates=kept, metadata=metadata)
+    return replace(plan, measurement=measurement)
 
 
 @dataclass(frozen=True, eq=False)

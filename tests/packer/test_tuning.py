@@ -20,6 +20,7 @@ from packer.commands.tuning import pack_tuned
 from packer.curvature.calibration import calibrate, token_batches
 from packer.errors import TuningError
 from packer.evaluation import Data
+from packer.packing.verify import verify
 from packer.planning.damage_trials import Calibration, DamageEvaluator, damage_evaluator
 from packer.planning.measure import ignore_progress
 from packer.planning.plan import PackPlan
@@ -110,6 +111,7 @@ def test_the_tuned_file_fits_and_is_kept_only_if_held_out_text_says_so(
         and packed.data != api.pack(checkpoint, plan, curvature=calibration.curvature).data
     )
     assert packed.account.total_bytes <= CAP
+    assert verify(packed.data, checkpoint, plan.choices, calibration.curvature).problems == ()
     assert sum(packed.plan.choices[n] == c for n, c in plan.choices.items()) > 40
     trial = DamageEvaluator.trial
     monkeypatch.setattr(
