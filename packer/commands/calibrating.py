@@ -81,7 +81,8 @@ def curvature_of(
     stream, window = data.stream, text.window
     whole = (len(stream) - 1) // window
     end = (whole - whole // HELD_OUT) * window
-    batches = token_batches(stream, window, text.tokens, device_of(model), end)
+    weights = sum(weight.numel() for weight in checkpoint.meta_tensors.values())
+    batches = token_batches(stream, window, text.tokens, device_of(model), end, weights)
     starts = window_starts(window_count(stream, window, text.tokens), window, end)
     ratio = bytes_per_token(stream, data.counter, starts, window)
     source = TextSource(", ".join(text.data), ratio)

@@ -42,7 +42,8 @@ from packer.quantizers.curvature import Curvature
 
 Progress = Callable[[str, int, int], None]
 
-BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
+LARGE_MODEL = 1 << 26  # weights; from here on batches are half as large, to save memory
 RESULTS_MARGIN = 1.5  # times the seconds that results are estimated to take
 SMALLEST_MATRIX = 4096  # weights; smaller ones that no map uses are scales
 
@@ -290,17 +291,23 @@ def window_count(stream: TokenStream, window: int, tokens: int) -> int:
 
 
 def token_batches(
-    stream: TokenStream, window: int, tokens: int, device: torch.device, end: int = 0
+    stream: TokenStream,
+    window: int,
+    tokens: int,
+    device: torch.device,
+    end: int = 0,
+    weights: int = 0,
 ) -> list[Tensor]:
     """`tokens` tokens as int64 [windows, window], without an incomplete last window.
 
-    end: the windows are evenly spaced over so many tokens; by default they are the first.
-    Raises CurvatureError: less than one window.
+    end: the windows are evenly spaced over so many tokens; by default they are the first. weights:
+    how many the model has. Raises CurvatureError: less than one window.
     """
     starts = window_starts(window_count(stream, window, tokens), window, end)
     windows = np.stack([stream[start : start + window] for start in starts])
-    size = max(1, BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]) // window)
-    return list(torch.split(torch.tensor(windows, dtype=torch.int64), size))
+    size = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]) // (1 + (weights >= LARGE_MODEL))
+    batches = torch.split(torch.tensor(windows, dtype=torch.int64), max(1, size // window))
+    return list(batches)
 
 
 def live_weights(module: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
