@@ -13,9 +13,10 @@ from packer.train.settings import TrainConfig
 from packer.train.training_data import TrainingData
 from torch import Tensor
 
-from packer.curvature.calibration import TextSource, calibrate, token_batches
+from packer.curvature.calibration import TextSource, calibrate
 from packer.curvature.curvature_set import CurvatureSet
 from packer.curvature.ranks import ALONE, Ranks
+from packer.curvature.windows import token_batches
 from packer.errors import CurvatureError, PlanError
 
 

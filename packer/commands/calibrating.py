@@ -61,14 +61,9 @@ def curvature_of(
     from. ranks: (rank, number of processes that share the text).
     Raises PackerError, EvalError.
     """
-    from packer.curvature.calibration import (
-        TextSource,
-        calibrate,
-        token_batches,
-        window_count,
-        window_starts,
-    )
+    from packer.curvature.calibration import TextSource, calibrate
     from packer.curvature.ranks import Ranks
+    from packer.curvature.windows import token_batches, window_count, window_starts
     from packer.eval.batches import Setting
     from packer.eval.forward import device_of
     from packer.eval.score import bytes_per_token

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from packer.curvature.calibration import token_batches
+from packer.curvature.windows import token_batches
 from packer.eval.foreign_forward import named_module
 from packer.eval.forward import AnyModel, NextLogits, device_of, scoring, tail_logits
 from packer.eval.sample import sample_windows

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 import packer.curvature.calibration
 import packer.curvature.resume
 from packer.checkpoint.checkpoint import from_state_dict
-from packer.curvature.calibration import calibrate, token_batches, window_starts
+from packer.curvature.calibration import calibrate
 from packer.curvature.file import StoredCurvature, read_curvature, write_curvature
 from packer.curvature.moments import MapMoments
 from packer.curvature.resume import ResumeFile
 from packer.curvature.sampled_labels import gradient_of_sampled_labels
 from packer.curvature.triangles import gram, symmetric, triangle_size
+from packer.curvature.windows import token_batches, window_starts
 from packer.errors import CurvatureError
 
 VOCAB, WIDTH, HIDDEN = 7, 4, 6

@@ -20,8 +20,9 @@ from packer.train.model import GPT, GPTConfig
 
 from packer import api
 from packer.checkpoint.checkpoint import from_state_dict
-from packer.curvature.calibration import TextSource, calibrate, token_batches
+from packer.curvature.calibration import TextSource, calibrate
 from packer.curvature.file import write_curvature
+from packer.curvature.windows import token_batches
 from packer.errors import CurvatureError, PlanError
 from packer.evaluation import Data
 from packer.planning.account import Limits

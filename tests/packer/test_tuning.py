@@ -17,7 +17,8 @@ from packer.checkpoint.checkpoint import Checkpoint
 from packer.checkpoint.roles import Role, TensorRole
 from packer.commands.options.tuning import TuningOptions
 from packer.commands.tuning import pack_tuned
-from packer.curvature.calibration import calibrate, token_batches
+from packer.curvature.calibration import calibrate
+from packer.curvature.windows import token_batches
 from packer.errors import TuningError
 from packer.evaluation import Data
 from packer.packing.verify import verify
