@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from packer.submission.contest import EVAL_SECONDS
+
 if TYPE_CHECKING:
     from packer.train.finish import Finished
     from packer.train.ledger import Ledger
     from packer.train.settings import TrainConfig
-
-EVALUATION_SECONDS = 600  # what the contest allows
 
 
 def start_line(parameters: int, seed: int, tokens: int) -> str:
@@ -47,10 +47,10 @@ def evaluation_line(config: TrainConfig, seconds: float, tokens: int) -> str:
         f"validation after training: {tokens:,} tokens for {averages} weights"
         f"{', as trained and packed' if times == 2 else ''}, about {total:,.0f} s"
     )
-    if total <= EVALUATION_SECONDS:
+    if total <= EVAL_SECONDS:
         return words
-    fits = int(tokens * EVALUATION_SECONDS / total)
-    return f"{words}; run.final_eval_tokens = {fits:,} would take {EVALUATION_SECONDS} s"
+    fits = int(tokens * EVAL_SECONDS / total)
+    return f"{words}; run.final_eval_tokens = {fits:,} would take {EVAL_SECONDS:g} s"
 
 
 def seconds_line(ledger: Ledger) -> str:
