@@ -60,7 +60,10 @@ def calibrated(weights: Mapping[str, Tensor], config: TrainConfig, data: Trainin
     whole = {name: weight.detach().float().contiguous() for name, weight in weights.items()}
     curvature, note = curvature_of(whole, config, data, Ledger(), 1.0)
     if curvature is None or data.valid is None or data.counter is None:
-        raise PackerError(f"recipes cannot be compared without calibration and held-out text{note}")
+        raise PackerError(
+            "recipes cannot be compared without calibration and held-out text; "
+            + (note or "not calibrated")
+        )
     held_out = Data(data.valid, data.counter, config.model.vocab_size, None, None)
     evaluator = damage_evaluator(
         model_of(config.model, whole),
